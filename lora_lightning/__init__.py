@@ -1,0 +1,33 @@
+"""LoRA for PyTorch Lightning, for vision and speech: the public names."""
+
+from lora_lightning.adapters import adapters_off, lora_parameters, merge, unmerge
+from lora_lightning.callback import LoRACallback
+from lora_lightning.checkpoint import load_adapter, lora_state_dict, save_adapter
+from lora_lightning.config import LoRAConfig
+from lora_lightning.errors import AdapterFileError, ConfigError, UserError
+from lora_lightning.inject import eject, freeze, inject
+from lora_lightning.plans import LayerPlan, Plan
+from lora_lightning.targets import plan
+from lora_lightning.verify import verify
+
+__all__ = [
+    "AdapterFileError",
+    "ConfigError",
+    "LayerPlan",
+    "LoRACallback",
+    "LoRAConfig",
+    "Plan",
+    "UserError",
+    "adapters_off",
+    "eject",
+    "freeze",
+    "inject",
+    "load_adapter",
+    "lora_parameters",
+    "lora_state_dict",
+    "merge",
+    "plan",
+    "save_adapter",
+    "unmerge",
+    "verify",
+]

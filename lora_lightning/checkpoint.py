@@ -1,0 +1,265 @@
+"""Adapter files: what is kept of an adapted model, written whole, checked before it is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lora_lightning.config import LoRAConfig
+from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
+from lora_lightning.inject import Injection, carry_out, eject, injection_of, is_injected
+from lora_lightning.layers import refusal
+from lora_lightning.plans import Plan
+
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+FORMAT = "lora_lightning"
+VERSION = 1
+
+
+def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The tensors that training can change, under their names in `model.state_dict()`: updates,
+    heads, other trainable parameters, and the running statistics that are not frozen."""
+    injection = injection_of(model)
+    kept: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    kept.update({n: b for n, b in model.named_buffers() if n in injection.originals})
+    return {n: t.detach() for n, t in kept.items()}
+
+
+def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
+    """What `save_adapter` writes: `trained_tensors` without the adapter's name in the keys, so that
+    `blocks.0.attn.qkv.lora.default.lora_A` becomes `blocks.0.attn.qkv.lora_A`.
+
+    Raises:
+        UserError: the model is not adapted.
+    """
+    infix = f".lora.{injection_of(model).adapter}."
+    return {n.replace(infix, "."): t for n, t in trained_tensors(model).items()}
+
+
+def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
+    """Write `adapter_config.json` and `adapter_model.safetensors`, each whole or not at all.
+
+    Args:
+        model: the module that was given to `inject` (with LoRACallback, the LightningModule).
+        folder: made when it does not exist.
+
+    Returns:
+        The folder.
+
+    Raises:
+        UserError: the model is not adapted.
+        OSError: the folder cannot be written; a file that stood there before is untouched.
+    """
+    injection = injection_of(model)
+    tensors = {n: t.contiguous().cpu() for n, t in lora_state_dict(model).items()}
+    about = {
+        "format": FORMAT,
+        "version": VERSION,
+        "config": injection.config.to_dict(),
+        "plan": injection.plan.to_dict(),
+    }
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = {"format": "pt", "sha256": _digest(tensors)}
+    _write_whole(folder / TENSOR_FILE, lambda path: save_file(tensors, path, metadata))
+    text = json.dumps(about, indent=2) + "\n"
+    _write_whole(folder / CONFIG_FILE, lambda path: Path(path).write_text(text))
+    return folder
+
+
+def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+    """Load what `save_adapter` wrote. A model that is not adapted yet is adapted as the file says.
+
+    An adapter saved from a LightningModule that holds the network as `self.model` loads into the bare
+    network as well, and the other way round.
+
+    Raises:
+        AdapterFileError: the files are missing, damaged, foreign or made for another model. All is
+            checked before the model is touched.
+    """
+    about, tensors = read_adapter(folder)
+    config, planned = about.config, about.plan
+    planned, tensors = _aligned(model, planned, tensors)
+    fresh = not is_injected(model)
+    if fresh:
+        _check_layers(model, planned, folder)
+        carry_out(model, config, planned)
+    else:
+        _check_same(injection_of(model), config, planned, folder)
+    try:
+        targets = lora_state_dict(model)
+        _check_tensors({n: t.shape for n, t in targets.items()}, tensors, folder)
+    except AdapterFileError:
+        if fresh:
+            eject(model)
+        raise
+    with torch.no_grad():
+        for name, tensor in tensors.items():
+            targets[name].copy_(tensor)
+
+
+@dataclass(frozen=True)
+class AdapterInfo:
+    """What stands in an adapter's `adapter_config.json`."""
+
+    config: LoRAConfig
+    plan: Plan
+
+
+def read_adapter(folder: str | os.PathLike[str]) -> tuple[AdapterInfo, dict[str, Tensor]]:
+    """Read and check an adapter's two files, without a model.
+
+    Raises:
+        AdapterFileError: a file is missing, damaged, of another format or of a newer version.
+    """
+    folder = Path(folder)
+    for name in (CONFIG_FILE, TENSOR_FILE):
+        if not (folder / name).is_file():
+            raise AdapterFileError(
+                f"{folder} is not an adapter: it has no {name}. "
+                f"Give a folder that save_adapter wrote; it holds {CONFIG_FILE} and {TENSOR_FILE}."
+            )
+    return _read_config(folder / CONFIG_FILE), _read_tensors(folder / TENSOR_FILE)
+
+
+def _read_config(path: Path) -> AdapterInfo:
+    try:
+        about = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise AdapterFileError(f"{path} is damaged: {error}. Save the adapter again.") from None
+    if not isinstance(about, dict) or about.get("format") != FORMAT:
+        other = " It was written by PEFT." if isinstance(about, dict) and "peft_type" in about else ""
+        raise AdapterFileError(f"{path} is not an adapter of lora_lightning.{other}")
+    if about.get("version") != VERSION:
+        raise AdapterFileError(
+            f"{path} has format version {about.get('version')!r}; this release of lora_lightning reads "
+            f"version {VERSION}. Upgrade lora-lightning."
+        )
+    try:
+        return AdapterInfo(LoRAConfig(**about["config"]), Plan.from_dict(about["plan"]))
+    except (TypeError, KeyError, ConfigError, AttributeError) as error:
+        raise AdapterFileError(f"{path} is damaged: {error}. Save the adapter again.") from None
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            stated = (file.metadata() or {}).get("sha256")
+    except (SafetensorError, OSError, ValueError) as error:
+        raise AdapterFileError(f"{path} is damaged or not a safetensors file: {error}.") from None
+    if stated != _digest(tensors):
+        raise AdapterFileError(f"{path} is damaged: its contents do not match its checksum.")
+    return tensors
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, types, shapes and bytes."""
+    digest = sha256()
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def _aligned(model: nn.Module, planned: Plan, tensors: dict[str, Tensor]) -> tuple[Plan, dict[str, Tensor]]:
+    """Names of the file made names of the model, which may hold the network one level up or down."""
+    modules = [n for n, _ in model.named_modules()]
+    names = [p.name for p in planned.layers] + planned.heads
+    first = names[0].split(".")[0] if names else ""
+
+    def fits(rename: Callable[[str], str]) -> bool:
+        return {rename(n) for n in names} <= set(modules)
+
+    renames: list[Callable[[str], str]] = [lambda n: n]
+    if all(n.startswith(f"{first}.") for n in [*names, *tensors]):
+        renames.append(lambda n: n.removeprefix(f"{first}.") if n != first else "")
+    renames += [lambda n, m=m: f"{m}.{n}" for m in modules if m and "." not in m]  # type: ignore[misc]
+    rename = next((r for r in renames if fits(r)), renames[0])
+    return planned.renamed(rename), {rename(n): t for n, t in tensors.items()}
+
+
+def _check_layers(model: nn.Module, planned: Plan, folder: str | os.PathLike[str]) -> None:
+    modules = dict(model.named_modules())
+    problems = [f"no module {n}" for n in planned.heads if n not in modules]
+    for layer in planned.layers:
+        if layer.name not in modules:
+            problems.append(f"no layer {layer.name}{did_you_mean(layer.name, modules)}")
+        elif reason := refusal(modules[layer.name]):
+            problems.append(f"{layer.name}: {reason}")
+        elif (shape := tuple(modules[layer.name]._parameters["weight"].shape)) != layer.shape:
+            problems.append(f"{layer.name}: weight {shape}, in the file {layer.shape}")
+    _refuse(problems, folder)
+
+
+def _check_same(
+    injection: Injection, config: LoRAConfig, planned: Plan, folder: str | os.PathLike[str]
+) -> None:
+    """An adapter of other ranks or another scaling cannot take the place of the model's own."""
+    here = {p.name: p for p in injection.plan.layers}
+    there = {p.name: p for p in planned.layers}
+    problems = [f"{n} is not adapted in the file" for n in here if n not in there]
+    problems += [f"{n} is not adapted in the model" for n in there if n not in here]
+    for name in here.keys() & there.keys():
+        for option in ("rank", "alpha"):
+            ours, theirs = getattr(here[name], option), getattr(there[name], option)
+            if ours != theirs:
+                problems.append(f"{name}: {option} {ours} in the model, {theirs} in the file")
+    for option in ("use_rslora", "use_dora"):
+        ours, theirs = getattr(injection.config, option), getattr(config, option)
+        if ours != theirs:
+            problems.append(f"{option}: {ours} in the model, {theirs} in the file")
+    _refuse(sorted(problems), folder)
+
+
+def _check_tensors(
+    expected: Mapping[str, torch.Size], found: Mapping[str, Tensor], folder: str | os.PathLike[str]
+) -> None:
+    problems = [f"{n} is missing in the file" for n in expected if n not in found]
+    problems += [f"{n} has no place in the model" for n in found if n not in expected]
+    problems += [
+        f"{n}: {tuple(expected[n])} in the model, {tuple(found[n].shape)} in the file"
+        for n in expected
+        if n in found and expected[n] != found[n].shape
+    ]
+    _refuse(problems, folder)
+
+
+def _refuse(problems: list[str], folder: str | os.PathLike[str]) -> None:
+    if problems:
+        more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise AdapterFileError(
+            f"the adapter in {folder} does not fit this model: {'; '.join(problems[:3])}{more}."
+        )
+
+
+def _write_whole(path: Path, write: Callable[[str], object]) -> None:
+    """Write beside `path`, then rename: a reader sees the old file or the new one, never a part."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

@@ -1,0 +1,111 @@
+"""Plan: what a configuration means for one model, as data that can be printed, compared and saved."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from lora_lightning.report import format_table, percent
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One layer to adapt: its name, class, weight shape, rank, alpha and trainable parameters."""
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    rank: int
+    alpha: float
+    parameters: int
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration means for a model. Compares equal to a plan of the same decisions.
+
+    Attributes:
+        layers: what is adapted.
+        heads: modules that train in full (PEFT's `modules_to_save`).
+        skipped: layers with a weight that stay frozen, and why.
+        scope: name of the backbone ("" is the whole model); what lies outside is left as it was.
+        trainable: parameters that will train, those outside the backbone included.
+        total: all parameters, the updates included.
+    """
+
+    layers: list[LayerPlan]
+    heads: list[str]
+    skipped: dict[str, str] = field(compare=False)
+    scope: str
+    trainable: int = field(compare=False)
+    total: int = field(compare=False)
+
+    def families(self) -> list[tuple[str, int, str, int, int]]:
+        """Layers that repeat in one row: name with `*` for the numbers of blocks and stages, how many,
+        smallest and largest weight, rank, parameters."""
+        groups: dict[tuple[str, int], list[LayerPlan]] = {}
+        for layer in self.layers:
+            groups.setdefault((re.sub(r"\d+\.", "*.", layer.name), layer.rank), []).append(layer)
+        return [
+            (name, len(group), _shapes(group), rank, sum(p.parameters for p in group))
+            for (name, rank), group in groups.items()
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, fit for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_dict`.
+
+        Raises:
+            TypeError, KeyError: the values are not a plan's.
+        """
+        layers = [LayerPlan(**{**v, "shape": tuple(v["shape"])}) for v in values["layers"]]
+        return cls(**{**values, "layers": layers})
+
+    def renamed(self, rename: Callable[[str], str]) -> Plan:
+        """The same plan for a model whose modules have other names."""
+        return replace(
+            self,
+            layers=[replace(p, name=rename(p.name)) for p in self.layers],
+            heads=[rename(h) for h in self.heads],
+            skipped={rename(n): r for n, r in self.skipped.items()},
+            scope=rename(self.scope) if self.scope else "",
+        )
+
+    def __str__(self) -> str:
+        rows = [(n, c, s, r, f"{p:,}") for n, c, s, r, p in self.families()]
+        lines = [format_table(("adapted layers", "count", "weight", "rank", "parameters"), rows)]
+        if not self.layers:
+            lines = ["no layer is adapted"]
+        if self.heads:
+            lines.append(f"trained in full: {', '.join(self.heads)}")
+        if self.skipped:
+            lines.append(f"left frozen: {summary(self.skipped)}")
+        lines.append(
+            f"trainable: {self.trainable:,} of {self.total:,} parameters "
+            f"({percent(self.trainable, self.total)})"
+        )
+        return "\n".join(lines)
+
+
+def _shapes(layers: list[LayerPlan]) -> str:
+    shapes = sorted({p.shape for p in layers}, key=math.prod)
+    ends = [shapes[0], shapes[-1]] if len(shapes) > 1 else shapes
+    return " … ".join("×".join(map(str, s)) for s in ends)
+
+
+def summary(skipped: Mapping[str, str]) -> str:
+    """`conv1 (the stem); layer1.0.conv2 and 3 more (a convolution in 32 groups)`, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        reasons.setdefault(reason, []).append(name)
+    return "; ".join(
+        f"{names[0]} ({reason})" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more ({reason})"
+        for reason, names in reasons.items()
+    )

@@ -1,0 +1,35 @@
+"""Tables in plain text: what is adapted, and how runs compare."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+
+def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Aligned columns under a header and a rule; columns of numbers stand to the right."""
+    cells = [[str(c) for c in row] for row in rows]
+    widths = [max(len(r[i]) for r in [list(header), *cells]) for i in range(len(header))]
+    right = [bool(cells) and all(_is_number(r[i]) for r in cells) for i in range(len(header))]
+
+    def line(row: Sequence[str]) -> str:
+        padded = (c.rjust(w) if r else c.ljust(w) for c, w, r in zip(row, widths, right, strict=True))
+        return "  ".join(padded).rstrip()
+
+    return "\n".join([line(header), "  ".join("─" * w for w in widths), *map(line, cells)])
+
+
+def _is_number(cell: str) -> bool:
+    return re.match(r"^[-+±≤≥]?[\d,.]", cell) is not None or cell in ("", "-", "–")
+
+
+def percent(part: int, whole: int) -> str:
+    """`0.41 %`, two significant digits below 10 %."""
+    share = 100 * part / whole if whole else 0.0
+    return f"{share:.3g} %" if share >= 0.01 else f"{share:.1g} %"
+
+
+def listed(names: Sequence[str], most: int = 4) -> str:
+    """`a, b, c, d and 12 more`."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more

@@ -1,0 +1,78 @@
+"""What a Trainer's checkpoint holds of an adapted model: hooks on its state_dict, both ways."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import Tensor, nn
+
+from lora_lightning.errors import AdapterFileError
+from lora_lightning.inject import injection_of, is_injected
+from lora_lightning.targets import inside_scope
+
+
+def keep_trained_only(model: nn.Module) -> None:
+    """From now on `model.state_dict()` leaves out what is frozen, and `load_state_dict()` forgives
+    its absence, and that alone; the submodules' own `state_dict()` are as ever.
+
+    Hooks on the module serve every way of saving: Lightning does not call the callbacks' hooks with
+    `save_weights_only=True`. They do nothing once the model is ejected.
+    """
+    if _drop_frozen not in model._state_dict_hooks.values():
+        model.register_state_dict_post_hook(_drop_frozen)
+        model.register_load_state_dict_pre_hook(_refuse_misfit)
+        model.register_load_state_dict_post_hook(_forgive_frozen)
+
+
+def frozen_names(model: nn.Module) -> set[str]:
+    """Names in `state_dict()` of the frozen parameters of the backbone, and of the buffers of the
+    norm layers that are frozen with it."""
+    injection = injection_of(model)
+    frozen = {
+        n
+        for n, p in model.named_parameters(remove_duplicate=False)
+        if not p.requires_grad and inside_scope(n, injection.plan.scope)
+    }
+    for name in injection.training:
+        frozen |= {f"{name}.{n}" for n, _ in model.get_submodule(name).named_buffers(recurse=False)}
+    return frozen
+
+
+def _drop_frozen(model: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+    if is_injected(model):
+        for name in frozen_names(model):
+            state.pop(prefix + name, None)
+
+
+def _refuse_misfit(
+    model: nn.Module, state: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
+    missing: list[str], unexpected: list[str], errors: list[str],
+) -> None:  # fmt: skip
+    """A checkpoint without the model's updates, or with updates of another rank, is an error even
+    with `strict_loading=False`; only a whole base model may come without updates."""
+    if not is_injected(model):
+        return
+    expected = {prefix + n: p for n, p in model.named_parameters() if ".lora_" in n}
+    absent = [n for n in expected if n not in state]
+    whole_base = all(prefix + n in state for n in frozen_names(model))
+    if absent and not (whole_base and len(absent) == len(expected) and not strict):
+        raise AdapterFileError(
+            f"the checkpoint lacks {len(absent)} of the model's {len(expected)} LoRA tensors, first "
+            f"{absent[0]}. Was it saved without LoRACallback, or with other targets? Configure LoRA as "
+            f"it was when the checkpoint was saved."
+        )
+    for name, parameter in expected.items():
+        stored = state.get(name)
+        if isinstance(stored, Tensor) and stored.shape != parameter.shape:
+            raise AdapterFileError(
+                f"the checkpoint does not fit: {name} is {tuple(stored.shape)} in it and "
+                f"{tuple(parameter.shape)} in the model. Give LoRA the rank that it had when the "
+                f"checkpoint was saved."
+            )
+
+
+def _forgive_frozen(model: nn.Module, incompatible: Any) -> None:
+    if is_injected(model):
+        frozen = frozen_names(model)
+        incompatible.missing_keys[:] = [n for n in incompatible.missing_keys if n not in frozen]

@@ -1,0 +1,266 @@
+"""From a configuration to a plan: which layers, at which rank, what else trains. Touches nothing."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from lora_lightning.config import LoRAConfig
+from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.layers import LoRALayer, refusal
+from lora_lightning.layers.norm import is_norm
+from lora_lightning.plans import LayerPlan, Plan, summary
+from lora_lightning.structure import (
+    adaptable,
+    auto_targets,
+    find_heads,
+    inside,
+    matches,
+    weight_holders,
+)
+
+
+def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
+    """Decide what would be adapted, without touching the model.
+
+    Args:
+        model: any module that is not adapted yet.
+        config: None takes the defaults.
+
+    Raises:
+        ConfigError: nothing to adapt, a pattern that matches nothing (with near misses), a layer that
+            cannot be adapted, a rank above a layer's smaller side; every problem at once.
+    """
+    config = config or LoRAConfig()
+    _refuse_adapted(model)
+    scope = find_scope(model, config)
+    backbone = model.get_submodule(scope)
+    problems: list[str] = []
+    heads = _heads(backbone, config, problems)
+    chosen, skipped = _targets(backbone, config, heads, problems)
+    layers = _layers(backbone, config, chosen, skipped, problems)
+    if problems:
+        raise ConfigError(problems)
+    return _assemble(model, config, scope, heads, layers, skipped)
+
+
+def plan_probe(model: nn.Module, config: LoRAConfig) -> Plan:
+    """The plan of a linear probe: no layer adapted, the head trained.
+
+    Raises:
+        ConfigError: nothing would train.
+    """
+    _refuse_adapted(model)
+    scope = find_scope(model, config)
+    problems: list[str] = []
+    heads = _heads(model.get_submodule(scope), config, problems)
+    if problems:
+        raise ConfigError(problems)
+    planned = _assemble(model, config, scope, heads, [], {})
+    if not planned.trainable:
+        raise ConfigError(["no head was found to train: name it in modules_to_save."])
+    return planned
+
+
+def _refuse_adapted(model: nn.Module) -> None:
+    if any(isinstance(m, LoRALayer) for m in model.modules()):
+        raise ConfigError(["the model is adapted already; call lora_lightning.eject(model) first."])
+
+
+def _assemble(
+    model: nn.Module,
+    config: LoRAConfig,
+    scope: str,
+    heads: list[str],
+    layers: list[LayerPlan],
+    skipped: dict[str, str],
+) -> Plan:
+    """Names of the backbone made names of the model, and the parameters counted."""
+
+    def absolute(name: str) -> str:
+        return f"{scope}.{name}" if scope else name
+
+    layers = [replace(p, name=absolute(p.name)) for p in layers]
+    heads = [absolute(h) for h in heads]
+    updates = sum(p.parameters for p in layers)
+    trained = trained_names(model, config, scope, heads, [p.name for p in layers])
+    sizes = {n: p.numel() for n, p in model.named_parameters()}
+    return Plan(
+        layers=layers,
+        heads=heads,
+        skipped={absolute(n): r for n, r in skipped.items()},
+        scope=scope,
+        trainable=updates + sum(size for name, size in sizes.items() if name in trained),
+        total=updates + sum(sizes.values()),
+    )
+
+
+def find_scope(model: nn.Module, config: LoRAConfig) -> str:
+    """Name of the backbone: `config.backbone`, else `model.backbone` if it is a module, else ""."""
+    names = dict(model.named_modules())
+    if config.backbone is not None:
+        if config.backbone not in names:
+            raise ConfigError([
+                f"backbone={config.backbone!r} is not a submodule of the model."
+                f"{did_you_mean(config.backbone, names)}"
+            ])  # fmt: skip
+        return config.backbone
+    return "backbone" if isinstance(names.get("backbone"), nn.Module) else ""
+
+
+def trained_names(
+    model: nn.Module, config: LoRAConfig, scope: str, heads: list[str], adapted: list[str]
+) -> set[str]:
+    """Names of the model's own parameters that train: outside the backbone those that did before;
+    inside it the heads, and biases and norms as configured."""
+    norms = {n for n, m in model.named_modules() if is_norm(m)}
+    trained = set()
+    for name, parameter in model.named_parameters():
+        module, _, leaf = name.rpartition(".")
+        if not inside_scope(name, scope):
+            trains = parameter.requires_grad
+        else:
+            trains = (
+                inside(name, heads)
+                or (module in norms and config.train_norm in ("affine", "both"))
+                or ("bias" in leaf and config.train_bias == "all")
+                or (leaf == "bias" and module in adapted and config.train_bias != "none")
+            )
+        if trains:
+            trained.add(name)
+    return trained
+
+
+def inside_scope(name: str, scope: str) -> bool:
+    """Whether a name lies in the backbone; the scope "" is the whole model."""
+    return not scope or inside(name, [scope])
+
+
+def _heads(backbone: nn.Module, config: LoRAConfig, problems: list[str]) -> list[str]:
+    if config.modules_to_save is None:
+        return []
+    if config.modules_to_save == "auto":
+        return find_heads(backbone)
+    holders = [n for n, m in backbone.named_modules() if n and next(m.parameters(), None) is not None]
+    return _matching("modules_to_save", config.modules_to_save, holders, problems)
+
+
+def _targets(
+    backbone: nn.Module, config: LoRAConfig, heads: list[str], problems: list[str]
+) -> tuple[list[str], dict[str, str]]:
+    """Names to adapt, and the other weights with the reason why they stay frozen."""
+    known = [n for n in adaptable(backbone) if not inside(n, heads)]
+    refused = {n: refusal(m) or "" for n, m in weight_holders(backbone)
+               if n and not inside(n, heads) and n not in known}  # fmt: skip
+    left: dict[str, str] = {}
+    if config.target_modules == "auto":
+        chosen, left = auto_targets(backbone, heads)
+    elif config.target_modules == "all":
+        chosen = known
+    else:
+        chosen = _matching("target_modules", config.target_modules, known, problems, refused)
+        left = {n: "not a target" for n in known if n not in chosen}
+    if config.exclude_modules is not None:
+        excluded = _matching("exclude_modules", config.exclude_modules, [*known, *refused], problems)
+        left.update({n: "excluded" for n in chosen if n in excluded})
+        chosen = [n for n in chosen if n not in excluded]
+    if not chosen and not problems:
+        problems.append(_nothing_to_adapt(config, refused))
+    return chosen, {**left, **{n: r for n, r in refused.items() if n not in left}}
+
+
+def _nothing_to_adapt(config: LoRAConfig, refused: Mapping[str, str]) -> str:
+    found = f" Found but not supported: {summary(refused)}." if refused else ""
+    excluded = f" after exclude_modules={config.exclude_modules!r}" if config.exclude_modules else ""
+    return (
+        f"target_modules={config.target_modules!r} leaves no layer to adapt{excluded}: LoRA adapts "
+        f"nn.Linear and nn.Conv2d outside the head.{found}"
+    )
+
+
+def _matching(
+    option: str,
+    patterns: str | list[str],
+    names: list[str],
+    problems: list[str],
+    refused: Mapping[str, str] | None = None,
+) -> list[str]:
+    """The names that match; every pattern must match at least one, or it becomes a problem."""
+    for pattern in [patterns] if isinstance(patterns, str) else patterns:
+        one: str | list[str] = pattern if isinstance(patterns, str) else [pattern]
+        if any(matches(n, one) for n in names):
+            continue
+        unsupported = {n: r for n, r in (refused or {}).items() if matches(n, one)}
+        if unsupported:
+            problems.append(f"{option}: {pattern!r} matches {summary(unsupported)}, which cannot be adapted.")
+        else:
+            problems.append(f"{option}: {pattern!r} matches no layer.{_near(pattern, names)}")
+    return [n for n in names if matches(n, patterns)]
+
+
+def _near(pattern: str, names: list[str]) -> str:
+    """Near misses among the names' endings: `blocks.0.attn.qkv` can be meant by `qkv` or `attn.qkv`."""
+    endings = {".".join(n.split(".")[-k:]) for n in names for k in (1, 2)}
+    endings = {e for e in endings if not e.isdigit()} | {"auto", "all"}
+    leaves = sorted({n.rpartition(".")[2] for n in names})
+    return did_you_mean(pattern, sorted(endings)) or f" Layers here: {', '.join(leaves[:12])}."
+
+
+def _layers(
+    backbone: nn.Module,
+    config: LoRAConfig,
+    chosen: list[str],
+    skipped: dict[str, str],
+    problems: list[str],
+) -> list[LayerPlan]:
+    """Rank, alpha and size of each chosen layer; with patterns checked against the names."""
+    rank_of = _lookup("rank_pattern", config.rank_pattern, chosen, problems)
+    alpha_of = _lookup("alpha_pattern", config.alpha_pattern, chosen, problems)
+    layers, small = [], {}
+    for name in chosen:
+        module = backbone.get_submodule(name)
+        weight = module._parameters["weight"]
+        assert weight is not None
+        rank = rank_of(name) or config.rank
+        alpha = alpha_of(name) or (config.alpha if config.alpha is not None else 2 * rank)
+        side = min(weight.shape[0], weight[0].numel())
+        if rank > side:
+            small[name] = (rank, side)
+        parameters = rank * (weight.shape[0] + weight[0].numel())
+        parameters += weight.shape[0] if config.use_dora else 0
+        layers.append(LayerPlan(name, type(module).__name__, tuple(weight.shape), rank, alpha, parameters))
+    # "auto" and "all" may meet a few narrow layers (squeeze-and-excite); too narrow for most is a mistake.
+    forgiving = config.target_modules in ("auto", "all") and 2 * len(small) <= len(layers)
+    if small and not forgiving:
+        name, (rank, side) = min(small.items(), key=lambda item: item[1][1])
+        others = f" and {len(small) - 1} more layers" if len(small) > 1 else ""
+        problems.append(
+            f"rank={rank} is above the smaller side, {side}, of {name}{others}: give at most {side}, "
+            f"or a smaller rank for those layers in rank_pattern, or name them in exclude_modules."
+        )
+    skipped.update({n: f"rank {rank} is above its smaller side" for n, (rank, _) in small.items()})
+    return [p for p in layers if p.name not in small]
+
+
+def _lookup(
+    option: str, pattern: Mapping[str, Any], names: list[str], problems: list[str]
+) -> Callable[[str], Any]:
+    """A function name -> value of the longest key that matches, or None."""
+    keys = sorted(pattern, key=len, reverse=True)
+    for key in keys:
+        if names and not any(_pattern_matches(n, key) for n in names):
+            problems.append(f"{option}: {key!r} matches no adapted layer.{_near(key, names)}")
+    return lambda name: next((pattern[k] for k in keys if _pattern_matches(name, k)), None)
+
+
+def _pattern_matches(name: str, key: str) -> bool:
+    if matches(name, [key]):
+        return True
+    try:
+        return matches(name, rf"(?:.*\.)?(?:{key})")
+    except re.error:  # a glob such as `*.qkv` is no regular expression
+        return False
