@@ -83,7 +83,6 @@ def carry_out(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str 
             init=config.init,
             use_dora=config.use_dora,
         )
-        update.train(layer.training)
         adapt(layer, family, adapter, update)
     model.lora_injection = injection  # type: ignore[assignment]
 

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from lora_lightning.layers import family_of, refusal
 
@@ -42,11 +43,15 @@ def adaptable(model: nn.Module) -> dict[str, nn.Module]:
 
 
 def weight_holders(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that hold a weight matrix or tensor of their own (2-D or more)."""
+    """Modules with a weight matrix or tensor of their own (2-D or more), parametrized ones included."""
     for name, module in model.named_modules():
-        own = {f"{name}.{n}": p for n, p in module._parameters.items() if p is not None}
-        if any("weight" in n and p.dim() >= 2 for n, p in own.items()):
+        own = {n: p for n, p in module._parameters.items() if p is not None}
+        if is_parametrized(module) or any("weight" in n and _is_matrix(p) for n, p in own.items()):
             yield name, module
+
+
+def _is_matrix(parameter: nn.Parameter) -> bool:
+    return isinstance(parameter, nn.UninitializedParameter) or parameter.dim() >= 2
 
 
 def find_heads(model: nn.Module) -> list[str]:
@@ -105,34 +110,32 @@ def in_block(model: nn.Module, name: str) -> bool:
 def auto_targets(model: nn.Module, heads: list[str]) -> tuple[list[str], dict[str, str]]:
     """The layers that "auto" adapts, and why it leaves the others.
 
-    A model whose weights lie mostly in linear layers (a transformer, an MLP, ConvNeXt) gets every
-    linear layer of its blocks, or every linear layer if it has no blocks; a convolutional one gets
-    every convolution but the stem. Heads are left: they train in full.
+    A model whose weights lie mostly in the linear layers of its blocks (a transformer, ConvNeXt) gets
+    those; a convolutional one gets every convolution but the stem, and the linear layers outside its
+    blocks (VGG's); any other gets every linear layer. Heads are left: they train in full.
     """
     layers = {n: m for n, m in adaptable(model).items() if not inside(n, heads)}
-    size = {True: 0, False: 0}
-    for name, module in weight_holders(model):
-        if not inside(name, heads) and isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            size[isinstance(module, nn.Linear)] += module._parameters["weight"].numel()  # type: ignore[union-attr]
-    left: dict[str, str] = {}
-    if size[True] >= size[False]:
-        linears = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
-        chosen = [n for n in linears if in_block(model, n)] or linears
-        left = {
-            n: "outside the blocks" if n in linears else "not linear; most weights here are"
-            for n in layers
-            if n not in chosen
-        }
-        return chosen, left
+    linears = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
     convolutions = [n for n, m in layers.items() if isinstance(m, nn.Conv2d)]
-    stem = _stem(model, convolutions)
-    chosen = [n for n in convolutions if n not in stem]
-    left = {
-        n: "the stem" if n in stem else "not a convolution; most weights here are"
-        for n in layers
-        if n not in chosen
-    }
-    return chosen, left
+    blocks = [n for n in linears if in_block(model, n)]
+    if _weights(layers[n] for n in blocks) > _weights(_convolutions(model)):
+        chosen = blocks
+        left = {n: "outside the blocks" if n in linears else "most weights are in linear layers" for n in layers}
+    elif convolutions:
+        stem = _stem(model, convolutions)
+        chosen = [n for n in layers if n not in stem and n not in blocks]
+        left = {n: "the stem" if n in stem else "most weights are in convolutions" for n in layers}
+    else:
+        chosen, left = linears, {}
+    return chosen, {n: reason for n, reason in left.items() if n not in chosen}
+
+
+def _convolutions(model: nn.Module) -> Iterator[nn.Module]:
+    return (m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)))
+
+
+def _weights(modules: Iterable[nn.Module]) -> int:
+    return sum(p.numel() for m in modules for n, p in m.named_parameters(recurse=False) if "bias" not in n)
 
 
 def _stem(model: nn.Module, convolutions: list[str]) -> list[str]:

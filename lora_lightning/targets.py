@@ -206,6 +206,8 @@ def _near(pattern: str, names: list[str]) -> str:
     """Near misses among the names' endings: `blocks.0.attn.qkv` can be meant by `qkv` or `attn.qkv`."""
     endings = {".".join(n.split(".")[-k:]) for n in names for k in (1, 2)}
     endings = {e for e in endings if not e.isdigit()} | {"auto", "all"}
+    if pattern.startswith("all"):  # PEFT's "all-linear"
+        return " Did you mean 'all'?"
     leaves = sorted({n.rpartition(".")[2] for n in names})
     return did_you_mean(pattern, sorted(endings)) or f" Layers here: {', '.join(leaves[:12])}."
 

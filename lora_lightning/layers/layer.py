@@ -110,7 +110,7 @@ def adapt(module: nn.Module, family: type[LoRALayer], adapter: str, update: LowR
     """Turn `module` into an adapted layer of `family` with one active update."""
     swap_in(module, family)
     layer = cast(LoRALayer, module)
-    layer.lora = nn.ModuleDict({adapter: update})
+    layer.lora = nn.ModuleDict({adapter: update}).train(module.training)
     layer.lora_active = (adapter,)
 
 

@@ -1,0 +1,60 @@
+"""LoRAConfig: defaults, plain types, every problem in one error."""
+
+import json
+
+import pytest
+
+import lora_lightning as ll
+
+
+def test_defaults_are_valid_and_plain():
+    config = ll.LoRAConfig()
+    assert config.scaling(8, None) == 2.0
+    assert ll.LoRAConfig(**json.loads(json.dumps(config.to_dict()))) == config
+
+
+@pytest.mark.parametrize(
+    ("rank", "alpha", "rslora", "scaling"),
+    [(4, None, False, 2.0), (4, 4, False, 1.0), (16, 8, True, 2.0), (4, None, True, 4.0)],
+)
+def test_scaling(rank, alpha, rslora, scaling):
+    assert ll.LoRAConfig(use_rslora=rslora).scaling(rank, alpha) == scaling
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("rank", 0, "at least 1"),
+        ("rank", "abc", "whole number"),
+        ("rank", 2.0, "whole number"),
+        ("rank", True, "whole number"),
+        ("alpha", -1, "above 0"),
+        ("alpha", float("nan"), "above 0"),
+        ("dropout", 1.0, "below 1"),
+        ("dropout", "half", "probability"),
+        ("init", "gausian", "Did you mean 'gaussian'"),
+        ("train_bias", "lora", "lora_only"),
+        ("train_norm", "afine", "Did you mean 'affine'"),
+        ("target_modules", [], '"auto", "all"'),
+        ("target_modules", [1], '"auto", "all"'),
+        ("target_modules", "(qkv", "not a regular expression"),
+        ("modules_to_save", 3, "null"),
+        ("backbone", "", "submodule"),
+        ("rank_pattern", [4], "mapping"),
+        ("rank_pattern", {"qkv": 0}, r"rank_pattern\['qkv'\]=0"),
+        ("alpha_pattern", {"qkv": "x"}, r"alpha_pattern\['qkv'\]='x'"),
+        ("use_dora", "yes", "true or false"),
+    ],
+)
+def test_bad_values_name_the_option_the_value_and_what_is_allowed(option, value, allowed):
+    with pytest.raises(ll.ConfigError, match=allowed) as caught:
+        ll.LoRAConfig(**{option: value})
+    assert len(caught.value.problems) == 1
+    assert caught.value.problems[0].startswith(option)
+
+
+def test_all_problems_come_together():
+    problems = ll.LoRAConfig.problems({"rank": 0, "dropout": 2, "init": "x", "rnk": 3})
+    assert len(problems) == 4
+    assert "rnk is not an option of LoRA. Did you mean 'rank'?" in problems[0]
+    assert ll.LoRAConfig.problems({"rank": 4}) == []

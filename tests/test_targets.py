@@ -1,0 +1,201 @@
+"""Which layers are chosen: by structure, by pattern; ranks; and what is said when nothing fits."""
+
+import pytest
+import torch
+from small import cnn, encoder, mlp, vit
+from torch import nn
+
+import lora_lightning as ll
+
+
+def names(model, **options):
+    return [p.name for p in ll.plan(model, ll.LoRAConfig(**{"rank": 2, **options})).layers]
+
+
+def timm_model(name, **options):
+    import timm
+
+    return timm.create_model(name, num_classes=10, **options)
+
+
+def test_auto_takes_every_linear_of_a_transformers_blocks():
+    plan = ll.plan(vit(), ll.LoRAConfig(rank=2))
+    leaves = ["attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"]
+    assert [p.name for p in plan.layers] == [f"blocks.{i}.{leaf}" for i in (0, 1) for leaf in leaves]
+    assert plan.heads == ["head"]
+    assert set(plan.skipped) == {"patch_embed.proj"}
+
+
+def test_auto_takes_every_convolution_of_a_cnn_but_the_stem():
+    plan = ll.plan(cnn(), ll.LoRAConfig(rank=2))
+    assert [p.name for p in plan.layers] == ["3", "6"]
+    assert plan.heads == ["9"]
+    assert plan.skipped == {"0": "the stem"}
+
+
+@pytest.mark.parametrize(
+    ("name", "adapted", "head", "stem"),
+    [
+        ("resnet18", 19, "fc", {"conv1"}),
+        ("resnet50d", 52, "fc", {"conv1.0", "conv1.3", "conv1.6"}),
+        ("efficientnet_b0", 64, "classifier", {"conv_stem"}),
+        ("convnext_atto", 27, "head.fc", {"stem.0"}),
+    ],
+)
+def test_auto_on_timm_cnns(name, adapted, head, stem):
+    plan = ll.plan(timm_model(name), ll.LoRAConfig(rank=2))
+    assert len(plan.layers) == adapted
+    assert plan.heads == [head]
+    assert {n for n, reason in plan.skipped.items() if reason == "the stem"} == stem
+
+
+@pytest.mark.parametrize(
+    ("name", "adapted", "heads"),
+    [
+        ("resnet18", 19, ["fc"]),
+        ("vgg11", 9, ["classifier.6"]),
+        ("mobilenet_v3_small", 41, ["classifier.3"]),
+        ("vit_b_16", 36, ["heads.head"]),
+        ("swin_t", 51, ["head"]),
+    ],
+)
+def test_auto_on_torchvision(name, adapted, heads):
+    import torchvision
+
+    with torch.device("meta"):
+        model = torchvision.models.get_model(name)
+    plan = ll.plan(model, ll.LoRAConfig(rank=2))
+    assert (len(plan.layers), plan.heads) == (adapted, heads)
+
+
+def test_counts_are_those_of_the_injected_model():
+    for build in (mlp, cnn, vit, encoder):
+        for options in ({}, {"use_dora": True}, {"train_norm": "affine", "train_bias": "all"}):
+            model = build()
+            config = ll.LoRAConfig(rank=2, **options)
+            planned = ll.plan(model, config)
+            done = ll.inject(model, config)
+            assert planned == done
+            assert done.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
+            assert done.total == sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    ("patterns", "expected"),
+    [
+        (["qkv"], ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]),
+        (["attn.qkv"], ["blocks.0.attn.qkv", "blocks.1.attn.qkv"]),
+        (["blocks.1.*"], [f"blocks.1.{n}" for n in ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2")]),
+        (["mlp.fc?"], [f"blocks.{i}.mlp.fc{k}" for i in (0, 1) for k in (1, 2)]),
+        (r"blocks\.0\..*fc1", ["blocks.0.mlp.fc1"]),
+        (["patch_embed.proj", "fc1"], ["patch_embed.proj", "blocks.0.mlp.fc1", "blocks.1.mlp.fc1"]),
+    ],
+)
+def test_patterns(patterns, expected):
+    assert names(vit(), target_modules=patterns) == expected
+
+
+def test_all_is_every_supported_layer_but_the_head():
+    assert len(names(vit(), target_modules="all")) == 9
+
+
+def test_excluded_layers_are_left():
+    assert names(vit(), target_modules=["attn.*"], exclude_modules=["proj"]) == [
+        "blocks.0.attn.qkv",
+        "blocks.1.attn.qkv",
+    ]
+
+
+def test_the_longest_pattern_that_matches_wins():
+    plan = ll.plan(
+        vit(),
+        ll.LoRAConfig(
+            rank=2,
+            target_modules=["qkv", "fc1"],
+            rank_pattern={"qkv": 4, "blocks.1.attn.qkv": 6},
+            alpha_pattern={"fc1": 5},
+        ),
+    )
+    assert {p.name: (p.rank, p.alpha) for p in plan.layers} == {
+        "blocks.0.attn.qkv": (4, 8),
+        "blocks.0.mlp.fc1": (2, 5),
+        "blocks.1.attn.qkv": (6, 12),
+        "blocks.1.mlp.fc1": (2, 5),
+    }
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"target_modules": ["qvk"]}, "'qvk' matches no layer. Did you mean 'qkv'"),
+        ({"target_modules": ["qkv", "atn.proj"]}, "'atn.proj' matches no layer. Did you mean 'attn.proj'"),
+        ({"target_modules": "all-linear"}, "Did you mean 'all'"),
+        ({"target_modules": ["head"]}, "'head' matches no layer"),
+        ({"exclude_modules": ["qvk"]}, "exclude_modules: 'qvk'"),
+        ({"exclude_modules": ["*"]}, "leaves no layer to adapt after exclude_modules"),
+        ({"modules_to_save": ["haed"]}, "modules_to_save: 'haed' matches no layer. Did you mean 'head'"),
+        ({"rank_pattern": {"qvk": 3}}, "rank_pattern: 'qvk'"),
+        ({"alpha_pattern": {"qvk": 3}}, "alpha_pattern: 'qvk'"),
+        ({"backbone": "blocs"}, "Did you mean 'blocks'"),
+        ({"rank": 25}, "rank=25 is above the smaller side, 24, of blocks.0.attn.qkv and 7 more"),
+        ({"rank_pattern": {"blocks.0.attn.qkv": 30}, "target_modules": ["qkv"]}, "rank=30 is above"),
+    ],
+)
+def test_what_matches_nothing_or_does_not_fit_is_named(options, says):
+    model = vit()
+    with pytest.raises(ll.ConfigError) as caught:
+        ll.inject(model, ll.LoRAConfig(**{"rank": 2, **options}))
+    assert says in str(caught.value)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_all_problems_of_one_model_come_together():
+    with pytest.raises(ll.ConfigError) as caught:
+        ll.plan(vit(), ll.LoRAConfig(target_modules=["qvk"], exclude_modules=["x"], modules_to_save=["y"]))
+    assert len(caught.value.problems) == 3
+
+
+def test_a_few_narrow_layers_are_left_by_auto_but_not_when_named():
+    model = timm_model("efficientnet_b0")
+    plan = ll.plan(model, ll.LoRAConfig(rank=8))
+    narrow = [n for n, reason in plan.skipped.items() if "above its smaller side" in reason]
+    assert narrow and all("conv_reduce" in n or "conv_expand" in n for n in narrow)
+    with pytest.raises(ll.ConfigError, match="rank=8 is above the smaller side, 4"):
+        ll.plan(model, ll.LoRAConfig(rank=8, target_modules=["conv_reduce"]))
+
+
+def test_layers_that_cannot_be_adapted_say_why():
+    model = nn.Sequential(nn.Conv2d(4, 4, 3, groups=4), nn.Linear(4, 4), nn.LSTM(4, 4))
+    with pytest.raises(ll.ConfigError, match="a grouped convolution.*cannot be adapted"):
+        ll.plan(model, ll.LoRAConfig(rank=2, target_modules=["0"]))
+    with pytest.raises(ll.ConfigError, match="LSTM is not a supported layer"):
+        ll.plan(nn.Sequential(nn.LSTM(4, 4), nn.ReLU()), ll.LoRAConfig(rank=2))
+    normed = nn.utils.parametrizations.weight_norm(nn.Linear(4, 4))
+    with pytest.raises(ll.ConfigError, match="its weight is computed"):
+        ll.plan(nn.Sequential(normed, nn.Linear(4, 4)), ll.LoRAConfig(rank=2, target_modules=["0"]))
+    with pytest.raises(ll.ConfigError, match="run one batch"):
+        ll.plan(nn.Sequential(nn.LazyLinear(4)), ll.LoRAConfig(rank=2, target_modules=["0"]))
+
+
+def test_only_the_backbone_is_planned():
+    class Detector(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone = vit()
+            self.neck = nn.Linear(3, 3)
+
+    plan = ll.plan(Detector(), ll.LoRAConfig(rank=2))
+    assert plan.scope == "backbone"
+    assert all(p.name.startswith("backbone.blocks") for p in plan.layers)
+    model = Detector()
+    ll.inject(model, ll.LoRAConfig(rank=2))
+    assert all(p.requires_grad for p in model.neck.parameters())
+    assert not model.backbone.patch_embed.proj.weight.requires_grad
+
+
+def test_the_plan_prints_as_a_table():
+    text = str(ll.plan(vit(), ll.LoRAConfig(rank=2)))
+    assert text.splitlines()[2].split() == ["blocks.*.attn.qkv", "2", "72×24", "2", "384"]
+    assert "trained in full: head" in text
+    assert "left frozen: patch_embed.proj" in text
+    assert text.splitlines()[-1].startswith("trainable: ")
