@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from typing import Any
 
 import lightning.pytorch as pl
@@ -13,6 +14,7 @@ from lora_lightning.adapters import lora_parameters
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.inject import carry_out, eject, freeze_norms, injection_of, is_injected
+from lora_lightning.layers.norm import FrozenNorm
 from lora_lightning.plans import Plan
 from lora_lightning.report import listed
 from lora_lightning.state_hooks import keep_trained_only
@@ -63,6 +65,9 @@ class LoRACallback(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         freeze_norms(pl_module)
+        if all(m.training or isinstance(m, FrozenNorm) for m in pl_module.modules()):
+            # Lightning warns of every module in eval mode; these are meant to be.
+            warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         self._steps_to_check = 2
         if self.verbose:
             rank_zero_info(f"\n{self.plan}\n")

@@ -261,6 +261,15 @@ def test_frozen_batchnorm_stays_in_eval_through_the_trainer(tmp_path):
     assert all(torch.equal(before[n], b) for n, b in module.named_buffers())
 
 
+def test_no_warning_of_eval_mode_for_what_is_meant_and_one_for_the_rest(tmp_path, recwarn):
+    fit(tmp_path, Classifier(), ll.LoRACallback(rank=2))
+    assert not any("eval mode" in str(w.message) for w in recwarn)
+    module = Classifier()
+    module.model[2].eval()
+    with pytest.warns(UserWarning, match="3 module.s. in eval mode"):
+        fit(tmp_path, module, ll.LoRACallback(rank=2))
+
+
 def test_state_dict_of_submodules_and_of_an_ejected_module_is_whole(tmp_path):
     module = Classifier()
     names = set(module.model.state_dict())

@@ -1,0 +1,163 @@
+"""The check of command lines: what passes, what is named, and what near miss is offered."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from lora_lightning.command_line import CONF, RECIPES, check_command_line, flags_first
+from lora_lightning.errors import ConfigError
+
+GOOD = [
+    "",
+    "recipe=resnet_digits",
+    "recipe=vit_cifar data=cifar100 data.root=/datasets data.download=true",
+    "recipe=vit_cifar model.checkpoint=weights.safetensors data.num_workers=0 data.mixup=0",
+    "recipe=pretrain_vit_digits data.train_size=100",
+    "lora.rank=16 lora.alpha=32 lora.target_modules=[qkv,proj] lora.rank_pattern={qkv:4}",
+    "lora.target_modules='.*(qkv|proj)'",
+    "-m lora.rank=2,4,8 seed=range(0,3)",
+    "lora.rank=2,4 --multirun model=glob(*_digits)",
+    "hparams_search=grid optim.warmup=0",
+    "trainer=ddp_sim trainer.devices=3 logger=many tags=[a,b]",
+    "+trainer.fast_dev_run=true ~recipe logger=none",
+    "debug=profile compare=false lora=none",
+    "callbacks.learning_rate=null callbacks.checkpoint.save_top_k=3",
+    "hydra.run.dir=somewhere --cfg job --resolve",
+    "+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping +callbacks.stop.monitor=val/acc",
+]
+
+BAD = [
+    ("lora.rank=0", ["lora.rank=0", "at least 1"]),
+    ("lora.rank=abc", ["lora.rank='abc'"]),
+    ("lora.rnk=4", ["lora.rnk=4", "Did you mean 'lora.rank'?"]),
+    ("+lora.rnk=4", ["lora.rnk", "Did you mean 'rank'?"]),
+    ("rank=4", ["rank=4", "Did you mean 'lora.rank'?"]),
+    ("epochs=4", ["epochs=4", "'trainer.max_epochs'"]),
+    ("recipe=vit_digts", ["recipe=vit_digts", "Did you mean 'vit_digits'", "resnet_digits"]),
+    ("modle=vit_digits", ["modle=vit_digits", "'model'"]),
+    ("model=null", ["model=null", "give one of"]),
+    ("trainer={max_epochs:3}", ["trainer=", "trainer.KEY=VALUE"]),
+    ("trainer.max_epochs=0", ["trainer.max_epochs=0"]),
+    ("trainer.max_epochs=-1", ["trainer.max_epochs=-1", "trainer.max_steps"]),
+    ("trainer.fast_dev_run=true", ["+trainer.fast_dev_run"]),
+    ("+trainer.max_epoch=3", ["trainer.max_epoch=3", "'max_epochs'"]),
+    ("+trainer.logger=true", ["trainer.logger", "logger=NAME"]),
+    ("trainer.precision=8", ["trainer.precision=8", "bf16-mixed"]),
+    ("trainer.strategy=dpp", ["trainer.strategy=dpp", "Did you mean 'ddp'"]),
+    ("trainer=fsdp trainer.accelerator=cpu", ["trainer.strategy=fsdp", "trainer=ddp_sim"]),
+    ("trainer.num_nodes=2", ["trainer.num_nodes=2", "torchrun"]),
+    ("optim.lr=-1", ["optim.lr=-1"]),
+    ("optim.betas=[0.9]", ["optim.betas"]),
+    ("seed=1.5", ["seed=1.5"]),
+    ("seed=-1", ["seed=-1"]),
+    ("tags=first", ["tags=first", "list"]),
+    ("peers.probe.lr=0", ["peers.probe.lr=0"]),
+    ("peers.prob.lr=1", ["peers.prob.lr=1", "'peers.probe.lr'"]),
+    ("recipe=vit_cifar data.batch_size=0", ["data.batch_size=0"]),
+    ("data=cifar10 data.name=cifar11", ["data.name=cifar11", "Did you mean 'cifar10'"]),
+    ("data.domain=taget", ["data.domain=taget", "Did you mean 'target'"]),
+    ("data=cifar10 recipe=pretrain_vit_digits", ["data.domain=source", "CIFARDataModule takes no such option"]),
+    ("model._target_=nowhere.model", ["model._target_=nowhere.model", "cannot be imported"]),
+    ("~task._target_ +task._target_=torch.nn.Linear", ["task.in_features", "Linear needs it"]),
+    ("lora=none lora.rank=3 compare=false", ["lora.rank=3", "lora=none"]),
+    ("lora=none", ["compare=true"]),
+    ("lora.rank=2,4", ["lora.rank=2,4", "-m", "[2,4]"]),
+    ("-m lora.rank=2,0,x", ["lora.rank=0", "lora.rank='x'"]),
+    ("-m model=vit_digits,foo", ["model=foo"]),
+    ("-m lora.rank=interval(1,3)", ["lora.rank=interval(1,3)"]),
+    ("hparams_search=grid lora.dropout=1", ["lora.dropout=1"]),
+    ("lora.target_modules=.*(qkv|proj)", ["lora.target_modules=.*(qkv|proj)", "quotes"]),
+    ("lora.rank=${nowhere}", ["lora.rank", "nowhere"]),
+    ("recipe vit_digits", ["recipe=VALUE"]),
+    ("--lora.rank=4", ["--lora.rank=4", "give lora.rank=4"]),
+    ("--multirn", ["--multirn", "'--multirun'"]),
+    ("--config-dir nowhere", ["--config-dir nowhere"]),
+    ("--cfg jobs", ["--cfg", "job"]),
+    ("hydra.run.dir=null", ["hydra.run.dir=null"]),
+    ("hydra.rn.dir=x", ["hydra.rn.dir=x", "'hydra.run.dir'"]),
+    ("hydra/launcher=foo", ["hydra/launcher=foo", "basic"]),
+    ("+recipe=vit_cifar", ["+recipe=vit_cifar"]),
+    ("+seed=3", ["+seed=3", "leave out the plus"]),
+    ("ckpt_path=nowhere.ckpt", ["ckpt_path=nowhere.ckpt", "does not exist"]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("line", GOOD)
+def test_a_good_line_passes(line: str) -> None:
+    check_command_line(line.split())
+
+
+@pytest.mark.parametrize(("line", "told"), BAD, ids=[line for line, _ in BAD])
+def test_a_bad_line_is_told_what_and_how(line: str, told: list[str]) -> None:
+    with pytest.raises(ConfigError) as caught:
+        check_command_line(line.split())
+    for words in told:
+        assert words in str(caught.value)
+    assert all("\n" not in problem for problem in caught.value.problems)
+
+
+def test_a_gpu_that_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.backends.mps.is_available", lambda: False)
+    with pytest.raises(ConfigError, match=r"trainer.accelerator=gpu.*trainer=cpu"):
+        check_command_line(["trainer=gpu"])
+
+
+def test_more_gpus_than_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    check_command_line(["trainer=ddp", "trainer.devices=2"])
+    with pytest.raises(ConfigError, match=r"trainer.devices=3.*shows 2"):
+        check_command_line(["trainer=ddp", "trainer.devices=3"])
+    with pytest.raises(ConfigError, match=r"trainer.devices=\[0,2\].*shows 2"):
+        check_command_line(["trainer=ddp", "trainer.devices=[0,2]"])
+
+
+def test_all_problems_come_together() -> None:
+    words = ["lora.rank=0", "optim.lr=x", "recipe=foo", "sed=1", "trainer.max_epochs=a", "--fast"]
+    with pytest.raises(ConfigError) as caught:
+        check_command_line(words)
+    assert len(caught.value.problems) == len(words)
+
+
+def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
+    """Found by --config-dir, inherits a recipe, and its values are checked like typed ones."""
+    folder = tmp_path / "recipe"
+    folder.mkdir()
+    recipe = folder / "mine.yaml"
+    recipe.write_text("# @package _global_\ndefaults:\n  - vit_digits\nlora:\n  rank: 2\n")
+    words = ["recipe=mine", "--config-dir", str(tmp_path)]
+    check_command_line(words)
+    (folder / "bad.yaml").write_text(recipe.read_text().replace("rank: 2", "rank: 0\n  typo: 1"))
+    with pytest.raises(ConfigError, match="lora.rank=0") as caught:
+        check_command_line(["recipe=bad", *words[1:]])
+    assert "lora.typo" in str(caught.value)
+
+
+def test_flags_may_stand_anywhere() -> None:
+    words = ["lora.rank=2,4", "-m", "~recipe", "--cfg", "job"]
+    assert flags_first(words) == ["-m", "--cfg", "job", "lora.rank=2,4", "~recipe"]
+
+
+def test_every_recipe_is_sound_and_says_how_to_run_it() -> None:
+    recipes = sorted(RECIPES.glob("recipe/*.yaml"))
+    assert len(recipes) >= 5
+    for recipe in recipes:
+        check_command_line([f"recipe={recipe.stem}"])
+        header = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
+        commands = [line[1:].strip() for line in header if line.startswith("#   python train.py")]
+        assert commands, recipe
+        for command in commands:
+            words = command.split("   ")[0].split()[2:]
+            gpu = any(w in ("trainer=ddp", "trainer=gpu") for w in words)
+            if not gpu:
+                check_command_line(words)
+
+
+def test_every_choice_of_every_group_composes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    monkeypatch.setenv("MASTER_ADDR", "localhost")
+    for file in sorted(CONF.glob("*/*.yaml")):
+        if file.parent.name != "hydra":
+            check_command_line([f"{file.parent.name}={file.stem}", "compare=false"])
