@@ -27,10 +27,10 @@ def merge(model: nn.Module) -> None:
         UserError: the model is not adapted, or an update is not finite; then no layer is merged.
     """
     layers = {n: layer for n, layer in _layers_of(model).items() if not layer.merged}
-    merged: dict[str, Tensor] = {}
+    merged: dict[str, dict[str, Tensor]] = {}
     for name, layer in layers.items():
         try:
-            merged[name] = layer.merged_weight()
+            merged[name] = layer.merged_weights()
         except UserError as error:
             raise UserError(f"{name}: {error}. No layer was merged.") from None
     for name, layer in layers.items():
@@ -58,7 +58,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     """
     layers, injection = lora_layers(model), injection_of(model)
     active = {n: layer.lora_active for n, layer in layers.items()}
-    merged = {n: layer.base_weight.data for n, layer in layers.items() if layer.merged}
+    merged = {n: layer.present_weights() for n, layer in layers.items() if layer.merged}
     for name, layer in layers.items():
         if name in merged:
             layer.unmerge_updates()

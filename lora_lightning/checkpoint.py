@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
 from lora_lightning.inject import Injection, carry_out, eject, injection_of, is_injected
-from lora_lightning.layers import refusal
+from lora_lightning.layers.layer import slot_key
 from lora_lightning.plans import Plan
+from lora_lightning.structure import targets_of
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -38,13 +39,21 @@ def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
     """What `save_adapter` writes: `trained_tensors` without the adapter's name in the keys, so that
-    `blocks.0.attn.qkv.lora.default.lora_A` becomes `blocks.0.attn.qkv.lora_A`.
+    `blocks.0.attn.qkv.lora.default.weight.lora_A` becomes `blocks.0.attn.qkv.lora_A`.
 
     Raises:
         UserError: the model is not adapted.
     """
-    infix = f".lora.{injection_of(model).adapter}."
-    return {n.replace(infix, "."): t for n, t in trained_tensors(model).items()}
+    injection = injection_of(model)
+    names = {
+        f"{p.module}.lora.{injection.adapter}.{slot_key(p.slot)}".lstrip("."): p.name
+        for p in injection.plan.layers
+    }
+    stored = {}
+    for name, tensor in trained_tensors(model).items():
+        update, _, leaf = name.rpartition(".")
+        stored[f"{names.get(update, update)}.{leaf}".lstrip(".")] = tensor
+    return stored
 
 
 def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
@@ -176,7 +185,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 def _aligned(model: nn.Module, planned: Plan, tensors: dict[str, Tensor]) -> tuple[Plan, dict[str, Tensor]]:
     """Names of the file made names of the model, which may hold the network one level up or down."""
     modules = [n for n, _ in model.named_modules()]
-    names = [p.name for p in planned.layers] + planned.heads
+    names = [p.module for p in planned.layers] + planned.heads
     first = names[0].split(".")[0] if names else ""
 
     def fits(rename: Callable[[str], str]) -> bool:
@@ -192,13 +201,14 @@ def _aligned(model: nn.Module, planned: Plan, tensors: dict[str, Tensor]) -> tup
 
 def _check_layers(model: nn.Module, planned: Plan, folder: str | os.PathLike[str]) -> None:
     modules = dict(model.named_modules())
+    targets, refused = targets_of(model)
     problems = [f"no module {n}" for n in planned.heads if n not in modules]
     for layer in planned.layers:
-        if layer.name not in modules:
-            problems.append(f"no layer {layer.name}{did_you_mean(layer.name, modules)}")
-        elif reason := refusal(modules[layer.name]):
-            problems.append(f"{layer.name}: {reason}")
-        elif (shape := tuple(modules[layer.name]._parameters["weight"].shape)) != layer.shape:
+        if layer.module in refused:
+            problems.append(f"{layer.module}: {refused[layer.module]}")
+        elif layer.name not in targets:
+            problems.append(f"no layer {layer.name}{did_you_mean(layer.name, targets)}")
+        elif (shape := targets[layer.name].shape) != layer.shape:
             problems.append(f"{layer.name}: weight {shape}, in the file {layer.shape}")
     _refuse(problems, folder)
 

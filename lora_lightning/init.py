@@ -1,4 +1,4 @@
-"""How A and B begin: B is zero, so that at injection the outputs stay what they were."""
+"""How A and B begin: one of them is zero, so that at injection the outputs stay what they were."""
 
 from __future__ import annotations
 
@@ -23,7 +23,15 @@ INITS: dict[str, Callable[[Tensor], None]] = {"default": kaiming, "gaussian": ga
 
 
 @torch.no_grad()
-def init_update(A: Tensor, B: Tensor, init: str) -> None:
-    """Fill A (r, in, *kernel) by the method named, and B (out, r) with zeros."""
-    INITS[init](A)
-    B.zero_()
+def init_update(A: Tensor, B: Tensor, init: str, zero: str = "B") -> None:
+    """Fill B with zeros and A by the method named.
+
+    With `zero="A"` it is A that is zero and B normal, as PEFT begins embeddings: rows of the table
+    that training never sees then keep their values.
+    """
+    if zero == "A":
+        A.zero_()
+        nn.init.normal_(B)
+    else:
+        INITS[init](A)
+        B.zero_()

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
-from lora_lightning.layers import family_of, lora_layers
-from lora_lightning.layers.layer import adapt, restore
+from lora_lightning.layers import family_of, lora_layers, slots_of
+from lora_lightning.layers.layer import adapt, restore, set_weights, slot_key
 from lora_lightning.layers.norm import FrozenNorm, freeze_statistics, has_statistics
 from lora_lightning.layers.swap import swap_out
 from lora_lightning.layers.update import LowRankUpdate
@@ -69,21 +69,22 @@ def carry_out(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str 
     if not adapter.isidentifier() or hasattr(nn.ModuleDict, adapter):
         raise ConfigError([f"adapter={adapter!r}: give an identifier, such as 'default' or 'scottish'."])
     injection = _freeze(model, config, planned, adapter)
+    updates: dict[str, dict[str, LowRankUpdate]] = {}
     for item in planned.layers:
-        layer = model.get_submodule(item.name)
-        weight = layer._parameters["weight"]
-        family = family_of(layer)
-        assert weight is not None
-        assert family is not None
-        update = LowRankUpdate(
-            weight,
+        module = model.get_submodule(item.module)
+        slot = slots_of(item.module, module)[item.slot]
+        updates.setdefault(item.module, {})[slot_key(item.slot)] = LowRankUpdate(
+            slot.of(getattr(module, slot.parameter)),
+            slot,
             rank=item.rank,
             scaling=config.scaling(item.rank, item.alpha),
             dropout=config.dropout,
             init=config.init,
             use_dora=config.use_dora,
         )
-        adapt(layer, family, adapter, update)
+    for name, slots in updates.items():
+        module = model.get_submodule(name)
+        adapt(module, family_of(module), slots, adapter)
     model.lora_injection = injection  # type: ignore[assignment]
 
 
@@ -113,13 +114,13 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
         UserError: the model is not adapted, or an update to be merged is not finite.
     """
     injection = injection_of(model)
-    weights = {n: layer.merged_weight() for n, layer in lora_layers(model).items()} if merged else {}
+    weights = {n: layer.merged_weights() for n, layer in lora_layers(model).items()} if merged else {}
     for name, layer in lora_layers(model).items():
         if layer.merged:
             layer.unmerge_updates()
         restore(layer)
         if merged:
-            layer._parameters["weight"].data = weights[name]  # type: ignore[union-attr]
+            set_weights(layer, weights[name])
     modules = dict(model.named_modules())
     for name, mode in injection.training.items():
         if isinstance(norm := modules.get(name), FrozenNorm):
@@ -164,7 +165,7 @@ def freeze_norms(model: nn.Module) -> None:
 
 
 def _freeze(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str) -> Injection:
-    trained = trained_names(model, config, planned.scope, planned.heads, [p.name for p in planned.layers])
+    trained = trained_names(model, config, planned.scope, planned.heads, [p.module for p in planned.layers])
     injection = Injection(config, planned, adapter)
     for name, parameter in model.named_parameters():
         injection.requires_grad[name] = parameter.requires_grad

@@ -13,9 +13,20 @@ from lora_lightning.report import format_table, percent
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One layer to adapt: its name, class, weight shape, rank, alpha and trainable parameters."""
+    """One weight to adapt.
+
+    Attributes:
+        name: `blocks.0.attn.qkv`, `lstm.weight_ih_l0`, `self_attn.in_proj.q`.
+        module: name of the module that holds it.
+        slot: its slot there, "" for a module with one weight.
+        kind: class of the module.
+        shape: of the weight, or of its rows.
+        parameters: that train.
+    """
 
     name: str
+    module: str
+    slot: str
     kind: str
     shape: tuple[int, ...]
     rank: int
@@ -72,7 +83,7 @@ class Plan:
         """The same plan for a model whose modules have other names."""
         return replace(
             self,
-            layers=[replace(p, name=rename(p.name)) for p in self.layers],
+            layers=[replace(p, name=rename(p.name), module=rename(p.module)) for p in self.layers],
             heads=[rename(h) for h in self.heads],
             skipped={rename(n): r for n, r in self.skipped.items()},
             scope=rename(self.scope) if self.scope else "",

@@ -1,21 +1,72 @@
-"""What a model is made of, read from the model alone: its head, its stem, its blocks, its norms."""
+"""What a model is made of, read from the model alone: its targets, its head, its stem, its blocks."""
 
 from __future__ import annotations
 
 import fnmatch
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
 
-from torch import nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-from lora_lightning.layers import family_of, refusal
+from lora_lightning.layers import LoRALayer, family_of, refusal, slots_of
+from lora_lightning.layers.slot import Slot
 
 # Attribute names under which timm, torchvision, torchaudio and transformers keep their output layers.
 HEAD_NAMES = (
     "head", "heads", "head_dist", "fc", "classifier", "classification_head", "aux", "lm_head",
     "output_layer", "score",
 )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Target:
+    """A weight, or some of its rows, that can be adapted.
+
+    Attributes:
+        name: `blocks.0.attn.qkv`, `lstm.weight_ih_l0`, `self_attn.in_proj.q`.
+        module: name of the module that holds it.
+        slot_name: its slot there.
+        kind: "linear", "convolution", "recurrent", "embedding" or "other".
+    """
+
+    name: str
+    module: str
+    slot_name: str
+    slot: Slot
+    kind: str
+    shape: tuple[int, ...]
+    family: type[LoRALayer]
+
+
+def targets_of(model: nn.Module) -> tuple[dict[str, Target], dict[str, str]]:
+    """What can be adapted, by name in the order of registration; and what cannot, with the reason."""
+    targets: dict[str, Target] = {}
+    refused: dict[str, str] = {}
+    for module_name, module in model.named_modules():
+        slots = slots_of(module_name, module)
+        if slots and (reason := refusal(module)):
+            refused[module_name] = reason
+            continue
+        for slot_name, slot in slots.items():
+            name = ".".join(part for part in (module_name, slot_name) if part)
+            weight: Tensor = getattr(module, slot.parameter)
+            targets[name] = Target(
+                name, module_name, slot_name, slot, _kind(module), slot.shape(weight), family_of(module)
+            )
+    return targets, refused
+
+
+def _kind(module: nn.Module) -> str:
+    if isinstance(module, _ConvNd):
+        return "convolution"
+    if isinstance(module, (nn.Linear, nn.MultiheadAttention)) or type(module).__name__ == "Conv1D":
+        return "linear"
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return "recurrent"
+    return "embedding" if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) else "other"
 
 
 def matches(name: str, patterns: str | list[str]) -> bool:
@@ -32,26 +83,9 @@ def _matches_one(name: str, pattern: str) -> bool:
     return name == pattern or name.endswith(f".{pattern}")
 
 
-def inside(name: str, parents: list[str]) -> bool:
+def inside(name: str, parents: Iterable[str]) -> bool:
     """Whether `name` is one of `parents` or lies below one."""
     return any(name == p or name.startswith(f"{p}.") for p in parents)
-
-
-def adaptable(model: nn.Module) -> dict[str, nn.Module]:
-    """Layers that a family can adapt, by name, in the order of registration."""
-    return {name: m for name, m in model.named_modules() if name and refusal(m) is None}
-
-
-def weight_holders(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules with a weight matrix or tensor of their own (2-D or more), parametrized ones included."""
-    for name, module in model.named_modules():
-        own = {n: p for n, p in module._parameters.items() if p is not None}
-        if is_parametrized(module) or any("weight" in n and _is_matrix(p) for n, p in own.items()):
-            yield name, module
-
-
-def _is_matrix(parameter: nn.Parameter) -> bool:
-    return isinstance(parameter, nn.UninitializedParameter) or parameter.dim() >= 2
 
 
 def find_heads(model: nn.Module) -> list[str]:
@@ -83,14 +117,18 @@ def _output_layer(model: nn.Module, head: str) -> str:
     """The last layer of a head that is a stack: VGG's classifier holds most of its parameters."""
     if not isinstance(model.get_submodule(head), nn.Sequential):
         return head
-    layers = [n for n, m in model.get_submodule(head).named_modules() if family_of(m)]
+    targets, _ = targets_of(model.get_submodule(head))
+    layers = [t.module for t in targets.values() if t.module]
     return f"{head}.{layers[-1]}" if layers else head
 
 
 def _last_linear(model: nn.Module) -> list[str]:
-    layers = adaptable(model)
-    linears = [n for n, m in layers.items() if isinstance(m, nn.Linear) and not in_block(model, n)]
-    return linears[-1:] if len(layers) > 1 else []
+    targets, _ = targets_of(model)
+    modules = list(dict.fromkeys(t.module for t in targets.values()))
+    outside = [
+        n for n in modules if n and isinstance(model.get_submodule(n), nn.Linear) and not in_block(model, n)
+    ]
+    return outside[-1:] if len(modules) > 1 else []
 
 
 def _holds(module: nn.Module) -> bool:
@@ -107,47 +145,48 @@ def in_block(model: nn.Module, name: str) -> bool:
     return isinstance(model, (nn.Sequential, nn.ModuleList)) and len(parts) > 1
 
 
-def auto_targets(model: nn.Module, heads: list[str]) -> tuple[list[str], dict[str, str]]:
-    """The layers that "auto" adapts, and why it leaves the others.
+def auto_targets(model: nn.Module, targets: Iterable[Target]) -> tuple[list[str], dict[str, str]]:
+    """The targets that "auto" adapts among these (the head's are not), and why it leaves the others.
 
     A model whose weights lie mostly in the linear layers of its blocks (a transformer, ConvNeXt) gets
     those; a convolutional one gets every convolution but the stem, and the linear layers outside its
-    blocks (VGG's); any other gets every linear layer. Heads are left: they train in full.
+    blocks (VGG's); any other gets every linear layer. The weights of RNNs are adapted everywhere,
+    embeddings nowhere.
     """
-    layers = {n: m for n, m in adaptable(model).items() if not inside(n, heads)}
-    linears = [n for n, m in layers.items() if isinstance(m, nn.Linear)]
-    convolutions = [n for n, m in layers.items() if isinstance(m, nn.Conv2d)]
-    blocks = [n for n in linears if in_block(model, n)]
-    if _weights(layers[n] for n in blocks) > _weights(_convolutions(model)):
+    whole = [t for t in targets if not t.slot.part]
+    linear = [t for t in whole if t.kind == "linear"]
+    convolutions = [t for t in whole if t.kind == "convolution"]
+    blocks = [t for t in linear if in_block(model, t.module)]
+    if _size(blocks) > _size(convolutions):
         chosen = blocks
-        left = {n: "outside the blocks" if n in linears else "most weights are in linear layers" for n in layers}
+        left = {
+            t.name: "outside the blocks" if t in linear else "most weights are in linear layers"
+            for t in whole
+        }
     elif convolutions:
-        stem = _stem(model, convolutions)
-        chosen = [n for n in layers if n not in stem and n not in blocks]
-        left = {n: "the stem" if n in stem else "most weights are in convolutions" for n in layers}
+        stem = _stem(convolutions)
+        chosen = [t for t in [*linear, *convolutions] if t not in stem and t not in blocks]
+        left = {t.name: "the stem" if t in stem else "most weights are in convolutions" for t in whole}
     else:
-        chosen, left = linears, {}
-    return chosen, {n: reason for n, reason in left.items() if n not in chosen}
+        chosen, left = linear, {t.name: "" for t in whole}
+    names = {t.name for t in [*chosen, *(t for t in whole if t.kind == "recurrent")]}
+    left.update({t.name: f"{t.kind}: not chosen by auto" for t in whole if t.kind in ("embedding", "other")})
+    return [t.name for t in whole if t.name in names], {n: r for n, r in left.items() if n not in names}
 
 
-def _convolutions(model: nn.Module) -> Iterator[nn.Module]:
-    return (m for m in model.modules() if isinstance(m, (nn.Conv1d, nn.Conv2d, nn.Conv3d)))
+def _size(targets: Iterable[Target]) -> int:
+    return sum(prod(t.shape) for t in targets)
 
 
-def _weights(modules: Iterable[nn.Module]) -> int:
-    return sum(p.numel() for m in modules for n, p in m.named_parameters(recurse=False) if "bias" not in n)
-
-
-def _stem(model: nn.Module, convolutions: list[str]) -> list[str]:
+def _stem(convolutions: list[Target]) -> list[Target]:
     """The first convolution, and its neighbours in a stem of several (ResNet-D's conv1.0, conv1.3):
     the widest part of the model around the first that holds under 5 % of the weights."""
     if len(convolutions) < 2:
         return []
-    size = {n: model.get_submodule(n)._parameters["weight"].numel() for n in convolutions}  # type: ignore[union-attr]
-    parts = convolutions[0].split(".")
+    parts = convolutions[0].module.split(".")
     stem = convolutions[:1]
     for depth in range(len(parts), 0, -1):
-        wider = [n for n in convolutions if inside(n, [".".join(parts[:depth])])]
-        if sum(size[n] for n in wider) < 0.05 * sum(size.values()):
+        wider = [t for t in convolutions if inside(t.module, [".".join(parts[:depth])])]
+        if _size(wider) < 0.05 * _size(convolutions):
             stem = wider
     return stem

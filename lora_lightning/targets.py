@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -11,16 +12,17 @@ from torch import nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, did_you_mean
-from lora_lightning.layers import LoRALayer, refusal
+from lora_lightning.layers import LoRALayer
 from lora_lightning.layers.norm import is_norm
 from lora_lightning.plans import LayerPlan, Plan, summary
+from lora_lightning.report import listed
 from lora_lightning.structure import (
-    adaptable,
+    Target,
     auto_targets,
     find_heads,
     inside,
     matches,
-    weight_holders,
+    targets_of,
 )
 
 
@@ -43,6 +45,7 @@ def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     heads = _heads(backbone, config, problems)
     chosen, skipped = _targets(backbone, config, heads, problems)
     layers = _layers(backbone, config, chosen, skipped, problems)
+    problems += _impossible(backbone, config, chosen, heads)
     if problems:
         raise ConfigError(problems)
     return _assemble(model, config, scope, heads, layers, skipped)
@@ -84,10 +87,10 @@ def _assemble(
     def absolute(name: str) -> str:
         return f"{scope}.{name}" if scope else name
 
-    layers = [replace(p, name=absolute(p.name)) for p in layers]
+    layers = [replace(p, name=absolute(p.name), module=absolute(p.module)) for p in layers]
     heads = [absolute(h) for h in heads]
     updates = sum(p.parameters for p in layers)
-    trained = trained_names(model, config, scope, heads, [p.name for p in layers])
+    trained = trained_names(model, config, scope, heads, [p.module for p in layers])
     sizes = {n: p.numel() for n, p in model.named_parameters()}
     return Plan(
         layers=layers,
@@ -145,32 +148,78 @@ def _heads(backbone: nn.Module, config: LoRAConfig, problems: list[str]) -> list
         return []
     if config.modules_to_save == "auto":
         return find_heads(backbone)
-    holders = [n for n, m in backbone.named_modules() if n and next(m.parameters(), None) is not None]
+    holders = {n: None for n, m in backbone.named_modules() if n and next(m.parameters(), None) is not None}
     return _matching("modules_to_save", config.modules_to_save, holders, problems)
 
 
 def _targets(
     backbone: nn.Module, config: LoRAConfig, heads: list[str], problems: list[str]
-) -> tuple[list[str], dict[str, str]]:
-    """Names to adapt, and the other weights with the reason why they stay frozen."""
-    known = [n for n in adaptable(backbone) if not inside(n, heads)]
-    refused = {n: refusal(m) or "" for n, m in weight_holders(backbone)
-               if n and not inside(n, heads) and n not in known}  # fmt: skip
+) -> tuple[list[Target], dict[str, str]]:
+    """What to adapt, and the other weights with the reason why they stay frozen."""
+    targets, refused = targets_of(backbone)
+    known = {n: t for n, t in targets.items() if not inside(t.module, heads)}
+    refused = {n: reason for n, reason in refused.items() if not inside(n, heads)}
     left: dict[str, str] = {}
     if config.target_modules == "auto":
-        chosen, left = auto_targets(backbone, heads)
+        chosen, left = auto_targets(backbone, known.values())
     elif config.target_modules == "all":
-        chosen = known
+        chosen = [n for n, t in known.items() if not t.slot.part]
     else:
         chosen = _matching("target_modules", config.target_modules, known, problems, refused)
-        left = {n: "not a target" for n in known if n not in chosen}
+        left = {n: "not a target" for n, t in known.items() if n not in chosen and not t.slot.part}
     if config.exclude_modules is not None:
-        excluded = _matching("exclude_modules", config.exclude_modules, [*known, *refused], problems)
+        everything = {**known, **dict.fromkeys(refused)}
+        excluded = _matching("exclude_modules", config.exclude_modules, everything, problems)
         left.update({n: "excluded" for n in chosen if n in excluded})
         chosen = [n for n in chosen if n not in excluded]
     if not chosen and not problems:
         problems.append(_nothing_to_adapt(config, refused))
-    return chosen, {**left, **{n: r for n, r in refused.items() if n not in left}}
+    return _without_parts([known[n] for n in chosen]), {**left, **refused}
+
+
+def _without_parts(chosen: list[Target]) -> list[Target]:
+    """A part of a weight goes when the whole is chosen too, by a glob for example."""
+    whole = {(t.module, t.slot.parameter) for t in chosen if not t.slot.part}
+    return [t for t in chosen if not t.slot.part or (t.module, t.slot.parameter) not in whole]
+
+
+def _impossible(backbone: nn.Module, config: LoRAConfig, chosen: list[Target], heads: list[str]) -> list[str]:
+    """Options that some of the chosen layers cannot have."""
+    problems = []
+    by_weight = [t.name for t in chosen if not t.family.has_branch or _read_by_parent(backbone, t.module)]
+    if config.dropout and by_weight:
+        problems.append(
+            f"dropout={config.dropout}: {listed(by_weight)} are read by their weights, where dropout cannot "
+            "act: set dropout to 0, or name them in exclude_modules."
+        )
+    transposed = [t.name for t in chosen if t.slot.transposed]
+    if config.use_dora and transposed:
+        problems.append(
+            f"use_dora=True: {listed(transposed)} have weights of (in, out), whose outputs have no norm of "
+            "their own: set use_dora to false, or name them in exclude_modules."
+        )
+    in_heads = {id(p): n for n, p in _named_parameters(backbone) if inside(n, heads)}
+    tied = {
+        t.name: in_heads[id(p)]
+        for t in chosen
+        if (p := backbone.get_submodule(t.module)._parameters.get(t.slot.parameter)) is not None
+        and id(p) in in_heads
+    }
+    for name, head in tied.items():
+        problems.append(
+            f"target_modules: the weight of {name} is tied to {head}, which trains in full: "
+            "name it in exclude_modules, or leave the head out of modules_to_save."
+        )
+    return problems
+
+
+def _read_by_parent(backbone: nn.Module, module: str) -> bool:
+    """nn.MultiheadAttention never calls its output projection."""
+    return isinstance(backbone.get_submodule(module.rpartition(".")[0]), nn.MultiheadAttention)
+
+
+def _named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
+    return model.named_parameters(remove_duplicate=False)
 
 
 def _nothing_to_adapt(config: LoRAConfig, refused: Mapping[str, str]) -> str:
@@ -178,31 +227,38 @@ def _nothing_to_adapt(config: LoRAConfig, refused: Mapping[str, str]) -> str:
     excluded = f" after exclude_modules={config.exclude_modules!r}" if config.exclude_modules else ""
     return (
         f"target_modules={config.target_modules!r} leaves no layer to adapt{excluded}: LoRA adapts "
-        f"nn.Linear and nn.Conv2d outside the head.{found}"
+        f"linear, convolution, embedding and recurrent layers and attention outside the head.{found}"
     )
 
 
 def _matching(
     option: str,
     patterns: str | list[str],
-    names: list[str],
+    names: Mapping[str, Target | None],
     problems: list[str],
     refused: Mapping[str, str] | None = None,
 ) -> list[str]:
     """The names that match; every pattern must match at least one, or it becomes a problem."""
     for pattern in [patterns] if isinstance(patterns, str) else patterns:
         one: str | list[str] = pattern if isinstance(patterns, str) else [pattern]
-        if any(matches(n, one) for n in names):
+        if any(_meant(n, t, one) for n, t in names.items()):
             continue
         unsupported = {n: r for n, r in (refused or {}).items() if matches(n, one)}
         if unsupported:
             problems.append(f"{option}: {pattern!r} matches {summary(unsupported)}, which cannot be adapted.")
         else:
             problems.append(f"{option}: {pattern!r} matches no layer.{_near(pattern, names)}")
-    return [n for n in names if matches(n, patterns)]
+    return [n for n, t in names.items() if _meant(n, t, patterns)]
 
 
-def _near(pattern: str, names: list[str]) -> str:
+def _meant(name: str, target: Target | None, patterns: str | list[str]) -> bool:
+    """A module's name means all its weights, but not the parts of them."""
+    if matches(name, patterns):
+        return True
+    return target is not None and not target.slot.part and matches(target.module, patterns)
+
+
+def _near(pattern: str, names: Iterable[str]) -> str:
     """Near misses among the names' endings: `blocks.0.attn.qkv` can be meant by `qkv` or `attn.qkv`."""
     endings = {".".join(n.split(".")[-k:]) for n in names for k in (1, 2)}
     endings = {e for e in endings if not e.isdigit()} | {"auto", "all"}
@@ -215,26 +271,26 @@ def _near(pattern: str, names: list[str]) -> str:
 def _layers(
     backbone: nn.Module,
     config: LoRAConfig,
-    chosen: list[str],
+    chosen: list[Target],
     skipped: dict[str, str],
     problems: list[str],
 ) -> list[LayerPlan]:
     """Rank, alpha and size of each chosen layer; with patterns checked against the names."""
-    rank_of = _lookup("rank_pattern", config.rank_pattern, chosen, problems)
-    alpha_of = _lookup("alpha_pattern", config.alpha_pattern, chosen, problems)
+    names = [t.name for t in chosen]
+    rank_of = _lookup("rank_pattern", config.rank_pattern, names, problems)
+    alpha_of = _lookup("alpha_pattern", config.alpha_pattern, names, problems)
     layers, small = [], {}
-    for name in chosen:
-        module = backbone.get_submodule(name)
-        weight = module._parameters["weight"]
-        assert weight is not None
+    for target in chosen:
+        name, shape = target.name, target.shape
         rank = rank_of(name) or config.rank
         alpha = alpha_of(name) or (config.alpha if config.alpha is not None else 2 * rank)
-        side = min(weight.shape[0], weight[0].numel())
+        side = target.slot.highest_rank(shape)
         if rank > side:
             small[name] = (rank, side)
-        parameters = rank * (weight.shape[0] + weight[0].numel())
-        parameters += weight.shape[0] if config.use_dora else 0
-        layers.append(LayerPlan(name, type(module).__name__, tuple(weight.shape), rank, alpha, parameters))
+        parameters = sum(math.prod(factor) for factor in target.slot.factors(shape, rank))
+        parameters += shape[0] if config.use_dora else 0
+        kind = type(backbone.get_submodule(target.module)).__name__
+        layers.append(LayerPlan(name, target.module, target.slot_name, kind, shape, rank, alpha, parameters))
     # "auto" and "all" may meet a few narrow layers (squeeze-and-excite); too narrow for most is a mistake.
     forgiving = config.target_modules in ("auto", "all") and 2 * len(small) <= len(layers)
     if small and not forgiving:

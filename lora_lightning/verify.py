@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_lightning.adapters import adapters_off, lora_parameters, merge, unmerge
 from lora_lightning.inject import eject, injection_of
-from lora_lightning.layers import lora_layers
+from lora_lightning.layers import LoRALayer, lora_layers
 from lora_lightning.report import listed
 
 
@@ -44,9 +44,10 @@ def dead_updates(model: nn.Module) -> list[str]:
     zero, A's gradient is zero in every layer; B's is not."""
     dead = []
     for name, layer in lora_layers(model).items():
-        grads = [p.grad for p in layer.lora.parameters()]
-        if not any(g is not None and bool((g != 0).any()) for g in grads):
-            dead.append(name)
+        for update in (u for adapter in layer.lora for u in layer.updates(adapter)):
+            grads = [p.grad for p in update.parameters()]
+            if not any(g is not None and bool((g != 0).any()) for g in grads):
+                dead.append(f"{name}.{update.slot.parameter}".removesuffix(".weight"))
     return dead
 
 
@@ -137,7 +138,7 @@ def _frozen(model: nn.Module) -> dict[str, Tensor]:
 @torch.no_grad()
 def _merged_is_unmerged(model: nn.Module, batch: Any) -> list[str]:
     model.eval()
-    weights = {n: layer.base_weight.clone() for n, layer in lora_layers(model).items()}
+    weights = {n: _bases(layer) for n, layer in lora_layers(model).items()}
     before = call(model, batch)
     merge(model)
     merged = call(model, batch)
@@ -148,8 +149,12 @@ def _merged_is_unmerged(model: nn.Module, batch: Any) -> list[str]:
         error = (one - other).abs().max() / one.abs().max().clamp_min(1e-12)
         if not error <= allowed:
             failures.append(f"merged outputs differ from unmerged ones by {error:.1e}, allowed {allowed:.0e}")
-    lost = [n for n, m in lora_layers(model).items() if not torch.equal(weights[n], m.base_weight)]
+    lost = [n for n, m in lora_layers(model).items() if not _equal(weights[n], _bases(m))]
     return [*failures, f"unmerging did not restore {listed(lost)}"] if lost else failures
+
+
+def _bases(layer: LoRALayer) -> list[Tensor]:
+    return [layer.base(name).detach().clone() for name in layer.properties]
 
 
 def _equal(ones: list[Tensor], others: list[Tensor]) -> bool:

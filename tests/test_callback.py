@@ -29,7 +29,7 @@ def test_a_fit_trains_updates_and_head_and_nothing_else(build, tmp_path):
     state = module.model.state_dict()
     for name, before in base.items():
         assert torch.equal(state[name], before) != name.startswith(heads), name
-    assert all(layer.lora["default"].lora_B.any() for layer in lora_layers(module).values())
+    assert all(layer.lora["default"]["weight"].lora_B.any() for layer in lora_layers(module).values())
 
 
 @pytest.mark.parametrize("weights_only", [False, True])

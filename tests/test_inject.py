@@ -33,6 +33,11 @@ def adapted(build, seed: int = 0, **options) -> nn.Module:
     return model
 
 
+def base_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    layers = lora_layers(model).items()
+    return {f"{n}.{name}": layer.base(name).clone() for n, layer in layers for name in layer.properties}
+
+
 @pytest.mark.parametrize("build", MODELS)
 @pytest.mark.parametrize("mode", ["train", "eval"])
 @pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
@@ -61,14 +66,15 @@ def test_effective_weight_is_what_the_model_computes(build, options):
     reference = build()
     state = {k: v for k, v in model.state_dict().items() if ".lora." not in k}
     for name, layer in lora_layers(model).items():
-        update = layer.lora["default"]
+        (update,) = layer.lora["default"].values()
+        key = f"{name}.{update.slot.parameter}"
         rank = update.lora_A.shape[0]
         scaling = 2 * rank / (rank**0.5 if options.get("use_rslora") else rank)
-        W = state[f"{name}.weight"] + scaling * torch.einsum("or,r...->o...", update.lora_B, update.lora_A)
+        W = state[key] + scaling * torch.einsum("or,r...->o...", update.lora_B, update.lora_A)
         if options.get("use_dora"):
-            before = state[f"{name}.weight"].flatten(1).norm(dim=1)
+            before = state[key].flatten(1).norm(dim=1)
             W = W * (before / W.flatten(1).norm(dim=1)).view(-1, *[1] * (W.dim() - 1))
-        state[f"{name}.weight"] = W.detach()
+        state[key] = W.detach()
     reference.load_state_dict(state)
     x = BATCHES[build]()
     for mode in (False, True):
@@ -90,7 +96,11 @@ def test_gradients_equal_those_through_the_effective_weight(build, options):
     model(x).square().sum().backward()
     fast = [p.grad.clone() for p in ll.lora_parameters(model)]
     model.zero_grad()
-    weights = {f"{n}.weight": layer.weight for n, layer in lora_layers(model).items()}
+    weights = {
+        f"{n}.{name}": layer.read(name)
+        for n, layer in lora_layers(model).items()
+        for name in layer.properties
+    }
     plain = copy.deepcopy(model)
     ll.eject(plain, merged=True)
     for module in plain.modules():
@@ -128,8 +138,8 @@ def test_adapters_off_is_the_base_model(build, options):
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.1)
-    for (name, own), other in zip(
-        [(n, p) for n, p in model.named_parameters() if ".lora." not in n], base.parameters(), strict=True
+    for own, other in zip(
+        [p for n, p in model.named_parameters() if ".lora." not in n], base.parameters(), strict=True
     ):
         other.requires_grad_(own.requires_grad)
     x = BATCHES[build]()
@@ -150,7 +160,7 @@ def test_merge_equals_unmerged_and_unmerge_restores(build, options):
     model = adapted(build, **options).eval()
     x = BATCHES[build]()
     before = model(x)
-    weights = {n: layer.base_weight.clone() for n, layer in lora_layers(model).items()}
+    weights = base_weights(model)
     ll.merge(model)
     merged = model(x)
     assert (before - merged).abs().max() <= 1e-5 * before.abs().max()
@@ -158,7 +168,7 @@ def test_merge_equals_unmerged_and_unmerge_restores(build, options):
     assert torch.equal(model(x), merged)
     ll.unmerge(model)
     ll.unmerge(model)
-    assert all(torch.equal(layer.base_weight, weights[n]) for n, layer in lora_layers(model).items())
+    assert all(torch.equal(weight, weights[n]) for n, weight in base_weights(model).items())
     assert torch.equal(model(x), before)
 
 
@@ -168,7 +178,7 @@ def test_merge_refuses_updates_that_are_not_finite_and_merges_nothing(bad):
     layers = lora_layers(model)
     last = list(layers)[-1]
     with torch.no_grad():
-        layers[last].lora["default"].lora_B[0, 0] = bad
+        layers[last].lora["default"]["weight"].lora_B[0, 0] = bad
     with pytest.raises(ll.UserError, match=rf"{last}.*NaN or infinity.*No layer was merged"):
         ll.merge(model)
     assert not any(layer.merged for layer in layers.values())
@@ -285,7 +295,7 @@ def test_dropout_acts_on_the_update_alone_and_in_train_mode_alone():
     ll.inject(model, ll.LoRAConfig(rank=2, dropout=0.5, target_modules=["0"]))
     layer, x = model[0], torch.randn(4, 50)
     with torch.no_grad():
-        layer.lora["default"].lora_B.normal_()
+        layer.lora["default"]["weight"].lora_B.normal_()
     assert not torch.equal(layer.train()(x), layer(x))
     assert torch.equal(layer.eval()(x), layer(x))
     torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))

@@ -1,41 +1,98 @@
-"""The layer families, one file each. A new family is a new file and one line in FAMILIES."""
+"""The layer families, one file each. A new family is a new file and a line or two here."""
 
 from __future__ import annotations
 
-from torch import nn
+from typing import cast
 
-from lora_lightning.layers.conv import LoRAConv
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils.parametrize import is_parametrized
+
+from lora_lightning.layers.attention import FUSED, attention_slots, fused_parts
+from lora_lightning.layers.conv import LoRAConv, LoRAConvTranspose, conv_slot, transposed_slot
+from lora_lightning.layers.embedding import EMBEDDING_SLOT, LoRAEmbedding
 from lora_lightning.layers.layer import LoRALayer
 from lora_lightning.layers.linear import LoRALinear
+from lora_lightning.layers.norm import is_norm
+from lora_lightning.layers.recurrent import LoRARecurrent, recurrent_slots
+from lora_lightning.layers.slot import Slot
 
+# The base class whose forward a family knows. A class with a forward of its own, or a weight that is
+# computed, takes the general road: LoRALayer itself.
 FAMILIES: dict[type[nn.Module], type[LoRALayer]] = {
     nn.Linear: LoRALinear,
+    nn.Conv1d: LoRAConv,
     nn.Conv2d: LoRAConv,
+    nn.Conv3d: LoRAConv,
+    nn.ConvTranspose1d: LoRAConvTranspose,
+    nn.ConvTranspose2d: LoRAConvTranspose,
+    nn.ConvTranspose3d: LoRAConvTranspose,
+    nn.Embedding: LoRAEmbedding,
+    nn.LSTM: LoRARecurrent,
+    nn.GRU: LoRARecurrent,
+    nn.RNN: LoRARecurrent,
 }
 
 
-def family_of(module: nn.Module) -> type[LoRALayer] | None:
-    """The family whose base class `module` has, adapted or not; None when there is none."""
-    return next((family for base, family in FAMILIES.items() if isinstance(module, base)), None)
+def family_of(module: nn.Module) -> type[LoRALayer]:
+    """The family that adapts `module`: by the class whose forward it has, else the general road."""
+    for base, family in FAMILIES.items():
+        if isinstance(module, base) and type(module).forward is base.forward and not is_parametrized(module):
+            return family
+    return LoRALayer
+
+
+def slots_of(name: str, module: nn.Module) -> dict[str, Slot]:
+    """Where `module`, called `name` in its model, can have updates: slot name -> Slot. The slot of a
+    module with one weight is called "". Empty when there is nothing to adapt."""
+    if isinstance(module, nn.MultiheadAttention):
+        return attention_slots(module)
+    if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
+        return recurrent_slots(module)
+    if not _holds_weight(module) or is_norm(module):
+        return {}
+    if isinstance(module, _ConvTransposeNd):
+        return {"": transposed_slot(module)}
+    if isinstance(module, _ConvNd):
+        return {"": conv_slot(module)}
+    if isinstance(module, (nn.Embedding, nn.EmbeddingBag)):
+        return {"": EMBEDDING_SLOT}
+    if type(module).__name__ == "Conv1D":  # transformers' linear layer with a weight of (in, out)
+        return {"": Slot("weight", transposed=True)}
+    slots = {"": Slot("weight")}
+    if isinstance(module, nn.Linear) and name.rpartition(".")[2] in FUSED and module.out_features % 3 == 0:
+        slots.update(fused_parts("", "weight", module.out_features // 3))
+    return slots
 
 
 def refusal(module: nn.Module) -> str | None:
-    """Why `module` cannot be adapted, or None when it can."""
-    family = family_of(module)
-    if family is None:
-        return f"{type(module).__name__} is not a supported layer"
+    """Why a module with a weight cannot be adapted, or None when it can."""
     if isinstance(module, LoRALayer):
         return "it is adapted already"
-    weight = module._parameters.get("weight")
-    if weight is None:
-        return "its weight is computed (weight norm, a parametrization) or quantized"
-    if isinstance(weight, nn.UninitializedParameter):
-        return "its shape is not known yet: run one batch through the model first"
-    if not weight.is_floating_point():
-        return f"its weight is {weight.dtype}, not floating point"
-    return family.refusal(module)
+    if isinstance(module, nn.Bilinear):
+        return "Bilinear is not linear in one input"
+    if getattr(module, "max_norm", None) is not None:
+        return "max_norm rewrites its weight in every forward"
+    for name, weight in module._parameters.items():
+        if weight is None or "weight" not in name:
+            continue
+        if isinstance(weight, nn.UninitializedParameter):
+            return "its shape is not known yet: run one batch through the model first"
+        if not weight.is_floating_point():
+            return (
+                f"its weight is {str(weight.dtype).removeprefix('torch.')}; "
+                "load the model in float32, float16 or bfloat16"
+            )
+    return None
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
     """Every adapted layer of the model by name, in the order of registration."""
     return {n: m for n, m in model.named_modules() if isinstance(m, LoRALayer)}
+
+
+def _holds_weight(module: nn.Module) -> bool:
+    weight = module._parameters.get("weight")
+    if weight is None:
+        return is_parametrized(module, "weight") and cast(Tensor, module.weight).dim() >= 2
+    return isinstance(weight, nn.UninitializedParameter) or weight.dim() >= 2

@@ -1,4 +1,4 @@
-"""LoRA for nn.Conv2d with one group, and its subclasses that keep its forward."""
+"""LoRA for convolutions of 1, 2 and 3 dimensions, and for transposed ones."""
 
 from __future__ import annotations
 
@@ -7,40 +7,91 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_lightning.layers.layer import LoRALayer
+from lora_lightning.layers.branch import BranchLayer
+from lora_lightning.layers.slot import Slot
 from lora_lightning.layers.update import LowRankUpdate
 
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
-class LoRAConv(LoRALayer):
-    """conv(x, W) + s·B·conv(x, A): A is a convolution to r channels, B a 1×1 one; stride, padding
-    and dilation are the layer's own.
 
-    x is (batch, in, height, width), A is (r, in, k, k), B is (out, r); merged, W + s·B·A with A
-    flattened to (r, in·k·k), as in PEFT.
+def conv_slot(module: nn.Module) -> Slot:
+    """Per-group factors; for a depthwise convolution, whose groups are vectors, one factorization of
+    the (out, k·k) matrix across the channels."""
+    depthwise = module.groups == module.in_channels
+    return Slot("weight", groups=1 if depthwise else module.groups)  # type: ignore[arg-type]
+
+
+def transposed_slot(module: nn.Module) -> Slot:
+    """W is (in, out / groups, *kernel): A reduces the input, B makes the output."""
+    return Slot("weight", groups=module.groups, transposed=True)  # type: ignore[arg-type]
+
+
+class _Convolution(BranchLayer):
+    if TYPE_CHECKING:
+        groups: int
+        kernel_size: tuple[int, ...]
+
+    @property
+    def channel_dim(self) -> int:  # type: ignore[override]
+        return -1 - len(self.kernel_size)
+
+    def _pointwise(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+        """A convolution with a 1×1 kernel: weight is (out, in / groups)."""
+        dimensions = len(self.kernel_size)
+        return CONVOLUTIONS[dimensions](x, weight.view(*weight.shape, *[1] * dimensions), groups=groups)
+
+
+class LoRAConv(_Convolution):
+    """conv(x, W) + s·B·conv(x, A): A is a convolution to r channels a group, B a 1×1 one; stride,
+    padding and dilation are the layer's own.
+
+    x is (batch, in, *size), A is (groups·r, in / groups, *kernel), B is (out, r); merged, W + s·B·A
+    with A flattened, group by group, as in PEFT for one group.
     """
 
     if TYPE_CHECKING:
-        bias: Tensor | None
+        in_channels: int
 
         def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
 
-    @classmethod
-    def refusal(cls, module: nn.Module) -> str | None:
-        if not isinstance(module, nn.Conv2d):
-            return f"{type(module).__name__} is not a 2-D convolution"
-        if type(module).forward is not nn.Conv2d.forward:
-            return f"{type(module).__name__} has a forward of its own"
-        if module.groups != 1:
-            return "a grouped convolution"
-        return None
-
     def forward(self, x: Tensor) -> Tensor:
-        y = self._conv_forward(x, self.base_weight, self.bias)
-        return self.add_branches(x, y, self.bias)
+        return self.add_branches(x, self._conv_forward(x, self.base("weight"), self.bias))
 
     def branch(self, x: Tensor, update: LowRankUpdate) -> Tensor:
-        h = self._conv_forward(x, update.lora_A.to(x.dtype), None)  # r channels, the output's size
-        return F.conv2d(h * update.scaling, update.lora_B.to(x.dtype)[:, :, None, None])
+        if update.slot.groups != self.groups:  # depthwise: the update is as small as the weight
+            return self._conv_forward(x, update.product(self.base("weight")).to(x.dtype), None)
+        h = self._conv_forward(x, update.lora_A.to(x.dtype), None)  # groups·r channels
+        return self._pointwise(h * update.scaling, update.lora_B.to(x.dtype), self.groups)
 
-    def per_output(self, values: Tensor) -> Tensor:
-        return values[:, None, None]
+
+class LoRAConvTranspose(_Convolution):
+    """conv_transpose(x, W) + s·conv_transpose(A·x, B): A is a 1×1 convolution to r channels a group.
+
+    x is (batch, in, *size), W is (in, out / groups, *kernel), A is (groups·r, in / groups), B is
+    (groups·r, out / groups, *kernel).
+    """
+
+    if TYPE_CHECKING:
+        stride: tuple[int, ...]
+        padding: tuple[int, ...]
+        dilation: tuple[int, ...]
+
+        def _output_padding(self, *args: object) -> list[int]: ...
+
+    def forward(self, x: Tensor, output_size: list[int] | None = None) -> Tensor:
+        padding = self._output_padding(
+            x, output_size, self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation
+        )
+        y = self._transpose(x, self.base("weight"), self.bias, padding)
+        for update in self.active_updates("weight"):
+            h = self._grouped_pointwise(update.dropout(x), update)
+            y = y + self._transpose(h * update.scaling, update.lora_B.to(x.dtype), None, padding)
+        return y
+
+    def _grouped_pointwise(self, x: Tensor, update: LowRankUpdate) -> Tensor:
+        return self._pointwise(x, update.lora_A.to(x.dtype), self.groups)
+
+    def _transpose(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
+        convolution = TRANSPOSED[len(self.kernel_size)]
+        return convolution(x, weight, bias, self.stride, self.padding, padding, self.groups, self.dilation)

@@ -1,12 +1,12 @@
-"""LoRALayer: what every adapted layer shares: its updates, a weight that tells the truth, merging."""
+"""LoRALayer: what every adapted layer shares: its updates, weights that tell the truth, merging."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from lora_lightning.errors import UserError
 from lora_lightning.layers.swap import Swapped, swap_in, swap_out
@@ -14,107 +14,141 @@ from lora_lightning.layers.update import LowRankUpdate
 
 
 class LoRALayer(Swapped):
-    """Mixin for a layer whose `weight` is adapted.
+    """Mixin for a module some of whose parameters are adapted; by itself it is the general road.
 
-    Reading `layer.weight` gives the effective weight W + sum of the active updates, wherever it is
-    read; the base weight keeps its place in `_parameters["weight"]`, and so its name in
-    `state_dict()`. Calling the layer takes the low-rank branch and never forms a gradient of W.
+    Reading an adapted parameter, such as `layer.weight`, gives the effective weight W + sum of the
+    active updates, wherever it is read; the base weight keeps its place in `_parameters`, and so its
+    name in `state_dict()`. The module's own forward reads it like everybody else. Families whose
+    forward is known take a low-rank branch instead, which never forms a gradient of W.
 
     Attributes:
-        lora: adapter name -> LowRankUpdate.
+        lora: adapter name -> slot name -> LowRankUpdate.
         lora_active: names of the adapters in use.
+        lora_originals: the base parameters while the updates are merged into the weights.
+        has_branch: whether the family's forward adds branches, which dropout needs.
     """
 
+    prefix = "LoRA"
+    has_branch = False
     lora: nn.ModuleDict
     lora_active: tuple[str, ...]
-    prefix = "LoRA"
+    lora_originals: dict[str, nn.Parameter | None]
 
-    @classmethod
-    def refusal(cls, module: nn.Module) -> str | None:
-        """Why this family cannot adapt `module`, or None when it can."""
-        raise NotImplementedError
+    def read(self, name: str) -> Tensor:
+        # An AttributeError in here would make nn.Module fall back to the base weight, silently.
+        if self.merged and name not in self._parameters:
+            return cast(Tensor, self._buffers[f"lora_merged_{name}"])
+        updates = self.active_updates(name)
+        return effective_weight(self.base(name), updates) if updates else self.base(name)
 
-    @property
-    def base_weight(self) -> nn.Parameter:
-        """W, frozen; after `merge_updates` it holds the merged values."""
-        return cast(nn.Parameter, self._parameters["weight"])
+    def base(self, name: str) -> Tensor:
+        """W: the parameter, or what the module's own parametrization makes of it; after
+        `merge_updates` a parameter holds the merged values."""
+        if name in self._parameters:
+            return cast(Tensor, self._parameters[name])
+        return getattr(self.original_class, name).fget(self)
 
     @property
     def merged(self) -> bool:
-        return "lora_unmerged_weight" in self._buffers
+        return bool(self.lora_originals)
 
-    @property
-    def weight(self) -> Tensor:
-        # An AttributeError in here would make nn.Module fall back to the base weight, silently.
-        updates = list(self.active_updates())
-        return effective_weight(self.base_weight, updates) if updates else self.base_weight
+    def active_updates(self, name: str) -> list[LowRankUpdate]:
+        """The updates of the parameter `name` that are to be added; none when they are merged."""
+        if self.merged:
+            return []
+        return [u for adapter in self.lora_active for u in self.updates(adapter) if u.slot.parameter == name]
 
-    def active_updates(self) -> Iterator[LowRankUpdate]:
-        """The updates that a forward must add; none when they are merged into W."""
-        if not self.merged:
-            for name in self.lora_active:
-                yield cast(LowRankUpdate, self.lora[name])
-
-    def add_branches(self, x: Tensor, y: Tensor, bias: Tensor | None) -> Tensor:
-        """Add the active updates' outputs to y = layer(x), the output of the base weight and bias."""
-        base = y
-        for update in self.active_updates():
-            branch = self.branch(update.dropout(x), update)
-            factors = update.row_factors(self.base_weight)
-            if factors is None:
-                y = y + branch
-            else:
-                c = self.per_output(factors.to(y.dtype))
-                product = base if bias is None else base - self.per_output(bias.to(base.dtype))
-                y = y + (c - 1) * product + c * branch
-        return y
-
-    def branch(self, x: Tensor, update: LowRankUpdate) -> Tensor:
-        """s·B·A applied to x, of the shape of the layer's output."""
-        raise NotImplementedError
-
-    def per_output(self, values: Tensor) -> Tensor:
-        """(out,) shaped to multiply the layer's output."""
-        raise NotImplementedError
+    def updates(self, adapter: str) -> list[LowRankUpdate]:
+        """The updates that make up one adapter."""
+        return list(cast(nn.ModuleDict, self.lora[adapter]).values())  # type: ignore[arg-type]
 
     @torch.no_grad()
-    def merged_weight(self) -> Tensor:
-        """W + updates in W's dtype, the sum taken in float32 or better.
+    def merged_weights(self) -> dict[str, Tensor]:
+        """The effective weights by name, in their own dtype, the sum taken in float32 or better.
 
         Raises:
             UserError: an update is not finite.
         """
-        merged = self.weight.detach()
-        if not torch.isfinite(merged).all() and torch.isfinite(self.base_weight).all():
-            raise UserError("the update holds NaN or infinity and cannot be merged")
+        merged = self.present_weights()
+        for name, weight in merged.items():
+            if not torch.isfinite(weight).all() and torch.isfinite(self.base(name)).all():
+                raise UserError("the update holds NaN or infinity and cannot be merged")
         return merged
 
-    def merge_updates(self, merged: Tensor) -> None:
-        """Put `merged_weight()` in the place of W, keeping W for `unmerge_updates`."""
-        self.register_buffer("lora_unmerged_weight", self.base_weight.data, persistent=False)
-        self.base_weight.data = merged
+    def present_weights(self) -> dict[str, Tensor]:
+        """The values that reading the adapted parameters gives now, by name."""
+        return {name: self.read(name).detach() for name in self.properties}
+
+    def merge_updates(self, merged: dict[str, Tensor]) -> None:
+        """Put `merged_weights()` in the place of the base weights, which `unmerge_updates` restores.
+
+        A new parameter takes the place, so that another module tied to the old one is not changed.
+        """
+        for name, weight in merged.items():
+            original = self._parameters.get(name)
+            if original is None:
+                self.register_buffer(f"lora_merged_{name}", weight, persistent=False)
+            else:  # as a buffer the base weight follows the module to another device
+                self.register_buffer(f"lora_unmerged_{name}", original.data, persistent=False)
+                self._parameters[name] = nn.Parameter(weight, requires_grad=False)
+            self.lora_originals[name] = original
 
     def unmerge_updates(self) -> None:
-        """Put W back, bit for bit."""
-        self.base_weight.data = cast(Tensor, self._buffers.pop("lora_unmerged_weight"))
-        self._non_persistent_buffers_set.discard("lora_unmerged_weight")
+        """Put the base weights back, bit for bit."""
+        for name, original in self.lora_originals.items():
+            if original is None:
+                delattr(self, f"lora_merged_{name}")
+            else:
+                original.data = cast(Tensor, self._buffers[f"lora_unmerged_{name}"])
+                delattr(self, f"lora_unmerged_{name}")
+                self._parameters[name] = original
+        self.lora_originals.clear()
 
 
 def effective_weight(weight: Tensor, updates: list[LowRankUpdate]) -> Tensor:
     """W + sum of the updates, in W's dtype; the sum is taken in float32 or better."""
-    delta = sum((u.delta(weight) for u in updates[1:]), updates[0].delta(weight))
-    return (weight.to(delta.dtype) + delta).to(weight.dtype)
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    effective = weight.to(dtype)
+    for update in updates:
+        rows = update.slot.rows
+        delta = update.delta(update.slot.of(weight))
+        if rows is not None:
+            below = weight.shape[0] - rows[1]
+            delta = nn.functional.pad(delta, [0, 0] * (weight.dim() - 1) + [rows[0], below])
+        effective = effective + delta
+    return effective.to(weight.dtype)
 
 
-def adapt(module: nn.Module, family: type[LoRALayer], adapter: str, update: LowRankUpdate) -> None:
-    """Turn `module` into an adapted layer of `family` with one active update."""
-    swap_in(module, family)
+def adapt(module: nn.Module, family: type[LoRALayer], slots: dict[str, LowRankUpdate], adapter: str) -> None:
+    """Turn `module` into an adapted layer of `family` with one active adapter.
+
+    Args:
+        slots: the adapter's updates by slot name.
+    """
+    parameters = tuple(sorted({update.slot.parameter for update in slots.values()}))
+    swap_in(module, family, parameters)
     layer = cast(LoRALayer, module)
-    layer.lora = nn.ModuleDict({adapter: update}).train(module.training)
+    layer.lora = nn.ModuleDict({adapter: nn.ModuleDict(slots)}).train(module.training)
     layer.lora_active = (adapter,)
+    layer.lora_originals = {}
 
 
 def restore(layer: LoRALayer) -> None:
     """Undo `adapt`: the layer has its class and attributes of before."""
     swap_out(layer)
-    del layer._modules["lora"], layer.__dict__["lora_active"]
+    for name in ("lora_active", "lora_originals"):
+        del layer.__dict__[name]
+    del layer._modules["lora"]
+
+
+def slot_key(slot: str) -> str:
+    """A slot's name as a key of `lora[adapter]`: "" is `weight`, `in_proj.q` is `in_proj_q`."""
+    return slot.replace(".", "_") or "weight"
+
+
+def set_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
+    """Write values into a plain module's parameters; a parametrized one becomes a plain parameter."""
+    for name, weight in weights.items():
+        if is_parametrized(module, name):
+            remove_parametrizations(module, name)
+        module._parameters[name] = nn.Parameter(weight)

@@ -12,37 +12,48 @@ class Swapped(nn.Module):
 
     Attributes:
         prefix: what the made class's name begins with: `LoRA` over nn.Linear is `LoRALinear`.
+        properties: names of the parameters that the made class computes by `read`.
     """
 
     prefix: str
     mixin_class: type[Swapped]
     original_class: type[nn.Module]
+    properties: tuple[str, ...]
 
     def __reduce_ex__(self, protocol: Any) -> tuple[Any, ...]:
         # The class is made at run time, so that a pickle must name its parts instead.
         parts: Any = super().__reduce_ex__(protocol)
-        return _rebuild, (self.mixin_class, self.original_class), *parts[2:]
+        return _rebuild, (self.mixin_class, self.original_class, self.properties), *parts[2:]
+
+    def read(self, name: str) -> Any:
+        """The value of the property `name`."""
+        raise NotImplementedError
 
 
-_made: dict[tuple[type[Swapped], type[nn.Module]], type[nn.Module]] = {}
+_made: dict[tuple[type[Swapped], type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
 
 
-def swapped_class(mixin: type[Swapped], original: type[nn.Module]) -> type[nn.Module]:
-    """The subclass of `original` that behaves as `mixin`; one class for each pair."""
-    if (mixin, original) not in _made:
+def swapped_class(
+    mixin: type[Swapped], original: type[nn.Module], properties: tuple[str, ...] = ()
+) -> type[nn.Module]:
+    """The subclass of `original` that behaves as `mixin`; one class for each combination."""
+    key = (mixin, original, properties)
+    if key not in _made:
         body = {
             "__module__": mixin.__module__,
             "__doc__": mixin.__doc__,
             "mixin_class": mixin,
             "original_class": original,
+            "properties": properties,
+            **{name: _property(name) for name in properties},
         }
-        _made[mixin, original] = type(f"{mixin.prefix}{original.__name__}", (mixin, original), body)
-    return _made[mixin, original]
+        _made[key] = type(f"{mixin.prefix}{original.__name__}", (mixin, original), body)
+    return _made[key]
 
 
-def swap_in(module: nn.Module, mixin: type[Swapped]) -> None:
+def swap_in(module: nn.Module, mixin: type[Swapped], properties: tuple[str, ...] = ()) -> None:
     """Give `module` the behaviour of `mixin`; its identity, parameters, hooks and `isinstance` stay."""
-    module.__class__ = swapped_class(mixin, type(module))
+    module.__class__ = swapped_class(mixin, type(module), properties)
 
 
 def swap_out(module: nn.Module) -> None:
@@ -51,6 +62,10 @@ def swap_out(module: nn.Module) -> None:
     module.__class__ = module.original_class  # type: ignore[assignment]
 
 
-def _rebuild(mixin: type[Swapped], original: type[nn.Module]) -> nn.Module:
-    cls = swapped_class(mixin, original)
+def _property(name: str) -> property:
+    return property(lambda self: self.read(name))
+
+
+def _rebuild(mixin: type[Swapped], original: type[nn.Module], properties: tuple[str, ...]) -> nn.Module:
+    cls = swapped_class(mixin, original, properties)
     return cls.__new__(cls)

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_lightning.init import init_update
+from lora_lightning.layers.slot import Slot
 
 
 class LowRankUpdate(nn.Module):
@@ -16,22 +17,25 @@ class LowRankUpdate(nn.Module):
     equation 5 and section 4.3).
 
     Args:
-        weight: W, (out, in, *kernel); its shape, device and dtype are used, and for DoRA its norms.
-        rank: r.
+        weight: W, or the rows of it that `slot` means; shape, device and dtype are used, and for DoRA
+            its norms.
+        slot: where the update belongs and how W factorizes.
+        rank: r, of each group.
         scaling: s.
         dropout: probability of dropping an entry of the branch's input.
         init: a key of `lora_lightning.init.INITS`.
         use_dora: train magnitudes.
 
     Attributes:
-        lora_A: (r, in, *kernel). Float32 for half-precision weights, else of the weight's dtype.
-        lora_B: (out, r).
+        lora_A: as `slot.factors` says. Float32 for half-precision weights, else of the weight's dtype.
+        lora_B: the same.
         lora_magnitude: (out,) with DoRA, else None.
     """
 
     def __init__(
         self,
         weight: Tensor,
+        slot: Slot,
         rank: int,
         scaling: float,
         dropout: float = 0.0,
@@ -40,38 +44,51 @@ class LowRankUpdate(nn.Module):
     ) -> None:
         super().__init__()
         dtype = torch.promote_types(weight.dtype, torch.float32)
-        self.scaling = scaling
-        self.lora_A = nn.Parameter(torch.empty(rank, *weight.shape[1:], device=weight.device, dtype=dtype))
-        self.lora_B = nn.Parameter(torch.empty(weight.shape[0], rank, device=weight.device, dtype=dtype))
-        init_update(self.lora_A, self.lora_B, init)
+        self.slot, self.rank, self.scaling, self.init = slot, rank, scaling, init
+        A, B = slot.factors(tuple(weight.shape), rank)
+        self.lora_A = nn.Parameter(torch.empty(A, device=weight.device, dtype=dtype))
+        self.lora_B = nn.Parameter(torch.empty(B, device=weight.device, dtype=dtype))
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.lora_magnitude = nn.Parameter(_row_norms(weight.detach().to(dtype))) if use_dora else None
+        self.reset_parameters()
 
-    @property
-    def rank(self) -> int:
-        return self.lora_A.shape[0]
+    def reset_parameters(self) -> None:
+        """Begin anew: the update is zero. Called when a model on the meta device is given memory."""
+        init_update(self.lora_A, self.lora_B, self.init, self.slot.zero)
+
+    def product(self, weight: Tensor) -> Tensor:
+        """s·B·A in the shape of the rows of W given, (out, in / groups, *kernel), in A's dtype."""
+        groups, rank = self.slot.groups, self.rank
+        if self.slot.transposed:
+            left = self.lora_A.view(groups, rank, -1).mT  # (groups, in / groups, r)
+            right = self.lora_B.view(groups, rank, -1)  # (groups, r, out / groups * kernel)
+        else:
+            left = self.lora_B.view(groups, -1, rank)  # (groups, out / groups, r)
+            right = self.lora_A.view(groups, rank, -1)  # (groups, r, in / groups * kernel)
+        if groups == 1:  # one matrix product is faster than a batch of one
+            return (self.scaling * left[0] @ right[0]).view(weight.shape)
+        return torch.bmm(self.scaling * left, right).view(weight.shape)
 
     def delta(self, weight: Tensor) -> Tensor:
-        """What this update adds to W: (out, in, *kernel) -> the same shape, in A's dtype."""
+        """What this update adds to the rows of W given, in A's dtype."""
         with torch.autocast(weight.device.type, enabled=False):
-            W = weight.to(self.lora_A.dtype)
-            update = (self.scaling * self.lora_B @ self.lora_A.flatten(1)).view(W.shape)
+            product = self.product(weight)
             if self.lora_magnitude is None:
-                return update
-            factors = self.lora_magnitude / _row_norms((W + update).detach())
-            return (W + update) * factors.view(-1, *[1] * (W.dim() - 1)) - W
+                return product
+            W = weight.to(product.dtype)
+            factors = self.lora_magnitude / _row_norms((W + product).detach())
+            return (W + product) * factors.view(-1, *[1] * (W.dim() - 1)) - W
 
     def row_factors(self, weight: Tensor) -> Tensor | None:
         """DoRA's m / ‖W + s·B·A‖, (out,), or None without DoRA."""
         if self.lora_magnitude is None:
             return None
         with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-            W = weight.to(self.lora_A.dtype)
-            norms = _row_norms(W + (self.scaling * self.lora_B @ self.lora_A.flatten(1)).view(W.shape))
+            norms = _row_norms(weight.to(self.lora_A.dtype) + self.product(weight))
         return self.lora_magnitude / norms
 
     def extra_repr(self) -> str:
-        return f"rank={self.rank}, scaling={self.scaling:g}"
+        return f"{self.slot.parameter}, rank={self.rank}, scaling={self.scaling:g}"
 
 
 def _row_norms(weight: Tensor) -> Tensor:

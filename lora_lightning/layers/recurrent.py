@@ -1,0 +1,59 @@
+"""LoRA for nn.RNN, nn.LSTM and nn.GRU: effective weights once a forward, then the fused kernel."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from lora_lightning.layers.layer import LoRALayer
+from lora_lightning.layers.slot import Slot
+
+# Order of the gates in the rows of a weight (the documentation of nn.LSTM and nn.GRU).
+GATES = {"LSTM": "ifgo", "GRU": "rzn"}
+
+
+def recurrent_slots(module: nn.Module) -> dict[str, Slot]:
+    """A slot for every weight of every layer and direction, `weight_ih_l0` …, and as parts of those
+    one for each gate, `weight_ih_l0.f` …"""
+    slots = {}
+    gates = GATES.get(str(getattr(module, "mode", type(module).__name__.removesuffix("Cell"))), "")
+    for name, weight in module._parameters.items():
+        if weight is None or weight.dim() < 2:
+            continue
+        slots[name] = Slot(name)
+        if not name.startswith("weight_hr"):
+            size = weight.shape[0] // max(len(gates), 1)
+            slots.update(
+                {
+                    f"{name}.{g}": Slot(name, (i * size, (i + 1) * size), part=True)
+                    for i, g in enumerate(gates)
+                }
+            )
+    return slots
+
+
+class LoRARecurrent(LoRALayer):
+    """The base class's forward with the effective weights in its list of flat weights."""
+
+    if TYPE_CHECKING:
+        _flat_weights: list[Any]
+        _flat_weights_names: list[str]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        self._flat_weights = [getattr(self, name) for name in self._flat_weights_names]
+        try:
+            return super().forward(*args, **kwargs)
+        finally:  # tensors with a history in an attribute could be neither copied nor pickled
+            self._init_flat_weights()
+
+    def _init_flat_weights(self) -> None:
+        self._flat_weights = [self._parameters[name] for name in self._flat_weights_names]
+        self._flat_weight_refs: list[Any] = []
+
+    def _update_flat_weights(self) -> None:
+        """The base class would look for changed parameters; forward always takes the present ones."""
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._init_flat_weights()
