@@ -1,0 +1,1 @@
+"""Lightning data modules that the recipes train on, one file a data set."""

@@ -1,0 +1,317 @@
+"""CIFARDataModule: CIFAR-10 and CIFAR-100 at the size a pretrained vision model expects."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import timm.data
+import torch
+from PIL import Image
+from timm.data.random_erasing import RandomErasing
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from torchvision.datasets import CIFAR10, CIFAR100
+from torchvision.transforms import v2
+
+from lora_lightning.data.cifar_files import bad_files, download_files, require_files
+from lora_lightning.data.images import ImageArrays, stratified_split
+from lora_lightning.errors import ConfigError, did_you_mean
+
+DATASETS: dict[str, type[CIFAR10]] = {"cifar10": CIFAR10, "cifar100": CIFAR100}
+CLASSES = {"cifar10": 10, "cifar100": 100}
+MAX_WORKERS = 8
+POLICIES = ("rand-m9-mstd0.5-inc1", "augmix-m3-w3", "original", "v0")
+
+
+class CIFARDataModule(L.LightningDataModule):
+    """CIFAR-10 or CIFAR-100 (Krizhevsky 2009) for fine-tuning: 50,000 training, 10,000 test images.
+
+    Size, mean, standard deviation and interpolation are those of the timm model being trained.
+    Workers crop, resize and flip, and hand over uint8; float, normalization, erasing, mixup and
+    cutmix happen a batch at a time on the device. Batches are images (batch, 3, height, width) and
+    labels (batch,), or (batch, classes) probabilities when training with mixup or cutmix.
+
+    Args:
+        name: "cifar10" or "cifar100".
+        root: the folder that holds `cifar-10-batches-py` or `cifar-100-python`.
+        download: fetch the files into `root` if they are not there.
+        batch_size: images a batch and process.
+        num_workers: loading processes; None takes the cores of this process, at most 8.
+        val_size: training images set aside for validation, in equal shares of each class.
+        seed: the validation split, and the order and augmentation of training images.
+        image_size: height and width in pixels; None takes the model's.
+        crop_scale: least and greatest share of the area that a training crop keeps.
+        hflip: probability of mirroring a training image.
+        auto_augment: a policy of timm, such as "rand-m9-mstd0.5-inc1" (RandAugment), or None.
+        random_erasing: probability of erasing a rectangle (Zhong et al. 2017, arXiv 1708.04896).
+        mixup: alpha of mixup (Zhang et al. 2017, arXiv 1710.09412); 0 switches it off.
+        cutmix: alpha of cutmix (Yun et al. 2019, arXiv 1905.04899); 0 switches it off. With both
+            on, each batch takes one of them.
+        mix_prob: probability that a batch is mixed at all.
+
+    Attributes:
+        classes: the names of the classes, after setup.
+
+    Raises:
+        ConfigError: one line for each bad option.
+        MissingFileError: the files are not there, not whole, or cannot be downloaded.
+    """
+
+    def __init__(
+        self,
+        name: Literal["cifar10", "cifar100"] = "cifar10",
+        root: str = "data",
+        download: bool = False,
+        batch_size: int = 128,
+        num_workers: int | None = None,
+        val_size: int = 5000,
+        seed: int = 0,
+        image_size: int | None = None,
+        # ImageNet's (0.08, 1) would cut scraps of a few pixels out of a 32 x 32 image.
+        crop_scale: Sequence[float] = (0.7, 1.0),
+        hflip: float = 0.5,
+        auto_augment: str | None = None,
+        random_erasing: float = 0.0,
+        mixup: float = 0.8,
+        cutmix: float = 1.0,
+        mix_prob: float = 1.0,
+    ) -> None:
+        super().__init__()
+        problems = [
+            None
+            if isinstance(name, str) and name in CLASSES
+            else f"name={name!r}: give one of {', '.join(CLASSES)}.{did_you_mean(name, CLASSES)}",
+            None if isinstance(root, (str, os.PathLike)) and str(root) else f"root={root!r}: give a folder.",
+            None if isinstance(download, bool) else f"download={download!r}: give true or false.",
+            _whole("batch_size", batch_size, 1),
+            None if num_workers is None else _whole("num_workers", num_workers, 0, "or null"),
+            _whole("val_size", val_size, 1),
+            _whole("seed", seed, 0),
+            None if image_size is None else _whole("image_size", image_size, 8, "or null"),
+            _scale("crop_scale", crop_scale),
+            _probability("hflip", hflip),
+            _policy("auto_augment", auto_augment),
+            _probability("random_erasing", random_erasing),
+            _alpha("mixup", mixup),
+            _alpha("cutmix", cutmix),
+            _probability("mix_prob", mix_prob),
+        ]
+        if found := [p for p in problems if p]:
+            raise ConfigError(found)
+        self.dataset = DATASETS[name]
+        self.num_classes = CLASSES[name]
+        self.root = Path(root).expanduser().absolute()
+        self.download = download
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.val_size = val_size
+        self.seed = seed
+        self.image_size = image_size
+        self.crop_scale = (float(crop_scale[0]), float(crop_scale[1]))
+        self.hflip = hflip
+        self.auto_augment = auto_augment
+        self.erasing_probability = random_erasing
+        self.classes: list[str] = []
+        self._constants: dict[tuple[Any, ...], Any] = {}
+        mixes = [
+            mix(alpha=float(alpha), num_classes=self.num_classes)
+            for mix, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix))
+            if alpha > 0
+        ]
+        self.mix = v2.RandomApply([v2.RandomChoice(mixes)], p=mix_prob) if mixes else None
+
+    def prepare_data(self) -> None:
+        if self.download and bad_files(self.dataset, self.root):
+            download_files(self.dataset, self.root)
+        require_files(self.dataset, self.root)
+
+    def setup(self, stage: str | None = None) -> None:
+        require_files(self.dataset, self.root)
+        if stage != "test" and not hasattr(self, "train_images"):
+            whole = self.dataset(str(self.root), train=True)
+            labels = torch.tensor(whole.targets)
+            train, val = stratified_split(labels, self.val_size, self.seed)
+            self._check_sizes(len(labels), len(train))
+            self.train_images = whole.data[train.numpy()], labels[train]
+            self.val_images = whole.data[val.numpy()], labels[val]
+            self.classes = whole.classes
+        if stage in ("test", None) and not hasattr(self, "test_images"):
+            test = self.dataset(str(self.root), train=False)
+            self.test_images = test.data, torch.tensor(test.targets)
+            self.classes = test.classes
+
+    def train_dataloader(self) -> DataLoader:
+        transform = self._transform(training=True)
+        rank = 0 if self.trainer is None else self.trainer.global_rank
+        generator = torch.Generator().manual_seed(self.seed + rank)
+        return self._loader(
+            ImageArrays(*self.train_images, transform),
+            shuffle=True,
+            drop_last=True,
+            generator=generator,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader(ImageArrays(*self.val_images, self._transform(training=False)))
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader(ImageArrays(*self.test_images, self._transform(training=False)))
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        images, labels = batch
+        training = self.trainer is not None and self.trainer.training
+        return self.finish(images, labels, training)
+
+    def finish(self, images: Tensor, labels: Tensor, training: bool) -> tuple[Tensor, Tensor]:
+        """The part of the preprocessing that is done a batch at a time, on the batch's device.
+
+        Args:
+            images: (batch, 3, height, width), uint8.
+            labels: (batch,), class indices.
+            training: also erase and mix.
+
+        Returns:
+            Normalized images of the precision in use; labels (batch,) or (batch, classes).
+        """
+        mean, std = self._mean_std(images.device)
+        images = images.float().sub_(mean).div_(std)
+        if training and self.erasing_probability > 0:
+            erase = RandomErasing(self.erasing_probability, mode="pixel", device=images.device)
+            images = erase(images)
+        if training and self.mix is not None:
+            images, labels = self.mix(images, labels)
+        if self.trainer is not None:
+            images = self.trainer.precision_plugin.convert_input(images)
+        return images, labels
+
+    def data_config(self) -> dict[str, Any]:
+        """timm's data config of the model being trained; ImageNet's without a Trainer."""
+        module = None if self.trainer is None else self.trainer.lightning_module
+        modules = [] if module is None else module.modules()
+        model = next((m for m in modules if hasattr(m, "pretrained_cfg")), nn.Identity())
+        size = self.image_size and (self.image_size, self.image_size)
+        embed = getattr(model, "patch_embed", None)
+        built = getattr(embed, "img_size", None)
+        flexible = getattr(model, "dynamic_img_size", False) or not getattr(embed, "strict_img_size", True)
+        if size and built and not flexible and tuple(built) != size:
+            raise ConfigError(
+                [
+                    f"image_size={self.image_size}: {type(model).__name__} takes "
+                    f"{built[0]} x {built[1]}; give image_size=null, or build the model with "
+                    f"img_size={self.image_size}."
+                ]
+            )
+        size = size or built
+        args = {"input_size": (3, *size)} if size else {}
+        return timm.data.resolve_data_config(args, model=model)
+
+    def _mean_std(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """In units of 0 to 255, (3, 1, 1) each; copied to a device once, not once a batch."""
+        config = self.data_config()
+        key = (device, *config["mean"], *config["std"])
+        if key not in self._constants:
+            both = torch.tensor([config["mean"], config["std"]], device=device) * 255
+            self._constants[key] = both.view(2, 3, 1, 1).unbind()
+        return self._constants[key]
+
+    def _transform(self, training: bool) -> Callable[[Image.Image], Tensor]:
+        config = self.data_config()
+        options: dict[str, Any] = {
+            "input_size": config["input_size"],
+            "interpolation": config["interpolation"],
+            "mean": config["mean"],
+            "use_prefetcher": True,
+        }
+        if training:
+            options |= {
+                "is_training": True,
+                "scale": self.crop_scale,
+                "hflip": self.hflip,
+                "color_jitter": None,
+                "auto_augment": self.auto_augment,
+            }
+        else:
+            # The object fills a CIFAR image: resize the whole of it, cut nothing off.
+            options["crop_pct"] = 1.0
+        return timm.data.create_transform(**options)
+
+    def _loader(self, images: ImageArrays, **options: Any) -> DataLoader:
+        workers = self.num_workers
+        if workers is None:
+            processes = 1 if self.trainer is None else self.trainer.world_size
+            workers = max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes))
+        return DataLoader(
+            images,
+            batch_size=self.batch_size,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            **options,
+        )
+
+    def _check_sizes(self, total: int, train: int) -> None:
+        processes = 1 if self.trainer is None else self.trainer.world_size
+        problems = []
+        if train <= 0:
+            problems.append(
+                f"val_size={self.val_size}: there are {total} training images; give fewer, so that "
+                "some are left to train on."
+            )
+        elif train // processes < self.batch_size:
+            problems.append(
+                f"batch_size={self.batch_size}: {train // processes} training images a process do "
+                "not fill one batch; give fewer."
+            )
+        if problems:
+            raise ConfigError(problems)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _whole(name: str, value: Any, least: int, also: str = "") -> str | None:
+    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
+        return None
+    return f"{name}={value!r}: give a whole number of at least {least}{also and f', {also}'}."
+
+
+def _probability(name: str, value: Any) -> str | None:
+    if _is_number(value) and 0 <= value <= 1:
+        return None
+    return f"{name}={value!r}: give a probability from 0 to 1."
+
+
+def _alpha(name: str, value: Any) -> str | None:
+    if _is_number(value) and value >= 0:
+        return None
+    return f"{name}={value!r}: give a number above 0 (0.8 or 1 are usual), or 0 to switch it off."
+
+
+def _scale(name: str, value: Any) -> str | None:
+    if (
+        isinstance(value, Sequence)
+        and len(value) == 2
+        and all(_is_number(v) for v in value)
+        and 0 < value[0] <= value[1] <= 1
+    ):
+        return None
+    return f"{name}={value!r}: give two shares of the area, 0 < least <= greatest <= 1: [0.7, 1]."
+
+
+def _policy(name: str, value: Any) -> str | None:
+    if value is None:
+        return None
+    try:
+        timm.data.create_transform(32, is_training=True, auto_augment=value or "?")
+    except Exception:  # timm checks the text by assertions and conversions
+        return (
+            f"{name}={value!r}: give a policy of timm, such as {', '.join(POLICIES)}, or null."
+            f"{did_you_mean(value, POLICIES)}"
+        )
+    return None

@@ -1,0 +1,249 @@
+"""timm_model: an image model by its timm name, with weights from a file, the package or the hub."""
+
+from __future__ import annotations
+
+import inspect
+import logging
+import re
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import timm
+import torch
+from timm.models import get_pretrained_cfg, model_entrypoint
+from torch import nn
+
+from lora_lightning.errors import (
+    AdapterFileError,
+    ConfigError,
+    did_you_mean,
+)
+from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
+from lora_lightning.models.hub import pretrained_file
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 3  # tensors named of each kind when a checkpoint does not fit
+
+
+def timm_model(
+    name: str,
+    *,
+    pretrained: bool = False,
+    checkpoint: str | None = None,
+    num_classes: int | None = None,
+    **kwargs: Any,
+) -> nn.Module:
+    """Build a timm model, (batch, channels, height, width) -> (batch, num_classes).
+
+    Weights are loaded whole or not at all; only the head may differ, and is then a fresh one.
+
+    Args:
+        name: a name of `timm.list_models()`, with or without a tag (`resnet18.a1_in1k`).
+        pretrained: load timm's weights for this name, from the local cache or the hub.
+        checkpoint: a .safetensors file, or the bare name of weights shipped in the package
+            (`vit_digits`); it takes the place of `pretrained`. Keys may carry the `model.` of a
+            LightningModule.
+        num_classes: outputs of the head; None keeps the weights' own head, or none where
+            they have none. A head of another size
+            is replaced by a fresh one, 0 leaves it out.
+        **kwargs: the model's own options (`img_size`, `drop_path_rate`, `depth`, ...).
+
+    Raises:
+        ConfigError: an unknown name or tag, or bad options.
+        MissingFileError: weights that are not on this machine and cannot be downloaded now.
+        AdapterFileError: a checkpoint that is pickled, damaged, or made for another model.
+    """
+    kwargs = {key: _plain(value) for key, value in kwargs.items() if value is not None}
+    _check(name, num_classes, checkpoint, kwargs)
+    if checkpoint is not None:
+        path = checkpoint_path(checkpoint)
+        state = read_checkpoint(path)
+        if num_classes is None:
+            num_classes = _head_rows(name, state)
+    elif pretrained:
+        path = pretrained_file(name, kwargs.get("cache_dir"))
+        reference = _timm_pretrained(name, path, kwargs)
+        if num_classes in (None, reference.num_classes):
+            return reference
+        state = reference.state_dict()
+    else:
+        return _build(name, num_classes, kwargs)
+    model = _build(name, num_classes, kwargs)
+    _load(model, state, name, path)
+    return model
+
+
+def _check(name: Any, num_classes: Any, checkpoint: Any, kwargs: Mapping[str, Any]) -> None:
+    problems = []
+    arch, _, tag = str(name).partition(".")
+    if not isinstance(name, str) or not timm.is_model(arch):
+        problems.append(
+            f"name={name!r}: give a model of timm, such as vit_base_patch16_224 "
+            f"(timm.list_models() lists them).{did_you_mean(arch, timm.list_models())}"
+        )
+    elif tag and name not in (tagged := timm.list_models(f"{arch}.*", pretrained=True)):
+        tags = [t.partition(".")[2] for t in tagged]
+        problems.append(
+            f"name={name!r}: {arch} has no weights tagged {tag!r}.{did_you_mean(tag, tags)} "
+            + (f"Tags: {', '.join(tags)}." if tags else "It has no pretrained weights at all.")
+        )
+    if num_classes is not None and (
+        not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 0
+    ):
+        problems.append(
+            f"num_classes={num_classes!r}: give a whole number of at least 1, 0 for no head, or "
+            "null to keep the head of the weights."
+        )
+    if checkpoint is not None and (not isinstance(checkpoint, (str, Path)) or not str(checkpoint)):
+        problems.append(
+            f"checkpoint={checkpoint!r}: give the path of a .safetensors file, the name of shipped "
+            "weights, or null."
+        )
+    if "checkpoint_path" in kwargs:
+        problems.append(
+            f"checkpoint_path={kwargs['checkpoint_path']!r}: give checkpoint=file.safetensors "
+            "instead; it is checked against the model and never unpickled."
+        )
+    if problems:
+        raise ConfigError(problems)
+
+
+def _plain(value: Any) -> Any:
+    """Hydra's ListConfig and DictConfig as plain lists and dictionaries."""
+    if isinstance(value, Mapping):
+        return {key: _plain(v) for key, v in value.items()}
+    if isinstance(value, Sequence) and not isinstance(value, (str, bytes, tuple)):
+        return [_plain(v) for v in value]
+    return value
+
+
+def _build(name: str, num_classes: int | None, kwargs: Mapping[str, Any]) -> nn.Module:
+    try:
+        return timm.create_model(name, num_classes=num_classes, **kwargs)
+    except Exception as error:  # timm checks options by assertions and by what torch raises
+        raise ConfigError([_build_problem(name, kwargs, error)]) from error
+
+
+def _build_problem(name: str, kwargs: Mapping[str, Any], error: Exception) -> str:
+    found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
+    if found is None:
+        given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "no options"
+        return f"timm cannot build {name} with {given}: {error or type(error).__name__}"
+    owner, option = found.groups()
+    arch = name.partition(".")[0]
+    cls = getattr(sys.modules[model_entrypoint(arch).__module__], owner, None)
+    known = [] if cls is None else list(inspect.signature(cls).parameters)
+    options = f" Options: {', '.join(known)}." if known else ""
+    return (
+        f"{option}={kwargs.get(option)!r} is not an option of {name}.{did_you_mean(option, known)}{options}"
+    )
+
+
+def _timm_pretrained(name: str, path: Path, kwargs: Mapping[str, Any]) -> nn.Module:
+    """The model with its own head, read by timm: renamed, resampled, channel-adapted, strict."""
+    overlay = {**kwargs.get("pretrained_cfg_overlay", {}), "file": str(path), "custom_load": False}
+    try:
+        return timm.create_model(name, pretrained=True, **{**kwargs, "pretrained_cfg_overlay": overlay})
+    except Exception as error:  # timm's, torch's or safetensors' own
+        _build(name, None, kwargs)  # the options may be at fault: then this says so
+        reason = str(error).strip()
+        raise AdapterFileError(
+            f"The pretrained weights {path} cannot be loaded into {name}"
+            f" ({reason[:400] or type(error).__name__}). Built with other options than"
+            " the weights were made for, or a damaged file: mend the options, or delete it and"
+            " download it again."
+        ) from error
+
+
+def _head_names(model: nn.Module) -> list[str]:
+    """Where timm says the classifier is: one name, several (distilled models) or none."""
+    named = getattr(model, "pretrained_cfg", {}).get("classifier")
+    if named:
+        return [named] if isinstance(named, str) else list(named)
+    get_classifier = getattr(model, "get_classifier", None)
+    head = get_classifier() if callable(get_classifier) else None
+    return [key for key, module in model.named_modules() if module is head]
+
+
+def _rows(state: Mapping[str, torch.Tensor], head: str) -> int:
+    """Outputs of that head; 0 when there is none."""
+    weight = state.get(f"{head}.weight")
+    return 0 if weight is None else weight.shape[0]
+
+
+def _head_rows(name: str, state: Mapping[str, torch.Tensor]) -> int | None:
+    """Outputs of the head that a file holds, 0 for none; None where timm does not name the head."""
+    cfg = get_pretrained_cfg(name)
+    named = cfg.classifier if cfg else None
+    if not named:
+        return None
+    head = named if isinstance(named, str) else named[0]
+    return _rows(state, head) or _rows(state, f"model.{head}")
+
+
+def _load(model: nn.Module, state: dict[str, torch.Tensor], name: str, path: Path) -> None:
+    expected = model.state_dict()
+    if not expected.keys() & state.keys():
+        inner = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
+        state = inner or state
+    fresh = [h for h in _head_names(model) if _rows(state, h) != _rows(expected, h)]
+    required = _without(expected, fresh)
+    state = _without(state, fresh)
+    if problems := _misfits(required, state):
+        raise AdapterFileError(
+            f"{path} does not fit {name} as it was built; nothing was loaded:\n"
+            + "\n".join(f"  - {p}" for p in problems)
+            + "\nGive the model the options that the weights were made with (img_size, depth, "
+            "...), or the weights of this model."
+        )
+    model.load_state_dict({**expected, **state})
+    if fresh:
+        logger.info("%s: fresh head %s, %d classes", name, ", ".join(fresh), model.num_classes)
+
+
+def _without(state: Mapping[str, torch.Tensor], heads: list[str]) -> dict[str, torch.Tensor]:
+    prefixes = tuple(f"{head}." for head in heads)
+    return {key: value for key, value in state.items() if not key.startswith(prefixes)}
+
+
+def _misfits(required: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> list[str]:
+    """What keeps this state from fitting: missing, foreign and wrongly shaped tensors."""
+    # Step counters of BatchNorm may be absent, as for torch itself: older files have none.
+    missing = [k for k in required if k not in state and not k.endswith("num_batches_tracked")]
+    foreign = [k for k in state if k not in required]
+    shapes = [
+        f"{k} is {_kind(state[k])} in the file, {_kind(required[k])} in the model"
+        for k in required
+        if k in state and _kind(state[k]) != _kind(required[k])
+    ]
+    problems = []
+    if missing:
+        problems.append(f"{_count(missing, 'missing')}: {_some(missing)}.")
+    if foreign:
+        near = "" if not missing else did_you_mean(foreign[0], missing)
+        hint = (
+            " It holds updates of LoRA: load it with lora_lightning.load_adapter."
+            if any("lora_" in k for k in foreign)
+            else ""
+        )
+        problems.append(f"{_count(foreign, 'not of this model')}: {_some(foreign)}.{near}{hint}")
+    if shapes:
+        problems.append(f"{_count(shapes, 'of another shape')}: {_some(shapes)}.")
+    return problems
+
+
+def _kind(tensor: torch.Tensor) -> str:
+    number = "" if tensor.is_floating_point() else f" {str(tensor.dtype).removeprefix('torch.')}"
+    return f"{tuple(tensor.shape)}{number}"
+
+
+def _count(items: list[str], what: str) -> str:
+    return f"1 tensor is {what}" if len(items) == 1 else f"{len(items)} tensors are {what}"
+
+
+def _some(items: list[str]) -> str:
+    rest = len(items) - SHOWN
+    return "; ".join(items[:SHOWN]) + (f"; and {rest} more" if rest > 0 else "")

@@ -1,0 +1,1 @@
+"""Lightning modules that the recipes train, and how they are optimized."""

@@ -1,0 +1,107 @@
+"""ImageClassifier: cross entropy and accuracy for any model that maps images to logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import lightning as L
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics.classification import MulticlassAccuracy
+
+from lora_lightning.errors import ConfigError
+from lora_lightning.tasks.optim import OptimConfig, adamw, head_parameters, parameter_groups
+
+
+class ImageClassifier(L.LightningModule):
+    """Trains `model` on batches of images (batch, channels, height, width) and labels.
+
+    Labels are class indices (batch,) or, from mixup and cutmix, probabilities (batch, classes).
+    Logs train/loss, val/loss, val/acc, test/loss and test/acc, accuracies in [0, 1].
+
+    Args:
+        model: images -> logits (batch, num_classes).
+        num_classes: how many classes there are.
+        optim: the optimizer's options, also as a plain mapping; None takes the defaults.
+        label_smoothing: the share of each training label spread over all classes, in [0, 1).
+
+    Raises:
+        ConfigError: one line for each bad option.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        optim: OptimConfig | Mapping[str, Any] | None = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        super().__init__()
+        options = optim.to_dict() if isinstance(optim, OptimConfig) else dict(optim or {})
+        problems = OptimConfig.problems(options)
+        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
+            problems.append(f"num_classes={num_classes!r}: give a whole number of at least 2.")
+        elif getattr(model, "num_classes", num_classes) != num_classes:
+            problems.append(
+                f"num_classes={num_classes}: the model gives {model.num_classes} logits;"
+                f" build it with num_classes={num_classes}."
+            )
+        if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing < 1:
+            problems.append(f"label_smoothing={label_smoothing!r}: give a number of at least 0 and below 1.")
+        if problems:
+            raise ConfigError(problems)
+        self.model = model
+        self.optim = OptimConfig(**options)
+        self.label_smoothing = label_smoothing
+        # Plain types, so that the checkpoint loads with weights_only=True.
+        self.save_hyperparameters(
+            {
+                "num_classes": num_classes,
+                "optim": self.optim.to_dict(),
+                "label_smoothing": label_smoothing,
+            }
+        )
+        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Logits (batch, num_classes)."""
+        return self.model(images)
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        images, labels = batch
+        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+        self.log("train/loss", loss)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate("val", self.val_acc, batch)
+
+    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        self._evaluate("test", self.test_acc, batch)
+
+    def _evaluate(self, stage: str, accuracy: MulticlassAccuracy, batch: tuple[Tensor, Tensor]) -> None:
+        images, labels = batch
+        logits = self(images)
+        accuracy.update(logits, labels if labels.ndim == 1 else labels.argmax(1))
+        size = len(images)
+        self.log(f"{stage}/loss", F.cross_entropy(logits, labels), batch_size=size, sync_dist=True)
+        self.log(f"{stage}/acc", accuracy, batch_size=size, prog_bar=True)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            problem = (
+                "trainer.max_epochs=-1: the learning rate falls to 0 at the last step, so the number"
+                " of steps must be known. Give trainer.max_epochs or trainer.max_steps."
+            )
+            raise ConfigError([problem])
+        groups = parameter_groups(self, head_parameters(self.model), self.optim)
+        optimizer, scheduler = adamw(groups, self.optim, int(steps))
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
