@@ -33,11 +33,13 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args()
     ratios = [
-        float(subprocess.run([sys.executable, "-c", ROUND], capture_output=True, check=True, text=True).stdout)
+        float(
+            subprocess.run([sys.executable, "-c", ROUND], capture_output=True, check=True, text=True).stdout
+        )
         for _ in range(options.rounds + 1)
     ][1:]  # the first fills the disk cache
     median = statistics.median(ratios)
-    print(f"import lora_lightning / import lightning: {median:.4f} (from {min(ratios):.4f} to {max(ratios):.4f})")
+    print(f"lora_lightning / lightning: {median:.4f} (from {min(ratios):.4f} to {max(ratios):.4f})")
     result = {"ratio": median, "min": min(ratios), "max": max(ratios), "machine": platform.machine()}
     path = Path(__file__).parent / "results" / "import_time.json"
     path.write_text(json.dumps(result, indent=2) + "\n")

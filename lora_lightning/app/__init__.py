@@ -1,0 +1,1 @@
+"""What the training application is made of: the check of a command line, the jobs, their loggers."""

@@ -1,0 +1,289 @@
+"""The check of a composed configuration: every problem, each one line, before anything is built."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import os
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.utils import get_object
+from lightning.pytorch.strategies import StrategyRegistry
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from lora_lightning.app.options import OPTIONAL, PROVIDED, REQUIRED, RULES, Rule, show
+from lora_lightning.config import LoRAConfig
+from lora_lightning.errors import did_you_mean, nearest
+from lora_lightning.tasks.optim import OptimConfig
+
+RESERVED = ("_target_", "_args_", "_recursive_", "_convert_", "_partial_")
+CLUSTER = ("SLURM_NTASKS", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR")
+UNSAFE_STRATEGIES = ("spawn", "fork", "notebook")  # they cannot start from a Hydra application
+
+
+def problems_of(config: DictConfig) -> list[str]:
+    """Every problem of a configuration (without its `hydra` node).
+
+    Types and ranges by the table, LoRA's and the optimizer's by their own classes, the arguments of
+    every `_target_` by its signature, the resume checkpoint, and what does not go together.
+    """
+    problems: list[str] = []
+    values = _resolved(config, "", problems)
+    known = sorted({path.split(".")[0] for path in RULES} | {*REQUIRED, *OPTIONAL})
+    problems += [
+        f"{name}={show(value)}: there is no such option.{did_you_mean(name, known)}"
+        for name, value in values.items()
+        if name not in known
+    ]
+    for section in (*REQUIRED, *OPTIONAL):
+        value = values.get(section)
+        if not isinstance(value, dict) and not (value is None and section in OPTIONAL):
+            problems.append(f"{section}={show(value)}: give {section}=NAME; --help lists the names.")
+    for path, rule in RULES.items():
+        if not _refers(config, path):
+            problems += [p for value in _at(values, path) if (p := _broken(path, rule, value))]
+    problems += _strays(values.get("peers"), "peers", ("probe", "full"))
+    problems += [
+        p
+        for name in ("probe", "full")
+        for value in _at(values, f"peers.{name}")
+        for p in _strays(value, f"peers.{name}", ("lr",))
+    ]
+    problems += _own(values.get("lora"), "lora", LoRAConfig, ("enabled",))
+    problems += _own(values.get("optim"), "optim", OptimConfig, RESERVED)
+    for path, node in _targets(values, ""):
+        problems += _argument_problems(path, node)
+    problems += _trainer_problems(_section(values, "trainer"))
+    if values.get("compare") is True and _section(values, "lora").get("enabled") is False:
+        problems.append("compare=true: lora=none leaves no LoRA to compare; give compare=false.")
+    if isinstance(checkpoint := values.get("ckpt_path"), str):
+        problems += checkpoint_problems(checkpoint, _section(values, "trainer").get("max_epochs"))
+    return list(dict.fromkeys(problems))
+
+
+def checkpoint_problems(path: str, max_epochs: Any = None) -> list[str]:
+    """Why a Trainer cannot resume from this file, if it cannot; nothing in it is executed."""
+    file = Path(path)
+    given = f"ckpt_path={path}"
+    if not file.is_file():
+        where = file.parent if file.parent.is_dir() else Path()
+        near = nearest(file.name, [p.name for p in where.glob("*.ckpt")])
+        hint = f" Did you mean {where / near[0]}?" if near else ""
+        kind = "is a folder" if file.is_dir() else "does not exist"
+        return [
+            f"{given}: {file.absolute()} {kind}. Give a Trainer checkpoint, such as"
+            f" checkpoints/last.ckpt.{hint}"
+        ]
+    try:
+        state = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged, foreign and unsafe files
+        reason = (
+            "it holds code; nothing in it was run"
+            if "unsupported global" in str(error).lower()
+            else ("it is damaged, cut short or not a checkpoint")
+        )
+        return [f"{given}: cannot be read: {reason}. Give a checkpoint that a Trainer wrote."]
+    if not isinstance(state, dict) or "state_dict" not in state:
+        return [
+            f"{given}: is not a Trainer's checkpoint: it has no state_dict."
+            " Weights of a base model go into model.checkpoint."
+        ]
+    if "optimizer_states" not in state:
+        return [f"{given}: holds weights only, without the optimizer: it cannot be resumed."]
+    done = int(state.get("epoch", -1)) + 1
+    if isinstance(max_epochs, int) and 0 < max_epochs <= done:
+        return [f"{given}: has all {done} epochs behind it; give trainer.max_epochs above {done}."]
+    return []
+
+
+def _resolved(node: DictConfig, path: str, problems: list[str]) -> dict[str, Any]:
+    """Plain values; each interpolation that leads nowhere is a problem and left out."""
+    values: dict[str, Any] = {}
+    for key in node:
+        here = _join(path, key)
+        try:
+            value = node[key]
+        except OmegaConfBaseException as error:
+            problems.append(f"{here}: {str(error).splitlines()[0]}")
+            continue
+        if isinstance(value, DictConfig):
+            value = _resolved(value, here, problems)
+        elif isinstance(value, ListConfig):
+            try:
+                value = [v if not isinstance(v, (DictConfig, ListConfig)) else str(v) for v in value]
+            except OmegaConfBaseException as error:
+                problems.append(f"{here}: {str(error).splitlines()[0]}")
+                continue
+        values[str(key)] = value
+    return values
+
+
+def _join(path: str, key: Any) -> str:
+    return f"{path}.{key!s}" if path else str(key)
+
+
+def _section(values: Mapping[str, Any], name: str) -> dict[str, Any]:
+    value = values.get(name)
+    return value if isinstance(value, dict) else {}
+
+
+def _at(values: Mapping[str, Any], path: str) -> list[Any]:
+    """The value at a dotted path as a list of one, or nothing where there is none."""
+    node: Any = values
+    for part in path.split("."):
+        if not isinstance(node, dict) or part not in node:
+            return []
+        node = node[part]
+    return [node]
+
+
+def _refers(config: DictConfig, path: str) -> bool:
+    """Whether this is another option's value, as data.seed is `${seed}`: checked there."""
+    parent, _, name = path.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    return isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name)
+
+
+def _broken(path: str, rule: Rule, value: Any) -> str | None:
+    if rule.test(value):
+        return None
+    near = did_you_mean(value, rule.names) if isinstance(value, str) else ""
+    return f"{path}={show(value)}: give {rule.allowed}.{near}"
+
+
+def _strays(node: Any, path: str, known: tuple[str, ...]) -> list[str]:
+    if not isinstance(node, dict):
+        return [] if node is None else [f"{path}={show(node)}: give a mapping of {', '.join(known)}."]
+    return [
+        f"{path}.{key}: there is no such option.{did_you_mean(key, known)} Options: {', '.join(known)}."
+        for key in node
+        if key not in known
+    ]
+
+
+def _own(
+    node: Any, path: str, config: type[LoRAConfig] | type[OptimConfig], skip: tuple[str, ...]
+) -> list[str]:
+    if not isinstance(node, dict):
+        return []
+    options = {key: value for key, value in node.items() if key not in skip}
+    return [f"{path}.{problem}" for problem in config.problems(options)]
+
+
+def _targets(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:
+    for key, value in node.items():
+        if isinstance(value, dict):
+            here = _join(path, key)
+            if "_target_" in value:
+                yield here, value
+            yield from _targets(value, here)
+
+
+@functools.lru_cache(maxsize=256)
+def _signature(target: str) -> tuple[inspect.Signature | None, str]:
+    try:
+        return inspect.signature(get_object(target)), ""
+    except Exception as error:  # an import runs any code
+        return None, " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def _argument_problems(path: str, node: Mapping[str, Any]) -> list[str]:
+    target = node["_target_"]
+    if not isinstance(target, str) or not target:
+        return [f"{path}._target_={show(target)}: give the dotted name of a class or function."]
+    signature, reason = _signature(target)
+    if signature is None:
+        return [f"{path}._target_={target}: cannot be imported: {reason}"]
+    parameters = dict(signature.parameters)
+    kinds = {p.kind for p in parameters.values()}
+    known = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    provided = PROVIDED.get(path, {})
+    problems = [
+        f"{path}.{key}: is set by the application; {provided[key]}." for key in node if key in provided
+    ]
+    name = target.rpartition(".")[2]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        problems += [
+            f"{path}.{key}={show(node[key])}: {name} takes no such option.{did_you_mean(key, known)}"
+            for key in node
+            if key not in known and key not in RESERVED
+        ]
+    problems += [
+        f"{path}.{key}: {name} needs it; give {path}.{key}=VALUE."
+        for key in known
+        if parameters[key].default is inspect.Parameter.empty
+        and key not in node
+        and key not in provided
+        and "_args_" not in node
+    ]
+    return problems
+
+
+def _trainer_problems(trainer: Mapping[str, Any]) -> list[str]:
+    """What this machine or Lightning cannot do, found before the Trainer is made."""
+    problems = []
+    accelerator, devices = trainer.get("accelerator"), trainer.get("devices")
+    if accelerator in ("gpu", "cuda", "mps"):
+        mps = accelerator != "cuda" and torch.backends.mps.is_available()
+        count = 0 if accelerator == "mps" else torch.cuda.device_count()
+        if not mps and not count:
+            problems.append(
+                f"trainer.accelerator={accelerator}: this machine shows no such device. Give trainer=cpu,"
+                " or trainer=ddp_sim for two processes."
+            )
+        elif count:
+            wanted = (
+                max(devices) + 1
+                if isinstance(devices, list) and devices and all(isinstance(d, int) for d in devices)
+                else devices
+            )
+            if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted > count:
+                problems.append(f"trainer.devices={show(devices)}: this machine shows {count}.")
+    if accelerator == "cpu" and isinstance(devices, list):
+        problems.append(f"trainer.devices={show(devices)}: on the CPU give a number of processes.")
+    problems += _strategy_problems(trainer.get("strategy"), accelerator)
+    nodes = trainer.get("num_nodes")
+    if isinstance(nodes, int) and nodes > 1 and not any(name in os.environ for name in CLUSTER):
+        problems.append(
+            f"trainer.num_nodes={nodes}: the other machines are unknown here. Start with srun or torchrun,"
+            " or set MASTER_ADDR, MASTER_PORT and NODE_RANK on each machine."
+        )
+    if trainer.get("max_epochs") in (-1, None) and trainer.get("max_steps") == -1:
+        problems.append(
+            f"trainer.max_epochs={show(trainer.get('max_epochs'))}: the run would never end, and the learning"
+            " rate falls to 0 at its end. Give trainer.max_epochs or trainer.max_steps."
+        )
+    return problems if trainer else []
+
+
+def _strategy_problems(strategy: Any, accelerator: Any) -> list[str]:
+    if isinstance(strategy, dict):
+        return []
+    names = [
+        name
+        for name in ("auto", *StrategyRegistry.available_strategies())
+        if not any(word in name for word in UNSAFE_STRATEGIES)
+    ]
+    if strategy not in names:
+        return [
+            f"trainer.strategy={show(strategy)}: give one of {', '.join(names)}."
+            f"{did_you_mean(strategy, names)}"
+        ]
+    if accelerator == "cpu" and ("fsdp" in strategy or "deepspeed" in strategy):
+        return [f"trainer.strategy={strategy}: needs GPUs; on the CPU give trainer=ddp_sim."]
+    return []
+
+
+def takes(target: str, argument: str | None) -> bool:
+    """Whether a callable names this argument; with None, whether it takes any at all."""
+    signature, _ = _signature(target)
+    if signature is None:
+        return False
+    kinds = [p.kind for p in signature.parameters.values()]
+    if argument is None:
+        return inspect.Parameter.VAR_KEYWORD in kinds
+    return argument in signature.parameters

@@ -1,0 +1,313 @@
+"""The check of a command line: every mistake in it, all at once, before Hydra runs anything."""
+
+from __future__ import annotations
+
+import argparse
+import functools
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from hydra import version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.utils import create_config_search_path, get_args_parser
+from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra.core.object_type import ObjectType
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.plugins import Plugins
+from hydra.core.utils import setup_globals
+from hydra.errors import HydraException
+from hydra.plugins.search_path_plugin import SearchPathPlugin
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf.errors import OmegaConfBaseException
+
+from lora_lightning.app.check import problems_of, takes
+from lora_lightning.app.options import show
+from lora_lightning.errors import ConfigError, did_you_mean, nearest
+
+PACKAGE = Path(__file__).parents[1]
+# Beside the package in a checkout, inside it when installed from a wheel.
+HOME = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
+CONF, RECIPES = HOME / "conf", HOME / "recipes"
+CONFIG_NAME, VERSION_BASE = "train", "1.3"
+UNCHECKED = ("--hydra-help", "--version", "--shell-completion", "-sc", "--experimental-rerun")
+
+
+class RecipeSearchPath(SearchPathPlugin):
+    """Lets Hydra find `recipe=NAME` in the recipes' folder, which lies beside `conf/`."""
+
+    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        search_path.append("lora_lightning", f"file://{RECIPES}")
+
+
+def flags_first(arguments: Sequence[str]) -> list[str]:
+    """Hydra reads flags only before or after all `key=value` words, users write them anywhere."""
+    words = [a for a in arguments if not a.startswith("-") and ("=" in a or a.startswith("~"))]
+    return [a for a in arguments if a not in words] + words
+
+
+def check_command_line(arguments: Sequence[str]) -> None:
+    """Check flags, names, types and ranges of a whole command line, each value of a sweep included.
+
+    Args:
+        arguments: as in `sys.argv[1:]`.
+
+    Raises:
+        ConfigError: one line for each mistake, all of them.
+    """
+    if any(argument.partition("=")[0] in UNCHECKED for argument in arguments):
+        return
+    problems: list[str] = []
+    flags, words = _flags(arguments, problems)
+    loader = _loader(flags.config_dir)
+    overrides = [o for word in words if (o := _parse(word, problems))]
+    multirun = flags.multirun or _is_sweep(loader, overrides)
+    if not multirun:
+        problems += [_sweep_without_flag(o) for o in overrides if o.is_sweep_override()]
+        overrides = [o for o in overrides if not o.is_sweep_override()]
+    for variant in _variants(overrides, problems):
+        problems += _check_variant(loader, variant)
+    if problems:
+        raise ConfigError(list(dict.fromkeys(problems)))
+
+
+def _flags(arguments: Sequence[str], problems: list[str]) -> tuple[argparse.Namespace, list[str]]:
+    parser = get_args_parser()
+
+    def refuse(message: str) -> NoReturn:
+        raise ConfigError([f"{message}. `--help` lists the flags."])
+
+    parser.error = refuse  # type: ignore[method-assign]
+    known = [o for action in parser._actions for o in action.option_strings]
+    strays = [a for a in arguments if a.startswith("-") and a.partition("=")[0] not in known]
+    for stray in strays:
+        bare = stray.lstrip("-")
+        problems.append(
+            f"{stray}: options have no dashes here; give {bare}."
+            if "=" in bare
+            else f"{stray}: there is no such flag.{did_you_mean(stray, known)}"
+        )
+    try:
+        flags = parser.parse_args(flags_first([a for a in arguments if a not in strays]))
+    except ConfigError as error:
+        problems += error.problems
+        return parser.parse_args([]), [a for a in arguments if "=" in a and not a.startswith("-")]
+    if flags.config_dir and not Path(flags.config_dir).is_dir():
+        problems.append(f"--config-dir {flags.config_dir}: there is no such folder.")
+        flags.config_dir = None
+    return flags, flags.overrides
+
+
+@functools.lru_cache(maxsize=8)
+def _loader(config_dir: str | None) -> ConfigLoaderImpl:
+    """Hydra's own loader over the same folders that the run will use."""
+    version.setbase(VERSION_BASE)
+    setup_globals()
+    Plugins.instance().register(RecipeSearchPath)
+    search_path = create_config_search_path(str(CONF))
+    if config_dir:
+        folder = f"file://{Path(config_dir).absolute()}"
+        search_path.prepend("command-line", folder, SearchPathQuery(provider="schema"))
+    return ConfigLoaderImpl(search_path)
+
+
+def _parse(word: str, problems: list[str]) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(word)
+    except (HydraException, ValueError) as error:
+        key, equals, value = word.partition("=")
+        if not equals:
+            remedy = f"give {key or 'key'}=VALUE."
+        else:
+            remedy = f"cannot be read ({str(error).splitlines()[0]}). Put a text with special characters"
+            remedy += f" in two kinds of quotes: '{key}=\"{value}\"'."
+        problems.append(f"{word or repr(word)}: {remedy}")
+        return None
+
+
+def _is_sweep(loader: ConfigLoaderImpl, overrides: Sequence[Override]) -> bool:
+    """Whether the configuration asks for a sweep itself, as hparams_search=grid does."""
+    groups = [o for o in overrides if not o.is_sweep_override() and _choices(loader, o.key_or_group)]
+    modes = [o for o in overrides if o.key_or_group == "hydra.mode"]
+    if modes:
+        return str(modes[-1].value()).upper() == "MULTIRUN"
+    config = _compose(loader, tuple(str(o.input_line) for o in groups))
+    return isinstance(config, DictConfig) and config.hydra.mode == RunMode.MULTIRUN
+
+
+def _sweep_without_flag(override: Override) -> str:
+    key, _, value = str(override.input_line).partition("=")
+    return (
+        f"{override.input_line}: several values need the flag -m, one run for each;"
+        f" for one list give {key}=[{value}]."
+    )
+
+
+def _variants(overrides: Sequence[Override], problems: list[str]) -> Iterator[list[Override]]:
+    """Override lists without sweeps that hold each value of each sweep at least once."""
+    lists = [_values(o, problems) if o.is_sweep_override() else [o] for o in overrides]
+    lists = [values for values in lists if values]
+    first = [values[0] for values in lists]
+    yield first
+    for position, values in enumerate(lists):
+        for value in values[1:]:
+            yield [*first[:position], value, *first[position + 1 :]]
+
+
+def _values(override: Override, problems: list[str]) -> list[Override]:
+    override.config_loader = _loader(None)
+    if not override.is_discrete_sweep():
+        problems.append(
+            f"{override.input_line}: an interval needs another sweeper; give values, such as"
+            f" {override.key_or_group}=1,2,4, or range(1,4)."
+        )
+        return []
+    key = override.get_key_element()
+    words = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    if not words:
+        problems.append(f"{override.input_line}: holds no value.")
+    return [o for word in words if (o := _parse(word, problems))]
+
+
+@functools.lru_cache(maxsize=512)
+def _choices(loader: ConfigLoaderImpl, group: str) -> tuple[str, ...]:
+    return tuple(sorted(loader.get_group_options(group, ObjectType.CONFIG)))
+
+
+@functools.lru_cache(maxsize=512)
+def _compose(loader: ConfigLoaderImpl, groups: tuple[str, ...]) -> DictConfig | str:
+    """The configuration of these group choices, or why there is none."""
+    try:
+        return loader.load_configuration(CONFIG_NAME, list(groups), run_mode=RunMode.RUN)
+    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+        cause = error.__cause__ or error
+        return " ".join((str(error) or str(cause)).split())[:400]
+
+
+def _check_variant(loader: ConfigLoaderImpl, overrides: Sequence[Override]) -> list[str]:
+    problems: list[str] = []
+    groups, values = [], []
+    for override in overrides:
+        if choices := _choices(loader, override.key_or_group):
+            if problem := _bad_choice(override, choices):
+                problems.append(problem)
+            else:
+                groups.append(str(override.input_line))
+        else:
+            values.append(override)
+    config = _compose(loader, tuple(groups))
+    while isinstance(config, str):
+        bad = next(
+            (g for g in groups if isinstance(_compose(loader, (g,)), str)),
+            groups[-1:] and groups[-1],
+        )
+        if not bad:
+            return [*problems, config]
+        groups.remove(bad)
+        reason = _compose(loader, (bad,))
+        problems.append(f"{bad}: {reason if isinstance(reason, str) else config}")
+        config = _compose(loader, tuple(groups))
+    config = config.copy()
+    disabled = OmegaConf.select(config, "lora.enabled") is False
+    for override in values:
+        key = override.key_or_group
+        if disabled and key.startswith("lora.") and key != "lora.enabled":
+            problems.append(f"{override.input_line}: lora=none adapts nothing; leave out this or lora=none.")
+        else:
+            problems += _apply(loader, config, override)
+    with open_dict(config):
+        hydra = config.pop("hydra")
+        config.run_dir = config.get("run_dir") if "run_dir" in _keys(values) else "."
+    return problems + _hydra_problems(hydra) + problems_of(config)
+
+
+def _keys(overrides: Sequence[Override]) -> list[str]:
+    return [o.key_or_group for o in overrides]
+
+
+def _bad_choice(override: Override, choices: Sequence[str]) -> str | None:
+    group, value = override.key_or_group, override.value()
+    if override.is_delete() or (isinstance(value, str) and value in choices):
+        return None
+    if value is None:
+        return f"{group}=null: give one of {', '.join(choices)}; ~{group} leaves the group out."
+    near = (
+        did_you_mean(value, choices)
+        if isinstance(value, str)
+        else (f" To set one option: {group}.KEY=VALUE." if isinstance(value, dict) else "")
+    )
+    return f"{group}={show(value)}: give one of {', '.join(choices)}.{near}"
+
+
+def _apply(loader: ConfigLoaderImpl, config: DictConfig, override: Override) -> list[str]:
+    """Set one value in `config` just as Hydra will, or say why it cannot."""
+    try:
+        ConfigLoaderImpl._apply_overrides_to_config([override], config)
+        return []
+    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+        key, word = override.key_or_group, str(override.input_line)
+        exists = _exists(config, key)
+        if override.package is not None:
+            return [f"{word}: {key} is not a group.{did_you_mean(key, loader.list_groups(''))}"]
+        if override.type == OverrideType.ADD and exists:
+            return [f"{word}: is set already; leave out the plus: {word[1:]}."]
+        if exists:
+            reason = str(error.__cause__ or error).splitlines()[0]
+            return [f"{word}: {reason}"]
+        return [f"{word}: {_unknown(loader, config, key)}"]
+
+
+def _exists(config: DictConfig, key: str) -> bool:
+    parent, _, name = key.rpartition(".")
+    node = OmegaConf.select(config, parent) if parent else config
+    return isinstance(node, DictConfig) and name in node
+
+
+def _unknown(loader: ConfigLoaderImpl, config: DictConfig, key: str) -> str:
+    """`there is no such option`, with what may have been meant."""
+    parent, _, name = key.rpartition(".")
+    node: Any = OmegaConf.select(config, parent) if parent else None
+    if isinstance(node, DictConfig):
+        names = [str(k) for k in node if k != "_target_"]
+        near = [f"{parent}.{n}" for n in nearest(name, names)]
+        target = node.get("_target_")
+        if isinstance(target, str) and takes(target, name):
+            return f"is not set in this configuration; add it with a plus: +{key}=VALUE."
+        tail = f" Options of {parent}: {', '.join(names)}."
+        if isinstance(target, str) and takes(target, None):
+            tail += f" What the model takes beyond these: +{key}=VALUE."
+    else:
+        inside = OmegaConf.create({"hydra": config.hydra}) if key.startswith("hydra.") else config
+        leaves = list(_leaves(inside))
+        same = [leaf for leaf in leaves if leaf.rpartition(".")[2] == name]
+        groups = [g for g in loader.list_groups("") if g != "hydra"]
+        near = same or nearest(key, [*leaves, *groups])
+        if not near:
+            ends = {leaf.rpartition(".")[2]: leaf for leaf in leaves}
+            near = [ends[n] for n in nearest(name, ends)]
+        tail = "" if near else " `--help` lists all."
+    hint = f" Did you mean {' or '.join(repr(n) for n in near[:3])}?" if near else ""
+    return f"there is no such option.{hint}{tail}"
+
+
+def _leaves(node: DictConfig, path: str = "") -> Iterator[str]:
+    for key, value in node.items_ex(resolve=False):
+        here = f"{path}.{key!s}" if path else str(key)
+        if (here == "hydra" and len(node) > 1) or str(key).startswith("_"):
+            continue
+        if isinstance(value, DictConfig) and not value._is_none() and not value._is_interpolation():
+            yield from _leaves(value, here)
+        else:
+            yield here
+
+
+def _hydra_problems(hydra: DictConfig) -> list[str]:
+    """Output folders that are no text; the rest of Hydra's own options Hydra has typed."""
+    problems = []
+    for name in ("run.dir", "sweep.dir"):
+        value = OmegaConf.to_container(hydra[name.split(".")[0]], resolve=False)["dir"]  # type: ignore[call-overload,index]
+        if not isinstance(value, str) or not value:
+            problems.append(f"hydra.{name}={show(value)}: give a folder.")
+    return problems

@@ -1,0 +1,254 @@
+"""One training by one method, and the table that sets methods side by side."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import re
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from lora_lightning.app.loggers import on_rank_zero
+from lora_lightning.app.progress import Progress
+from lora_lightning.callback import LoRACallback
+from lora_lightning.config import LoRAConfig
+from lora_lightning.errors import AdapterFileError, ConfigError, UserError
+from lora_lightning.inject import freeze
+from lora_lightning.plans import Plan
+from lora_lightning.report import format_table
+from lora_lightning.state_hooks import keep_trained_only
+from lora_lightning.targets import plan, plan_probe
+from lora_lightning.tasks.optim import OptimConfig
+
+LABELS = {
+    "before": "before adaptation",
+    "probe": "linear probe",
+    "lora": "LoRA",
+    "full": "full fine-tuning",
+    "scratch": "from scratch",
+}
+HEADER = ("method", "test accuracy %", "trained parameters", "% of total", "seconds", "checkpoint MB")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one method gave. Accuracy in [0, 1]; None where nothing was trained or saved."""
+
+    method: str
+    accuracy: float | None
+    trained: int
+    total: int
+    seconds: float | None = None
+    checkpoint_bytes: int | None = None
+    best_validation: float | None = None
+
+    def row(self) -> tuple[str, ...]:
+        """The cells of HEADER."""
+        return (
+            LABELS[self.method],
+            "–" if self.accuracy is None else f"{100 * self.accuracy:.1f}",
+            f"{self.trained:,}",
+            f"{100 * self.trained / self.total:.2f}",
+            "–" if self.seconds is None else f"{self.seconds:.1f}",
+            "–" if self.checkpoint_bytes is None else f"{self.checkpoint_bytes / 1e6:.2f}",
+        )
+
+
+class Job:
+    """A task and its data, built from a configuration, to be trained by one method.
+
+    Args:
+        config: the composed configuration.
+        method: a key of LABELS; "before" does not train at all.
+        folder: where checkpoints and logs go.
+    """
+
+    def __init__(self, config: DictConfig, method: str, folder: str | Path) -> None:
+        self.method = method
+        self.config = config.copy()
+        self.config.run_dir = str(folder)
+        pl.seed_everything(config.seed, workers=True, verbose=False)
+        self.data, model = _data_and_model(self.config)
+        with _named("task"):
+            self.task = instantiate(
+                self.config.task,
+                model=model,
+                num_classes=self.data.num_classes,
+                optim=self._optim(),
+                _convert_="all",
+            )
+        self.total = sum(p.numel() for p in self.task.parameters())
+        self.trained = self.total if method in ("full", "scratch") else 0
+        self.plan: Plan | None = None
+        if method == "lora":
+            with _named("lora"):
+                self.plan = plan(self.task, lora_config(self.config))
+                if config.compare:
+                    plan_probe(self.task, lora_config(self.config))  # raises now rather than later
+            self.trained, self.total = self.plan.trainable, self.plan.total
+        elif method == "probe":
+            with _named("lora"):
+                self.trained = freeze(self.task, lora_config(self.config)).trainable
+            keep_trained_only(self.task)
+
+    def _optim(self) -> OptimConfig:
+        """`optim` is meant for the method that the recipe is about; its peers have their own rates."""
+        options: dict[str, Any] = OmegaConf.to_container(self.config.optim, resolve=True)  # type: ignore[assignment]
+        if self.method in self.config.peers and self.method != main_method(self.config):
+            options |= {"lr": self.config.peers[self.method].lr, "head_lr": None}
+        return OptimConfig(**options)
+
+    def run(self, loggers: Sequence[Logger] | None = None, ckpt_path: str | None = None) -> Result:
+        """Fit, then test the best checkpoint, whose weights the task holds afterwards.
+
+        Args:
+            loggers: None makes a CSV logger in this job's own folder, if the configuration has one.
+            ckpt_path: a Trainer checkpoint to resume from.
+        """
+        if self.method == "before":
+            return Result("before", self._test(None)["test/acc"], 0, self.total)
+        loggers = self._own_loggers() if loggers is None else loggers
+        trainer = self._trainer(loggers)
+        started = time.perf_counter()
+        try:
+            trainer.fit(self.task, datamodule=self.data, ckpt_path=ckpt_path, weights_only=True)
+        except AdapterFileError as error:
+            raise AdapterFileError(f"ckpt_path={ckpt_path}: {error}") from None
+        seconds = time.perf_counter() - started
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+        score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        metrics = self._test(best)
+        for logger in loggers:
+            logger.log_metrics(metrics, trainer.global_step)
+            logger.save()
+        return Result(
+            self.method,
+            metrics["test/acc"],
+            self.trained,
+            self.total,
+            seconds,
+            Path(best).stat().st_size if best else None,
+            None if score is None else float(score),
+        )
+
+    def _own_loggers(self) -> list[Logger]:
+        csv = (self.config.get("logger") or {}).get("csv")
+        return [instantiate(csv, _convert_="all")] if csv else []
+
+    def _trainer(self, loggers: Sequence[Logger]) -> pl.Trainer:
+        nodes = self.config.get("callbacks") or {}
+        callbacks: list[Callback] = [instantiate(n, _convert_="all") for n in nodes.values() if n]
+        if not loggers:
+            callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
+        if self.config.trainer.get("enable_progress_bar", True):
+            callbacks.append(Progress(LABELS[self.method]))
+        return self._make_trainer(
+            callbacks=[*callbacks, *self._adapting()],
+            logger=list(loggers) or False,
+            enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        )
+
+    def _test(self, checkpoint: str | None) -> dict[str, float]:
+        """On every process the whole test set, so that no image counts twice to fill up a batch."""
+        trainer = self._make_trainer(
+            callbacks=self._adapting(),
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            use_distributed_sampler=False,
+            profiler=None,
+        )
+        metrics = trainer.test(
+            self.task, datamodule=self.data, ckpt_path=checkpoint, verbose=False, weights_only=True
+        )
+        return dict(metrics[0])
+
+    def _adapting(self) -> list[Callback]:
+        if self.method != "lora":
+            return []
+        return [LoRACallback(lora_config(self.config), verbose=False)]
+
+    def _make_trainer(self, **options: Any) -> pl.Trainer:
+        return instantiate(
+            self.config.trainer,
+            default_root_dir=self.config.run_dir,
+            enable_model_summary=False,
+            _convert_="all",
+            **options,
+        )
+
+
+def main_method(config: DictConfig) -> str:
+    """What the run itself is: LoRA, or with lora=none the training of everything."""
+    if config.lora.get("enabled", True):
+        return "lora"
+    based = config.model.get("checkpoint") or config.model.get("pretrained")
+    return "full" if based else "scratch"
+
+
+def lora_config(config: DictConfig) -> LoRAConfig:
+    """The group `lora` as LoRAConfig."""
+    options: dict[str, Any] = OmegaConf.to_container(config.lora, resolve=True)  # type: ignore[assignment]
+    options.pop("enabled", None)
+    return LoRAConfig(**options)
+
+
+def results_table(results: Sequence[Result]) -> str:
+    """All results in one plain table."""
+    return format_table(HEADER, [result.row() for result in results])
+
+
+def save_results(results: Sequence[Result], path: Path) -> None:
+    """The results as JSON, for programs."""
+    path.write_text(json.dumps([asdict(r) for r in results], indent=2) + "\n")
+
+
+@contextlib.contextmanager
+def _named(group: str) -> Iterator[None]:
+    """Problems of one group's classes under the names that they have on the command line."""
+    try:
+        yield
+    except (ConfigError, InstantiationException) as error:
+        cause = error if isinstance(error, ConfigError) else error.__cause__
+        if isinstance(cause, ConfigError):
+            raise ConfigError([
+                f"{group}.{p}" if re.match(r"\w+[=:\[]", p) else p for p in cause.problems
+            ]) from None  # fmt: skip
+        if isinstance(cause, UserError):
+            raise cause from None
+        raise
+
+
+def _data_and_model(config: DictConfig) -> tuple[Any, Any]:
+    """Built together, so that whatever is wrong or missing is named in one message."""
+    errors: list[UserError] = []
+    data: Any = None
+    model = None
+    try:
+        with _named("data"):
+            data = instantiate(config.data, _convert_="all")
+            if on_rank_zero():
+                data.prepare_data()
+    except UserError as error:
+        errors.append(error)
+    try:
+        with _named("model"):
+            classes = getattr(data, "num_classes", None)
+            model = instantiate(config.model, num_classes=classes, _convert_="all")
+    except UserError as error:
+        errors.append(error)
+    if errors and all(isinstance(e, ConfigError) for e in errors):
+        raise ConfigError([p for e in errors for p in e.problems])  # type: ignore[attr-defined]
+    if errors:
+        raise UserError("\n\n".join(map(str, errors)))
+    return data, model

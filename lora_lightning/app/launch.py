@@ -1,0 +1,198 @@
+"""Around a job: user errors as one message, a quiet Lightning, and processes that start right."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import open_dict, read_write
+from omegaconf.errors import OmegaConfBaseException
+
+from lora_lightning.app.loggers import on_rank_zero, short_path
+from lora_lightning.errors import UserError
+
+TRACEBACKS = "HYDRA_FULL_ERROR"
+MISTAKE, INTERRUPTED = 2, 130  # exit codes
+DISTRIBUTED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+CHATTER = (
+    r".*does not have many workers.*",
+    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*is smaller than the logging interval.*",
+    r".*Be aware that when using `ckpt_path`, callbacks used to create.*",
+    r".*You requested to overfit but enabled train dataloader shuffling.*",
+    r".*The dirpath has changed from.*",
+    r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
+)
+
+
+class _Tracebacks:
+    """Whether the user asked for tracebacks; Hydra is always asked for them, see `hydra_raises`."""
+
+    wanted = False
+
+
+@contextlib.contextmanager
+def hydra_raises() -> Iterator[None]:
+    """Let Hydra raise instead of printing errors its own way, so that `reported` can word them."""
+    before = os.environ.get(TRACEBACKS)
+    _Tracebacks.wanted = before == "1"
+    os.environ[TRACEBACKS] = "1"
+    try:
+        yield
+    finally:
+        _restore(TRACEBACKS, before)
+        _Tracebacks.wanted = False
+
+
+@contextlib.contextmanager
+def reported(folder: Path | None = None) -> Iterator[None]:
+    """Turn what a user can cause into one message on stderr and an exit code.
+
+    HYDRA_FULL_ERROR=1 lets the traceback through.
+
+    Args:
+        folder: the run's, to say where an interrupted run can go on.
+
+    Raises:
+        SystemExit: in place of such an error.
+    """
+    try:
+        yield
+    except (Exception, KeyboardInterrupt, SystemExit) as error:
+        explained = explain(error, folder)
+        if explained is None or _Tracebacks.wanted:
+            raise
+        message, code = explained
+        if on_rank_zero():
+            print(f"\n{message}", file=sys.stderr, flush=True)
+        raise SystemExit(code) from None
+
+
+def explain(error: BaseException, folder: Path | None = None) -> tuple[str, int] | None:
+    """The message and the exit code for an error that a user can mend; None for any other."""
+    chain = list(_chain(error))
+    if any(isinstance(e, KeyboardInterrupt) for e in chain):
+        last = folder / "checkpoints" / "last.ckpt" if folder else None
+        resume = f" Go on with ckpt_path={short_path(last)}" if last and last.is_file() else ""
+        return f"Interrupted.{resume}", INTERRUPTED
+    if isinstance(error, SystemExit):
+        return None
+    for e in chain:
+        if isinstance(e, UserError):
+            return str(e), MISTAKE
+        if (isinstance(e, OSError) and e.errno == errno.ENOSPC) or "No space left on device" in str(e):
+            return _no_space(e, folder), MISTAKE
+    if isinstance(error, torch.OutOfMemoryError):
+        return (
+            "The device's memory is full. Give a smaller data.batch_size with"
+            " trainer.accumulate_grad_batches, or trainer.precision=bf16-mixed.",
+            MISTAKE,
+        )
+    if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)):
+        return f"Cannot write {error.filename}: {error.strerror}. Give another hydra.run.dir.", MISTAKE
+    if isinstance(error, MisconfigurationException):
+        return f"Lightning refuses these options: {error}", MISTAKE
+    if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
+        lines = [line.strip() for line in str(error).splitlines()[1:4]]
+        detail = "\n".join(f"  {line[:160]}{'…' * (len(line) > 160)}" for line in lines)
+        return f"ckpt_path: the checkpoint was made by another configuration:\n{detail}", MISTAKE
+    if isinstance(error, (HydraException, OmegaConfBaseException)):
+        return f"{error}\n{TRACEBACKS}=1 shows where.", MISTAKE
+    return None
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what led to it: causes, and for an exit what was being handled."""
+    while error is not None:
+        yield error
+        leaving = isinstance(error, SystemExit) and not error.__suppress_context__
+        error = error.__cause__ or (error.__context__ if leaving else None)
+
+
+def _no_space(error: BaseException, folder: Path | None) -> str:
+    name = getattr(error, "filename", None) or folder
+    place = f" for {short_path(name)}" if name else ""
+    return (
+        f"No space left on the device{place}. Free some, or give hydra.run.dir=FOLDER on another disk."
+        " Files that were complete before are untouched."
+    )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Silence what tells a user nothing: Lightning's hints about hardware and its tips."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
+    levels = [logger.level for logger in loggers]
+    with warnings.catch_warnings():
+        for pattern in CHATTER:
+            warnings.filterwarnings("ignore", pattern)
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        try:
+            yield
+        finally:
+            for logger, level in zip(loggers, levels, strict=True):
+                logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def one_job() -> Iterator[None]:
+    """Make the processes that Lightning starts for this job run this job alone, in its folder, and
+    leave nothing of it behind for the next job of a sweep.
+
+    Lightning starts each with this process's `sys.argv` and the configured `hydra.run.dir`: under a
+    sweep that would be the whole sweep again, in another folder.
+    """
+    arguments, environment = sys.argv, {name: os.environ.get(name) for name in DISTRIBUTED}
+    hydra = HydraConfig.get()
+    before = os.environ.pop(TRACEBACKS, None)
+    if _Tracebacks.wanted:
+        os.environ[TRACEBACKS] = "1"
+    words = [w for w in hydra.overrides.hydra if not w.lstrip("+").startswith(("hydra.mode", "hydra.sweep"))]
+    sys.argv = [arguments[0], *_config_dir(arguments), *hydra.overrides.task, *words, "hydra.mode=RUN"]
+    node: Any = hydra
+    with read_write(node), open_dict(node):
+        node.run.dir = hydra.runtime.output_dir
+    try:
+        yield
+    finally:
+        sys.argv = arguments
+        _restore(TRACEBACKS, before)
+        if environment["LOCAL_RANK"] is None:
+            _end_processes()
+            for name, value in environment.items():
+                _restore(name, value)
+
+
+def _config_dir(arguments: list[str]) -> list[str]:
+    """`--config-dir FOLDER` of the command line, for the processes of the job."""
+    for position, argument in enumerate(arguments):
+        name, equals, value = argument.partition("=")
+        if name in ("--config-dir", "-cd"):
+            return ["--config-dir", value if equals else arguments[position + 1]]
+    return []
+
+
+def _end_processes() -> None:
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    rank_zero_only.rank = 0  # type: ignore[attr-defined]
+
+
+def _restore(name: str, value: str | None) -> None:
+    if value is None:
+        os.environ.pop(name, None)
+    else:
+        os.environ[name] = value

@@ -1,0 +1,151 @@
+"""Experiment loggers: W&B with or without a key, and what every logger is told of a run."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig
+
+from lora_lightning.plans import Plan
+
+WANDB_URL = "https://api.wandb.ai"
+
+
+def build_loggers(config: DictConfig) -> list[Logger]:
+    """The loggers of the group `logger`, in its order; none when it is null."""
+    return [instantiate(node, _convert_="all") for node in (config.get("logger") or {}).values() if node]
+
+
+def wandb_logger(
+    *,
+    project: str = "lora_lightning",
+    name: str | None = None,
+    entity: str | None = None,
+    group: str | None = None,
+    tags: Sequence[str] = (),
+    save_dir: str = ".",
+    offline: bool | None = None,
+) -> WandbLogger:
+    """Lightning's WandbLogger, which works without a key: then the run is kept in `save_dir`.
+
+    Args:
+        tags: words to find the run by.
+        offline: None decides by WANDB_MODE if that is set, else by whether there is a key.
+    """
+    import wandb
+
+    mode = os.environ.get("WANDB_MODE")
+    if offline is None:
+        offline = mode in ("offline", "dryrun") if mode else not has_wandb_key()
+    if offline:
+        mode = "offline"
+    logger = WandbLogger(
+        project=project,
+        name=name,
+        save_dir=save_dir,
+        entity=entity,
+        group=group,
+        tags=list(tags),
+        mode=mode or "online",
+        settings=wandb.Settings(silent=True),  # `where` says what is worth saying
+    )
+    logger._wandb_init.pop("anonymous", None)  # wandb warns of it even when it is None
+    return logger
+
+
+def has_wandb_key() -> bool:
+    """Whether W&B can log in without asking: WANDB_API_KEY, or an entry for its host in netrc."""
+    if os.environ.get("WANDB_API_KEY"):
+        return True
+    host = urlparse(os.environ.get("WANDB_BASE_URL", WANDB_URL)).hostname
+    named = os.environ.get("NETRC")
+    for path in [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]:
+        try:
+            if host and netrc.netrc(path.expanduser()).authenticators(host):
+                return True
+        except (OSError, netrc.NetrcParseError):
+            continue
+    return False
+
+
+@rank_zero_only
+def log_start(
+    loggers: Sequence[Logger], config: Mapping[str, Any], trainable: int, total: int, plan: Plan | None
+) -> None:
+    """Give every logger the resolved configuration and the parameter counts, and W&B and TensorBoard
+    the plan as a table."""
+    counts = {
+        "trainable": trainable,
+        "total": total,
+        "percent": round(100 * trainable / total, 4),
+    }
+    for logger in loggers:
+        if isinstance(logger, TensorBoardLogger):
+            logger.log_hyperparams({**config, "parameters": counts}, {"hp_metric": 0.0})
+        else:
+            logger.log_hyperparams({**config, "parameters": counts})
+        if isinstance(logger, CSVLogger):
+            logger.save()
+    if plan is not None:
+        rows = [
+            [p.name, p.kind, "×".join(map(str, p.shape)), p.rank, p.alpha, p.parameters] for p in plan.layers
+        ]
+        log_table(loggers, "plan", ("layer", "kind", "weight", "rank", "alpha", "parameters"), rows)
+
+
+@rank_zero_only
+def log_table(
+    loggers: Sequence[Logger], name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]
+) -> None:
+    """A table for the loggers that show tables: W&B and TensorBoard (as Markdown)."""
+    for logger in loggers:
+        if isinstance(logger, WandbLogger):
+            logger.log_table(name, columns=list(header), data=[list(row) for row in rows])
+        elif isinstance(logger, TensorBoardLogger):
+            lines = [header, ["---"] * len(header), *rows]
+            text = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
+            logger.experiment.add_text(name, text)
+
+
+def where(loggers: Sequence[Logger]) -> list[str]:
+    """One line for each logger that needs a word: where a W&B run goes, and how to upload it later."""
+    lines = []
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and on_rank_zero():
+            run = logger.experiment
+            if getattr(run, "offline", False):
+                folder = short_path(Path(run.dir).parent)
+                reason = "" if has_wandb_key() else " (there is no key)"
+                lines.append(f"W&B runs offline{reason}. To upload: wandb sync {folder}")
+            elif getattr(run, "url", None):
+                lines.append(f"W&B: {run.url}")
+    return lines
+
+
+def finish(loggers: Sequence[Logger], status: str = "success") -> None:
+    """Close every logger; W&B's run ends here, so that the next job of a sweep begins another."""
+    for logger in loggers:
+        logger.finalize(status)
+    if any(isinstance(logger, WandbLogger) for logger in loggers) and on_rank_zero():
+        import wandb
+
+        wandb.finish(exit_code=0 if status == "success" else 1)
+
+
+def on_rank_zero() -> bool:
+    """Whether this process is the one that prints and logs."""
+    return getattr(rank_zero_only, "rank", 0) == 0
+
+
+def short_path(path: str | Path) -> str:
+    """Relative to the working directory where that is shorter."""
+    absolute = os.path.abspath(path)
+    return min(absolute, os.path.relpath(absolute), key=len)

@@ -1,0 +1,194 @@
+"""What every option of the training application may be, as one table of rules by dotted name."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
+PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
+
+
+class Rule(NamedTuple):
+    """What a value may be, in words and as a test; `names` are its choices, for near misses."""
+
+    allowed: str
+    test: Callable[[Any], bool]
+    names: tuple[str, ...] = ()
+
+
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def whole(low: int, high: float = math.inf) -> Rule:
+    bounds = f"of at least {low}" if high == math.inf else f"from {low} to {high}"
+    return Rule(f"a whole number {bounds}", lambda v: _is_whole(v) and low <= v <= high)
+
+
+def number(low: float, high: float = math.inf) -> Rule:
+    bounds = f"of at least {low:g}" if high == math.inf else f"of at least {low:g} and below {high:g}"
+    return Rule(f"a number {bounds}", lambda v: _is_number(v) and low <= v < high)
+
+
+def choice(*names: str) -> Rule:
+    return Rule(f"one of {', '.join(names)}", lambda v: isinstance(v, str) and v in names, names)
+
+
+def or_null(rule: Rule) -> Rule:
+    return Rule(f"{rule.allowed}, or null", lambda v: v is None or rule.test(v), rule.names)
+
+
+TEXT = Rule("a text", _is_text)
+FLAG = Rule("true or false", lambda v: isinstance(v, bool))
+TEXTS = Rule(
+    "a list of words, such as [first,tuned]",
+    lambda v: isinstance(v, list) and all(map(_is_text, v)),
+)
+RATE = Rule("a number above 0; 1e-4 to 1e-1 are usual", lambda v: _is_number(v) and v > 0)
+SHARE = Rule("a number from 0 to 1", lambda v: _is_number(v) and 0 <= v <= 1)
+UNBOUNDED = Rule(
+    "a whole number of at least 1, or -1 for no limit",
+    lambda v: _is_whole(v) and (v >= 1 or v == -1),
+)
+PART = Rule(
+    "a whole number of batches, a fraction from 0.0 to 1.0 of them, or null for all",
+    lambda v: v is None or (_is_whole(v) and v >= 0) or (isinstance(v, float) and 0 <= v <= 1),
+)
+DEVICES = Rule(
+    "a whole number of at least 1, -1 or auto for all, or a list of their numbers, such as [0,2]",
+    lambda v: (
+        v in ("auto", -1)
+        or (_is_whole(v) and v >= 1)
+        or (
+            isinstance(v, list)
+            and len(set(map(str, v))) == len(v) > 0
+            and all(_is_whole(d) and d >= 0 for d in v)
+        )
+    ),
+)
+MAPPING = Rule("a mapping, or null", lambda v: v is None or isinstance(v, dict))
+
+RULES: dict[str, Rule] = {
+    "seed": whole(0, 2**32 - 1),
+    "threads": or_null(whole(1)),
+    "ckpt_path": or_null(TEXT),
+    "tags": TEXTS,
+    "compare": FLAG,
+    "peers.probe.lr": RATE,
+    "peers.full.lr": RATE,
+    "run_dir": TEXT,
+    "lora.enabled": FLAG,
+    "model._target_": TEXT,
+    "model.name": TEXT,
+    "model.checkpoint": or_null(TEXT),
+    "model.pretrained": FLAG,
+    "model.img_size": whole(1),
+    "model.patch_size": whole(1),
+    "model.embed_dim": whole(1),
+    "model.depth": whole(1),
+    "model.num_heads": whole(1),
+    "model.drop_path_rate": or_null(number(0, 1)),
+    "data._target_": TEXT,
+    "data.domain": choice("source", "target"),
+    "data.train_size": whole(1, 900),
+    "data.batch_size": whole(1),
+    "data.seed": whole(0, 2**32 - 1),
+    "data.name": choice("cifar10", "cifar100"),
+    "data.root": TEXT,
+    "data.download": FLAG,
+    "data.num_workers": or_null(whole(0)),
+    "data.val_size": whole(1, 49_999),
+    "data.mixup": number(0),
+    "data.cutmix": number(0),
+    "data.image_size": or_null(whole(8)),
+    "data.auto_augment": or_null(TEXT),
+    **dict.fromkeys(("data.hflip", "data.random_erasing", "data.mix_prob"), SHARE),
+    "task._target_": TEXT,
+    "task.label_smoothing": number(0, 1),
+    "trainer._target_": TEXT,
+    "trainer.accelerator": choice(*ACCELERATORS),
+    "trainer.devices": DEVICES,
+    "trainer.num_nodes": whole(1),
+    "trainer.precision": choice(*PRECISIONS),
+    "trainer.max_epochs": or_null(UNBOUNDED),
+    "trainer.max_steps": UNBOUNDED,
+    "trainer.accumulate_grad_batches": whole(1),
+    "trainer.gradient_clip_val": or_null(number(0)),
+    "trainer.check_val_every_n_epoch": or_null(whole(1)),
+    "trainer.val_check_interval": Rule(
+        "a whole number of batches, a fraction of an epoch up to 1.0, or null",
+        lambda v: v is None or (_is_whole(v) and v >= 1) or (isinstance(v, float) and 0 < v <= 1),
+    ),
+    "trainer.limit_train_batches": PART,
+    "trainer.limit_val_batches": PART,
+    "trainer.limit_test_batches": PART,
+    "trainer.overfit_batches": PART,
+    "trainer.log_every_n_steps": whole(1),
+    "trainer.num_sanity_val_steps": whole(-1),
+    "trainer.deterministic": Rule(
+        "true, false, warn or null", lambda v: v is None or isinstance(v, bool) or v == "warn"
+    ),
+    "trainer.benchmark": or_null(FLAG),
+    "trainer.enable_progress_bar": FLAG,
+    "callbacks.checkpoint": MAPPING,
+    "callbacks.learning_rate": MAPPING,
+    "callbacks.checkpoint.dirpath": TEXT,
+    "callbacks.checkpoint.filename": or_null(TEXT),
+    "callbacks.checkpoint.monitor": or_null(TEXT),
+    "callbacks.checkpoint.mode": choice("min", "max"),
+    "callbacks.checkpoint.save_top_k": whole(-1),
+    "callbacks.checkpoint.save_last": or_null(FLAG),
+    "callbacks.checkpoint.save_weights_only": FLAG,
+    "callbacks.learning_rate.logging_interval": or_null(choice("step", "epoch")),
+    "logger.csv": MAPPING,
+    "logger.tensorboard": MAPPING,
+    "logger.wandb": MAPPING,
+    "logger.wandb.project": TEXT,
+    "logger.wandb.name": or_null(TEXT),
+    "logger.wandb.entity": or_null(TEXT),
+    "logger.wandb.group": or_null(TEXT),
+    "logger.wandb.tags": TEXTS,
+    "logger.wandb.offline": or_null(FLAG),
+}
+
+REQUIRED = ("model", "data", "task", "lora", "optim", "trainer", "peers")
+OPTIONAL = ("callbacks", "logger")
+
+# Arguments that the application passes itself, and what to do instead.
+PROVIDED: dict[str, dict[str, str]] = {
+    "model": {"num_classes": "the data decides"},
+    "task": {
+        "model": "use model=NAME",
+        "num_classes": "the data decides",
+        "optim": "use optim.KEY=VALUE",
+    },
+    "trainer": {
+        "logger": "use logger=NAME",
+        "callbacks": "use +callbacks.NAME._target_=CLASS",
+        "default_root_dir": "use hydra.run.dir=FOLDER",
+        "enable_model_summary": "the plan is printed instead",
+    },
+}
+
+
+def show(value: Any) -> str:
+    """A value as it is written on the command line."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list):
+        return f"[{','.join(map(show, value))}]"
+    if isinstance(value, dict):
+        return "{" + ",".join(f"{k}:{show(v)}" for k, v in value.items()) + "}"
+    return repr(value) if value == "" else str(value)

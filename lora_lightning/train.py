@@ -1,0 +1,152 @@
+"""The Hydra application behind `python train.py` and `lora-lightning train`."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import hydra
+import torch
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import save_file
+
+from lora_lightning.app.command_line import CONF, CONFIG_NAME, VERSION_BASE, check_command_line, flags_first
+from lora_lightning.app.compare import HEADER, Job, Result, main_method, results_table, save_results
+from lora_lightning.app.launch import hydra_raises, one_job, quiet, reported
+from lora_lightning.app.loggers import build_loggers, finish, log_start, log_table, short_path, where
+from lora_lightning.checkpoint import save_adapter
+from lora_lightning.report import format_table, percent
+
+FILES = {
+    "adapter": "the adapter: lora_lightning.load_adapter(model, FOLDER)",
+    "model.safetensors": "the trained weights: model.checkpoint=FILE",
+    "checkpoints/best.ckpt": "the epoch that was tested",
+    "checkpoints/last.ckpt": "the last one: go on with ckpt_path=FILE trainer.max_epochs=MORE",
+    "csv/metrics.csv": "every metric",
+    "tensorboard": "tensorboard --logdir FOLDER",
+    "wandb": "the W&B run",
+    "fit-profile.txt": "seconds of each step of the loop",
+    "results.json": "the table above",
+    "config.yaml": "the whole configuration",
+}
+FINISHED: list[tuple[list[str], Result]] = []  # overrides and result of each job of this process
+say = rank_zero_only(print)
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Check the command line, then run the application.
+
+    Args:
+        arguments: in place of `sys.argv[1:]`; the processes of a distributed run then start from
+            this file instead of `sys.argv[0]`.
+
+    Raises:
+        SystemExit: 2 after a user's mistake, 130 after Ctrl-C.
+    """
+    script = sys.argv[0] if arguments is None else __file__
+    sys.argv = [script, *flags_first(sys.argv[1:] if arguments is None else arguments)]
+    FINISHED.clear()
+    with hydra_raises(), reported():
+        check_command_line(sys.argv[1:])
+        application()
+        if len(FINISHED) > 1:
+            say(f"\n{_sweep_table()}")
+
+
+@hydra.main(config_path=str(CONF), config_name=CONFIG_NAME, version_base=VERSION_BASE)
+def application(config: DictConfig) -> float | None:
+    """One job: the whole of a single run, or one of a sweep. Returns the best validation score."""
+    with one_job(), reported(Path(config.run_dir)), quiet():
+        return run(config)
+
+
+def run(config: DictConfig) -> float | None:
+    """Train, test, compare and save as configured, and print what was done."""
+    folder = Path(config.run_dir)
+    say(_title(config, folder))
+    plain = OmegaConf.to_container(config, resolve=True)
+    _write_config(plain, folder / "config.yaml")
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    method = main_method(config)
+    job = Job(config, method, folder)
+    say(f"\n{job.plan or _full_plan(job)}\n")
+    loggers = build_loggers(config)
+    status = "failed"
+    try:
+        log_start(loggers, plain, job.trained, job.total, job.plan)  # type: ignore[arg-type]
+        for line in where(loggers):
+            say(f"{line}\n")
+        results = [job.run(loggers, config.ckpt_path)]
+        _save_weights(job, folder)
+        if config.compare:
+            others = {name: Job(config, name, folder / name).run() for name in ("before", "probe", "full")}
+            results = [others["before"], others["probe"], *results, others["full"]]
+        log_table(loggers, "results", HEADER, [r.row() for r in results])
+        status = "success"
+    finally:
+        finish(loggers, status)
+    _report(results, folder)
+    result = next(r for r in results if r.method == method)
+    FINISHED.append((list(HydraConfig.get().overrides.task), result))
+    return result.best_validation
+
+
+def _title(config: DictConfig, folder: Path) -> str:
+    context = HydraConfig.get()
+    words = [f"recipe {context.runtime.choices.get('recipe')}", f"seed {config.seed}"]
+    if context.mode == RunMode.MULTIRUN:
+        words.insert(
+            0, f"{chr(10) * bool(FINISHED)}job {context.job.num}: {' '.join(context.overrides.task)}"
+        )
+    if config.ckpt_path:
+        words.append(f"resumed from {config.ckpt_path}")
+    return f"{' · '.join(words)} · {short_path(folder)}"
+
+
+def _sweep_table() -> str:
+    """Each job of a sweep by the overrides in which it differs from another."""
+    shared = set.intersection(*(set(overrides) for overrides, _ in FINISHED))
+    rows = [
+        (" ".join(o for o in overrides if o not in shared), *result.row()[1:])
+        for overrides, result in FINISHED
+    ]
+    return format_table(("job", *HEADER[1:]), rows)
+
+
+def _full_plan(job: Job) -> str:
+    return f"trainable: {job.trained:,} of {job.total:,} parameters ({percent(job.trained, job.total)})"
+
+
+@rank_zero_only
+def _write_config(plain: object, path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    OmegaConf.save(OmegaConf.create(plain), path)  # type: ignore[call-overload]
+
+
+@rank_zero_only
+def _save_weights(job: Job, folder: Path) -> None:
+    """The adapter, or the whole model where everything was trained."""
+    if job.method == "lora":
+        save_adapter(job.task, folder / "adapter")
+    else:
+        tensors = {n: t.contiguous().cpu() for n, t in job.task.model.state_dict().items()}
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+
+
+@rank_zero_only
+def _report(results: list[Result], folder: Path) -> None:
+    save_results(results, folder / "results.json")
+    print(f"\n{results_table(results)}\n\nIn {short_path(folder)}:")
+    width = max(map(len, FILES))
+    for name, meaning in FILES.items():
+        if (folder / name).exists():
+            print(f"  {name:<{width}}  {meaning}")
+
+
+if __name__ == "__main__":
+    main()

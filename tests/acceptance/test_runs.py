@@ -1,0 +1,313 @@
+"""Whole runs on a tiny budget: what is on the screen, and what lies in the run folder."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file, save_file
+from torchvision.datasets import CIFAR10
+
+from lora_lightning import load_adapter
+from lora_lightning.models.timm import timm_model
+from lora_lightning.train import main
+
+ROOT = Path(__file__).parents[2]
+VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
+SMALL = ["data.train_size=64", "trainer.max_epochs=1", "hydra.run.dir=run"]
+
+
+@pytest.fixture(autouse=True)
+def _somewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+
+def shell(
+    *words: str, entry: tuple[str, ...] = (sys.executable, str(ROOT / "train.py")), **options: Any
+) -> Any:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*entry, *words], capture_output=True, text=True, timeout=300, env=environment, **options
+    )
+
+
+def metrics(file: Path) -> list[dict[str, str]]:
+    with file.open() as lines:
+        return list(csv.DictReader(lines))
+
+
+def test_the_main_job_compares_four_methods(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main(SMALL)
+    out, err = capsys.readouterr()
+    assert err == ""
+    run = tmp_path / "run"
+    methods = ["before adaptation", "linear probe", "LoRA", "full fine-tuning"]
+    table = out[out.index("method ") :].splitlines()[2:6]
+    assert [line.split("  ")[0] for line in table] == methods
+    results = {r["method"]: r for r in json.loads((run / "results.json").read_text())}
+    assert results["before"]["trained"] == 0
+    assert results["probe"]["trained"] == 96 * 10 + 10
+    assert results["probe"]["trained"] < results["lora"]["trained"] < results["full"]["trained"]
+    assert results["full"]["trained"] == results["full"]["total"] == results["before"]["total"]
+    assert results["lora"]["checkpoint_bytes"] * 4 < results["full"]["checkpoint_bytes"]
+    listed = out[out.index("In run:") :].splitlines()[1:]
+    assert listed
+    for line in listed:
+        assert (run / line.split()[0]).exists()
+    assert yaml.safe_load((run / "config.yaml").read_text())["data"]["seed"] == 0
+    assert "model.blocks.*.attn.qkv" in out
+    assert "trainable: " in out
+    assert "\x1b" not in out
+    assert all(len(line) <= 120 for line in out.splitlines())
+
+
+def test_the_adapter_gives_the_tested_model(tmp_path: Path) -> None:
+    main([*SMALL, "compare=false", "logger=none"])
+    model = timm_model("vit_tiny_patch16_224", checkpoint="vit_digits", **VIT)
+    load_adapter(model, tmp_path / "run" / "adapter")
+    best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
+    state = model.state_dict()
+    trained = {k.removeprefix("model."): v for k, v in best.items() if k.startswith("model.")}
+    assert trained
+    assert len(trained) < len(state) / 1.5
+    for name, value in trained.items():
+        assert torch.equal(state[name], value), name
+
+
+def test_every_seed_is_repeatable(tmp_path: Path) -> None:
+    for folder, seed in (("a", 0), ("b", 0), ("c", 1)):
+        main(["debug=fast", f"seed={seed}", "logger=csv", f"hydra.run.dir={folder}"])
+    losses = [
+        [row["train/loss"] for row in metrics(tmp_path / f / "csv" / "metrics.csv") if row["train/loss"]]
+        for f in "abc"
+    ]
+    assert len(losses[0]) == 3
+    assert losses[0] == losses[1] != losses[2]
+
+
+def test_a_sweep_runs_each_value_and_ends_with_a_table(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main(["debug=fast", "-m", "lora.rank=2,4", "hydra.sweep.dir=sweep", "trainer.enable_progress_bar=false"])
+    out = capsys.readouterr().out
+    last = out.split("\n\n")[-1].splitlines()
+    assert [line.split()[0] for line in last[2:4]] == ["lora.rank=2", "lora.rank=4"]
+    for job, rank in (("0", 2), ("1", 4)):
+        assert yaml.safe_load((tmp_path / "sweep" / job / "config.yaml").read_text())["lora"]["rank"] == rank
+        config = json.loads((tmp_path / "sweep" / job / "adapter" / "adapter_config.json").read_text())
+        assert config["config"]["rank"] == rank
+
+
+def test_resume_goes_on_where_the_run_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    main([*SMALL, "compare=false"])
+    last = "ckpt_path=run/checkpoints/last.ckpt"
+    main([*SMALL[:1], "trainer.max_epochs=2", "compare=false", last, "hydra.run.dir=more"])
+    out = capsys.readouterr().out
+    assert "resumed from run/checkpoints/last.ckpt" in out
+    assert "epoch 2/2" in out
+    rows = metrics(tmp_path / "more" / "csv" / "metrics.csv")
+    assert {row["epoch"] for row in rows if row["val/acc"]} == {"1"}
+    for words, told in [
+        (["trainer.max_epochs=1"], "trainer.max_epochs above 1"),
+        (
+            ["trainer.max_epochs=2", "lora.rank=2"],
+            "ckpt_path=run/checkpoints/last.ckpt: the checkpoint does not fit",
+        ),
+        (["trainer.max_epochs=2", "lora=none"], "made by another configuration"),
+    ]:
+        with pytest.raises(SystemExit) as caught:
+            main([*SMALL[:1], "compare=false", last, "hydra.run.dir=bad", *words])
+        assert caught.value.code == 2
+        assert told in capsys.readouterr().err
+
+
+def test_every_logger_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    main(
+        [
+            "debug=fast",
+            "compare=true",
+            "logger=many",
+            "hydra.run.dir=run",
+            "trainer.enable_progress_bar=false",
+        ]
+    )
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(tmp_path / "run" / "tensorboard")).Reload()
+    assert {"val/acc", "test/acc", "train/loss"} <= set(events.Tags()["scalars"])
+    assert {"plan/text_summary", "results/text_summary"} <= set(events.Tags()["tensors"])
+    rows = metrics(tmp_path / "run" / "csv" / "metrics.csv")
+    assert any(row["test/acc"] for row in rows)
+    assert any(value for row in rows for key, value in row.items() if key.startswith("lr-"))
+    assert yaml.safe_load((tmp_path / "run" / "csv" / "hparams.yaml").read_text())["parameters"]["total"] > 0
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 1
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_pretraining_ends_with_weights_that_a_recipe_takes(
+    kind: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([f"recipe=pretrain_{kind}_digits", *SMALL, "logger=none"])
+    file = tmp_path / "run" / "model.safetensors"
+    shipped = ROOT / "lora_lightning" / "models" / "weights" / f"{kind}_digits.safetensors"
+    made, kept = load_file(file), load_file(shipped)
+    assert {n: t.shape for n, t in made.items()} == {n: t.shape for n, t in kept.items()}
+    assert "(100 %)" in capsys.readouterr().out
+    words = ["debug=fast", f"model.checkpoint={file}", "hydra.run.dir=adapted", "logger=none"]
+    main([f"recipe={kind}_digits", *words])
+    assert (tmp_path / "adapted" / "adapter" / "adapter_model.safetensors").is_file()
+
+
+@pytest.mark.parametrize("debug", ["overfit", "profile"])
+def test_debug(debug: str, tmp_path: Path) -> None:
+    main([f"debug={debug}", "trainer.max_epochs=1", "logger=none", "hydra.run.dir=run"])
+    assert (tmp_path / "run" / "fit-profile.txt").exists() == (debug == "profile")
+
+
+def test_cifar_offline_names_everything_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    with pytest.raises(SystemExit) as caught:
+        main(["recipe=vit_cifar", "logger=none", "trainer=cpu"])
+    message = capsys.readouterr().err
+    assert caught.value.code == 2
+    for words in ("cifar-10-batches-py", "data.download=true", "data.root=", "vit_base", "model.checkpoint="):
+        assert words in message
+    assert "Traceback" not in message
+
+
+def write_cifar10(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Noise in CIFAR-10's own files, with the checksums that torchvision will look for."""
+    sums = {}
+    for seed, name in enumerate([f"data_batch_{i}" for i in range(1, 6)] + ["test_batch", "batches.meta"]):
+        data = np.random.default_rng(seed).integers(0, 256, (20, 3072), dtype=np.uint8)
+        content: dict[str, Any] = {"data": data, "labels": [i % 10 for i in range(20)]}
+        if name == "batches.meta":
+            content = {"label_names": [f"class {i}" for i in range(10)]}
+        file = folder / "cifar-10-batches-py" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(pickle.dumps(content, protocol=2))
+        sums[name] = hashlib.md5(file.read_bytes()).hexdigest()
+    monkeypatch.setattr(CIFAR10, "meta", {**CIFAR10.meta, "md5": sums.pop("batches.meta")})
+    monkeypatch.setattr(CIFAR10, "test_list", [["test_batch", sums.pop("test_batch")]])
+    monkeypatch.setattr(CIFAR10, "train_list", [list(item) for item in sums.items()])
+
+
+def test_cifar_with_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The recipe as it is, mixed precision and mixup included, with a small ViT saved on disk."""
+    write_cifar10(tmp_path / "sets", monkeypatch)
+    small = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
+    base = timm_model("vit_base_patch16_224", num_classes=1000, **small)
+    save_file(base.state_dict(), tmp_path / "base.safetensors")
+    words = ["model.name=vit_base_patch16_224", "model.checkpoint=base.safetensors", "data.root=sets"]
+    words += [f"+model.{name}={value}" for name, value in small.items()]
+    words += ["data.val_size=20", "data.batch_size=16", "data.num_workers=0", "trainer=cpu"]
+    main(["recipe=vit_cifar", *words, "compare=true", "debug=fast", "logger=csv", "hydra.run.dir=run"])
+    results = {r["method"]: r for r in json.loads((tmp_path / "run" / "results.json").read_text())}
+    assert results["lora"]["trained"] < results["lora"]["total"]
+    rows = metrics(tmp_path / "run" / "csv" / "metrics.csv")
+    losses = [float(row["train/loss"]) for row in rows if row["train/loss"]]
+    assert len(losses) == 3
+    assert all(0 < loss < 10 for loss in losses)
+    assert (
+        yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["trainer"]["precision"] == "bf16-mixed"
+    )
+
+
+def test_help_is_a_page_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["--help"])
+    assert caught.value.code == 0
+    page = capsys.readouterr().out
+    for words in (
+        "python train.py recipe=resnet_digits",
+        "recipe: pretrain_resnet_digits",
+        "rank: ",
+        "--multirun",
+    ):
+        assert words in page
+    assert "Powered by Hydra" not in page
+    assert all(len(line) <= 100 for line in page.splitlines())
+
+
+def test_a_real_process(tmp_path: Path) -> None:
+    """`python train.py` in an empty folder: nothing on stderr, nothing but the run folder left."""
+    done = shell("debug=fast")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert "LoRA" in done.stdout
+    assert [p.name for p in tmp_path.iterdir()] == ["outputs"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["lora.rank=0", "lora.rnk=2", "recipe=foo"],
+        ["-m", "lora.rank=2,0", "--fast", "seed=x"],
+        ["ckpt_path=nowhere.ckpt", "optim.lr=[1", "trainer.num_nodes=2"],
+    ],
+)
+def test_a_real_process_told_nonsense(words: list[str], tmp_path: Path) -> None:
+    bad = shell(*words)
+    assert bad.returncode == 2
+    assert bad.stdout == ""
+    assert bad.stderr.startswith("\n3 problems in the configuration:\n  - ")
+    assert len(bad.stderr.strip().splitlines()) == 4
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sweep", [False, True])
+@pytest.mark.parametrize("command", [False, True])
+def test_two_processes(sweep: bool, command: bool, tmp_path: Path) -> None:
+    """DDP from both entries and under a sweep: both ranks run this job, rank 0 alone prints."""
+    entry = (str(Path(sys.executable).parent / "lora-lightning"), "train")
+    entry = entry if command else (sys.executable, str(ROOT / "train.py"))
+    words = ["trainer=ddp_sim", "debug=fast", "compare=false", "logger=many", "hydra.run.dir=run"]
+    words += ["-m", "lora.rank=2,4", "hydra.sweep.dir=sweep"] if sweep else ["lora.rank=4"]
+    done = shell(*words, entry=entry)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    jobs = ["sweep/0", "sweep/1"] if sweep else ["run"]
+    assert done.stdout.count("adapted layers") == len(jobs)
+    for job in jobs:
+        assert len(list((tmp_path / job).glob("wandb/offline-run-*"))) == 1
+        assert json.loads((tmp_path / job / "results.json").read_text())[0]["accuracy"] > 0
+    assert sorted(p.name for p in tmp_path.iterdir()) == [jobs[0].split("/")[0]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("trainer", ["cpu", "ddp_sim"])
+def test_ctrl_c(trainer: str, tmp_path: Path) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-u", str(ROOT / "train.py"), "compare=false", f"trainer={trainer}"],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    assert process.stdout is not None
+    shown = (line for line in process.stdout if line.startswith("LoRA "))
+    next(shown), next(shown)  # now the first epoch's checkpoint is written
+    os.killpg(process.pid, signal.SIGINT)
+    _, message = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert len(message.strip().splitlines()) == 1
+    assert message.strip().startswith("Interrupted. Go on with ckpt_path=outputs/vit_digits/")
+    checkpoint = message.split("ckpt_path=")[1].strip()
+    assert "state_dict" in torch.load(tmp_path / checkpoint, weights_only=True)
+    assert not list(tmp_path.rglob("*.tmp"))
