@@ -70,6 +70,9 @@ def reported(folder: Path | None = None) -> Iterator[None]:
     """
     try:
         yield
+    except BrokenPipeError:  # `train.py --help | head`: the reader has gone, and with it stdout
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         explained = explain(error, folder)
         if explained is None or _Tracebacks.wanted:

@@ -1,0 +1,63 @@
+"""The built wheel alone, without the checkout: package data, console command, a run from any folder."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+RUN = ["recipe=vit_digits", "debug=fast"]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("dist")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", str(folder), str(ROOT)]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_holds_the_recipes_and_weights_and_runs_from_any_folder(
+    wheel: Path, tmp_path: Path
+) -> None:
+    site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+    environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
+    where = "import lora_lightning; print(lora_lightning.__file__)"
+    start = "from lora_lightning.cli import main; main()"
+    found = subprocess.run(
+        [sys.executable, "-c", where], cwd=elsewhere, env=environment, capture_output=True, text=True
+    )
+    assert found.stdout.startswith(str(site))
+    run = subprocess.run(
+        [sys.executable, "-c", start, "train", *RUN],
+        cwd=elsewhere,
+        env=environment,
+        capture_output=True,
+        text=True,
+    )
+    assert run.returncode == 0, run.stderr
+    assert "method  test accuracy %" in run.stdout
+    assert (elsewhere / "outputs" / "vit_digits").is_dir()
+
+
+@pytest.mark.slow
+def test_the_wheel_in_a_clean_environment(wheel: Path, tmp_path: Path) -> None:
+    environment = tmp_path / "venv"
+    venv.create(environment, with_pip=True)
+    subprocess.run(
+        [environment / "bin" / "pip", "install", "-q", f"{wheel}[recipes]"], check=True, capture_output=True
+    )
+    run = subprocess.run(
+        [environment / "bin" / "lora-lightning", "train", *RUN], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stderr
+    assert "method  test accuracy %" in run.stdout
