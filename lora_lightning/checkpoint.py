@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from hashlib import sha256
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
+from lora_lightning.files import write_whole
 from lora_lightning.inject import Injection, carry_out, eject, injection_of, is_injected
 from lora_lightning.layers.layer import slot_key
 from lora_lightning.plans import Plan
@@ -81,9 +81,9 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {"format": "pt", "sha256": _digest(tensors)}
-    _write_whole(folder / TENSOR_FILE, lambda path: save_file(tensors, path, metadata))
+    write_whole(folder / TENSOR_FILE, lambda path: save_file(tensors, path, metadata))
     text = json.dumps(about, indent=2) + "\n"
-    _write_whole(folder / CONFIG_FILE, lambda path: Path(path).write_text(text))
+    write_whole(folder / CONFIG_FILE, lambda path: Path(path).write_text(text))
     return folder
 
 
@@ -252,24 +252,3 @@ def _refuse(problems: list[str], folder: str | os.PathLike[str]) -> None:
         raise AdapterFileError(
             f"the adapter in {folder} does not fit this model: {'; '.join(problems[:3])}{more}."
         )
-
-
-def _write_whole(path: Path, write: Callable[[str], object]) -> None:
-    """Write beside `path`, then rename: a reader sees the old file or the new one, never a part."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
-    try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

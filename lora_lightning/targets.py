@@ -247,7 +247,8 @@ def _matching(
         if unsupported:
             problems.append(f"{option}: {pattern!r} matches {summary(unsupported)}, which cannot be adapted.")
         else:
-            problems.append(f"{option}: {pattern!r} matches no layer.{_near(pattern, names)}")
+            whole = [n for n, t in names.items() if t is None or not t.slot.part]
+            problems.append(f"{option}: {pattern!r} matches no layer.{_near(pattern, whole)}")
     return [n for n, t in names.items() if _meant(n, t, patterns)]
 
 

@@ -23,6 +23,7 @@ from lora_lightning.app.progress import Progress
 from lora_lightning.callback import LoRACallback
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError, UserError
+from lora_lightning.files import WholeCheckpointIO
 from lora_lightning.inject import freeze
 from lora_lightning.plans import Plan
 from lora_lightning.report import format_table
@@ -179,8 +180,10 @@ class Job:
         return [LoRACallback(lora_config(self.config), verbose=False)]
 
     def _make_trainer(self, **options: Any) -> pl.Trainer:
+        sharded = str(self.config.trainer.strategy).startswith(("fsdp", "deepspeed"))
         return instantiate(
             self.config.trainer,
+            plugins=None if sharded else [WholeCheckpointIO()],  # those write checkpoints of their own
             default_root_dir=self.config.run_dir,
             enable_model_summary=False,
             _convert_="all",
@@ -218,15 +221,17 @@ def _named(group: str) -> Iterator[None]:
     """Problems of one group's classes under the names that they have on the command line."""
     try:
         yield
-    except (ConfigError, InstantiationException) as error:
-        cause = error if isinstance(error, ConfigError) else error.__cause__
+    except (UserError, InstantiationException) as error:
+        cause = error if isinstance(error, UserError) else error.__cause__
         if isinstance(cause, ConfigError):
-            raise ConfigError([
-                f"{group}.{p}" if re.match(r"\w+[=:\[]", p) else p for p in cause.problems
-            ]) from None  # fmt: skip
+            raise ConfigError([_under(group, problem) for problem in cause.problems]) from None
         if isinstance(cause, UserError):
-            raise cause from None
+            raise UserError(_under(group, str(cause))) from None
         raise
+
+
+def _under(group: str, problem: str) -> str:
+    return f"{group}.{problem}" if re.match(r"\w+[=:\[]", problem) else problem
 
 
 def _data_and_model(config: DictConfig) -> tuple[Any, Any]:

@@ -174,6 +174,7 @@ PROVIDED: dict[str, dict[str, str]] = {
     },
     "trainer": {
         "logger": "use logger=NAME",
+        "plugins": "it writes checkpoints whole",
         "callbacks": "use +callbacks.NAME._target_=CLASS",
         "default_root_dir": "use hydra.run.dir=FOLDER",
         "enable_model_summary": "the plan is printed instead",

@@ -1,0 +1,55 @@
+"""Files written whole or not at all: what stood there before stays until the new file is complete."""
+
+from __future__ import annotations
+
+import io
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch.plugins.io import TorchCheckpointIO
+
+
+def write_whole(path: Path, write: Callable[[str], object]) -> None:
+    """Write beside `path`, then rename: a reader sees the old file or the new one, never a part.
+
+    Args:
+        write: is called with the name of a temporary file to fill.
+
+    Raises:
+        OSError: the disk is full or the folder cannot be written; no rest is left behind.
+    """
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    os.close(handle)
+    try:
+        write(temporary)
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+class WholeCheckpointIO(TorchCheckpointIO):
+    """Trainer checkpoints written whole. Lightning writes to the system's temporary folder and moves the
+    file, which is a copy, and not atomic, when that folder lies on another disk."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        if "://" in str(path):
+            super().save_checkpoint(checkpoint, path, storage_options)
+            return
+        buffer = io.BytesIO()  # torch's own file writer hides that a disk is full
+        torch.save(checkpoint, buffer)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        write_whole(Path(path), lambda temporary: Path(temporary).write_bytes(buffer.getbuffer()))
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
