@@ -16,10 +16,11 @@ from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.inject import carry_out, eject, freeze_norms, injection_of, is_injected
 from lora_lightning.layers.norm import FrozenNorm
 from lora_lightning.plans import Plan
-from lora_lightning.report import listed
 from lora_lightning.state_hooks import keep_trained_only
 from lora_lightning.targets import plan
-from lora_lightning.verify import dead_updates
+from lora_lightning.verify import FirstSteps
+
+UNSHARDED = (SingleDeviceStrategy, DDPStrategy)  # every process holds the parameters themselves
 
 
 class LoRACallback(pl.Callback):
@@ -29,6 +30,8 @@ class LoRACallback(pl.Callback):
     Args:
         config: what to adapt and how.
         verbose: print the plan when a fit begins.
+        verify_strict: the first training steps check that every update is used and gets a finite
+            gradient, and warn with the names of those that do not; true makes it an error.
         **options: fields of LoRAConfig, instead of `config`.
 
     Attributes:
@@ -36,6 +39,8 @@ class LoRACallback(pl.Callback):
 
     Raises:
         ConfigError: at construction for bad options, at setup when nothing can be adapted.
+        UserError: when training begins and no optimizer holds the updates; after the first steps with
+            `verify_strict`.
 
     Example::
 
@@ -43,15 +48,25 @@ class LoRACallback(pl.Callback):
         >>> trainer = Trainer(callbacks=[LoRACallback(rank=8, target_modules=["qkv"])])
     """
 
-    def __init__(self, config: LoRAConfig | None = None, *, verbose: bool = True, **options: Any) -> None:
+    def __init__(
+        self,
+        config: LoRAConfig | None = None,
+        *,
+        verbose: bool = True,
+        verify_strict: bool = False,
+        **options: Any,
+    ) -> None:
         if config is not None and options:
             raise ConfigError([f"give a config or its fields ({', '.join(options)}), not both."])
-        if problems := LoRAConfig.problems(options):
+        problems = LoRAConfig.problems(options)
+        if not isinstance(verify_strict, bool):
+            problems.append(f"verify_strict={verify_strict!r}: give true or false.")
+        if problems:
             raise ConfigError(problems)
         self.config = config or LoRAConfig(**options)
-        self.verbose = verbose
+        self.verbose, self.verify_strict = verbose, verify_strict
         self.plan: Plan | None = None
-        self._steps_to_check = 0
+        self._first_steps: FirstSteps | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Inject now if the targets exist, and look again after `configure_model`, which may build
@@ -68,13 +83,14 @@ class LoRACallback(pl.Callback):
         if all(m.training or isinstance(m, FrozenNorm) for m in pl_module.modules()):
             # Lightning warns of every module in eval mode; these are meant to be.
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-        self._steps_to_check = 2
+        if isinstance(trainer.strategy, UNSHARDED):
+            self._first_steps = FirstSteps(pl_module)
         if self.verbose:
             rank_zero_info(f"\n{self.plan}\n")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse optimizers that were made without the updates: nothing would train."""
-        if not isinstance(trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        if not isinstance(trainer.strategy, UNSHARDED):
             return  # sharded strategies hand other tensors to the optimizer
         groups = [g for optimizer in trainer.optimizers for g in optimizer.param_groups]
         optimized = {id(p) for group in groups for p in group["params"]}
@@ -85,19 +101,36 @@ class LoRACallback(pl.Callback):
             )
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """In the first steps, name the updates that no gradient reaches."""
-        if not self._steps_to_check:
-            return
-        self._steps_to_check -= 1
-        dead = dead_updates(pl_module)
-        if not dead:
-            self._steps_to_check = 0
-        elif not self._steps_to_check:
-            rank_zero_warn(
-                f"{len(dead)} of {len(injection_of(pl_module).plan.layers)} adapted layers get no "
-                f"gradient: {listed(dead)}. They are not used "
-                "in the forward, or their output does not reach the loss. Name them in exclude_modules."
-            )
+        if self._first_steps is not None:
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            self._first_steps.after_backward(scaled=scaler is not None)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        if self._first_steps is not None and self._first_steps.after_step():
+            self._conclude(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._first_steps is not None and self._first_steps.observed:
+            self._conclude(trainer)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """DDP stops in the second step when an update was not used in the first: say which."""
+        if self._first_steps is not None and "Expected to have finished reduction" in str(exception):
+            for fault in self._first_steps.faults():
+                rank_zero_warn(fault)
+
+    def _conclude(self, trainer: pl.Trainer) -> None:
+        """Report what the first steps showed, and look no more. Every process has the same verdict,
+        that of the first, so that all of them stop or none."""
+        assert self._first_steps is not None
+        faults = trainer.strategy.broadcast(self._first_steps.faults())
+        self._first_steps = None
+        if faults and self.verify_strict:
+            raise UserError("\n".join([*faults, "With verify_strict=False this is a warning."]))
+        for fault in faults:
+            rank_zero_warn(fault)
 
     def state_dict(self) -> dict[str, Any]:
         return {"config": self.config.to_dict()}

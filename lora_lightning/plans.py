@@ -96,6 +96,8 @@ class Plan:
             lines = ["no layer is adapted"]
         if self.heads:
             lines.append(f"trained in full: {', '.join(self.heads)}")
+        if self.scope:
+            lines.append(f"outside {self.scope}: as it was, what trained before still trains")
         if self.skipped:
             lines.append(f"left frozen: {summary(self.skipped)}")
         lines.append(

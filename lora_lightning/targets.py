@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -247,8 +247,7 @@ def _matching(
         if unsupported:
             problems.append(f"{option}: {pattern!r} matches {summary(unsupported)}, which cannot be adapted.")
         else:
-            whole = [n for n, t in names.items() if t is None or not t.slot.part]
-            problems.append(f"{option}: {pattern!r} matches no layer.{_near(pattern, whole)}")
+            problems.append(f"{option}: {pattern!r} matches no layer.{_near(one, names)}")
     return [n for n, t in names.items() if _meant(n, t, patterns)]
 
 
@@ -259,14 +258,27 @@ def _meant(name: str, target: Target | None, patterns: str | list[str]) -> bool:
     return target is not None and not target.slot.part and matches(target.module, patterns)
 
 
-def _near(pattern: str, names: Iterable[str]) -> str:
+def _near(pattern: str | list[str], names: Mapping[str, Target | None]) -> str:
     """Near misses among the names' endings: `blocks.0.attn.qkv` can be meant by `qkv` or `attn.qkv`."""
-    endings = {".".join(n.split(".")[-k:]) for n in names for k in (1, 2)}
-    endings = {e for e in endings if not e.isdigit()} | {"auto", "all"}
-    if pattern.startswith("all"):  # PEFT's "all-linear"
+    word = pattern if isinstance(pattern, str) else pattern[0]
+    if word.startswith("all"):  # PEFT's "all-linear"
         return " Did you mean 'all'?"
-    leaves = sorted({n.rpartition(".")[2] for n in names})
-    return did_you_mean(pattern, sorted(endings)) or f" Layers here: {', '.join(leaves[:12])}."
+    endings = {e: None for n, t in names.items() for e in _endings(n, t)}
+    if isinstance(pattern, str) and any(_meant(n, t, [pattern]) for n, t in names.items()):
+        return f" A string is a regular expression for whole names: for an ending give a list, [{word!r}]."
+    near = did_you_mean(word.removeprefix(".*"), [*endings, "auto"])
+    shortest = {(t is not None and t.slot.part, _endings(n, t)[0]) for n, t in names.items()}
+    return near or f" Layers here: {listed([ending for _, ending in sorted(shortest)], most=12)}."
+
+
+def _endings(name: str, target: Target | None) -> list[str]:
+    """Endings by which a name can be meant, shortest first: `mlp.0` and `block.mlp.0`, since `0` alone
+    says nothing; `qkv.v` for a part; `convs.*.0` for layers that repeat."""
+    parts = re.sub(r"\.\d+(?=\.)", ".*", name).split(".")
+    start = len(parts) - 1 - (target is not None and target.slot.part)
+    while start > 0 and not parts[start].isidentifier():
+        start -= 1
+    return [".".join(parts[i:]) for i in (start, start - 1) if i >= 0 and parts[i].isidentifier()] or [name]
 
 
 def _layers(
@@ -312,7 +324,8 @@ def _lookup(
     keys = sorted(pattern, key=len, reverse=True)
     for key in keys:
         if names and not any(_pattern_matches(n, key) for n in names):
-            problems.append(f"{option}: {key!r} matches no adapted layer.{_near(key, names)}")
+            near = _near([key], dict.fromkeys(names))
+            problems.append(f"{option}: {key!r} matches no adapted layer.{near}")
     return lambda name: next((pattern[k] for k in keys if _pattern_matches(name, k)), None)
 
 

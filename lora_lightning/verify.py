@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 from lora_lightning.adapters import adapters_off, lora_parameters, merge, unmerge
 from lora_lightning.inject import eject, injection_of
 from lora_lightning.layers import LoRALayer, lora_layers
+from lora_lightning.layers.layer import slot_key
 from lora_lightning.report import listed
 
 
@@ -39,16 +41,93 @@ def verify(model: nn.Module, example_batch: Any) -> list[str]:
     return [failure for check in checks for failure in check(_randomized(model), example_batch)]
 
 
+def gradient_peaks(model: nn.Module) -> dict[str, float | None]:
+    """The largest absolute gradient of each active update after a backward, by its name in the plan.
+
+    None: the backward gave it no gradient. At the start, when B is zero, A's gradient is zero in every
+    layer; B's is not.
+    """
+    peaks: dict[str, float | None] = {}
+    for planned in injection_of(model).plan.layers:
+        layer = cast(LoRALayer, model.get_submodule(planned.module))
+        for adapter in layer.lora_active:
+            update = cast(nn.ModuleDict, layer.lora[adapter])[slot_key(planned.slot)]
+            grads = [p.grad for p in update.parameters() if p.grad is not None]
+            peaks[planned.name] = torch.stack([g.abs().max() for g in grads]).max().item() if grads else None
+    return peaks
+
+
 def dead_updates(model: nn.Module) -> list[str]:
-    """Adapted layers that the last backward gave no gradient, or only zeros. At the start, when B is
-    zero, A's gradient is zero in every layer; B's is not."""
-    dead = []
-    for name, layer in lora_layers(model).items():
-        for update in (u for adapter in layer.lora for u in layer.updates(adapter)):
-            grads = [p.grad for p in update.parameters()]
-            if not any(g is not None and bool((g != 0).any()) for g in grads):
-                dead.append(f"{name}.{update.slot.parameter}".removesuffix(".weight"))
-    return dead
+    """Adapted layers that the last backward gave no gradient, or only zeros."""
+    return [name for name, peak in gradient_peaks(model).items() if not peak]
+
+
+class FirstSteps:
+    """What the first training steps show: is every update used, and is its gradient finite?
+
+    One step is not enough to tell: LayerDrop, several optimizers or a gate that begins at zero leave an
+    update out of some. Seen alive once, it is alive; a gradient that is not finite is a fault whenever
+    it is seen, unless a GradScaler is there to skip the step.
+
+    Args:
+        model: the module that was given to `inject`.
+        steps: how many training steps are watched.
+
+    Attributes:
+        observed: training steps seen so far.
+    """
+
+    def __init__(self, model: nn.Module, steps: int = 5) -> None:
+        self.model, self.steps, self.observed = model, steps, 0
+        self._best: dict[str, float | None] = {}
+        self._broken: dict[str, None] = {}
+        self._fresh = False
+
+    def after_backward(self, scaled: bool = False) -> None:
+        """Look at the gradients. `scaled`: a GradScaler looks after those that are not finite."""
+        self._fresh = True
+        for name, peak in gradient_peaks(self.model).items():
+            if peak is not None and not math.isfinite(peak) and not scaled:
+                self._broken[name] = None
+            if not self._best.get(name):  # None, then 0, then alive
+                self._best[name] = peak if peak is not None else self._best.get(name)
+
+    def after_step(self) -> bool:
+        """Count a step, if it had a backward; true when enough were seen."""
+        self.observed += self._fresh
+        self._fresh = False
+        return self.observed >= self.steps
+
+    def faults(self) -> list[str]:
+        """One line for each thing that is wrong: how many layers, which, and why that usually happens."""
+        unused = [n for n, peak in self._best.items() if peak is None]
+        zero = [n for n, peak in self._best.items() if peak == 0]
+        return [
+            f"{len(names)} of {len(self._best)} {what} in the first {self.observed} training steps: "
+            f"{listed(names, most=8)}. {why}"
+            for names, what, why in (
+                (unused, "adapted layers got no gradient", UNUSED),
+                (zero, "adapted layers got a gradient of zero alone", ZERO),
+                (list(self._broken), "adapted layers got a gradient with NaN or infinity", BROKEN),
+            )
+            if names
+        ]
+
+
+UNUSED = (
+    "Either the forward does not use them (the layer is never called, its parent reads another weight, "
+    "LayerDrop skipped it each time, the updates are merged), or their output does not reach the loss (it "
+    "is detached, computed under no_grad, or left out of the loss). Name them in exclude_modules, or mend "
+    "the forward."
+)
+ZERO = (
+    "The forward uses them, but they do not change the loss: a gate or mask of zero, or an activation "
+    "that is off for every input, lies behind them. Name them in exclude_modules if that stays so."
+)
+BROKEN = (
+    "The loss overflowed or is NaN. Look at the batch and the loss, lower the learning rate or clip the "
+    "gradients; in half precision prefer bf16-mixed to 16-true."
+)
 
 
 def call(model: nn.Module, batch: Any) -> list[Tensor]:

@@ -207,23 +207,11 @@ def test_an_optimizer_without_the_updates_is_refused(tmp_path):
         fit(tmp_path, Early(), ll.LoRACallback(rank=2))
 
 
-def test_updates_that_no_gradient_reaches_are_named(tmp_path):
-    class Unused(Classifier):
-        def __init__(self) -> None:
-            super().__init__()
-            self.spare = nn.Linear(4, 4)
-
-    with pytest.warns(UserWarning, match="1 of 4 adapted layers get no gradient: spare"):
-        fit(
-            tmp_path,
-            Unused(),
-            ll.LoRACallback(rank=2, target_modules="all", modules_to_save=None, exclude_modules=["model.9"]),
-        )
-
-
 def test_bad_options_are_found_at_construction():
     with pytest.raises(ll.ConfigError, match=r"rnk is not an option.*Did you mean 'rank'"):
         ll.LoRACallback(rnk=8)
+    with pytest.raises(ll.ConfigError, match="verify_strict='yes': give true or false"):
+        ll.LoRACallback(verify_strict="yes")
     with pytest.raises(ll.ConfigError, match="not both"):
         ll.LoRACallback(ll.LoRAConfig(), rank=8)
 

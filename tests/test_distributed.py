@@ -25,3 +25,16 @@ def test_two_processes_end_as_one_with_the_same_global_batch(tmp_path):
         torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-6)
     checkpoint = torch.load(tmp_path / "two" / "x.ckpt", weights_only=True)
     assert set(checkpoint["state_dict"]) == set(single)
+
+
+def test_an_unused_layer_stops_every_process_and_is_named(tmp_path):
+    script = Path(__file__).parent / "ddp_unused.py"
+    run = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300)
+    assert run.returncode == 0, run.stderr
+    for rank in range(2):
+        strict, ddp = (tmp_path / f"rank{rank}.txt").read_text().split("\n---\n")
+        assert (
+            "UserError: 1 of 4 adapted layers got no gradient in the first 5 training steps: spare." in strict
+        )
+        assert "not used in producing the loss" in ddp  # DDP's own error, which names nothing
+    assert "1 of 4 adapted layers got no gradient in the first 1 training steps: spare." in run.stderr

@@ -203,3 +203,26 @@ def test_the_plan_prints_as_a_table():
     assert "trained in full: head" in text
     assert "left frozen: patch_embed.proj" in text
     assert text.splitlines()[-1].startswith("trainable: ")
+
+
+def test_near_misses_are_endings_that_would_match():
+    layers = {"convs": nn.Sequential(nn.Sequential(nn.Linear(4, 4)), nn.Sequential(nn.Linear(4, 4)))}
+    layers["attn"] = nn.ModuleDict({"qkv": nn.Linear(4, 12)})
+    model = nn.ModuleDict({"stages": nn.ModuleDict(layers)})
+    for pattern, remedy in (
+        (["qvk"], "Did you mean 'qkv' or "),
+        (["fc"], r"Layers here: convs\.\*\.0, qkv, qkv\.k, qkv\.q, qkv\.v\."),
+        ("qkv", r"A string is a regular expression for whole names: for an ending give a list, \['qkv'\]"),
+        ("all-linear", "Did you mean 'all'?"),
+    ):
+        with pytest.raises(ll.ConfigError, match=remedy):
+            ll.plan(model, ll.LoRAConfig(rank=2, target_modules=pattern, modules_to_save=None))
+    assert len(ll.plan(model, ll.LoRAConfig(rank=2, target_modules=["convs.*.0"])).layers) == 2
+
+
+def test_a_plan_says_that_what_is_outside_the_backbone_stays_as_it_was():
+    model = nn.ModuleDict(
+        {"backbone": nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4)), "neck": nn.Linear(4, 4)}
+    )
+    text = str(ll.plan(model, ll.LoRAConfig(rank=2, modules_to_save=None)))
+    assert "outside backbone: as it was, what trained before still trains" in text
