@@ -12,6 +12,7 @@ from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.layers import family_of, lora_layers, slots_of
 from lora_lightning.layers.layer import adapt, restore, set_weights, slot_key
 from lora_lightning.layers.norm import FrozenNorm, freeze_statistics, has_statistics
+from lora_lightning.layers.reading import weight_of
 from lora_lightning.layers.swap import swap_out
 from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.structure import inside
@@ -68,13 +69,18 @@ def carry_out(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str 
     """
     if not adapter.isidentifier() or hasattr(nn.ModuleDict, adapter):
         raise ConfigError([f"adapter={adapter!r}: give an identifier, such as 'default' or 'scottish'."])
+    if config.use_dora and any(p.is_meta for p in model.parameters()):
+        raise ConfigError([
+            "use_dora=True: magnitudes begin as the norms of the weights, which a model on the meta device "
+            "does not have yet: give it memory and load its weights first, or set use_dora to false."
+        ])  # fmt: skip
     injection = _freeze(model, config, planned, adapter)
     updates: dict[str, dict[str, LowRankUpdate]] = {}
     for item in planned.layers:
         module = model.get_submodule(item.module)
         slot = slots_of(item.module, module)[item.slot]
         updates.setdefault(item.module, {})[slot_key(item.slot)] = LowRankUpdate(
-            slot.of(getattr(module, slot.parameter)),
+            slot.of(weight_of(module, slot.parameter)),
             slot,
             rank=item.rank,
             scaling=config.scaling(item.rank, item.alpha),
@@ -125,7 +131,7 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
     for name, mode in injection.training.items():
         if isinstance(norm := modules.get(name), FrozenNorm):
             swap_out(norm)
-            norm.training = mode
+            norm.training = mode and model.training  # a model in eval mode stays in it
     if not merged:
         swap_originals(model, injection)
     for name, parameter in model.named_parameters():

@@ -8,10 +8,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
-from lora_lightning.layers import LoRALayer, family_of, refusal, slots_of
+from lora_lightning.layers import LoRALayer, family_of, hidden_weight, refusal, slots_of
+from lora_lightning.layers.reading import weight_of
 from lora_lightning.layers.slot import Slot
 
 # Attribute names under which timm, torchvision, torchaudio and transformers keep their output layers.
@@ -47,14 +48,14 @@ def targets_of(model: nn.Module) -> tuple[dict[str, Target], dict[str, str]]:
     refused: dict[str, str] = {}
     for module_name, module in model.named_modules():
         slots = slots_of(module_name, module)
-        if slots and (reason := refusal(module)):
+        if reason := hidden_weight(module) or (refusal(module) if slots else None):
             refused[module_name] = reason
             continue
         for slot_name, slot in slots.items():
             name = ".".join(part for part in (module_name, slot_name) if part)
-            weight: Tensor = getattr(module, slot.parameter)
+            shape = slot.shape(weight_of(module, slot.parameter))
             targets[name] = Target(
-                name, module_name, slot_name, slot, _kind(module), slot.shape(weight), family_of(module)
+                name, module_name, slot_name, slot, _kind(module), shape, family_of(module)
             )
     return targets, refused
 

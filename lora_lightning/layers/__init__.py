@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import cast
-
-from torch import Tensor, nn
+import torch
+from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils.parametrize import is_parametrized
+from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from lora_lightning.layers.attention import FUSED, attention_slots, fused_parts
 from lora_lightning.layers.conv import LoRAConv, LoRAConvTranspose, conv_slot, transposed_slot
-from lora_lightning.layers.embedding import EMBEDDING_SLOT, LoRAEmbedding
+from lora_lightning.layers.embedding import EMBEDDING_SLOT, LoRAEmbedding, LoRAEmbeddingBag
 from lora_lightning.layers.layer import LoRALayer
 from lora_lightning.layers.linear import LoRALinear
 from lora_lightning.layers.norm import is_norm
+from lora_lightning.layers.reading import weight_of
 from lora_lightning.layers.recurrent import LoRARecurrent, recurrent_slots
 from lora_lightning.layers.slot import Slot
 
@@ -28,17 +30,27 @@ FAMILIES: dict[type[nn.Module], type[LoRALayer]] = {
     nn.ConvTranspose2d: LoRAConvTranspose,
     nn.ConvTranspose3d: LoRAConvTranspose,
     nn.Embedding: LoRAEmbedding,
+    nn.EmbeddingBag: LoRAEmbeddingBag,
     nn.LSTM: LoRARecurrent,
     nn.GRU: LoRARecurrent,
     nn.RNN: LoRARecurrent,
 }
 
 
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+IN_FLOATS = "load the model in float32, float16 or bfloat16, and quantize after merging"
+
+
 def family_of(module: nn.Module) -> type[LoRALayer]:
     """The family that adapts `module`: by the class whose forward it has, else the general road."""
     for base, family in FAMILIES.items():
-        if isinstance(module, base) and type(module).forward is base.forward and not is_parametrized(module):
-            return family
+        if isinstance(module, base) and all(
+            getattr(type(module), method) is getattr(base, method)
+            for method in ("forward", "_conv_forward")
+            if hasattr(base, method)
+        ):
+            computed = is_parametrized(module) and family is not LoRARecurrent
+            return LoRALayer if computed else family
     return LoRALayer
 
 
@@ -67,22 +79,35 @@ def slots_of(name: str, module: nn.Module) -> dict[str, Slot]:
 
 def refusal(module: nn.Module) -> str | None:
     """Why a module with a weight cannot be adapted, or None when it can."""
-    if isinstance(module, LoRALayer):
-        return "it is adapted already"
     if isinstance(module, nn.Bilinear):
         return "Bilinear is not linear in one input"
     if getattr(module, "max_norm", None) is not None:
-        return "max_norm rewrites its weight in every forward"
+        return "max_norm rewrites its weight in every forward: build it with max_norm=None"
     for name, weight in module._parameters.items():
         if weight is None or "weight" not in name:
             continue
         if isinstance(weight, nn.UninitializedParameter):
             return "its shape is not known yet: run one batch through the model first"
-        if not weight.is_floating_point():
+        if weight.dtype not in DTYPES:
+            return f"its weight is {str(weight.dtype).removeprefix('torch.')}: {IN_FLOATS}"
+    return None
+
+
+def hidden_weight(module: nn.Module) -> str | None:
+    """Why a module whose weight is no parameter cannot be adapted, or None for any other module."""
+    for hook in module._forward_pre_hooks.values():
+        if isinstance(hook, (WeightNorm, SpectralNorm)):
+            old = "weight_norm" if isinstance(hook, WeightNorm) else "spectral_norm"
             return (
-                f"its weight is {str(weight.dtype).removeprefix('torch.')}; "
-                "load the model in float32, float16 or bfloat16"
+                f"torch.nn.utils.{old} makes its {hook.name} anew in every forward: "
+                f"use torch.nn.utils.parametrizations.{old}"
             )
+    path = type(module).__module__
+    packed = path.startswith(("torch.ao.nn.quantized", "torch.ao.nn.intrinsic.quantized")) and (
+        hasattr(module, "get_weight") or callable(getattr(module, "weight", None))
+    )
+    if packed or "qweight" in {*module._buffers, *module._parameters}:
+        return f"its weight is quantized: {IN_FLOATS}"
     return None
 
 
@@ -94,5 +119,5 @@ def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
 def _holds_weight(module: nn.Module) -> bool:
     weight = module._parameters.get("weight")
     if weight is None:
-        return is_parametrized(module, "weight") and cast(Tensor, module.weight).dim() >= 2
+        return is_parametrized(module, "weight") and weight_of(module, "weight").dim() >= 2
     return isinstance(weight, nn.UninitializedParameter) or weight.dim() >= 2

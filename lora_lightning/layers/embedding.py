@@ -1,4 +1,4 @@
-"""LoRA for nn.Embedding: rows of a table looked up, each with a small update of its own."""
+"""LoRA for nn.Embedding and nn.EmbeddingBag: rows of a table, each with a small update of its own."""
 
 from __future__ import annotations
 
@@ -7,35 +7,69 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.layers.branch import BranchLayer
+from lora_lightning.layers.layer import LoRALayer
 from lora_lightning.layers.slot import Slot
-from lora_lightning.layers.update import LowRankUpdate
 
 # A begins at zero: rows that training never sees keep their values, as in PEFT.
 EMBEDDING_SLOT = Slot("weight", transposed=True, zero="A")
 
 
-class LoRAEmbedding(BranchLayer):
-    """W[i] + s·A[:, i]·B; i is an integer tensor, W is (n, d), A is (r, n), B is (r, d).
+class LoRAEmbedding(LoRALayer):
+    """W[i] + s·A[:, i]ᵀ·B; i is an integer tensor, W is (n, d), A is (r, n), B is (r, d).
 
-    The row of `padding_idx` gets no gradient, as in the base layer.
+    The row of `padding_idx` gets no gradient, as in the base layer. With `scale_grad_by_freq`, where
+    B's gradient depends on the indices too, the whole table's update is made.
     """
-
-    has_branch = False  # dropout on indices has no meaning
 
     if TYPE_CHECKING:
         padding_idx: int | None
         scale_grad_by_freq: bool
 
     def forward(self, i: Tensor) -> Tensor:
+        if self.scale_grad_by_freq:
+            return self._look_up(i, self.read("weight"))
         y = self._look_up(i, self.base("weight"))
         for update in self.active_updates("weight"):
-            y = y + self.branch(i, update).to(y.dtype)
+            h = self._look_up(i, update.lora_A.t())  # (...) -> (..., r)
+            y = y + (h * update.scaling @ update.lora_B).to(y.dtype)
         return y
-
-    def branch(self, i: Tensor, update: LowRankUpdate) -> Tensor:
-        h = self._look_up(i, update.lora_A.t())  # (...) -> (..., r)
-        return h * update.scaling @ update.lora_B
 
     def _look_up(self, i: Tensor, table: Tensor) -> Tensor:
         return F.embedding(i, table, self.padding_idx, scale_grad_by_freq=self.scale_grad_by_freq)
+
+
+class LoRAEmbeddingBag(LoRALayer):
+    """bag(i, W) + s·bag(i, Aᵀ)·B for sums and means; the whole table's update for a maximum, which is
+    not linear, and with `scale_grad_by_freq`.
+
+    Shapes as in `LoRAEmbedding`; gradients are dense, also where the base layer's are sparse.
+    """
+
+    if TYPE_CHECKING:
+        padding_idx: int | None
+        scale_grad_by_freq: bool
+        mode: str
+        include_last_offset: bool
+
+    def forward(
+        self, input: Tensor, offsets: Tensor | None = None, per_sample_weights: Tensor | None = None
+    ) -> Tensor:
+        if self.mode == "max" or self.scale_grad_by_freq:
+            return self._bag(self.read("weight"), input, offsets, per_sample_weights)
+        y = self._bag(self.base("weight"), input, offsets, per_sample_weights)
+        for update in self.active_updates("weight"):
+            h = self._bag(update.lora_A.t(), input, offsets, per_sample_weights)  # (bags, r)
+            y = y + (h * update.scaling @ update.lora_B).to(y.dtype)
+        return y
+
+    def _bag(self, table: Tensor, i: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:
+        return F.embedding_bag(
+            i,
+            table,
+            offsets,
+            scale_grad_by_freq=self.scale_grad_by_freq,
+            mode=self.mode,
+            per_sample_weights=None if weights is None else weights.to(table.dtype),
+            include_last_offset=self.include_last_offset,
+            padding_idx=self.padding_idx,
+        )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -47,6 +47,26 @@ class LoRALayer(Swapped):
         if name in self._parameters:
             return cast(Tensor, self._parameters[name])
         return getattr(self.original_class, name).fget(self)
+
+    def reset_parameters(self, *args: Any, **kwargs: Any) -> None:
+        """Begin anew, as when a model on the meta device is given memory: the base weights by the
+        module's own method, if it has one, then the updates."""
+        self._reset("reset_parameters", *args, **kwargs)
+
+    def _reset_parameters(self, *args: Any, **kwargs: Any) -> None:
+        """The same, under the name that it has in nn.MultiheadAttention."""
+        self._reset("_reset_parameters", *args, **kwargs)
+
+    def _reset(self, method: str, *args: Any, **kwargs: Any) -> None:
+        active, self.lora_active = self.lora_active, ()  # so that it meets the base weights
+        try:
+            if hasattr(self.original_class, method):
+                getattr(self.original_class, method)(self, *args, **kwargs)
+        finally:
+            self.lora_active = active
+        for update in (u for adapter in self.lora for u in self.updates(adapter)):
+            update.reset_parameters()
+            update.reset_magnitude(update.slot.of(self.base(update.slot.parameter)))
 
     @property
     def merged(self) -> bool:
@@ -131,6 +151,7 @@ def adapt(module: nn.Module, family: type[LoRALayer], slots: dict[str, LowRankUp
     layer.lora = nn.ModuleDict({adapter: nn.ModuleDict(slots)}).train(module.training)
     layer.lora_active = (adapter,)
     layer.lora_originals = {}
+    _refresh(layer)
 
 
 def restore(layer: LoRALayer) -> None:
@@ -139,6 +160,13 @@ def restore(layer: LoRALayer) -> None:
     for name in ("lora_active", "lora_originals"):
         del layer.__dict__[name]
     del layer._modules["lora"]
+    _refresh(layer)
+
+
+def _refresh(layer: nn.Module) -> None:
+    """A recurrent module keeps a list of its weights, as they were when it made it."""
+    if isinstance(layer, nn.RNNBase):
+        layer._init_flat_weights()
 
 
 def slot_key(slot: str) -> str:
@@ -151,4 +179,4 @@ def set_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
     for name, weight in weights.items():
         if is_parametrized(module, name):
             remove_parametrizations(module, name)
-        module._parameters[name] = nn.Parameter(weight)
+        setattr(module, name, nn.Parameter(weight))

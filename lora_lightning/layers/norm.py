@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.utils.parametrizations import _SpectralNorm
 from typing_extensions import Self
 
 from lora_lightning.layers.swap import Swapped, swap_in
@@ -19,8 +20,11 @@ class FrozenNorm(Swapped):
 
 
 def has_statistics(module: nn.Module) -> bool:
-    """Whether train mode moves running statistics: BatchNorm of every kind, tracking InstanceNorm."""
-    return isinstance(module, _NormBase) and module.track_running_stats
+    """Whether train mode moves running statistics: BatchNorm of every kind, tracking InstanceNorm; and
+    spectral norm, whose singular vectors are iterated."""
+    return isinstance(module, _SpectralNorm) or (
+        isinstance(module, _NormBase) and bool(module.track_running_stats)
+    )
 
 
 def is_norm(module: nn.Module) -> bool:

@@ -7,23 +7,28 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lora_lightning.layers.layer import LoRALayer
+from lora_lightning.layers.reading import weight_of
 from lora_lightning.layers.slot import Slot
 
 # Order of the gates in the rows of a weight (the documentation of nn.LSTM and nn.GRU).
-GATES = {"LSTM": "ifgo", "GRU": "rzn"}
+GATES: dict[type[nn.Module], str] = {
+    nn.LSTM: "ifgo",
+    nn.LSTMCell: "ifgo",
+    nn.GRU: "rzn",
+    nn.GRUCell: "rzn",
+}
 
 
 def recurrent_slots(module: nn.Module) -> dict[str, Slot]:
     """A slot for every weight of every layer and direction, `weight_ih_l0` …, and as parts of those
     one for each gate, `weight_ih_l0.f` …"""
     slots = {}
-    gates = GATES.get(str(getattr(module, "mode", type(module).__name__.removesuffix("Cell"))), "")
-    for name, weight in module._parameters.items():
-        if weight is None or weight.dim() < 2:
-            continue
+    gates = next((g for base, g in GATES.items() if isinstance(module, base)), "")
+    names = getattr(module, "_flat_weights_names", ["weight_ih", "weight_hh"])
+    for name in (n for n in names if n.startswith("weight")):
         slots[name] = Slot(name)
-        if not name.startswith("weight_hr"):
-            size = weight.shape[0] // max(len(gates), 1)
+        if gates and not name.startswith("weight_hr"):
+            size = weight_of(module, name).shape[0] // len(gates)
             slots.update(
                 {
                     f"{name}.{g}": Slot(name, (i * size, (i + 1) * size), part=True)
@@ -48,7 +53,7 @@ class LoRARecurrent(LoRALayer):
             self._init_flat_weights()
 
     def _init_flat_weights(self) -> None:
-        self._flat_weights = [self._parameters[name] for name in self._flat_weights_names]
+        self._flat_weights = [self._parameters.get(name) for name in self._flat_weights_names]
         self._flat_weight_refs: list[Any] = []
 
     def _update_flat_weights(self) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 from torch import Tensor, nn
 
@@ -49,12 +51,19 @@ class LowRankUpdate(nn.Module):
         self.lora_A = nn.Parameter(torch.empty(A, device=weight.device, dtype=dtype))
         self.lora_B = nn.Parameter(torch.empty(B, device=weight.device, dtype=dtype))
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
-        self.lora_magnitude = nn.Parameter(_row_norms(weight.detach().to(dtype))) if use_dora else None
+        self.lora_magnitude = nn.Parameter(self.lora_B.new_empty(weight.shape[0])) if use_dora else None
         self.reset_parameters()
+        self.reset_magnitude(weight)
 
     def reset_parameters(self) -> None:
         """Begin anew: the update is zero. Called when a model on the meta device is given memory."""
         init_update(self.lora_A, self.lora_B, self.init, self.slot.zero)
+
+    @torch.no_grad()
+    def reset_magnitude(self, weight: Tensor) -> None:
+        """DoRA's m begins as the norms of the rows of W given."""
+        if self.lora_magnitude is not None:
+            self.lora_magnitude.copy_(_row_norms(weight.to(self.lora_magnitude.dtype)))
 
     def product(self, weight: Tensor) -> Tensor:
         """s·B·A in the shape of the rows of W given, (out, in / groups, *kernel), in A's dtype."""
@@ -71,7 +80,7 @@ class LowRankUpdate(nn.Module):
 
     def delta(self, weight: Tensor) -> Tensor:
         """What this update adds to the rows of W given, in A's dtype."""
-        with torch.autocast(weight.device.type, enabled=False):
+        with _full_precision(weight.device.type):
             product = self.product(weight)
             if self.lora_magnitude is None:
                 return product
@@ -83,7 +92,7 @@ class LowRankUpdate(nn.Module):
         """DoRA's m / ‖W + s·B·A‖, (out,), or None without DoRA."""
         if self.lora_magnitude is None:
             return None
-        with torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
+        with torch.no_grad(), _full_precision(weight.device.type):
             norms = _row_norms(weight.to(self.lora_A.dtype) + self.product(weight))
         return self.lora_magnitude / norms
 
@@ -91,5 +100,13 @@ class LowRankUpdate(nn.Module):
         return f"{self.slot.parameter}, rank={self.rank}, scaling={self.scaling:g}"
 
 
+def _full_precision(device_type: str) -> AbstractContextManager[object]:
+    """Autocast off; the meta device has none."""
+    if not torch.amp.is_autocast_available(device_type):
+        return nullcontext()
+    return torch.autocast(device_type, enabled=False)
+
+
 def _row_norms(weight: Tensor) -> Tensor:
-    return torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    norms = torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    return norms.clamp_min(torch.finfo(norms.dtype).tiny)  # m / norm is 1 for a row of zeros, not NaN
