@@ -115,8 +115,10 @@ def scenes(train: bool, size: int = 64) -> Callable[[], Any]:
             "boxes": torch.tensor([[8.0, 10.0, 40.0, 50.0]]),
             "labels": torch.tensor([1]),
             "masks": mask,
-            "keypoints": torch.tensor([[[12.0, 12.0, 1.0], [30.0, 40.0, 1.0], [20.0, 20.0, 1.0], [9.0, 45.0, 1.0]]]),
-        }  # fmt: skip
+            "keypoints": torch.tensor(
+                [[[12.0, 12.0, 1.0], [30.0, 40.0, 1.0], [20.0, 20.0, 1.0], [9, 45, 1]]]
+            ),
+        }
         return pictures, [target, {k: v.clone() for k, v in target.items()}]
 
     return batch
