@@ -61,7 +61,9 @@ TIMM = {
     ),
     "resnet": Architecture(**timm_model("resnet10t", 64)),
     "resnext": Architecture(**timm_model("resnext26ts", 64)),
-    "resnetv2_stdconv": Architecture(**timm_model("resnetv2_50x1_bit", 64), quick=True),
+    "resnetv2_stdconv": Architecture(
+        **timm_model("resnetv2_50x1_bit", 48, channels=(16, 16, 32, 32), stem_chs=16), quick=True
+    ),
     "nfnet": Architecture(**timm_model("nfnet_l0", 64)),
     "efficientnet": Architecture(**timm_model("efficientnet_b0", 64)),
     "tf_efficientnet": Architecture(**timm_model("tf_efficientnet_lite0", 64)),

@@ -83,7 +83,9 @@ def _detector(name: str) -> Callable[[], nn.Module]:
 
             ratios = (0.5, 1.0, 2.0) if name == "RetinaNet" else (1.0,)
             anchors = AnchorGenerator(tuple((8 * 2**i,) for i in range(5)), (ratios,) * 5)
-            return getattr(detection, name)(_fpn(), num_classes=3, anchor_generator=anchors, **sizes)
+            return getattr(detection, name)(
+                _fpn(), num_classes=3, anchor_generator=anchors, score_thresh=0.0, **sizes
+            )
         options: dict[str, Any] = {"rpn_pre_nms_top_n_test": 50, "rpn_post_nms_top_n_test": 20}
         options.update(rpn_pre_nms_top_n_train=50, rpn_post_nms_top_n_train=20, box_score_thresh=0.0)
         if name == "KeypointRCNN":
@@ -97,7 +99,7 @@ def _ssd(name: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         from torchvision.models import detection
 
-        return getattr(detection, name)(weights=None, weights_backbone=None, num_classes=3)
+        return getattr(detection, name)(weights=None, weights_backbone=None, num_classes=3, score_thresh=0.0)
 
     return build
 
@@ -127,6 +129,19 @@ def scenes(train: bool, size: int = 64) -> Callable[[], Any]:
 def detector(build: Callable[[], nn.Module]) -> dict[str, Any]:
     """With the whole detector as the backbone: what a LightningModule sees that holds it as `self.model`."""
     return {"build": held(build), "batch": scenes(False), "train_batch": scenes(True)}
+
+
+_RPN = {
+    "rpn.head.conv": "proposals are detached from the graph; the losses that reach it are those of training"
+}
+_TWO_STAGE: dict[str, Any] = {
+    "dead_in_eval": _RPN
+    | {
+        f"fpn.layer_blocks.{i}": "boxes of a small image are pooled from the finest level; this one serves the RPN"
+        for i in (1, 2, 3)
+    },
+    "impossible": {"autocast": "which boxes are kept is discrete, so that rounding changes their number"},
+}
 
 
 def _deeplab() -> nn.Module:
@@ -163,14 +178,16 @@ TORCHVISION = {
     "tv_googlenet": Architecture(_vision_model("googlenet", num_classes=5, init_weights=False), images(64)),
     "tv_squeezenet": Architecture(_vision_model("squeezenet1_1", num_classes=5), images(64)),
     "tv_vgg": Architecture(_vision_model("vgg11", num_classes=5), images(64)),
-    "tv_fasterrcnn": Architecture(**detector(_detector("FasterRCNN")), quick=True),
-    "tv_maskrcnn": Architecture(**detector(_detector("MaskRCNN"))),
-    "tv_keypointrcnn": Architecture(**detector(_detector("KeypointRCNN"))),
+    "tv_fasterrcnn": Architecture(**detector(_detector("FasterRCNN")), **_TWO_STAGE, quick=True),
+    "tv_maskrcnn": Architecture(**detector(_detector("MaskRCNN")), **_TWO_STAGE),
+    "tv_keypointrcnn": Architecture(**detector(_detector("KeypointRCNN")), **_TWO_STAGE),
     "tv_retinanet": Architecture(**detector(_detector("RetinaNet"))),
     "tv_fcos": Architecture(**detector(_detector("FCOS"))),
     "tv_ssd": Architecture(**detector(_ssd("ssd300_vgg16"))),
     "tv_ssdlite": Architecture(**detector(_ssd("ssdlite320_mobilenet_v3_large"))),
-    "tv_fasterrcnn_by_backbone": Architecture(_detector("FasterRCNN"), scenes(False), scenes(True)),
+    "tv_fasterrcnn_by_backbone": Architecture(
+        _detector("FasterRCNN"), scenes(False), scenes(True), **_TWO_STAGE
+    ),
     "tv_deeplabv3": Architecture(held(_deeplab), images(64)),
     "tv_lraspp": Architecture(
         held(_vision_model("lraspp_mobilenet_v3_large", num_classes=5, weights_backbone=None)), images(64)
