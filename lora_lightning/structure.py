@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
+from typing import cast
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
@@ -15,11 +16,13 @@ from lora_lightning.layers import LoRALayer, family_of, hidden_weight, refusal, 
 from lora_lightning.layers.reading import weight_of
 from lora_lightning.layers.slot import Slot
 
-# Attribute names under which timm, torchvision, torchaudio and transformers keep their output layers.
-HEAD_NAMES = (
-    "head", "heads", "head_dist", "fc", "classifier", "classification_head", "aux", "lm_head",
-    "output_layer", "score",
-)  # fmt: skip
+# wav2vec 2.0's feature extractor has seven layers, the features of VGG-11 eight.
+LONG = 8
+
+# Input of a stem: images, pictures with an alpha channel or depth, stereo sound.
+RAW_CHANNELS = 4
+
+LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 @dataclass(frozen=True)
@@ -89,53 +92,6 @@ def inside(name: str, parents: Iterable[str]) -> bool:
     return any(name == p or name.startswith(f"{p}.") for p in parents)
 
 
-def find_heads(model: nn.Module) -> list[str]:
-    """Names of the output layers: timm's `get_classifier`, else the usual attribute names, else the
-    last linear layer that stands outside the blocks. Empty when there is none."""
-    return _declared_heads(model) or _named_heads(model) or _last_linear(model)
-
-
-def _declared_heads(model: nn.Module) -> list[str]:
-    for module in model.modules():
-        declared = getattr(module, "get_classifier", None)
-        if callable(declared):
-            heads = declared()
-            heads = heads if isinstance(heads, (tuple, list)) else [heads]
-            return [n for n, m in model.named_modules() if any(m is h for h in heads) and _holds(m)]
-    return []
-
-
-def _named_heads(model: nn.Module) -> list[str]:
-    heads: list[str] = []
-    for name, module in model.named_modules():
-        last = name.rpartition(".")[2]
-        if last in HEAD_NAMES and _holds(module) and not in_block(model, name) and not inside(name, heads):
-            heads.append(name)
-    return [_output_layer(model, name) for name in heads]
-
-
-def _output_layer(model: nn.Module, head: str) -> str:
-    """The last layer of a head that is a stack: VGG's classifier holds most of its parameters."""
-    if not isinstance(model.get_submodule(head), nn.Sequential):
-        return head
-    targets, _ = targets_of(model.get_submodule(head))
-    layers = [t.module for t in targets.values() if t.module]
-    return f"{head}.{layers[-1]}" if layers else head
-
-
-def _last_linear(model: nn.Module) -> list[str]:
-    targets, _ = targets_of(model)
-    modules = list(dict.fromkeys(t.module for t in targets.values()))
-    outside = [
-        n for n in modules if n and isinstance(model.get_submodule(n), nn.Linear) and not in_block(model, n)
-    ]
-    return outside[-1:] if len(modules) > 1 else []
-
-
-def _holds(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
-
-
 def in_block(model: nn.Module, name: str) -> bool:
     """Whether a layer lies in a block: a module with children inside a Sequential or ModuleList."""
     parts = name.split(".")
@@ -146,43 +102,91 @@ def in_block(model: nn.Module, name: str) -> bool:
     return isinstance(model, (nn.Sequential, nn.ModuleList)) and len(parts) > 1
 
 
+def embedding_weights(model: nn.Module) -> set[int]:
+    """Identities of the tables of the model's embeddings, to which an output layer may be tied."""
+    tables = (m._parameters.get("weight") for m in model.modules() if isinstance(m, nn.Embedding))
+    return {id(table) for table in tables if table is not None}
+
+
 def auto_targets(model: nn.Module, targets: Iterable[Target]) -> tuple[list[str], dict[str, str]]:
     """The targets that "auto" adapts among these (the head's are not), and why it leaves the others.
 
-    A model whose weights lie mostly in the linear layers of its blocks (a transformer, ConvNeXt) gets
-    those; a convolutional one gets every convolution but the stem, and the linear layers outside its
-    blocks (VGG's); any other gets every linear layer. The weights of RNNs are adapted everywhere,
-    embeddings nowhere.
+    Linear layers, convolutions and the weights of RNNs are adapted from the first block on. What stands
+    before the blocks (a patch embedding, a speech encoder's feature extractor and its projection) and
+    the stem stay frozen, and so do embeddings with the output layer tied to them. In a model without
+    blocks (a plain MLP, DeepSpeech) only the stem is left.
     """
     whole = [t for t in targets if not t.slot.part]
-    linear = [t for t in whole if t.kind == "linear"]
-    convolutions = [t for t in whole if t.kind == "convolution"]
-    blocks = [t for t in linear if in_block(model, t.module)]
-    if _size(blocks) > _size(convolutions):
-        chosen = blocks
-        left = {
-            t.name: "outside the blocks" if t in linear else "most weights are in linear layers"
-            for t in whole
-        }
-    elif convolutions:
-        stem = _stem(convolutions)
-        chosen = [t for t in [*linear, *convolutions] if t not in stem and t not in blocks]
-        left = {t.name: "the stem" if t in stem else "most weights are in convolutions" for t in whole}
-    else:
-        chosen, left = linear, {t.name: "" for t in whole}
-    names = {t.name for t in [*chosen, *(t for t in whole if t.kind == "recurrent")]}
-    left.update({t.name: f"{t.kind}: not chosen by auto" for t in whole if t.kind in ("embedding", "other")})
-    return [t.name for t in whole if t.name in names], {n: r for n, r in left.items() if n not in names}
+    layers = [t for t in whole if t.kind in ("linear", "convolution")]
+    embedded = embedding_weights(model)
+    front = _front(model, layers)
+    stem = _stem(model, [t for t in layers if t.kind == "convolution"])
+    before = "the stem" if all(t.kind == "convolution" for t in front) else "before the blocks"
+    left = {**{t.name: "the stem" for t in stem}, **{t.name: before for t in front}}
+    for target in whole:
+        if target.kind in ("embedding", "other"):
+            left[target.name] = f"{target.kind}: not chosen by auto"
+        elif id(model.get_submodule(target.module)._parameters.get(target.slot.parameter)) in embedded:
+            left[target.name] = "tied to an embedding"
+    return [t.name for t in whole if t.name not in left], {
+        t.name: left[t.name] for t in whole if t.name in left
+    }
+
+
+def _front(model: nn.Module, layers: list[Target]) -> list[Target]:
+    """Those before the first block of the smallest part of the model that holds them and blocks."""
+    position = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    blocks, flat = _blocks(model, [t.module for t in layers])
+    front = []
+    for target in layers:
+        if inside(target.module, [*blocks, *flat]):
+            continue
+        parts = target.module.split(".")
+        parents = [".".join(parts[:i]) for i in range(len(parts) - 1, 0, -1)]
+        parts_with_blocks = ([b for b in blocks if inside(b, [parent])] for parent in parents)
+        beneath = next((part for part in parts_with_blocks if part), [*blocks, *flat])
+        if beneath and position[target.module] < min(position[b] for b in beneath):
+            front.append(target)
+    return front
+
+
+def _blocks(model: nn.Module, layers: list[str]) -> tuple[list[str], list[str]]:
+    """The elements of lists that hold several layers; and the elements of one layer each where they
+    make a long list (VGG's features, unlike the extractor of wav2vec 2.0 or a stem)."""
+    blocks: list[str] = []
+    flat: list[str] = []
+    for name, module in model.named_modules():
+        if not isinstance(module, LISTS):
+            continue
+        elements = [".".join(part for part in (name, n) if part) for n, _ in module.named_children()]
+        sizes = {e: sum(inside(n, [e]) for n in layers) for e in elements}
+        several = [e for e in elements if sizes[e] > 1]
+        if len(several) == 1 and _holds_blocks(model.get_submodule(several[0])):
+            continue  # nn.Sequential(backbone, head)
+        blocks += several
+        if not several and sum(sizes.values()) >= LONG:
+            flat += elements
+    return blocks, flat
+
+
+def _holds_blocks(module: nn.Module) -> bool:
+    """Whether there is a list of several modules with children in it."""
+    lists = [m for m in module.modules() if isinstance(m, LISTS)]
+    return any(sum(any(True for _ in c.children()) for c in m.children()) > 1 for m in lists)
 
 
 def _size(targets: Iterable[Target]) -> int:
     return sum(prod(t.shape) for t in targets)
 
 
-def _stem(convolutions: list[Target]) -> list[Target]:
-    """The first convolution, and its neighbours in a stem of several (ResNet-D's conv1.0, conv1.3):
-    the widest part of the model around the first that holds under 5 % of the weights."""
+def _stem(model: nn.Module, convolutions: list[Target]) -> list[Target]:
+    """A first convolution over raw input (images, spectrograms, sound), and its neighbours in a stem
+    of several (ResNet-D's conv1.0, conv1.3): the widest part of the model around it that holds under
+    5 % of the convolutions' weights."""
     if len(convolutions) < 2:
+        return []
+    first = cast(_ConvNd, model.get_submodule(convolutions[0].module))
+    if first.in_channels > RAW_CHANNELS:
         return []
     parts = convolutions[0].module.split(".")
     stem = convolutions[:1]

@@ -12,6 +12,7 @@ from torch import nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.heads import find_heads
 from lora_lightning.layers import LoRALayer
 from lora_lightning.layers.norm import is_norm
 from lora_lightning.plans import LayerPlan, Plan, summary
@@ -19,7 +20,6 @@ from lora_lightning.report import listed
 from lora_lightning.structure import (
     Target,
     auto_targets,
-    find_heads,
     inside,
     matches,
     targets_of,
@@ -121,6 +121,8 @@ def trained_names(
     """Names of the model's own parameters that train: outside the backbone those that did before;
     inside it the heads, and biases and norms as configured."""
     norms = {n for n, m in model.named_modules() if is_norm(m)}
+    # By identity: a head that is tied to an embedding is listed under the embedding's name.
+    in_heads = {id(p) for n, p in _named_parameters(model) if inside(n, heads)}
     trained = set()
     for name, parameter in model.named_parameters():
         module, _, leaf = name.rpartition(".")
@@ -128,7 +130,7 @@ def trained_names(
             trains = parameter.requires_grad
         else:
             trains = (
-                inside(name, heads)
+                id(parameter) in in_heads
                 or (module in norms and config.train_norm in ("affine", "both"))
                 or ("bias" in leaf and config.train_bias == "all")
                 or (leaf == "bias" and module in adapted and config.train_bias != "none")

@@ -1,0 +1,115 @@
+"""The output layers of a model, found by its structure and by the usual attribute names."""
+
+from __future__ import annotations
+
+from torch import nn
+from torch.nn.modules.conv import _ConvNd
+
+from lora_lightning.layers import slots_of
+from lora_lightning.structure import embedding_weights, in_block, inside
+
+# Attribute names under which timm, torchvision, torchaudio and transformers keep their output layers.
+HEAD_NAMES = (
+    "head", "heads", "head_dist", "fc", "classifier", "classification_head", "lm_head", "proj_out", "score",
+    "output_layer", "qa_outputs", "aux", "aux1", "aux2", "AuxLogits", "aux_classifier",
+    "box_predictor", "mask_predictor", "keypoint_predictor", "class_labels_classifier", "bbox_predictor",
+    "class_embed", "bbox_embed", "enc_score_head", "enc_bbox_head",
+)  # fmt: skip
+
+
+def find_heads(model: nn.Module) -> list[str]:
+    """Names of the output layers: what timm's `get_classifier` gives; outside of that the usual attribute
+    names; else the last layer of all when it looks like an output. Empty when there is none.
+
+    Of a head of several layers (VGG's classifier, a detector's towers) only the outputs are meant. An
+    output tied to an embedding (`proj_out` of Whisper) is part of the pretrained model and no head.
+    """
+    declared, declaring = _declared_heads(model)
+    last = _last_layer(model)
+    named = [] if "" in declaring else [n for n in _named_heads(model) if not inside(n, declaring)]
+    if not declared and "" not in declaring and last and not inside(last, [*named, *declaring]):
+        named = [last]  # DeepSpeech: fc1.fc … fc4.fc, then out
+    outputs = [layer for head in named for layer in _output_layers(model, head)]
+    embedded = embedding_weights(model)
+    return [
+        name
+        for name in dict.fromkeys([*declared, *outputs])
+        if not any(id(p) in embedded for p in model.get_submodule(name).parameters())
+    ]
+
+
+def _declared_heads(model: nn.Module) -> tuple[list[str], list[str]]:
+    """The classifiers that modules declare, and the names of the modules that declare."""
+    heads: list[str] = []
+    declaring: list[str] = []
+    for name, module in model.named_modules():
+        get_classifier = getattr(module, "get_classifier", None)
+        if not callable(get_classifier) or "" in declaring or inside(name, declaring):
+            continue
+        declared = get_classifier()
+        declared = declared if isinstance(declared, (tuple, list)) else [declared]
+        found = [n for n, m in module.named_modules() if any(m is h for h in declared) and _holds(m)]
+        heads += [".".join(part for part in (name, n) if part) for n in found]
+        declaring.append(name)
+    return heads, declaring
+
+
+def _named_heads(model: nn.Module) -> list[str]:
+    heads: list[str] = []
+    for name, module in model.named_modules():
+        last = name.rpartition(".")[2]
+        if last in HEAD_NAMES and _holds(module) and not in_block(model, name) and not inside(name, heads):
+            heads.append(name)
+    return heads
+
+
+def _output_layers(model: nn.Module, head: str) -> list[str]:
+    """The last layer of a stack; of a module with layers of its own beside stacks those layers
+    (RetinaNet's cls_logits beside its tower); of several heads in one, each one's."""
+    module = model.get_submodule(head)
+    parts = {n: m for n, m in module.named_children() if _is_layer(m) or any(map(_is_layer, m.modules()))}
+    if _is_layer(module) or not parts:
+        return [head]
+    if isinstance(module, nn.Sequential):
+        return _output_layers(model, f"{head}.{list(parts)[-1]}")
+    if any(_is_layer(m) for m in parts.values()):
+        own = {n: m for n, m in parts.items() if _is_layer(m)}
+        parts = {n: m for n, m in own.items() if not any(_feeds(m, other) for other in own.values())}
+    outputs = [layer for n in parts for layer in _output_layers(model, f"{head}.{n}")]
+    layers = [n for n, m in module.named_modules() if _is_layer(m)]
+    return [head] if len(outputs) == len(layers) else outputs
+
+
+def _feeds(one: nn.Module, other: nn.Module) -> bool:
+    """Whether two linear layers stand one after the other rather than side by side (GoogLeNet's aux)."""
+    if not isinstance(one, nn.Linear) or not isinstance(other, nn.Linear):
+        return False
+    return one.out_features == other.in_features != one.in_features
+
+
+def _is_layer(module: nn.Module) -> bool:
+    return bool(slots_of("", module))
+
+
+def _last_layer(model: nn.Module) -> str | None:
+    """The last layer of all, outside the blocks: a linear one, or a convolution that gives fewer
+    channels than every other (Wav2Letter's, a U-Net's)."""
+    layers = {n: m for n, m in model.named_modules() if _is_layer(m) and not isinstance(m, nn.Embedding)}
+    if len(layers) < 2:
+        return None
+    name = list(layers)[-1]
+    last, others = layers.pop(name), layers.values()
+    if in_block(model, name):
+        return None
+    if isinstance(last, _ConvNd):
+        channels = [m.out_channels for m in others if isinstance(m, _ConvNd)]
+        return name if channels and last.out_channels < min(channels) else None
+    return name if isinstance(last, nn.Linear) and not _within(model, name, nn.MultiheadAttention) else None
+
+
+def _within(model: nn.Module, name: str, kind: type[nn.Module]) -> bool:
+    return isinstance(model.get_submodule(name.rpartition(".")[0]), kind)
+
+
+def _holds(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None

@@ -1,0 +1,1 @@
+"""Real architectures, small and with random weights: what is adapted, and every promise on each."""
