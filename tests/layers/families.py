@@ -19,7 +19,6 @@ from lora_lightning.layers.conv import LoRAConv, LoRAConvTranspose
 from lora_lightning.layers.embedding import LoRAEmbedding, LoRAEmbeddingBag
 from lora_lightning.layers.linear import LoRALinear
 
-
 # Families that compute with the base weight itself.
 BRANCHES = (LoRALinear, LoRAConv, LoRAConvTranspose, LoRAEmbedding, LoRAEmbeddingBag)
 
