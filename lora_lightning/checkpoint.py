@@ -98,6 +98,11 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
             checked before the model is touched.
     """
     about, tensors = read_adapter(folder)
+    if any(p.is_meta for p in model.parameters()):
+        raise AdapterFileError(
+            f"the model is on the meta device and cannot hold what {folder} contains: give it memory and "
+            "load its own weights first."
+        )
     config, planned = about.config, about.plan
     planned, tensors = _aligned(model, planned, tensors)
     fresh = not is_injected(model)

@@ -50,8 +50,9 @@ def targets_of(model: nn.Module) -> tuple[dict[str, Target], dict[str, str]]:
     targets: dict[str, Target] = {}
     refused: dict[str, str] = {}
     for module_name, module in model.named_modules():
-        slots = slots_of(module_name, module)
-        if reason := hidden_weight(module) or (refusal(module) if slots else None):
+        hidden = hidden_weight(module)
+        slots = {} if hidden else slots_of(module_name, module)
+        if reason := hidden or (refusal(module) if slots else None):
             refused[module_name] = reason
             continue
         for slot_name, slot in slots.items():

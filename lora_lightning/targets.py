@@ -38,7 +38,7 @@ def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
             cannot be adapted, a rank above a layer's smaller side; every problem at once.
     """
     config = config or LoRAConfig()
-    _refuse_adapted(model)
+    _refuse_unfit(model)
     scope = find_scope(model, config)
     backbone = model.get_submodule(scope)
     problems: list[str] = []
@@ -57,7 +57,7 @@ def plan_probe(model: nn.Module, config: LoRAConfig) -> Plan:
     Raises:
         ConfigError: nothing would train.
     """
-    _refuse_adapted(model)
+    _refuse_unfit(model)
     scope = find_scope(model, config)
     problems: list[str] = []
     heads = _heads(model.get_submodule(scope), config, problems)
@@ -69,9 +69,13 @@ def plan_probe(model: nn.Module, config: LoRAConfig) -> Plan:
     return planned
 
 
-def _refuse_adapted(model: nn.Module) -> None:
+def _refuse_unfit(model: nn.Module) -> None:
     if any(isinstance(m, LoRALayer) for m in model.modules()):
         raise ConfigError(["the model is adapted already; call lora_lightning.eject(model) first."])
+    if lazy := [n for n, p in model.named_parameters() if isinstance(p, nn.UninitializedParameter)]:
+        raise ConfigError([
+            f"the shapes of {listed(lazy)} are not known yet: run one batch through the model first."
+        ])  # fmt: skip
 
 
 def _assemble(
@@ -119,12 +123,13 @@ def trained_names(
     model: nn.Module, config: LoRAConfig, scope: str, heads: list[str], adapted: list[str]
 ) -> set[str]:
     """Names of the model's own parameters that train: outside the backbone those that did before;
-    inside it the heads, and biases and norms as configured."""
+    inside it the heads, and biases and norms as configured. A parameter of several names trains when
+    it does by one of them."""
     norms = {n for n, m in model.named_modules() if is_norm(m)}
     # By identity: a head that is tied to an embedding is listed under the embedding's name.
     in_heads = {id(p) for n, p in _named_parameters(model) if inside(n, heads)}
     trained = set()
-    for name, parameter in model.named_parameters():
+    for name, parameter in _named_parameters(model):
         module, _, leaf = name.rpartition(".")
         if not inside_scope(name, scope):
             trains = parameter.requires_grad
@@ -136,8 +141,8 @@ def trained_names(
                 or (leaf == "bias" and module in adapted and config.train_bias != "none")
             )
         if trains:
-            trained.add(name)
-    return trained
+            trained.add(id(parameter))
+    return {n for n, p in model.named_parameters() if id(p) in trained}
 
 
 def inside_scope(name: str, scope: str) -> bool:
@@ -149,9 +154,19 @@ def _heads(backbone: nn.Module, config: LoRAConfig, problems: list[str]) -> list
     if config.modules_to_save is None:
         return []
     if config.modules_to_save == "auto":
-        return find_heads(backbone)
+        return _untied(backbone, find_heads(backbone))
     holders = {n: None for n, m in backbone.named_modules() if n and next(m.parameters(), None) is not None}
     return _matching("modules_to_save", config.modules_to_save, holders, problems)
+
+
+def _untied(backbone: nn.Module, heads: list[str]) -> list[str]:
+    """The heads with a weight of their own: one that is tied to an embedding is no new layer to train."""
+    elsewhere = {id(p) for n, p in _named_parameters(backbone) if not inside(n, heads)}
+    return [
+        head
+        for head in heads
+        if any(id(p) not in elsewhere for p in backbone.get_submodule(head).parameters() if p.dim() > 1)
+    ]
 
 
 def _targets(

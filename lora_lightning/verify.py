@@ -177,7 +177,7 @@ def _off_is_base(model: nn.Module, batch: Any) -> list[str]:
 
 
 def _base_parameters(model: nn.Module) -> list[nn.Parameter]:
-    return [p for n, p in model.named_parameters() if ".lora." not in n]
+    return [p for n, p in model.named_parameters() if ".lora." not in f".{n}"]
 
 
 def _gradients_arrive(model: nn.Module, batch: Any) -> list[str]:

@@ -168,7 +168,6 @@ def test_a_few_narrow_layers_are_left_by_auto_but_not_when_named():
     ("layer", "says"),
     [
         (nn.Bilinear(2, 2, 2), "Bilinear is not linear in one input"),
-        (nn.LazyLinear(4), "run one batch"),
         (nn.Embedding(5, 4, max_norm=1.0), "max_norm"),
         (nn.Linear(4, 4, dtype=torch.complex64), "its weight is complex64"),
     ],

@@ -89,7 +89,8 @@ def refusal(module: nn.Module) -> str | None:
         if isinstance(weight, nn.UninitializedParameter):
             return "its shape is not known yet: run one batch through the model first"
         if weight.dtype not in DTYPES:
-            return f"its weight is {str(weight.dtype).removeprefix('torch.')}: {IN_FLOATS}"
+            remedy = "LoRA here is for real weights" if weight.is_complex() else IN_FLOATS
+            return f"its weight is {str(weight.dtype).removeprefix('torch.')}: {remedy}"
     return None
 
 

@@ -101,9 +101,9 @@ class LowRankUpdate(nn.Module):
 
 
 def _full_precision(device_type: str) -> AbstractContextManager[object]:
-    """Autocast off; the meta device has none."""
-    if not torch.amp.is_autocast_available(device_type):
-        return nullcontext()
+    """Autocast off where it is on; the meta device has none."""
+    if not (torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)):
+        return nullcontext()  # turning off what is off would take as long as a small product
     return torch.autocast(device_type, enabled=False)
 
 

@@ -16,7 +16,11 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import lora_lightning as ll
 from lora_lightning.layers import lora_layers
 from lora_lightning.layers.conv import LoRAConv, LoRAConvTranspose
+from lora_lightning.layers.embedding import LoRAEmbedding, LoRAEmbeddingBag
 from lora_lightning.layers.linear import LoRALinear
+
+# Families that compute with the base weight itself.
+BRANCHES = (LoRALinear, LoRAConv, LoRAConvTranspose, LoRAEmbedding, LoRAEmbeddingBag)
 
 
 def plainly(layer: nn.Module, *inputs: Tensor) -> Any:
@@ -129,7 +133,7 @@ def same_flags(name: str, model: nn.Module) -> nn.Module:
     for parameter_name, parameter in base.named_parameters():
         parameter.requires_grad_(own[parameter_name].requires_grad)
     for layer_name, layer in lora_layers(model).items():
-        if torch.is_grad_enabled() and not isinstance(layer, (LoRALinear, LoRAConv, LoRAConvTranspose)):
+        if torch.is_grad_enabled() and not isinstance(layer, BRANCHES):
             for key in set(layer.properties) & set(layer._parameters):
                 base.get_parameter(f"{layer_name}.{key}").requires_grad_()
     for module in base.modules():

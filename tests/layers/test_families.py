@@ -27,16 +27,23 @@ from torch.utils.checkpoint import checkpoint
 import lora_lightning as ll
 from lora_lightning.layers import LoRALayer, lora_layers
 
-# One of each family for what is slow: the others are in the long tail.
-SHORT = {
-    "Conv1d", "Conv2d-groups", "Conv2d-depthwise", "Conv3d", "ConvTranspose2d", "Embedding",
-    "EmbeddingBag-mean", "Attention", "Attention-q-v", "EncoderLayer", "fused-qkv", "LSTM", "GRUCell",
-    "Conv1D", "StdConv2d", "weight-norm", "spectral-norm",
+# Where each way of compiling differs most, and a few settings of each family; the rest is the long tail.
+COMPILED = {"Conv2d-groups", "ConvTranspose2d", "EmbeddingBag-mean", "Attention-q-v", "LSTM", "weight-norm"}
+TYPICAL = COMPILED | {
+    "Conv1d", "Conv2d-depthwise-dora", "Conv3d", "ConvTranspose1d-groups", "Embedding-padding",
+    "EmbeddingBag-sparse", "Attention", "Attention-kdim", "EncoderLayer", "fused-qkv-dora", "LSTM-deep",
+    "LSTM-gates-dora", "GRU-packed", "LSTMCell", "Linear", "Conv1D", "StdConv2d", "weight-norm-LSTM",
+    "spectral-norm-conv", "own-class",
 }  # fmt: skip
-every_case = pytest.mark.parametrize("name", CASES)
-every_case_slowly = pytest.mark.parametrize(
-    "name", [n if n in SHORT else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
-)
+
+
+def cases(quick: set[str]) -> pytest.MarkDecorator:
+    assert quick <= set(CASES)
+    names = [n if n in quick else pytest.param(n, marks=pytest.mark.slow) for n in CASES]
+    return pytest.mark.parametrize("name", names)
+
+
+every_case, typical_cases, compiled_cases = cases(set(CASES)), cases(TYPICAL), cases(COMPILED)
 both_modes = pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 
 
@@ -54,7 +61,7 @@ def test_outputs_and_gradients_are_those_of_the_effective_weight(name, train):
     torch.testing.assert_close(gradients, expected, rtol=1e-10, atol=1e-10)
 
 
-@every_case
+@typical_cases
 @both_modes
 def test_outputs_in_float32(name, train):
     model = adapted(name).train(train)
@@ -68,13 +75,13 @@ def test_outputs_in_float32(name, train):
 
 @every_case
 @both_modes
-@pytest.mark.parametrize("grad", [True, False], ids=["grad", "no_grad"])
-def test_outputs_do_not_change_at_injection(name, train, grad):
+def test_outputs_do_not_change_at_injection(name, train):
     model = base_model(name).train(train)
     ll.inject(model, config(name))
     inputs = CASES[name].inputs()
-    with torch.set_grad_enabled(grad):
-        assert equal(run(model, inputs), run(same_flags(name, model), inputs))
+    for grad in (True, False):
+        with torch.set_grad_enabled(grad):
+            assert equal(run(model, inputs), run(same_flags(name, model), inputs))
 
 
 @every_case
@@ -98,8 +105,16 @@ def weights_of(model: nn.Module) -> list[torch.Tensor]:
 
 
 @every_case
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_merged_equals_unmerged_and_unmerging_restores(name, dtype):
+def test_merged_equals_unmerged_and_unmerging_restores(name):
+    check_merging(name, torch.float32, 1e-5)
+
+
+@typical_cases
+def test_merging_half_precision_weights(name):
+    check_merging(name, torch.bfloat16, 0.03)
+
+
+def check_merging(name: str, dtype: torch.dtype, allowed: float) -> None:
     model = adapted(name, dtype).eval()
     inputs = CASES[name].inputs(dtype)
     with torch.no_grad():
@@ -112,7 +127,6 @@ def test_merged_equals_unmerged_and_unmerging_restores(name, dtype):
             assert equal(weights_of(restored), weights)
             assert equal(run(restored, inputs), before)
     for one, other in zip(before, merged, strict=True):
-        allowed = 1e-5 if dtype is torch.float32 else 0.03
         assert (one - other).abs().max() <= allowed * one.abs().max()
 
 
@@ -137,7 +151,7 @@ def test_training_changes_the_updates_and_nothing_else(name):
         assert torch.equal(after[key], tensor) == (".lora." not in key), key
 
 
-@every_case
+@typical_cases
 def test_adapter_files(name, tmp_path):
     model, inputs = adapted(name).eval(), CASES[name].inputs()
     ll.save_adapter(model, tmp_path)
@@ -150,7 +164,7 @@ def test_adapter_files(name, tmp_path):
     assert equal(run(again, inputs), run(model, inputs))
 
 
-@every_case
+@typical_cases
 def test_the_original_state_dict_still_loads(name):
     model, original = base_model(name), base_model(name).state_dict()
     ll.inject(model, config(name))
@@ -158,7 +172,7 @@ def test_the_original_state_dict_still_loads(name):
     assert not result.unexpected_keys and all(".lora." in n for n in result.missing_keys)
 
 
-@every_case
+@typical_cases
 def test_copies(name):
     model, inputs = adapted(name).eval(), CASES[name].inputs()
     run(model, inputs)
@@ -177,7 +191,7 @@ def test_copies(name):
     assert equal(run(model, inputs), wanted)
 
 
-@every_case
+@typical_cases
 @pytest.mark.parametrize("merged", [False, True])
 def test_eject_gives_back_a_plain_model(name, merged):
     model, base, inputs = adapted(name).eval(), base_model(name).eval(), CASES[name].inputs()
@@ -205,7 +219,7 @@ def test_eject_gives_back_a_plain_model(name, merged):
     assert equal(run(copy.deepcopy(model), inputs), run(model, inputs))
 
 
-@every_case
+@typical_cases
 def test_a_layer_called_twice_sums_its_gradients(name):
     model, inputs = adapted(name, torch.float64).eval(), CASES[name].inputs(torch.float64)
     loss(run(model, inputs)).backward()
@@ -216,28 +230,29 @@ def test_a_layer_called_twice_sums_its_gradients(name):
         torch.testing.assert_close(parameter.grad, 3 * gradient, rtol=1e-10, atol=1e-10)
 
 
-@every_case
-@pytest.mark.parametrize("reentrant", [True, False])
-def test_gradient_checkpointing(name, reentrant):
+@typical_cases
+def test_gradient_checkpointing(name):
     model, inputs = adapted(name).train(), CASES[name].inputs()
     inputs = tuple(x.requires_grad_() if x.is_floating_point() else x for x in inputs)
     anchor = torch.ones((), requires_grad=True)  # reentrant checkpointing wants an input with a gradient
     loss(run(model, inputs)).backward()
     wanted = [p.grad.clone() for p in ll.lora_parameters(model)]
-    model.zero_grad()
-    torch.manual_seed(7)
-    outputs = checkpoint(lambda _, *x: tuple(run(model, x)), anchor, *inputs, use_reentrant=reentrant)
-    loss(outputs).backward()
-    for parameter, gradient in zip(ll.lora_parameters(model), wanted, strict=True):
-        torch.testing.assert_close(parameter.grad, gradient)
+    for reentrant in (True, False):
+        model.zero_grad()
+        outputs = checkpoint(lambda _, *x: tuple(run(model, x)), anchor, *inputs, use_reentrant=reentrant)
+        loss(outputs).backward()
+        for parameter, gradient in zip(ll.lora_parameters(model), wanted, strict=True):
+            torch.testing.assert_close(parameter.grad, gradient)
 
 
-@pytest.mark.parametrize("name", [n for n, case in CASES.items() if case.batch is not None])
+@typical_cases
 def test_empty_batch(name):
     def cut(t, dim):
         return t.narrow(dim, 0, 0)
 
     model, dim = adapted(name), CASES[name].batch
+    if dim is None:
+        pytest.skip("no batch")
     base = same_flags(name, model)
     inputs = tuple(cut(x, dim) for x in CASES[name].inputs())
     try:
@@ -250,7 +265,7 @@ def test_empty_batch(name):
     assert all(p.grad is not None and p.grad.eq(0).all() for p in ll.lora_parameters(model))
 
 
-@every_case
+@typical_cases
 def test_bfloat16_weights_keep_float32_updates(name):
     model, inputs = base_model(name, torch.bfloat16), CASES[name].inputs(torch.bfloat16)
     ll.inject(model.eval(), config(name))
@@ -267,7 +282,7 @@ def test_bfloat16_weights_keep_float32_updates(name):
         assert (one - other).abs().max() <= 0.03 * other.abs().max()
 
 
-@every_case
+@typical_cases
 def test_autocast(name):
     model, inputs = adapted(name).eval(), CASES[name].inputs()
     base = same_flags(name, model)
@@ -284,7 +299,7 @@ def test_autocast(name):
         assert (one - other).abs().max() <= 0.03 * other.abs().max()
 
 
-@every_case_slowly
+@compiled_cases
 def test_compile(name):
     torch._dynamo.reset()
     inputs = CASES[name].inputs()
@@ -304,7 +319,7 @@ def test_compile(name):
     torch.testing.assert_close(compiled, gradients, rtol=1e-4, atol=1e-5)
 
 
-@every_case_slowly
+@compiled_cases
 def test_export(name):
     inputs = CASES[name].inputs()
     try:
@@ -316,7 +331,7 @@ def test_export(name):
     torch.testing.assert_close(run(exported, inputs), run(model, inputs), rtol=1e-5, atol=1e-5)
 
 
-@every_case
+@typical_cases
 def test_meta_device(name):
     with torch.device("meta"):
         model = Model(name)
