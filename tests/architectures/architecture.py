@@ -21,8 +21,9 @@ class Architecture:
         batch: what it is called with in eval mode: positional arguments, or keyword arguments.
         train_batch: the same in train mode, None when it is no other.
         quick: all checks run by default, not only with `-m slow`.
-        dead_in_train, dead_in_eval: ends of the names of updates that the architecture itself does not
-            use in that mode -> why. Those that `any_mode` means are in both.
+        large: only planned, for the library cannot build it small.
+        dead_in_train, dead_in_eval: parts of the names of updates to which the architecture itself brings
+            no gradient in that mode -> why.
         tolerances: a check's name -> the looser tolerance and why.
         impossible: a check's name -> why the base model itself fails it.
     """
@@ -31,6 +32,7 @@ class Architecture:
     batch: Callable[[], Any]
     train_batch: Callable[[], Any] | None = None
     quick: bool = False
+    large: bool = False
     dead_in_train: dict[str, str] = field(default_factory=dict)
     dead_in_eval: dict[str, str] = field(default_factory=dict)
     tolerances: dict[str, tuple[float, str]] = field(default_factory=dict)

@@ -73,8 +73,13 @@ def run(name: str, model: nn.Module, train: bool, *, dtype: torch.dtype | None =
     inputs = batch(name, train)
     torch.manual_seed(2)
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
-        output = model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
-    return [t for t in tensors(output) if t.is_floating_point()]
+        return call(model, inputs)
+
+
+def call(model: nn.Module, inputs: Any) -> list[Tensor]:
+    """The floating-point tensors of the output, in whatever it nests them."""
+    output = model(**inputs) if isinstance(inputs, Mapping) else model(*inputs)
+    return [t for t in _tensors(output) if t.is_floating_point()]
 
 
 def set_mode(model: nn.Module, train: bool) -> None:
@@ -84,12 +89,12 @@ def set_mode(model: nn.Module, train: bool) -> None:
             module.eval()
 
 
-def tensors(value: Any) -> Iterator[Tensor]:
+def _tensors(value: Any) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, (Mapping, list, tuple)):
         for item in value.values() if isinstance(value, Mapping) else value:
-            yield from tensors(item)
+            yield from _tensors(item)
 
 
 def loss(outputs: list[Tensor]) -> Tensor:
@@ -113,11 +118,15 @@ def distance(ones: list[Tensor], others: list[Tensor]) -> float:
     """The largest difference as a part of the largest value, over all outputs."""
     assert [t.shape for t in ones] == [t.shape for t in others]
     errors = [
-        float((a.float() - b.float()).abs().max() / a.float().abs().max().clamp_min(1e-12))
-        for a, b in zip(ones, others, strict=True)
+        float((a - b).abs().max() / a.abs().max().clamp_min(1e-12))
+        for a, b in zip(_floats(ones), _floats(others), strict=True)
         if a.numel()
     ]
     return max(errors)
+
+
+def _floats(values: list[Tensor]) -> list[Tensor]:
+    return [t.detach().float() for t in values]
 
 
 @contextmanager

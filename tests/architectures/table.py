@@ -64,7 +64,7 @@ def markdown(planned: dict[str, tuple[dict[str, Any], ll.Plan, float]]) -> str:
     lines = [
         '# What `target_modules="auto"` chooses',
         "",
-        "Small variants with random weights at rank 2, written by `python -m tests.architectures.table --write`.",
+        "Small variants with random weights at rank 2, by `python -m tests.architectures.table --write`.",
         "Seconds are those of building and planning on the meta device. `*` stands for a number.",
         "",
         "| architecture | weights found | adapted | heads trained in full | left frozen, and why | s |",

@@ -9,7 +9,10 @@ import copy
 import io
 import json
 import pickle
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import TypeVar
 
 import pytest
 import torch
@@ -22,25 +25,28 @@ from .probe import (
     adapted,
     base,
     batch,
+    call,
     distance,
     loss,
     reference,
     run,
     same,
-    set_mode,
-    tensors,
     updates,
     without,
 )
 from .table import plan_of, summary
 from .zoo import ZOO
 
+T = TypeVar("T")
 SNAPSHOT = Path(__file__).with_name("snapshot.json")
 EVERY = [
     pytest.param(name, marks=[] if architecture.quick else pytest.mark.slow)
     for name, architecture in ZOO.items()
+    if not architecture.large
 ]
-ALL_SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ZOO]
+ALL_SLOW = [
+    pytest.param(name, marks=pytest.mark.slow) for name, architecture in ZOO.items() if not architecture.large
+]
 
 
 def skip_if_impossible(name: str, check: str) -> None:
@@ -76,7 +82,10 @@ def test_nothing_changes_at_injection(name):
     model = base(name)
     ll.inject(model, CONFIG)
     plain = give_flags(base(name), model)
-    assert same(run(name, model, train=True), run(name, plain, train=True))
+    limit = tolerance(name, "injection", 0.0)
+    for train in (True, False):
+        ours, theirs = run(name, model, train), run(name, plain, train)
+        assert same(ours, theirs) or distance(theirs, ours) <= limit
     with torch.no_grad():
         assert same(run(name, model, train=False), run(name, plain, train=False))
         if "autocast" not in ZOO[name].impossible:
@@ -87,22 +96,29 @@ def test_nothing_changes_at_injection(name):
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 def test_every_update_learns_and_acts(name, train):
+    """Gradients of all; the effect on the output, which costs a forward each, of one of each family."""
     model = adapted(name)
     loss(run(name, model, train)).backward()
     found = updates(model)
-    without_gradient, without_effect = [], []
+    without_gradient = [
+        layer
+        for layer, update in found.items()
+        if not all(
+            p.grad is not None and p.grad.isfinite().all() and p.grad.any() for p in update.parameters()
+        )
+    ]
+    without_effect = []
     with torch.no_grad():
         whole = run(name, model, train)
-        for layer, update in found.items():
-            gradients = [p.grad for p in (update.lora_A, update.lora_B)]
-            if not all(g is not None and g.isfinite().all() and g.any() for g in gradients):
-                without_gradient.append(layer)
-            with without(update):
+        for layer in {re.sub(r"\d+\.", "*.", layer): layer for layer in found}.values():
+            with without(found[layer]):
                 if same(run(name, model, train), whole):
                     without_effect.append(layer)
     excepted = [n for n in found if any(part in n for part in dead(name, train))]
-    assert [n for n in without_gradient if n not in excepted] == []
-    assert [n for n in without_effect if n not in excepted] == []
+    assert (
+        [n for n in without_gradient if n not in excepted],
+        [n for n in without_effect if n not in excepted],
+    ) == ([], [])
     named = [part for part in dead(name, train) if not any(part in n for n in without_gradient)]
     assert named == [], "named as an exception, but alive"
 
@@ -116,11 +132,8 @@ def test_training_moves_updates_and_heads_alone(name):
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.01, weight_decay=0.1)
     for _ in range(3):
         optimizer.zero_grad()
-        set_mode(model, True)
-        model.train()  # frozen norms must stay in eval by themselves
-        inputs = batch(name, True)
-        output = model(**inputs) if isinstance(inputs, dict) else model(*inputs)
-        loss([t for t in tensors(output) if t.is_floating_point()]).backward()
+        model.train()  # and nobody else puts the frozen norms into eval mode
+        loss(call(model, batch(name, True))).backward()
         optimizer.step()
     after = model.state_dict()
     heads = tuple(f"{h}." for h in planned.heads)
@@ -168,17 +181,35 @@ def test_an_original_checkpoint_loads(name):
 @pytest.mark.parametrize("name", EVERY)
 def test_copies_and_pickles_are_the_same(name):
     model = adapted(name)
-    copies = [copy.deepcopy(model)]
-    if "pickle" not in ZOO[name].impossible:
-        copies.append(pickle.loads(pickle.dumps(model)))
-        file = io.BytesIO()
-        torch.save(model, file)
-        file.seek(0)
-        copies.append(torch.load(file, weights_only=False))
     with torch.no_grad():
         expected = run(name, model, train=False)
-        for other in copies:
-            assert same(run(name, other, train=False), expected)
+        assert same(run(name, copy.deepcopy(model), train=False), expected)
+        for again in (pickled, saved):
+            assert same(run(name, as_the_base_does(name, model, again), train=False), expected)
+
+
+def pickled(model: nn.Module) -> nn.Module:
+    return pickle.loads(pickle.dumps(model))
+
+
+def saved(model: nn.Module) -> nn.Module:
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+def as_the_base_does(name: str, model: nn.Module, attempt: Callable[[nn.Module], T]) -> T:
+    """What can be done with the adapted model, unless it cannot be done with the base model either."""
+    try:
+        return attempt(model)
+    except Exception as failure:
+        try:
+            attempt(base(name))
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            pytest.skip(f"the base model itself: {type(error).__name__}: {lines[0][:120]}")
+        raise failure
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -223,16 +254,26 @@ def enable_checkpointing(model: nn.Module) -> bool:
 @pytest.mark.parametrize("name", ALL_SLOW)
 @pytest.mark.parametrize("train", [True, False], ids=["train", "eval"])
 def test_compiles_where_the_base_does(name, train):
-    skip_if_impossible(name, "compile")
-    fullgraph = "fullgraph" not in ZOO[name].impossible
-    torch.compiler.reset()
+    """In one graph where the base model is one, else with breaks."""
     model = adapted(name)
-    compiled = torch.compile(model, backend="aot_eager", fullgraph=fullgraph)
     with torch.set_grad_enabled(train):
-        expected, got = run(name, model, train), run(name, compiled, train)
+        expected = run(name, model, train)
+
+        def in_one_graph(model: nn.Module) -> list[torch.Tensor]:
+            torch.compiler.reset()
+            return run(name, torch.compile(model, backend="eager", fullgraph=True), train)
+
+        def with_breaks(model: nn.Module) -> list[torch.Tensor]:
+            torch.compiler.reset()
+            return run(name, torch.compile(model, backend="eager"), train)
+
+        try:
+            got = as_the_base_does(name, model, in_one_graph)
+        except pytest.skip.Exception:
+            got = as_the_base_does(name, model, with_breaks)
     assert distance(expected, got) <= tolerance(name, "compile", 1e-5)
     if train:
-        wanted, found = (gradients_of(model, out) for out in (expected, got))
+        wanted, found = (gradients_of(model, outputs) for outputs in (expected, got))
         assert distance(wanted, found) <= tolerance(name, "compile", 1e-4)
 
 
@@ -244,12 +285,13 @@ def gradients_of(model: nn.Module, outputs: list[torch.Tensor]) -> list[torch.Te
 
 @pytest.mark.parametrize("name", ALL_SLOW)
 def test_exports_where_the_base_does(name):
-    skip_if_impossible(name, "export")
     model = adapted(name).eval()
     inputs = batch(name, train=False)
     arguments, keywords = ((), inputs) if isinstance(inputs, dict) else (inputs, {})
+
+    def export(model: nn.Module) -> list[torch.Tensor]:
+        return call(torch.export.export(model.eval(), arguments, keywords).module(), inputs)
+
     with torch.no_grad():
-        expected = run(name, model, train=False)
-        exported = torch.export.export(model, arguments, keywords, strict=False)
-        got = [t for t in tensors(exported.module()(*arguments, **keywords)) if t.is_floating_point()]
-    assert distance(expected, got) <= tolerance(name, "export", 1e-5)
+        got = as_the_base_does(name, model, export)
+        assert distance(call(model, inputs), got) <= tolerance(name, "export", 1e-5)

@@ -10,7 +10,6 @@ from torch import nn
 
 from .architecture import Architecture, sound
 
-_NO_PICKLE = {"pickle": "torch pickles no parametrized module, which the weight-normed convolution is"}
 _EXTRACTOR = [(16, 10, 5), (16, 3, 2), (16, 3, 2)]
 
 
@@ -72,9 +71,9 @@ def _tacotron_batch() -> Any:
 
 
 TORCHAUDIO = {
-    "ta_wav2vec2": Architecture(_wav2vec2("wav2vec2"), sound(), quick=True, impossible=_NO_PICKLE),
-    "ta_hubert": Architecture(_wav2vec2("hubert_large"), sound(), impossible=_NO_PICKLE),
-    "ta_wavlm": Architecture(_wav2vec2("wavlm"), sound(), quick=True, impossible=_NO_PICKLE),
+    "ta_wav2vec2": Architecture(_wav2vec2("wav2vec2"), sound(), quick=True),
+    "ta_hubert": Architecture(_wav2vec2("hubert_large"), sound()),
+    "ta_wavlm": Architecture(_wav2vec2("wavlm"), sound(), quick=True),
     "ta_conformer": Architecture(
         _audio(
             "Conformer", input_dim=16, num_heads=2, ffn_dim=32, num_layers=2, depthwise_conv_kernel_size=5

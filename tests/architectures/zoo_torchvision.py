@@ -137,7 +137,7 @@ _RPN = {
 _TWO_STAGE: dict[str, Any] = {
     "dead_in_eval": _RPN
     | {
-        f"fpn.layer_blocks.{i}": "boxes of a small image are pooled from the finest level; this one serves the RPN"
+        f"fpn.layer_blocks.{i}": "small boxes are pooled from the finest level; this one serves the RPN"
         for i in (1, 2, 3)
     },
     "impossible": {"autocast": "which boxes are kept is discrete, so that rounding changes their number"},
@@ -177,7 +177,7 @@ TORCHVISION = {
     "tv_densenet": Architecture(_vision_model("densenet121", num_classes=5), images(64)),
     "tv_googlenet": Architecture(_vision_model("googlenet", num_classes=5, init_weights=False), images(64)),
     "tv_squeezenet": Architecture(_vision_model("squeezenet1_1", num_classes=5), images(64)),
-    "tv_vgg": Architecture(_vision_model("vgg11", num_classes=5), images(64)),
+    "tv_vgg": Architecture(_vision_model("vgg11", num_classes=5), images(64), large=True),
     "tv_fasterrcnn": Architecture(**detector(_detector("FasterRCNN")), **_TWO_STAGE, quick=True),
     "tv_maskrcnn": Architecture(**detector(_detector("MaskRCNN")), **_TWO_STAGE),
     "tv_keypointrcnn": Architecture(**detector(_detector("KeypointRCNN")), **_TWO_STAGE),

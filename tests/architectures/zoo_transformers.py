@@ -22,7 +22,6 @@ def _hf(model: str, config: str, **options: Any) -> Callable[[], nn.Module]:
     return build
 
 
-_NO_PICKLE = {"pickle": "torch pickles no parametrized module, which the weight-normed convolution is"}
 _ENCODER = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64}
 _SPEECH = {
     **_ENCODER,
@@ -115,22 +114,18 @@ TRANSFORMERS = {
         _hf("Wav2Vec2ForCTC", "Wav2Vec2Config", **_SPEECH),
         lambda: {"input_values": torch.randn(2, SECOND)},
         quick=True,
-        impossible=_NO_PICKLE,
     ),
     "hf_wav2vec2_classifier": Architecture(
         _hf("Wav2Vec2ForSequenceClassification", "Wav2Vec2Config", **_SPEECH, num_labels=3),
         lambda: {"input_values": torch.randn(2, SECOND)},
-        impossible=_NO_PICKLE,
     ),
     "hf_hubert": Architecture(
         _hf("HubertForCTC", "HubertConfig", **_SPEECH),
         lambda: {"input_values": torch.randn(2, SECOND)},
-        impossible=_NO_PICKLE,
     ),
     "hf_wavlm": Architecture(
         _hf("WavLMForCTC", "WavLMConfig", **_SPEECH),
         lambda: {"input_values": torch.randn(2, SECOND)},
-        impossible=_NO_PICKLE,
     ),
     "hf_whisper": Architecture(
         _hf("WhisperForConditionalGeneration", "WhisperConfig", **_WHISPER),
