@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from math import prod
@@ -72,20 +70,6 @@ def _kind(module: nn.Module) -> str:
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return "recurrent"
     return "embedding" if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) else "other"
-
-
-def matches(name: str, patterns: str | list[str]) -> bool:
-    """Whether a dotted name is meant: a string is a regular expression for the whole name, a list
-    holds suffixes (`qkv`, `attn.qkv`) or globs (`blocks.*.fc?`)."""
-    if isinstance(patterns, str):
-        return re.fullmatch(patterns, name) is not None
-    return any(_matches_one(name, pattern) for pattern in patterns)
-
-
-def _matches_one(name: str, pattern: str) -> bool:
-    if any(c in pattern for c in "*?["):
-        return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}")
-    return name == pattern or name.endswith(f".{pattern}")
 
 
 def inside(name: str, parents: Iterable[str]) -> bool:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
-from typing import Any
 
 from torch import nn
 
@@ -15,13 +13,13 @@ from lora_lightning.errors import ConfigError, did_you_mean
 from lora_lightning.heads import find_heads
 from lora_lightning.layers import LoRALayer
 from lora_lightning.layers.norm import is_norm
+from lora_lightning.patterns import lookup, matching
 from lora_lightning.plans import LayerPlan, Plan, summary
 from lora_lightning.report import listed
 from lora_lightning.structure import (
     Target,
     auto_targets,
     inside,
-    matches,
     targets_of,
 )
 
@@ -156,7 +154,7 @@ def _heads(backbone: nn.Module, config: LoRAConfig, problems: list[str]) -> list
     if config.modules_to_save == "auto":
         return _untied(backbone, find_heads(backbone))
     holders = {n: None for n, m in backbone.named_modules() if n and next(m.parameters(), None) is not None}
-    return _matching("modules_to_save", config.modules_to_save, holders, problems)
+    return matching("modules_to_save", config.modules_to_save, holders, problems)
 
 
 def _untied(backbone: nn.Module, heads: list[str]) -> list[str]:
@@ -182,11 +180,11 @@ def _targets(
     elif config.target_modules == "all":
         chosen = [n for n, t in known.items() if not t.slot.part]
     else:
-        chosen = _matching("target_modules", config.target_modules, known, problems, refused)
+        chosen = matching("target_modules", config.target_modules, known, problems, refused)
         left = {n: "not a target" for n, t in known.items() if n not in chosen and not t.slot.part}
     if config.exclude_modules is not None:
         everything = {**known, **dict.fromkeys(refused)}
-        excluded = _matching("exclude_modules", config.exclude_modules, everything, problems)
+        excluded = matching("exclude_modules", config.exclude_modules, everything, problems)
         left.update({n: "excluded" for n in chosen if n in excluded})
         chosen = [n for n in chosen if n not in excluded]
     if not chosen and not problems:
@@ -248,56 +246,6 @@ def _nothing_to_adapt(config: LoRAConfig, refused: Mapping[str, str]) -> str:
     )
 
 
-def _matching(
-    option: str,
-    patterns: str | list[str],
-    names: Mapping[str, Target | None],
-    problems: list[str],
-    refused: Mapping[str, str] | None = None,
-) -> list[str]:
-    """The names that match; every pattern must match at least one, or it becomes a problem."""
-    for pattern in [patterns] if isinstance(patterns, str) else patterns:
-        one: str | list[str] = pattern if isinstance(patterns, str) else [pattern]
-        if any(_meant(n, t, one) for n, t in names.items()):
-            continue
-        unsupported = {n: r for n, r in (refused or {}).items() if matches(n, one)}
-        if unsupported:
-            problems.append(f"{option}: {pattern!r} matches {summary(unsupported)}, which cannot be adapted.")
-        else:
-            problems.append(f"{option}: {pattern!r} matches no layer.{_near(one, names)}")
-    return [n for n, t in names.items() if _meant(n, t, patterns)]
-
-
-def _meant(name: str, target: Target | None, patterns: str | list[str]) -> bool:
-    """A module's name means all its weights, but not the parts of them."""
-    if matches(name, patterns):
-        return True
-    return target is not None and not target.slot.part and matches(target.module, patterns)
-
-
-def _near(pattern: str | list[str], names: Mapping[str, Target | None]) -> str:
-    """Near misses among the names' endings: `blocks.0.attn.qkv` can be meant by `qkv` or `attn.qkv`."""
-    word = pattern if isinstance(pattern, str) else pattern[0]
-    if word.startswith("all"):  # PEFT's "all-linear"
-        return " Did you mean 'all'?"
-    endings = {e: None for n, t in names.items() for e in _endings(n, t)}
-    if isinstance(pattern, str) and any(_meant(n, t, [pattern]) for n, t in names.items()):
-        return f" A string is a regular expression for whole names: for an ending give a list, [{word!r}]."
-    near = did_you_mean(word.removeprefix(".*"), [*endings, "auto"])
-    shortest = {(t is not None and t.slot.part, _endings(n, t)[0]) for n, t in names.items()}
-    return near or f" Layers here: {listed([ending for _, ending in sorted(shortest)], most=12)}."
-
-
-def _endings(name: str, target: Target | None) -> list[str]:
-    """Endings by which a name can be meant, shortest first: `mlp.0` and `block.mlp.0`, since `0` alone
-    says nothing; `qkv.v` for a part; `convs.*.0` for layers that repeat."""
-    parts = re.sub(r"\.\d+(?=\.)", ".*", name).split(".")
-    start = len(parts) - 1 - (target is not None and target.slot.part)
-    while start > 0 and not parts[start].isidentifier():
-        start -= 1
-    return [".".join(parts[i:]) for i in (start, start - 1) if i >= 0 and parts[i].isidentifier()] or [name]
-
-
 def _layers(
     backbone: nn.Module,
     config: LoRAConfig,
@@ -307,8 +255,8 @@ def _layers(
 ) -> list[LayerPlan]:
     """Rank, alpha and size of each chosen layer; with patterns checked against the names."""
     names = [t.name for t in chosen]
-    rank_of = _lookup("rank_pattern", config.rank_pattern, names, problems)
-    alpha_of = _lookup("alpha_pattern", config.alpha_pattern, names, problems)
+    rank_of = lookup("rank_pattern", config.rank_pattern, names, problems)
+    alpha_of = lookup("alpha_pattern", config.alpha_pattern, names, problems)
     layers, small = [], {}
     for target in chosen:
         name, shape = target.name, target.shape
@@ -332,24 +280,3 @@ def _layers(
         )
     skipped.update({n: f"rank {rank} is above its smaller side" for n, (rank, _) in small.items()})
     return [p for p in layers if p.name not in small]
-
-
-def _lookup(
-    option: str, pattern: Mapping[str, Any], names: list[str], problems: list[str]
-) -> Callable[[str], Any]:
-    """A function name -> value of the longest key that matches, or None."""
-    keys = sorted(pattern, key=len, reverse=True)
-    for key in keys:
-        if names and not any(_pattern_matches(n, key) for n in names):
-            near = _near([key], dict.fromkeys(names))
-            problems.append(f"{option}: {key!r} matches no adapted layer.{near}")
-    return lambda name: next((pattern[k] for k in keys if _pattern_matches(name, k)), None)
-
-
-def _pattern_matches(name: str, key: str) -> bool:
-    if matches(name, [key]):
-        return True
-    try:
-        return matches(name, rf"(?:.*\.)?(?:{key})")
-    except re.error:  # a glob such as `*.qkv` is no regular expression
-        return False
