@@ -77,7 +77,7 @@ def main(quick: bool = False) -> str:
     def draw(seed: int) -> Data:
         return Data(ratings(new, 10, 10 + seed), ratings(new, 5, 4), ratings(new, 20, 5))
 
-    rates = {"LoRA": (1e-2, 3e-2, 1e-1), "full fine-tuning": (1e-3, 3e-3, 1e-2)}
+    rates = {"LoRA": (1e-2, 3e-2, 1e-1), "full fine-tuning": (3e-3, 1e-2, 3e-2)}
     if quick:
         rates = {method: values[1:2] for method, values in rates.items()}
     table = compare(
