@@ -1,5 +1,6 @@
 """Two processes train what one does."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,14 @@ import torch
 def train(processes: int, folder: Path) -> list[dict[str, torch.Tensor]]:
     folder.mkdir()
     script = Path(__file__).parent / "ddp_run.py"
+    # Lightning's DDP seeds again with what an earlier seed_everything has left in the environment.
+    environment = {name: value for name, value in os.environ.items() if name != "PL_GLOBAL_SEED"}
     subprocess.run(
-        [sys.executable, script, str(processes), str(folder)], check=True, capture_output=True, timeout=300
+        [sys.executable, script, str(processes), str(folder)],
+        check=True,
+        capture_output=True,
+        timeout=300,
+        env=environment,
     )
     return [torch.load(folder / f"rank{i}.pt") for i in range(processes)]
 
