@@ -26,7 +26,23 @@ def _built(name: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     model = ZOO[name].build()
     open_gates(model)
+    _settle(name, model)
     return model
+
+
+@torch.no_grad()
+def _settle(name: str, model: nn.Module) -> None:
+    """Running statistics as training would have left them: with those of a fresh model signals grow or
+    vanish with depth, until a softmax saturates or an update is lost in rounding."""
+    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.momentum = None  # the average of all batches, of this one
+    if norms:
+        model.train()
+        call(model, batch(name, train=True))
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
 
 
 def base(name: str, seed: int = 0) -> nn.Module:

@@ -67,7 +67,7 @@ TIMM = {
     "resnet": Architecture(**timm_model("resnet10t", 64)),
     "resnext": Architecture(**timm_model("resnext26ts", 64)),
     "resnetv2_stdconv": Architecture(
-        **timm_model("resnetv2_50x1_bit", 48, channels=(16, 16, 32, 32), stem_chs=16), quick=True
+        **timm_model("resnetv2_50x1_bit", 48, channels=(128, 128, 256, 256), stem_chs=32), quick=True
     ),
     "nfnet": Architecture(**timm_model("nfnet_l0", 64), large=True),
     "efficientnet": Architecture(**timm_model("efficientnet_b0", 64)),

@@ -131,17 +131,19 @@ def detector(build: Callable[[], nn.Module]) -> dict[str, Any]:
     return {"build": held(build), "batch": scenes(False), "train_batch": scenes(True)}
 
 
-_RPN = {
-    "rpn.head.conv": "proposals are detached from the graph; the losses that reach it are those of training"
+_DISCRETE = {"autocast": "which boxes are kept is discrete, so that rounding changes their number"}
+_FINEST = {
+    f"fpn.layer_blocks.{i}": "small boxes are pooled from the finest level; this one serves the RPN"
+    for i in (1, 2, 3)
 }
 _TWO_STAGE: dict[str, Any] = {
-    "dead_in_eval": _RPN
-    | {
-        f"fpn.layer_blocks.{i}": "small boxes are pooled from the finest level; this one serves the RPN"
-        for i in (1, 2, 3)
-    },
-    "impossible": {"autocast": "which boxes are kept is discrete, so that rounding changes their number"},
+    "dead_in_eval": {"rpn.head.conv": "proposals are detached from the graph", **_FINEST},
+    "impossible": _DISCRETE,
 }
+_AUX = {"aux": "the auxiliary classifiers run in training alone"}
+_COARSE_FCOS = {"fpn.layer_blocks.3": "the boxes that are kept come from finer levels"}
+_COARSE_SSD = {"backbone.extra": "no box matches an anchor of the coarsest maps, and none is kept from them"}
+_COARSE = {"dead_in_train": _COARSE_SSD, "dead_in_eval": _COARSE_SSD}
 
 
 def _deeplab() -> nn.Module:
@@ -175,18 +177,28 @@ TORCHVISION = {
     "tv_mobilenet_v3": Architecture(_vision_model("mobilenet_v3_small", num_classes=5), images(64)),
     "tv_regnet": Architecture(_vision_model("regnet_y_400mf", num_classes=5), images(64)),
     "tv_densenet": Architecture(_vision_model("densenet121", num_classes=5), images(64)),
-    "tv_googlenet": Architecture(_vision_model("googlenet", num_classes=5, init_weights=False), images(64)),
+    "tv_googlenet": Architecture(
+        _vision_model("googlenet", num_classes=5, init_weights=False),
+        images(64),
+        dead_in_eval={"aux": "the auxiliary classifiers run in training alone"},
+    ),
     "tv_squeezenet": Architecture(_vision_model("squeezenet1_1", num_classes=5), images(64)),
     "tv_vgg": Architecture(_vision_model("vgg11", num_classes=5), images(64), large=True),
     "tv_fasterrcnn": Architecture(**detector(_detector("FasterRCNN")), **_TWO_STAGE, quick=True),
     "tv_maskrcnn": Architecture(**detector(_detector("MaskRCNN")), **_TWO_STAGE),
     "tv_keypointrcnn": Architecture(**detector(_detector("KeypointRCNN")), **_TWO_STAGE),
     "tv_retinanet": Architecture(**detector(_detector("RetinaNet"))),
-    "tv_fcos": Architecture(**detector(_detector("FCOS"))),
-    "tv_ssd": Architecture(**detector(_ssd("ssd300_vgg16"))),
-    "tv_ssdlite": Architecture(**detector(_ssd("ssdlite320_mobilenet_v3_large"))),
+    "tv_fcos": Architecture(**detector(_detector("FCOS")), dead_in_eval=_COARSE_FCOS),
+    "tv_ssd": Architecture(
+        **detector(_ssd("ssd300_vgg16")), dead_in_train=_COARSE_SSD, dead_in_eval=_COARSE_SSD
+    ),
+    "tv_ssdlite": Architecture(
+        **detector(_ssd("ssdlite320_mobilenet_v3_large")),
+        impossible=_DISCRETE,
+        dead_in_train={**_COARSE_SSD, "_head.module_list": "the same maps' predictors"},
+    ),
     "tv_fasterrcnn_by_backbone": Architecture(
-        _detector("FasterRCNN"), scenes(False), scenes(True), **_TWO_STAGE
+        _detector("FasterRCNN"), scenes(False), scenes(True), dead_in_eval=_FINEST, impossible=_DISCRETE
     ),
     "tv_deeplabv3": Architecture(held(_deeplab), images(64)),
     "tv_lraspp": Architecture(
