@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import json
 import re
-import time
 from pathlib import Path
 from typing import Any
 
@@ -49,37 +48,36 @@ def _family(name: str) -> str:
     return re.sub(r"\d+\.", "*.", name)
 
 
-def rows() -> dict[str, tuple[dict[str, Any], ll.Plan, float]]:
-    """For each architecture the summary, the plan and the seconds that planning took, the build included."""
+def rows() -> dict[str, tuple[dict[str, Any], ll.Plan]]:
+    """For each architecture the summary and the plan."""
     found = {}
     for name in ZOO:
-        start = time.perf_counter()
         plan = plan_of(name)
-        found[name] = summary(plan), plan, time.perf_counter() - start
+        found[name] = summary(plan), plan
     return found
 
 
-def markdown(planned: dict[str, tuple[dict[str, Any], ll.Plan, float]]) -> str:
+def markdown(planned: dict[str, tuple[dict[str, Any], ll.Plan]]) -> str:
     """A row for each architecture, and under the table what its updates are known not to do."""
     lines = [
         '# What `target_modules="auto"` chooses',
         "",
         "Small variants with random weights at rank 2, by `python -m tests.architectures.table --write`.",
-        "Seconds are those of building and planning on the meta device. `*` stands for a number.",
+        "`*` stands for a number.",
         "",
-        "| architecture | weights found | adapted | heads trained in full | left frozen, and why | s |",
-        "| --- | ---: | ---: | --- | --- | ---: |",
+        "| architecture | weights found | adapted | heads trained in full | left frozen, and why |",
+        "| --- | ---: | ---: | --- | --- |",
     ]
-    for name, (found, plan, seconds) in planned.items():
+    for name, (found, plan) in planned.items():
         left = [key if count == 1 else f"{key} (×{count})" for key, count in found["skipped"].items()]
         heads = [h if n == 1 else f"{h} (×{n})" for h, n in _counted(plan.heads).items()]
         total = len(plan.layers) + len(plan.skipped) + len(plan.heads)
         lines.append(
             f"| {name} | {total} | {len(plan.layers)} | {'; '.join(heads) or 'none'} "
-            f"| {'; '.join(left) or 'nothing'} | {seconds:.2f} |"
+            f"| {'; '.join(left) or 'nothing'} |"
         )
     lines += ["", "## Adapted layers by family", ""]
-    for name, (found, _, _) in planned.items():
+    for name, (found, _) in planned.items():
         families = ", ".join(f"`{family}` ×{count}" for family, count in found["adapted"].items())
         lines.append(f"- **{name}**: {families}")
     lines += ["", "## Exceptions and looser tolerances", ""]
@@ -113,7 +111,7 @@ def main() -> None:
     options = parser.parse_args()
     planned = rows()
     if options.snapshot:
-        text = json.dumps({name: found for name, (found, _, _) in planned.items()}, indent=1)
+        text = json.dumps({name: found for name, (found, _) in planned.items()}, indent=1)
         (HERE / "snapshot.json").write_text(text + "\n")
     if options.write:
         RESULTS.write_text(markdown(planned))
