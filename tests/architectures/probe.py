@@ -26,23 +26,7 @@ def _built(name: str, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     model = ZOO[name].build()
     open_gates(model)
-    _settle(name, model)
     return model
-
-
-@torch.no_grad()
-def _settle(name: str, model: nn.Module) -> None:
-    """Running statistics as training would have left them: with those of a fresh model signals grow or
-    vanish with depth, until a softmax saturates or an update is lost in rounding."""
-    norms = [m for m in model.modules() if isinstance(m, _NormBase) and m.track_running_stats]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.momentum = None  # the average of all batches, of this one
-    if norms:
-        model.train()
-        call(model, batch(name, train=True))
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
 
 
 def base(name: str, seed: int = 0) -> nn.Module:
@@ -59,6 +43,8 @@ def open_gates(model: nn.Module) -> None:
             continue
         if parameter.dim() > 1:
             parameter.normal_(std=0.2)
+        elif parameter.abs().max() < 1e-3 and "bias" not in name:
+            parameter.uniform_(0.05, 0.2)  # a gate; wide open, 60 blocks would saturate every softmax
         elif "bias" in name:
             parameter.normal_(std=0.1)
         else:

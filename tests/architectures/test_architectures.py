@@ -166,6 +166,7 @@ def test_training_moves_updates_and_heads_alone(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_merged_and_unmerged_are_the_sum(name):
+    skip_if_impossible(name, "merge")
     model = adapted(name)
     plain = reference(name, model)
     train = ZOO[name].train_batch is not None  # which boxes are kept is discrete, the losses are not

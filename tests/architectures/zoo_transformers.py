@@ -153,7 +153,11 @@ TRANSFORMERS = {
         pixels(16),
     ),
     "hf_detr": Architecture(_detr, pixels(64), quick=True, dead_in_train=_DETR_DEAD, dead_in_eval=_DETR_DEAD),
-    "hf_rt_detr": Architecture(_rt_detr, pixels(64)),
+    "hf_rt_detr": Architecture(
+        _rt_detr,
+        pixels(64),
+        impossible={"merge": "the queries are the best of all places, and rounding breaks ties between them"},
+    ),
     "hf_bert": Architecture(_hf("BertForSequenceClassification", "BertConfig", **_TEXT), tokens()),
     "hf_bert_mlm": Architecture(_hf("BertForMaskedLM", "BertConfig", **_TEXT), tokens()),
     "hf_distilbert": Architecture(
