@@ -15,6 +15,7 @@ from lora_lightning.checkpoint import load_adapter, lora_state_dict, save_adapte
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError, UserError
 from lora_lightning.inject import eject, freeze, inject
+from lora_lightning.mixed import adapters_for
 from lora_lightning.plans import LayerPlan, Plan
 from lora_lightning.targets import plan
 from lora_lightning.verify import verify
@@ -28,6 +29,7 @@ __all__ = [
     "Plan",
     "UserError",
     "adapter_names",
+    "adapters_for",
     "adapters_off",
     "add_adapter",
     "delete_adapter",
