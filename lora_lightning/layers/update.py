@@ -65,18 +65,22 @@ class LowRankUpdate(nn.Module):
         if self.lora_magnitude is not None:
             self.lora_magnitude.copy_(_row_norms(weight.to(self.lora_magnitude.dtype)))
 
-    def product(self, weight: Tensor) -> Tensor:
-        """s·B·A in the shape of the rows of W given, (out, in / groups, *kernel), in A's dtype."""
+    def thin_factors(self) -> tuple[Tensor, Tensor]:
+        """s·B·A as two factors by groups, (groups, m, r) and (groups, r, k): m is out / groups and k the
+        columns of A; of a transposed slot m is in / groups and k the columns of B."""
         groups, rank = self.slot.groups, self.rank
         if self.slot.transposed:
-            left = self.lora_A.view(groups, rank, -1).mT  # (groups, in / groups, r)
-            right = self.lora_B.view(groups, rank, -1)  # (groups, r, out / groups * kernel)
+            left, right = self.lora_A.view(groups, rank, -1).mT, self.lora_B.view(groups, rank, -1)
         else:
-            left = self.lora_B.view(groups, -1, rank)  # (groups, out / groups, r)
-            right = self.lora_A.view(groups, rank, -1)  # (groups, r, in / groups * kernel)
-        if groups == 1:  # one matrix product is faster than a batch of one
-            return (self.scaling * left[0] @ right[0]).view(weight.shape)
-        return torch.bmm(self.scaling * left, right).view(weight.shape)
+            left, right = self.lora_B.view(groups, -1, rank), self.lora_A.view(groups, rank, -1)
+        return self.scaling * left, right
+
+    def product(self, weight: Tensor) -> Tensor:
+        """s·B·A in the shape of the rows of W given, (out, in / groups, *kernel), in A's dtype."""
+        left, right = self.thin_factors()
+        if self.slot.groups == 1:  # one matrix product is faster than a batch of one
+            return (left[0] @ right[0]).view(weight.shape)
+        return torch.bmm(left, right).view(weight.shape)
 
     def delta(self, weight: Tensor) -> Tensor:
         """What this update adds to the rows of W given, in A's dtype."""
