@@ -132,8 +132,10 @@ class _Mixture:
                 units.setdefault(parent, _Unit(parent, self.modules[parent]))
         for unit in units.values():
             rows.called[id(unit.module)] = unit.name
+            holds = any(name != "lora" for name in unit.module._modules)
             below = f"{unit.name}." if unit.name else ""
-            unit.parts = [u for u in units.values() if u is unit or u.name.startswith(below)]
+            inside = (u for u in units.values() if u is not unit and u.name.startswith(below))
+            unit.parts = [unit, *(inside if holds else ())]
         for unit in units.values():
             self._take_over(unit)
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import UserError, did_you_mean
+from lora_lightning.layers import own_modules
 from lora_lightning.layers.swap import Swapped
 from lora_lightning.plans import Plan
 
@@ -172,7 +173,7 @@ def as_before(model: nn.Module) -> Iterator[None]:
     if not is_injected(model):
         yield
         return
-    swapped = [m for m in model.modules() if isinstance(m, Swapped)]
+    swapped = [m for _, m in own_modules(model) if isinstance(m, Swapped)]
     kept = [(module, type(module), dict(module._modules)) for module in swapped]
     for module in swapped:
         module.__class__ = module.original_class  # type: ignore[assignment]
