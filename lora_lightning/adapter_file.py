@@ -41,6 +41,7 @@ class SavedAdapter:
         base_class: class of the network that was adapted.
         base: the base's fingerprint; empty when it is not known.
         training: what is known of the training, such as `{"epochs": 5, "steps": 100}`.
+        foreign: read from PEFT's files, which leave open what only a model can tell.
     """
 
     config: LoRAConfig
@@ -50,6 +51,7 @@ class SavedAdapter:
     base_class: str = ""
     base: dict[str, str] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    foreign: bool = False
 
     def description(self) -> dict[str, Any]:
         """All but the tensors, in plain types."""

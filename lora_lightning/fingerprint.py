@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_lightning.inject import injection_of, is_injected
 from lora_lightning.layers import lora_layers
 from lora_lightning.layers.norm import has_statistics
+from lora_lightning.record import injection_of, is_injected
 from lora_lightning.report import listed
 
 SAMPLES = 1024  # values looked at in each tensor: other pretrained weights differ in nearly all of them

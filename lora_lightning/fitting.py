@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import os
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
+import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
@@ -14,9 +16,10 @@ from lora_lightning.errors import AdapterFileError, did_you_mean
 from lora_lightning.fingerprint import fingerprint, refusal_of_base
 from lora_lightning.inject import own_names
 from lora_lightning.layers.slot import Slot
+from lora_lightning.peft_format import in_model, only_trained
 from lora_lightning.plans import LayerPlan, Plan
-from lora_lightning.record import as_before, own_tensors
-from lora_lightning.structure import targets_of
+from lora_lightning.record import as_before, injection_of, is_injected, own_tensors
+from lora_lightning.structure import inside, targets_of
 
 Rename = Callable[[str], str]
 
@@ -60,13 +63,46 @@ def renamed(saved: SavedAdapter, rename: Rename) -> SavedAdapter:
     )
 
 
-def check_fit(model: nn.Module, saved: SavedAdapter, where: str, any_base: bool = False) -> None:
+def network_of(model: nn.Module, planned: Plan) -> str:
+    """Name of the network in a LightningModule that holds all of a plan; "" is the model itself."""
+    names = [*[p.module for p in planned.layers], *planned.heads]
+    if not isinstance(model, pl.LightningModule) or not names:
+        return ""
+    return next((c for c, _ in model.named_children() if all(inside(n, [c]) for n in names)), "")
+
+
+def fitted(saved: SavedAdapter, model: nn.Module, where: str | os.PathLike[str]) -> SavedAdapter:
+    """The adapter with names of this plain model; what a file of PEFT leaves open is settled.
+
+    Raises:
+        AdapterFileError: a layer that PEFT computes in another way than its weight says.
+    """
+    saved = aligned(saved, [n for n, _ in model.named_modules()])
+    if not saved.foreign:
+        return saved
+    saved = in_model(saved, model, where)
+    if _misfits(model, saved.plan, saved.slots):
+        return saved  # named by check_fit
+    base: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    if is_injected(model):
+        base.update(injection_of(model).originals)
+    return only_trained(saved, own_names(model, saved.config, saved.plan), base)
+
+
+def check_fit(
+    model: nn.Module,
+    saved: SavedAdapter,
+    where: str | os.PathLike[str],
+    any_base: bool = False,
+    present: Mapping[str, Tensor] | None = None,
+) -> None:
     """Refuse an adapter that is not for this model.
 
     Args:
         model: adapted or not.
         saved: with names of this model.
         any_base: whether frozen weights with other values are accepted.
+        present: tensors of the model's adapter that is to take the values, under the names of a file.
 
     Raises:
         AdapterFileError: a layer, head or tensor does not fit, or the base is another one.
@@ -77,10 +113,15 @@ def check_fit(model: nn.Module, saved: SavedAdapter, where: str, any_base: bool 
             "load its own weights first."
         )
     with as_before(model):
-        _refuse(_misfits(model, saved.plan, saved.slots), where)
+        refuse(_misfits(model, saved.plan, saved.slots), where)
         own = own_tensors(model, own_names(model, saved.config, saved.plan))
-    _refuse(_tensor_problems(saved, own), where)
-    _refuse(_not_finite(saved.tensors), where)
+    if is_injected(model) and (ours := injection_of(model).plan.scope) != saved.plan.scope:
+        refuse([f"backbone {ours!r} in the model, {saved.plan.scope!r} in the file"], where)
+    shapes = update_shapes(saved.plan, saved.slots, saved.config)
+    if present is not None:
+        own = {n: t for n, t in present.items() if n not in shapes}
+    refuse(_tensor_problems(saved.tensors, shapes, own), where)
+    refuse(_not_finite(saved.tensors), where)
     if not any_base and (
         refusal := refusal_of_base(saved.base, fingerprint(model), f"the adapter in {where}")
     ):
@@ -124,10 +165,10 @@ def _slot_problem(layer: LayerPlan, here: Slot, there: Slot) -> str | None:
     return None
 
 
-def _tensor_problems(saved: SavedAdapter, own: dict[str, Tensor]) -> list[str]:
-    shapes = update_shapes(saved.plan, saved.slots, saved.config)
+def _tensor_problems(
+    found: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], own: Mapping[str, Tensor]
+) -> list[str]:
     expected = {**shapes, **{n: tuple(t.shape) for n, t in own.items()}}
-    found = saved.tensors
     problems = [f"{n} is missing in the file" for n in expected if n not in found]
     problems += [f"{n} has no place in the model" for n in found if n not in expected]
     both = [n for n in expected if n in found]
@@ -154,7 +195,8 @@ def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
     return [f"{n} holds NaN or infinity" for n, t in updates.items() if not torch.isfinite(t).all()]
 
 
-def _refuse(problems: list[str], where: str) -> None:
+def refuse(problems: list[str], where: str | os.PathLike[str]) -> None:
+    """Raise an AdapterFileError with the first of the problems, if there is one."""
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise AdapterFileError(

@@ -64,9 +64,8 @@ def layer_table(saved: SavedAdapter, weights: Mapping[str, Tensor]) -> str:
         families.setdefault(re.sub(r"\d+\.", "*.", layer.name), []).append(layer)
     measured = {p.name: _measures(saved, p, weights) for p in saved.plan.layers}
     rows = []
-    for name, layers in [*families.items(), ("all", saved.plan.layers)]:
-        if name == "all" and len(families) == 1:
-            continue
+    groups = [*families.items(), *([("all", saved.plan.layers)] if len(families) > 1 else [])]
+    for name, layers in groups:
         numbers = [measured[p.name] for p in layers]
         shapes = {"×".join(map(str, p.shape)) for p in sorted(layers, key=lambda p: math.prod(p.shape))}
         rows.append(
@@ -82,9 +81,10 @@ def layer_table(saved: SavedAdapter, weights: Mapping[str, Tensor]) -> str:
             )
         )
     header = ("layers", "count", "weight", "rank", "effective rank", "‖ΔW‖", "‖ΔW‖/‖W‖ %", "parameters")
-    if not weights:
-        header, rows = (*header[:6], header[7]), [(*r[:6], r[7]) for r in rows]  # type: ignore[assignment]
-    return format_table(header, rows) if rows else "no layer is adapted"
+    if not rows:
+        return "no layer is adapted"
+    shown = [i for i, name in enumerate(header) if weights or "‖W‖" not in name]
+    return format_table([header[i] for i in shown], [[row[i] for i in shown] for row in rows])
 
 
 def effective_rank(values: Tensor) -> float:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +85,7 @@ def read_peft(folder: str | os.PathLike[str]) -> SavedAdapter:
         raise AdapterFileError(f"{folder}: its options are damaged: {error}.") from None
 
 
-def in_model(saved: SavedAdapter, model: nn.Module, where: str) -> SavedAdapter:
+def in_model(saved: SavedAdapter, model: nn.Module, where: str | os.PathLike[str]) -> SavedAdapter:
     """What a PEFT file leaves open, settled by the model (plain, with the names of `saved`): kinds of
     layers, weights of (in, out), and tensors of trained modules that are the base's own.
 
@@ -121,40 +122,35 @@ def in_model(saved: SavedAdapter, model: nn.Module, where: str) -> SavedAdapter:
     _refuse(problems, where)
     total = sum(p.numel() for p in model.parameters()) + sum(p.parameters for p in layers)
     plan = Plan(layers, saved.plan.heads, {}, saved.plan.scope, saved.plan.trainable, total)
-    return SavedAdapter(saved.config, plan, tensors, slots, saved.base_class, saved.base, saved.training)
+    return replace(saved, plan=plan, tensors=tensors, slots=slots)
 
 
-def only_trained(saved: SavedAdapter, own: Mapping[str, Tensor], state: Mapping[str, Tensor]) -> SavedAdapter:
+def only_trained(saved: SavedAdapter, own: Iterable[str], base: Mapping[str, Tensor]) -> SavedAdapter:
     """The tensors of an adapter from PEFT as one of ours has them: PEFT saves whole modules, also what is
     not trained in them, and leaves out biases that are not called `bias`.
 
     Args:
-        own: the model's tensors that such an adapter trains.
-        state: all of the model's tensors.
+        own: names of the model's tensors that such an adapter trains.
+        base: all of the model's tensors, as before training.
     """
-    tensors = dict(saved.tensors)
-    for name in list(tensors):
-        base = state.get(name)
-        if name not in own and base is not None and _equal(base, tensors[name]):
+    own, tensors = set(own), dict(saved.tensors)
+    for name in saved.tensors.keys() & base.keys() - own:
+        if _equal(base[name], tensors[name]):
             del tensors[name]
-    for name, tensor in own.items():
-        leaf = name.rpartition(".")[2]
-        if name not in tensors and "bias" in leaf:
-            tensors[name] = tensor.detach().clone()
-    return SavedAdapter(
-        saved.config, saved.plan, tensors, saved.slots, saved.base_class, saved.base, saved.training
-    )
+    for name in own - tensors.keys():
+        if "bias" in name.rpartition(".")[2]:
+            tensors[name] = base[name].detach().clone()
+    return replace(saved, tensors=tensors)
 
 
 def foreign_computation(module: nn.Module) -> str | None:
     """Why PEFT's update of a layer is not s·B·A on its weight, or None when it is."""
-    groups, dilation = getattr(module, "groups", 1), getattr(module, "dilation", 1)
     if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
         return None
-    if groups != 1:
-        return f"a convolution in {groups} groups, where PEFT's A mixes the groups"
-    if any(d != 1 for d in dilation):
-        return f"dilation {dilation[0]}, which PEFT leaves out of its update"
+    if module.groups != 1:
+        return f"a convolution in {module.groups} groups, where PEFT's A mixes the groups"
+    if any(d != 1 for d in module.dilation):
+        return f"dilation {module.dilation[0]}, which PEFT leaves out of its update"
     if module.padding_mode != "zeros":
         return f"padding_mode {module.padding_mode!r}, which PEFT leaves out of its update"
     return None
@@ -258,7 +254,7 @@ def _assembled(
     trainable = sum(p.parameters for p in layers) + sum(t.numel() for t in own.values())
     base, training, base_class = _extras(metadata)
     plan = Plan(layers, heads, {}, "", trainable, trainable)
-    return SavedAdapter(config, plan, {**ours, **own}, slots, base_class, base, training)
+    return SavedAdapter(config, plan, {**ours, **own}, slots, base_class, base, training, foreign=True)
 
 
 def _version_problems(version: Any) -> list[str]:

@@ -8,12 +8,11 @@ from collections import Counter
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-import lightning.pytorch as pl
 from torch import Tensor, nn
 
 from lora_lightning.adapter_file import SavedAdapter, digest_of
 from lora_lightning.errors import ConfigError
-from lora_lightning.fitting import renamed
+from lora_lightning.fitting import network_of, renamed
 from lora_lightning.layers import family_of
 from lora_lightning.layers.conv import LoRAConv
 from lora_lightning.layers.embedding import LoRAEmbedding
@@ -67,11 +66,10 @@ def to_peft(
 
 
 def _in_network(saved: SavedAdapter, model: nn.Module) -> tuple[SavedAdapter, nn.Module]:
-    if isinstance(model, pl.LightningModule):
-        for name, child in model.named_children():
-            if all(inside(n, [name]) for n in [*[p.module for p in saved.plan.layers], *saved.plan.heads]):
-                return renamed(saved, lambda n, top=name: n.removeprefix(top).removeprefix(".")), child
-    return saved, model
+    top = network_of(model, saved.plan)
+    if not top:
+        return saved, model
+    return renamed(saved, lambda n: n.removeprefix(top).removeprefix(".")), model.get_submodule(top)
 
 
 def _layer_problem(layer: LayerPlan, saved: SavedAdapter, modules: dict[str, nn.Module]) -> str | None:
