@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
@@ -19,7 +20,7 @@ from lora_lightning.layers.slot import Slot
 from lora_lightning.peft_format import in_model, only_trained
 from lora_lightning.plans import LayerPlan, Plan
 from lora_lightning.record import as_before, injection_of, is_injected, own_tensors
-from lora_lightning.structure import inside, targets_of
+from lora_lightning.structure import Target, inside, targets_of
 
 Rename = Callable[[str], str]
 
@@ -145,24 +146,22 @@ def _misfits(model: nn.Module, planned: Plan, slots: dict[str, Slot]) -> list[st
     problems = [f"no module {n}" for n in planned.heads if n not in modules]
     if planned.scope and planned.scope not in modules:
         problems.append(f"no backbone {planned.scope}")
+    counts = Counter(p.name for p in planned.layers)
+    problems += [f"{n} stands twice in the plan" for n, count in counts.items() if count > 1]
     for layer in planned.layers:
         if layer.module in refused:
             problems.append(f"{layer.module}: {refused[layer.module]}")
-        elif layer.name not in targets or targets[layer.name].slot_name != layer.slot:
+        elif layer.name not in targets or _place(targets[layer.name]) != (layer.module, layer.slot):
             problems.append(f"no layer {layer.name}{did_you_mean(layer.name, targets)}")
         elif (shape := targets[layer.name].shape) != layer.shape:
             problems.append(f"{layer.name}: weight {shape}, in the file {layer.shape}")
-        elif problem := _slot_problem(layer, targets[layer.name].slot, slots[layer.name]):
-            problems.append(problem)
+        elif (here := targets[layer.name].slot) != slots[layer.name]:
+            problems.append(f"{layer.name}: {here} in the model, {slots[layer.name]} in the file")
     return problems
 
 
-def _slot_problem(layer: LayerPlan, here: Slot, there: Slot) -> str | None:
-    if here != there:
-        return f"{layer.name}: {here} in the model, {there} in the file"
-    if layer.rank > (side := here.highest_rank(layer.shape)):
-        return f"{layer.name}: rank {layer.rank} is above its smaller side, {side}"
-    return None
+def _place(target: Target) -> tuple[str, str]:
+    return target.module, target.slot_name
 
 
 def _tensor_problems(

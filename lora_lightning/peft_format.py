@@ -21,6 +21,7 @@ from lora_lightning.layers import slots_of
 from lora_lightning.layers.embedding import EMBEDDING_SLOT
 from lora_lightning.layers.slot import Slot
 from lora_lightning.plans import LayerPlan, Plan
+from lora_lightning.structure import inside
 
 PREFIX = "base_model.model."
 # PEFT up to this version adds the update of nn.MultiheadAttention's output projection twice.
@@ -138,7 +139,7 @@ def only_trained(saved: SavedAdapter, own: Iterable[str], base: Mapping[str, Ten
         if _equal(base[name], tensors[name]):
             del tensors[name]
     for name in own - tensors.keys():
-        if "bias" in name.rpartition(".")[2]:
+        if "bias" in name.rpartition(".")[2] and not inside(name, saved.plan.heads):
             tensors[name] = base[name].detach().clone()
     return replace(saved, tensors=tensors)
 
