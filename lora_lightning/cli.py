@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_lightning.errors import UserError, did_you_mean
 from lora_lightning.export import merge_files
-from lora_lightning.inspection import inspect
+from lora_lightning.inspection import inspect, rounding_text
 from lora_lightning.report import listed
 
 COMMANDS = ("train", "merge", "inspect")
@@ -55,12 +55,10 @@ def _merge(words: Sequence[str]) -> str:
     path, out = given.pop("ckpt"), given.pop("out")
     merged = merge_files(path, out, **given)
     dtypes = {str(t.dtype).removeprefix("torch.") for t in merged.state.values() if t.is_floating_point()}
-    lines = [f"{out}: {len(merged.state)} tensors of {' and '.join(sorted(dtypes))}, {merged.weights} merged"]
-    if merged.relative:
-        lines.append(
-            f"rounding to these types lost {100 * merged.relative:.2g} % of the updates "
-            f"(Frobenius norm), at most {merged.largest:.2g} in a weight"
-        )
+    lines = [
+        f"{out}: {len(merged.state)} tensors of {' and '.join(sorted(dtypes))}",
+        f"{merged.weights} updates merged; {rounding_text(merged.largest, merged.relative)}",
+    ]
     if merged.left_out:
         lines.append(f"left out, since they are not part of the network: {listed(merged.left_out)}")
     return "\n".join(lines)

@@ -120,9 +120,10 @@ def _facts(source: Source, weights: Mapping[str, Tensor]) -> list[str]:
     saved, config = source.saved, source.saved.config
     method = "LoRA"
     method += " with DoRA magnitudes" if config.use_dora else ""
-    method += ", scaled by alpha / √rank (rsLoRA)" if config.use_rslora else ", scaled by alpha / rank"
-    alphas = sorted({p.alpha for p in saved.plan.layers})
-    method += f", alpha {_span(alphas, '{:g}')}" if alphas else ""
+    if alphas := sorted({p.alpha for p in saved.plan.layers}):
+        method += (
+            f", alpha {_span(alphas, '{:g}')}, scaling alpha / {'√rank' if config.use_rslora else 'rank'}"
+        )
     default = LoRAConfig().to_dict()
     shown = ("use_dora", "use_rslora", "rank", "alpha")
     changed = [f"{k}={_brief(v)}" for k, v in config.to_dict().items() if v != default[k] and k not in shown]
@@ -180,8 +181,7 @@ def _merged_page(path: Path) -> str:
             ("merged from", about["merged_from"]),
             ("base", f"{about['base_class']} · fingerprint {about['base'] or 'not known'}"),
             ("trained", _training_text(about["recipe"], about["training"])),
-            ("merged", f"{about['layers']} updates; rounding lost {100 * relative:.2g} % of them"),
-            ("", f"(largest change by rounding: {largest:.2g})"),
+            ("updates", f"{about['layers']}, merged; {rounding_text(largest, relative)}"),
         ]
     except (KeyError, ValueError, TypeError):
         raise AdapterFileError(
@@ -191,6 +191,13 @@ def _merged_page(path: Path) -> str:
     facts.append(("size", f"{_size(path)}, {len(names)} tensors of {', '.join(sorted(dtypes))}"))
     width = max(len(name) for name, _ in facts)
     return "\n".join([f"{path}  (merged weights)", *(f"{name:<{width}}  {text}" for name, text in facts)])
+
+
+def rounding_text(largest: float, relative: float) -> str:
+    """What was lost by rounding merged weights to their own type."""
+    if not largest:
+        return "rounding lost nothing"
+    return f"rounding lost {100 * relative:.2g} % of them (Frobenius norm), at most {largest:.2g} in a weight"
 
 
 def _span(values: Sequence[float], form: str) -> str:

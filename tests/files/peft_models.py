@@ -72,7 +72,9 @@ def gpt2() -> nn.Module:
     from transformers import GPT2Config, GPT2ForSequenceClassification
 
     return GPT2ForSequenceClassification(
-        GPT2Config(vocab_size=50, n_positions=32, n_embd=24, n_layer=2, n_head=2, num_labels=3, pad_token_id=0)
+        GPT2Config(
+            vocab_size=50, n_positions=32, n_embd=24, n_layer=2, n_head=2, num_labels=3, pad_token_id=0
+        )
     )
 
 

@@ -42,7 +42,16 @@ class Mutator:
         self.files = {n: (one / n).read_bytes() for n in (CONFIG_FILE, TENSOR_FILE)}
         self.others = {n: (other / n).read_bytes() for n in (CONFIG_FILE, TENSOR_FILE)}
         self.random = random.Random(seed)
-        self.ways = [self.flip, self.cut, self.splice, self.swap, self.header, self.edit, self.noise, self.grow]
+        self.ways = [
+            self.flip,
+            self.cut,
+            self.splice,
+            self.swap,
+            self.header,
+            self.edit,
+            self.noise,
+            self.grow,
+        ]
 
     def __call__(self):
         way = self.random.choice(self.ways)

@@ -39,7 +39,10 @@ OURS = [
     (torchvision_resnet, {"train_norm": "both", "rank_pattern": {"layer1.*": 3}}),
     (torchvision_vit, {"target_modules": ["in_proj", "self_attention.out_proj", "mlp.0", "mlp.3"]}),
     (torchvision_vit, {"target_modules": ["in_proj"], "train_bias": "all", "use_rslora": True}),
-    (torchvision_vit, {"target_modules": ["self_attention.out_proj", "in_proj"], "rank_pattern": {"out_proj": 5}}),
+    (
+        torchvision_vit,
+        {"target_modules": ["self_attention.out_proj", "in_proj"], "rank_pattern": {"out_proj": 5}},
+    ),
     (wav2vec2, {}),
     (hf_vit, {"init": "gaussian"}),
     (bert, {"target_modules": ["query", "value", "word_embeddings"], "train_bias": "all"}),
@@ -81,7 +84,10 @@ THEIRS = [
         },
     ),
     (timm_resnet, {"target_modules": r"layer\d.*conv\d", "modules_to_save": ["fc"], "use_dora": True}),
-    (torchvision_resnet, {"target_modules": ["conv1", "conv2"], "modules_to_save": ["bn1", "bn2", "downsample.1", "fc"]}),
+    (
+        torchvision_resnet,
+        {"target_modules": ["conv1", "conv2"], "modules_to_save": ["bn1", "bn2", "downsample.1", "fc"]},
+    ),
     (torchvision_vit, {"target_modules": ["self_attention", "mlp.0"], "modules_to_save": ["heads.head"]}),
     (torchvision_vit, {"target_modules": ["self_attention"], "bias": "all", "r": 5}),
     (wav2vec2, {"target_modules": ["q_proj", "v_proj"], "modules_to_save": ["lm_head"], "bias": "lora_only"}),
@@ -156,7 +162,7 @@ def test_all_that_peft_cannot_have_is_refused_at_once_and_nothing_is_written(tmp
         "twice is used under the names twice, again",
     ):
         assert told in problems
-    assert problems.count("format=\"lora_lightning\"") >= 9
+    assert problems.count('format="lora_lightning"') >= 9
     assert not (tmp_path / "peft").exists()
 
 
@@ -218,7 +224,10 @@ def test_what_does_not_exist_here_is_refused_by_name(changes, told, peft_folder,
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda t: t.pop("base_model.model.blocks.0.attn.qkv.lora_B.weight"), "blocks.0.attn.qkv: has A alone"),
+        (
+            lambda t: t.pop("base_model.model.blocks.0.attn.qkv.lora_B.weight"),
+            "blocks.0.attn.qkv: has A alone",
+        ),
         (lambda t: t.pop("base_model.model.head.bias"), "head.bias is missing"),
         (lambda t: t.update({"base_model.model.blocks.0.norm1.lora_X": torch.ones(1)}), "means nothing here"),
         (lambda t: t.update({"base_model.model.norm.weight": torch.ones(24)}), "norm.weight has no place"),
