@@ -1,0 +1,133 @@
+"""What a Trainer's checkpoint says of the adapter in it, and a LightningModule made from one.
+
+Written by the LightningModule's own hooks, which Lightning calls in every mode of saving; those of the
+callbacks it leaves out with `save_weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
+
+from lora_lightning.averaging import average_the_adapted
+from lora_lightning.config import LoRAConfig
+from lora_lightning.errors import AdapterFileError, ConfigError
+from lora_lightning.inject import carry_out, eject, injection_of, is_injected
+from lora_lightning.layers import lora_layers
+from lora_lightning.plans import Plan
+from lora_lightning.state_hooks import ADVICE, keep_trained_only
+
+KEY = "lora_lightning"
+VERSION = 1
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def describe_checkpoints(module: Any, guarded: bool) -> None:
+    """From now on the module's checkpoints say which adapter they hold, and loading one gives the module
+    the adapter that was saved, before its weights are restored.
+
+    Args:
+        guarded: write checkpoints that a module without LoRA refuses, see `_guard`.
+    """
+    module.on_save_checkpoint = partial(_describe, module, guarded)
+    module.on_load_checkpoint = partial(_adopt, module)
+
+
+def load_from_checkpoint(
+    module_class: type[Module],
+    path: str | os.PathLike[str],
+    *,
+    map_location: Any = "cpu",
+    weights_only: bool = True,
+    **options: Any,
+) -> Module:
+    """`module_class.load_from_checkpoint` for a checkpoint that LoRACallback made small: the module is
+    built, which gives it its base weights, adapted as the checkpoint says, and given what was trained.
+
+    Args:
+        module_class: the LightningModule's class.
+        path: a checkpoint of a Trainer with LoRACallback, in any mode of saving.
+        map_location: the device, or a mapping of devices, as in `torch.load`.
+        weights_only: false runs code that the file may hold: for hyperparameters that are not plain
+            values, from a file that you trust.
+        **options: arguments of `module_class`, over those that the checkpoint holds.
+
+    Raises:
+        AdapterFileError: the checkpoint holds no adapter, or one that does not fit the module.
+    """
+    checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only)
+    if not isinstance(checkpoint, dict) or KEY not in checkpoint:
+        raise AdapterFileError(
+            f"{path} was not saved with LoRACallback. Use {module_class.__name__}.load_from_checkpoint(path)."
+        )
+    # Lightning builds the module by the stored hyperparameters; its weights come after the injection.
+    building = type(module_class.__name__, (module_class,), {"load_state_dict": _load_nothing})
+    build: Any = building
+    module = build.load_from_checkpoint(path, map_location=map_location, weights_only=weights_only, **options)
+    module.__class__ = module_class
+    config, planned = _read(checkpoint[KEY])
+    try:
+        carry_out(module, config, planned)
+    except (AttributeError, KeyError) as error:
+        raise AdapterFileError(
+            f"{path} adapts a layer that {module_class.__name__} does not have: {error}. Build all layers in "
+            "__init__ or configure_model; Lightning does not call setup here."
+        ) from None
+    keep_trained_only(module)
+    module.load_state_dict(checkpoint["state_dict"])
+    return module
+
+
+def _load_nothing(self: nn.Module, *args: Any, **options: Any) -> Any:
+    return _IncompatibleKeys([], [])
+
+
+def _describe(module: Any, guarded: bool, checkpoint: dict[str, Any]) -> None:
+    type(module).on_save_checkpoint(module, checkpoint)
+    if not is_injected(module):
+        return
+    injection = injection_of(module)
+    about = {"version": VERSION, "config": injection.config.to_dict(), "plan": injection.plan.to_dict()}
+    checkpoint[KEY] = {**checkpoint.get(KEY, {}), **about}
+    if guarded and not module.lora_full_state_dict:
+        _guard(module, checkpoint["state_dict"])
+
+
+def _guard(module: nn.Module, state: dict[str, Any]) -> None:
+    """A module without LoRA must not take this for its weights. With `strict` the unexpected name says
+    what to do; without, an empty tensor under a frozen weight's name fits no plain layer."""
+    state[ADVICE] = torch.empty(0)
+    for name, layer in lora_layers(module).items():
+        for parameter in set(layer.properties) & layer._parameters.keys():
+            state[f"{name}.{parameter}"] = torch.empty(0)
+            return
+
+
+def _adopt(module: Any, checkpoint: dict[str, Any]) -> None:
+    """A plan with other ranks, made by the same configuration (from other data), is that of the file."""
+    type(module).on_load_checkpoint(module, checkpoint)
+    if KEY not in checkpoint or not is_injected(module):
+        return
+    config, planned = _read(checkpoint[KEY])
+    here = injection_of(module)
+    if config == here.config and planned != here.plan:
+        eject(module)
+        carry_out(module, config, planned)
+        average_the_adapted(module.trainer, module)
+
+
+def _read(about: dict[str, Any]) -> tuple[LoRAConfig, Plan]:
+    if about.get("version") != VERSION:
+        raise AdapterFileError(
+            f"the checkpoint's adapter has format version {about.get('version')!r}; this release of "
+            f"lora_lightning reads version {VERSION}. Upgrade lora-lightning."
+        )
+    try:
+        return LoRAConfig(**about["config"]), Plan.from_dict(about["plan"])
+    except (TypeError, KeyError, ConfigError) as error:
+        raise AdapterFileError(f"the checkpoint's adapter cannot be read: {error}.") from None
