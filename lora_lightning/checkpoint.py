@@ -76,8 +76,14 @@ def lora_state_dict(model: nn.Module, adapter: str | None = None) -> dict[str, T
     return stored
 
 
-def saved_adapter(model: nn.Module, adapter: str | None = None) -> SavedAdapter:
+def saved_adapter(
+    model: nn.Module, adapter: str | None = None, base: dict[str, str] | None = None
+) -> SavedAdapter:
     """An adapter of the model as it would be written; its tensors are the model's own.
+
+    Args:
+        adapter: None is the first selected one.
+        base: the base's fingerprint, where it is known already.
 
     Raises:
         UserError: the model is not adapted, or has no adapter of this name.
@@ -97,7 +103,7 @@ def saved_adapter(model: nn.Module, adapter: str | None = None) -> SavedAdapter:
         lora_state_dict(model, name),
         slots,
         base_class.__name__,
-        fingerprint(model),
+        fingerprint(model) if base is None else base,
         _training(model),
     )
 
@@ -191,13 +197,18 @@ def load_adapter(
             targets[key].copy_(tensor)
 
 
-def checkpoint_entry(model: nn.Module) -> dict[str, Any]:
-    """What a Trainer's checkpoint says of the selected adapter, whose tensors stand in its state_dict."""
+def checkpoint_entry(model: nn.Module, base: dict[str, str] | None = None) -> dict[str, Any]:
+    """What a Trainer's checkpoint says of the selected adapter, whose tensors stand in its state_dict.
+
+    Args:
+        base: the fingerprint of before the weights were sharded; None takes it now.
+    """
     injection = injection_of(model)
-    saved = saved_adapter(model)
+    saved = saved_adapter(model, base=base)
     names = {f"{p.name}.{leaf}" for p in saved.plan.layers for leaf in ("lora_A", "lora_B", "lora_magnitude")}
     own = [n for n in saved.tensors if n not in names]
-    return {**saved.description(), "adapter": injection.adapter, "own": own}
+    network = network_of(model, saved.plan)
+    return {**saved.description(), "adapter": injection.adapter, "own": own, "network": network}
 
 
 def _differences(record: Adapter, config: LoRAConfig, planned: Plan) -> list[str]:
@@ -219,8 +230,8 @@ def _differences(record: Adapter, config: LoRAConfig, planned: Plan) -> list[str
 
 
 def _training(model: nn.Module) -> dict[str, Any]:
-    """Epochs and steps, where a Trainer knows them."""
+    """Epochs and steps, where a Trainer knows them or a checkpoint told them."""
     trainer = getattr(model, "_trainer", None)
     if trainer is None or not trainer.global_step:
-        return {}
+        return model.__dict__.get("lora_trained", {})
     return {"epochs": trainer.current_epoch, "steps": trainer.global_step}

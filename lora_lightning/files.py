@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lightning.pytorch.plugins.io import TorchCheckpointIO
+from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
 
 
 def write_whole(path: Path, write: Callable[[str], object]) -> None:
@@ -70,6 +70,16 @@ class WholeCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_whole(Path(path), lambda temporary: Path(temporary).write_bytes(buffer.getbuffer()))
+
+
+def write_checkpoints_whole(strategy: Any) -> None:
+    """Let a Trainer's strategy write its checkpoints by WholeCheckpointIO, unless the user chose another
+    way of writing; what wraps the writer (AsyncCheckpointIO) stays."""
+    holder, io = strategy, strategy.checkpoint_io
+    while isinstance(inner := getattr(io, "checkpoint_io", None), CheckpointIO):
+        holder, io = io, inner
+    if type(io).__name__ == "TorchCheckpointIO":
+        holder.checkpoint_io = WholeCheckpointIO()
 
 
 def _sync_folder(folder: Path) -> None:

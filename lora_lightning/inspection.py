@@ -121,9 +121,8 @@ def _facts(source: Source, weights: Mapping[str, Tensor]) -> list[str]:
     method = "LoRA"
     method += " with DoRA magnitudes" if config.use_dora else ""
     if alphas := sorted({p.alpha for p in saved.plan.layers}):
-        method += (
-            f", alpha {_span(alphas, '{:g}')}, scaling alpha / {'√rank' if config.use_rslora else 'rank'}"
-        )
+        over = "√rank (rsLoRA)" if config.use_rslora else "rank"
+        method += f", alpha {_span(alphas, '{:g}')}, scaling alpha / {over}"
     default = LoRAConfig().to_dict()
     shown = ("use_dora", "use_rslora", "rank", "alpha")
     changed = [f"{k}={_brief(v)}" for k, v in config.to_dict().items() if v != default[k] and k not in shown]

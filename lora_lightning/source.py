@@ -129,7 +129,12 @@ def from_checkpoint(
     training = {"epochs": checkpoint.get("epoch", -1) + 1, "steps": checkpoint.get("global_step")}
     weights = [f"{p.module}.{saved.slots[p.name].parameter}".lstrip(".") for p in saved.plan.layers]
     whole = all(w in state for w in weights)
-    base = {n: t for n, t in state.items() if ".lora." not in f".{n}"} if whole else {}
+    top = f"{about['network']}." if about.get("network") else ""
+    base = {
+        n.removeprefix(top): t
+        for n, t in state.items()
+        if whole and n.startswith(top) and ".lora." not in f".{n}"
+    }
     return replace(saved, tensors=tensors, training={**saved.training, **training}), base
 
 

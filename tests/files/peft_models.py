@@ -75,7 +75,7 @@ def gpt2() -> nn.Module:
         GPT2Config(
             vocab_size=50, n_positions=32, n_embd=24, n_layer=2, n_head=2, num_labels=3, pad_token_id=0
         )
-    )
+    )  # fmt: skip
 
 
 class Convolutions(nn.Module):

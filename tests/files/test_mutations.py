@@ -115,8 +115,8 @@ class Mutator:
                 continue
             break
         values = [
-            None, True, -1, 0, 3, 10**9, 10**30, 1.5, float("nan"), float("inf"), "", "x", "F64", "BF16", "U8",
-            "blocks.0", [], {}, [10**12, 10**12], [0, 2**60], [[]], {"a": 1}, "0" * 64, [1], "lora_A",
+            None, True, -1, 0, 3, 10**9, 10**30, 1.5, float("nan"), float("inf"), "", "x", "F64", "BF16",
+            "U8", "blocks.0", [], {}, [10**12, 10**12], [0, 2**60], [[]], {"a": 1}, "0" * 64, [1], "lora_A",
         ]  # fmt: skip
         if self.random.random() < 0.2:
             del node[key]
@@ -234,7 +234,7 @@ def test_updates_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path):
     ll.inject(model, ll.LoRAConfig(rank=2))
     with torch.no_grad():
         ll.lora_parameters(model)[0].fill_(float("nan"))
-    with pytest.raises(ll.UserError, match="0.lora_A hold NaN or infinity.*Nothing was written"):
+    with pytest.raises(ll.UserError, match=r"0.lora_A hold NaN or infinity.*Nothing was written"):
         ll.save_adapter(model, tmp_path / "one")
     ll.load_adapter(base(), tmp_path / "one")
 
@@ -300,7 +300,7 @@ def test_things_that_are_no_files(tmp_path, monkeypatch):
     broken, folder, file = tmp_path / "broken", tmp_path / "folder", tmp_path / "file"
     broken.mkdir()
     (broken / CONFIG_FILE).symlink_to(tmp_path / "nowhere")
-    with pytest.raises(ll.AdapterFileError, match="has no adapter_config.json .a link that leads nowhere"):
+    with pytest.raises(ll.AdapterFileError, match=r"has no adapter_config.json .a link that leads nowhere"):
         ll.load_adapter(base(), broken)
     (folder / CONFIG_FILE).mkdir(parents=True)
     with pytest.raises(ll.AdapterFileError, match="is a folder, not a file"):

@@ -41,7 +41,7 @@ OURS = [
     (torchvision_vit, {"target_modules": ["in_proj"], "train_bias": "all", "use_rslora": True}),
     (
         torchvision_vit,
-        {"target_modules": ["self_attention.out_proj", "in_proj"], "rank_pattern": {"out_proj": 5}},
+        {"target_modules": ["out_proj", "in_proj"], "rank_pattern": {"out_proj": 5}},
     ),
     (wav2vec2, {}),
     (hf_vit, {"init": "gaussian"}),
@@ -167,7 +167,7 @@ def test_all_that_peft_cannot_have_is_refused_at_once_and_nothing_is_written(tmp
 
 
 def test_an_unknown_format_is_named(tmp_path):
-    with pytest.raises(ll.ConfigError, match="format='pefft'.*Did you mean 'peft'"):
+    with pytest.raises(ll.ConfigError, match=r"format='pefft'.*Did you mean 'peft'"):
         ll.save_adapter(ll_injected(timm_vit), tmp_path, format="pefft")
 
 
