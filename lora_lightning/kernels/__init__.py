@@ -1,0 +1,1 @@
+"""The autograd functions of the fast path; `lora_lightning.functional` is their public face."""
