@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lora_lightning.kernels import products
+from lora_lightning.kernels.plain import plain_autograd_wanted
 from lora_lightning.kernels.weights import (
     factor_groups,
     factors_gradient,
@@ -377,7 +378,9 @@ def lora_conv(
         return convolve(x, weight, bias, step)  # which refuses them
     with full_precision(device):
         form = choose_form(x, weight, A, B, magnitude is not None, step)
-        if kernel == "reference" or _plain(x, weight, A, B) or (form == "dense" and dropout):
+        # with no positions there is nothing to do, and DoRA with dropout is rare
+        plain = kernel == "reference" or x.numel() == 0 or (form == "dense" and dropout)
+        if plain or weight.requires_grad or plain_autograd_wanted():
             return reference(x, weight, bias, A, B, magnitude, step)
         function = DenseConv if form == "dense" else FactoredConv
         return function.apply(x, weight, bias, A, B, magnitude, step._replace(form=form))
@@ -397,15 +400,3 @@ def _padded(
     if any(t % 2 for t in total):
         x = F.pad(x, [n for t in reversed(total) for n in (0, t % 2)])
     return x, tuple(t // 2 for t in total)
-
-
-def _plain(*tensors: Tensor) -> bool:
-    """Whether a custom autograd function would be in the way, or has nothing to do."""
-    return (
-        torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
-        or torch._C._are_functorch_transforms_active()
-        or torch.autograd.forward_ad._current_level >= 0
-        or tensors[1].requires_grad
-        or any(t.numel() == 0 for t in tensors)
-    )
