@@ -157,7 +157,9 @@ class FactoredConv(Function):
         if torch.is_grad_enabled():
             return *_by_the_reference(ctx, dY, mask), None
         need_x, need_A, need_B = (ctx.needs_input_grad[i] for i in (0, 3, 4))
-        x, dY = _dense_in(memory_format(x), x, dY)
+        whole, (x, dY) = x, _dense_in(memory_format(x), x, dY)
+        if sampled := _is_pointwise(weight, step):
+            x, mask, step = _sampled(x, step), _sampled(mask, step), _without_stride(step)
         merged, low = step.form == "merged", A.to(x.dtype)
         kept = x if mask is None else _dropped(x, mask, step)
         dX = dA = dB = None
@@ -172,6 +174,8 @@ class FactoredConv(Function):
             if dX is not None and change is not None:
                 dX = dX.add_(change) if mask is None else dX.addcmul_(change, mask, value=_scale(step))
             dA = None if dA is None else dA.to(A.dtype)
+        if dX is not None and sampled:
+            dX = _unsampled(dX, whole, ctx.step)
         return dX, None, _bias_gradient(ctx, dY), dA, dB, None, None
 
 
@@ -231,8 +235,8 @@ def _reduce_gradients(
 ) -> tuple[Tensor | None, Tensor | None]:
     """Those of `_reduce` by x and A."""
     if _is_pointwise(A, step):
-        dA = products.outer(G, _sampled(x, step)).view(A.shape)
-        return (_unsampled(products.apply(A.flatten(1).t(), G), x, step) if need_x else None), dA
+        dA = products.outer(G, x).view(A.shape)
+        return (products.apply(A.flatten(1).t(), G) if need_x else None), dA
     if _is_tapwise(x, A, step):
         shifted = products.spread(G, x, A.shape[2:], step.padding, step.dilation)
         dA = products.untaps(products.outer(shifted, x), A.shape)
@@ -282,11 +286,15 @@ def _is_tapwise(x: Tensor, A: Tensor, step: Step) -> bool:
     )
 
 
-def _sampled(x: Tensor, step: Step) -> Tensor:
+def _sampled(x: Tensor | None, step: Step) -> Tensor | None:
     """x at the positions that a 1×1 kernel with a stride reads, packed."""
-    if set(step.stride) == {1}:
+    if x is None or set(step.stride) == {1}:
         return x
     return x[_sample(step)].contiguous(memory_format=memory_format(x))
+
+
+def _without_stride(step: Step) -> Step:
+    return step._replace(stride=(1,) * len(step.stride))
 
 
 def _unsampled(part: Tensor, x: Tensor, step: Step) -> Tensor:

@@ -16,7 +16,8 @@ all_channels: Slices = (slice(None), slice(None))
 def apply(matrix: Tensor, x: Tensor) -> Tensor:
     """`matrix` (a, c) times the channels of x (n, c, *size): (n, a, *size) in x's memory format."""
     if x.is_contiguous():
-        return torch.matmul(matrix, x.flatten(2)).unflatten(2, x.shape[2:])
+        # not torch.matmul, which would copy x transposed to make one product of it
+        return torch.bmm(matrix.expand(len(x), -1, -1), x.flatten(2)).view(len(x), -1, *x.shape[2:])
     rows = x.movedim(1, -1)  # channels last: a view whose rows are the positions
     return (rows.flatten(0, -2) @ matrix.t()).view(*rows.shape[:-1], -1).movedim(-1, 1)
 
@@ -38,7 +39,7 @@ def outer(h: Tensor, x: Tensor) -> Tensor:
     """The sum over batch and positions of h (n, a, *size) times x (n, b, *size): (a, b). The one with
     fewer channels first is the faster layout: 0.8 ms against 1.0 to 1.4 for 8 × 64 channels."""
     if x.is_contiguous():
-        return torch.matmul(h.flatten(2), x.flatten(2).mT).sum(0)
+        return torch.bmm(h.flatten(2), x.flatten(2).mT).sum(0)
     return h.movedim(1, -1).flatten(0, -2).t() @ x.movedim(1, -1).flatten(0, -2)
 
 
