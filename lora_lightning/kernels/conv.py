@@ -14,7 +14,6 @@ A step takes one of three forms, by a rule over its shapes (`choose_form`):
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -23,15 +22,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lora_lightning.kernels import products
-from lora_lightning.kernels.plain import plain_autograd_wanted
-from lora_lightning.kernels.weights import (
-    factor_groups,
-    factors_gradient,
-    full_precision,
-    row_norms,
-    sum_of,
-    update_of,
-)
+from lora_lightning.kernels.linear import row_norms
+from lora_lightning.kernels.sources import Source
+from lora_lightning.kernels.weights import factor_groups, factors_gradient, sum_of, update_of
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
@@ -57,14 +50,18 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, step: Step, groups:
 def choose_form(x: Tensor, weight: Tensor, A: Tensor, B: Tensor, dora: bool, step: Step) -> str:
     """The rule. With T positions (batch times output) and N numbers in W, the factored gradients take
     4·T·r·(columns + out) operations a group, the dense one 2·T·columns·out. Merging, twice a step, moves
-    4·N numbers; the branch 2·T·(in + out), for it adds to the output and to dX."""
+    4·N numbers; the branch 2·T·(in + out), for it adds to the output and to dX. Half precision never merges:
+    the small updates of the first steps would be rounded away."""
+    half = x.dtype.itemsize < 4
     rows, columns, rank = weight.shape[0] // step.groups, weight[0].numel(), B.shape[1]
-    if dora or factor_groups(A, B) != step.groups or 2 * rank * (rows + columns) >= rows * columns:
+    if dora or factor_groups(A, B) != step.groups:
+        return "reference" if half or step.dropout else "dense"
+    if 2 * rank * (rows + columns) >= rows * columns and not (half or step.dropout):
         return "dense"
     positions = x.shape[0]
     for size, stride in zip(x.shape[2:], step.stride, strict=True):
         positions *= size // stride
-    if step.dropout or positions * (x.shape[1] + weight.shape[0]) < 2 * weight.numel():
+    if half or step.dropout or positions * (x.shape[1] + weight.shape[0]) < 2 * weight.numel():
         return "branch"
     return "merged"
 
@@ -102,18 +99,18 @@ class DenseConv(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor,
-                magnitude: Tensor | None, step: Step) -> Tensor:  # fmt: skip
+                magnitude: Tensor | None, step: Step, source: Source) -> Tensor:  # fmt: skip
         ctx.step = step
-        ctx.save_for_backward(x, weight, bias, A, B, magnitude)
+        _save(ctx, x, source, weight, bias, A, B, magnitude)
         W, _ = _scaled_sum(weight, A, B, magnitude, step)
         return convolve(x, W.to(x.dtype), bias, step)
 
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, _, A, B, magnitude = ctx.saved_tensors
+        x, weight, bias, A, B, magnitude = _saved(ctx)
         step: Step = ctx.step
         if torch.is_grad_enabled():
-            return *_by_the_reference(ctx, dY), None
+            return _by_the_reference(ctx, dY, (x, weight, bias, A, B, magnitude), None)
         x, dY = _dense_in(memory_format(x), x, dY)
         W, norms = _scaled_sum(weight, A, B, magnitude, step)
         factors = any(ctx.needs_input_grad[3:6])
@@ -126,7 +123,7 @@ class DenseConv(Function):
                 dm = (dW * V).flatten(1).sum(1) / norms
                 dW = dW * (magnitude / norms).view(-1, *[1] * (dW.dim() - 1))
             dA, dB = factors_gradient(dW, A, B, step.scaling)
-        return dX, None, _bias_gradient(ctx, dY), dA, dB, dm, None
+        return dX, None, _bias_gradient(ctx, dY), dA, dB, dm, None, None
 
 
 class FactoredConv(Function):
@@ -135,7 +132,7 @@ class FactoredConv(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor,
-                magnitude: None, step: Step) -> Tensor:  # fmt: skip
+                magnitude: None, step: Step, source: Source) -> Tensor:  # fmt: skip
         ctx.step = step
         h = mask = None
         if step.form == "merged":
@@ -147,19 +144,20 @@ class FactoredConv(Function):
                 kept, mask = torch.native_dropout(x, step.dropout, True)
             h = _reduce(kept, A.to(x.dtype), step)
             y = _add_expanded(y, h, B.to(x.dtype), step)
-        ctx.save_for_backward(x, weight, bias, A, B, magnitude, mask, h)
+        _save(ctx, x, source, weight, bias, A, B, magnitude, mask, h)
         return y
 
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, _, A, B, _, mask, h = ctx.saved_tensors
+        x, weight, bias, A, B, magnitude, mask, h = _saved(ctx)
         step: Step = ctx.step
         if torch.is_grad_enabled():
-            return *_by_the_reference(ctx, dY, mask), None
+            return _by_the_reference(ctx, dY, (x, weight, bias, A, B, magnitude), mask)
         need_x, need_A, need_B = (ctx.needs_input_grad[i] for i in (0, 3, 4))
         whole, (x, dY) = x, _dense_in(memory_format(x), x, dY)
         if sampled := _is_pointwise(weight, step):
-            x, mask, step = _sampled(x, step), _sampled(mask, step), _without_stride(step)
+            mask = None if mask is None else _sampled(mask, step)
+            x, step = _sampled(x, step), step._replace(stride=(1,) * len(step.stride))
         merged, low = step.form == "merged", A.to(x.dtype)
         kept = x if mask is None else _dropped(x, mask, step)
         dX = dA = dB = None
@@ -176,7 +174,7 @@ class FactoredConv(Function):
             dA = None if dA is None else dA.to(A.dtype)
         if dX is not None and sampled:
             dX = _unsampled(dX, whole, ctx.step)
-        return dX, None, _bias_gradient(ctx, dY), dA, dB, None, None
+        return dX, None, _bias_gradient(ctx, dY), dA, dB, None, None, None
 
 
 def _scaled_sum(
@@ -190,15 +188,29 @@ def _scaled_sum(
     return W * (magnitude / norms).view(-1, *[1] * (W.dim() - 1)), norms
 
 
-def _by_the_reference(ctx: Any, dY: Tensor, mask: Tensor | None = None) -> tuple[Tensor | None, ...]:
+def _save(ctx: Any, x: Tensor, source: Source, *tensors: Tensor | None) -> None:
+    """Keep x, or what it can be made from, and the other tensors."""
+    kept = (x,) if source.is_input else (*source.rowwise, *source.shared)
+    ctx.compute, ctx.dtype, ctx.count = source.compute, x.dtype, len(tensors)
+    ctx.save_for_backward(*tensors, *kept)
+
+
+def _saved(ctx: Any) -> tuple[Any, ...]:
+    """x and the tensors that `_save` was given."""
+    tensors = ctx.saved_tensors
+    return ctx.compute(*tensors[ctx.count :]).to(ctx.dtype), *tensors[: ctx.count]
+
+
+def _by_the_reference(
+    ctx: Any, dY: Tensor, inputs: tuple[Any, ...], mask: Tensor | None
+) -> tuple[Tensor | None, ...]:
     """Gradients that have gradients themselves, where a graph of the backward is asked for."""
-    x, weight, bias, A, B, magnitude = inputs = ctx.saved_tensors[:6]
-    needed = ctx.needs_input_grad[:6]
-    with torch.enable_grad():
-        y = reference(x, weight, bias, A, B, magnitude, ctx.step, mask)
-        wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
-        gradients = iter(torch.autograd.grad(y, wanted, dY, create_graph=True))
-    return tuple(next(gradients) if need else None for need in needed)
+    needed = ctx.needs_input_grad[: len(inputs)]
+    x, weight, bias, A, B, magnitude = inputs
+    y = reference(x, weight, bias, A, B, magnitude, ctx.step, mask)
+    wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+    gradients = iter(torch.autograd.grad(y, wanted, dY, create_graph=True))
+    return *(next(gradients) if need else None for need in needed), None, None
 
 
 def _bias_gradient(ctx: Any, dY: Tensor) -> Tensor | None:
@@ -286,15 +298,11 @@ def _is_tapwise(x: Tensor, A: Tensor, step: Step) -> bool:
     )
 
 
-def _sampled(x: Tensor | None, step: Step) -> Tensor | None:
+def _sampled(x: Tensor, step: Step) -> Tensor:
     """x at the positions that a 1×1 kernel with a stride reads, packed."""
-    if x is None or set(step.stride) == {1}:
+    if set(step.stride) == {1}:
         return x
     return x[_sample(step)].contiguous(memory_format=memory_format(x))
-
-
-def _without_stride(step: Step) -> Step:
-    return step._replace(stride=(1,) * len(step.stride))
 
 
 def _unsampled(part: Tensor, x: Tensor, step: Step) -> Tensor:
@@ -332,79 +340,3 @@ def memory_format(x: Tensor) -> torch.memory_format:
 
 def _dense_in(format: torch.memory_format, *tensors: Tensor) -> list[Tensor]:
     return [t.contiguous(memory_format=format) for t in tensors]
-
-
-def lora_conv(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    scaling: float = 1.0,
-    *,
-    stride: int | Sequence[int] = 1,
-    padding: int | str | Sequence[int] = 0,
-    dilation: int | Sequence[int] = 1,
-    groups: int = 1,
-    magnitude: Tensor | None = None,
-    dropout: float = 0.0,
-    kernel: str = "auto",
-) -> Tensor:
-    """conv(x, W) + bias + s·B·conv(x, A) of 1, 2 or 3 dimensions, as torch.nn.functional.conv2d
-    (Hu et al. 2021, arXiv 2106.09685, section 4.1, with W flattened to out × in·kernel).
-
-    Args:
-        x: (batch, in, *size), or without the batch.
-        weight: W (out, in / groups, *kernel), frozen: it gets no gradient from the fast path.
-        A: (groups·r, in / groups, *kernel), group by group; or (r, in / groups, *kernel), with factors
-            across the groups, as of a depthwise convolution.
-        B: (out, r).
-        scaling: s.
-        padding: also "valid" or "same".
-        magnitude: DoRA's m (out,): the rows of W + s·B·A are scaled to it (arXiv 2402.09353, equation 5).
-        dropout: probability of dropping an entry of the branch's input.
-        kernel: "auto" for the fast path where it applies, "reference" for plain autograd.
-
-    Returns:
-        (batch, out, *out size), of x's dtype; under autocast of its dtype.
-    """
-    dimensions = weight.dim() - 2
-    if x.dim() == dimensions + 1:
-        return lora_conv(
-            x[None], weight, bias, A, B, scaling, stride=stride, padding=padding, dilation=dilation,
-            groups=groups, magnitude=magnitude, dropout=dropout, kernel=kernel,
-        )[0]  # fmt: skip
-    stride, dilation = _each(stride, dimensions), _each(dilation, dimensions)
-    x, padding = _padded(x, padding, weight.shape[2:], dilation)
-    step = Step(stride, padding, dilation, groups, scaling, dropout=dropout)
-    device = x.device.type
-    if torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device):
-        if x.dtype != torch.float64:
-            x = x.to(torch.get_autocast_dtype(device))
-            bias = None if bias is None else bias.to(x.dtype)
-    elif x.dim() != weight.dim() or x.dtype != weight.dtype:
-        return convolve(x, weight, bias, step)  # which refuses them
-    with full_precision(device):
-        form = choose_form(x, weight, A, B, magnitude is not None, step)
-        # with no positions there is nothing to do, and DoRA with dropout is rare
-        plain = kernel == "reference" or x.numel() == 0 or (form == "dense" and dropout)
-        if plain or weight.requires_grad or plain_autograd_wanted():
-            return reference(x, weight, bias, A, B, magnitude, step)
-        function = DenseConv if form == "dense" else FactoredConv
-        return function.apply(x, weight, bias, A, B, magnitude, step._replace(form=form))
-
-
-def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
-    return (value,) * dimensions if isinstance(value, int) else tuple(value)
-
-
-def _padded(
-    x: Tensor, padding: int | str | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]
-) -> tuple[Tensor, tuple[int, ...]]:
-    """The padding in numbers; "same" with an odd sum puts one more behind, as torch does."""
-    if not isinstance(padding, str):
-        return x, _each(padding, len(kernel))
-    total = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
-    if any(t % 2 for t in total):
-        x = F.pad(x, [n for t in reversed(total) for n in (0, t % 2)])
-    return x, tuple(t // 2 for t in total)

@@ -1,8 +1,6 @@
-"""The update of a weight as a matrix, and what DoRA makes of it."""
+"""The update of a convolution's weight as a tensor."""
 
 from __future__ import annotations
-
-from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -35,16 +33,3 @@ def factors_gradient(dW: Tensor, A: Tensor, B: Tensor, scaling: float) -> tuple[
     D = dW.reshape(groups, dW.shape[0] // groups, -1)  # (groups, out / groups, in / groups · kernel)
     dA = (scaling * B.view(groups, -1, rank).mT @ D).view(A.shape)
     return dA, (scaling * (D @ A.reshape(groups, rank, -1).mT)).view(B.shape)
-
-
-def row_norms(weight: Tensor) -> Tensor:
-    """DoRA's norms of the rows, (out,)."""
-    norms = torch.linalg.vector_norm(weight.flatten(1), dim=1)
-    return norms.clamp_min(torch.finfo(norms.dtype).tiny)  # m / norm is 1 for a row of zeros, not NaN
-
-
-def full_precision(device_type: str) -> AbstractContextManager[object]:
-    """Autocast off where it is on; the meta device has none."""
-    if not (torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)):
-        return nullcontext()  # turning off what is off would take as long as a small product
-    return torch.autocast(device_type, enabled=False)

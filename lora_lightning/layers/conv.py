@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_lightning.kernels.conv import lora_conv
+from lora_lightning.functional import lora_conv
 from lora_lightning.layers.branch import BranchLayer
 from lora_lightning.layers.slot import Slot
 from lora_lightning.layers.update import LowRankUpdate
@@ -64,9 +64,8 @@ class LoRAConv(_Convolution):
     def forward(self, x: Tensor) -> Tensor:
         weight, updates = self.base("weight"), self.active_updates("weight")
         dropout = getattr(updates[0].dropout, "p", 0.0) if updates and self.training else 0.0
-        ahead = self.padding_mode != "zeros" or isinstance(
-            self.padding, str
-        )  # x is padded in a pass of its own
+        # dropout comes before a padding that is a pass of its own
+        ahead = self.padding_mode != "zeros" or isinstance(self.padding, str)
         if len(updates) != 1 or (dropout and ahead):
             return self.add_branches(x, self._conv_forward(x, weight, self.bias))
         update, padding = updates[0], self.padding

@@ -10,8 +10,8 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
 from typing_extensions import Self
 
+from lora_lightning.kernels import is_plain
 from lora_lightning.kernels.norm import FrozenBatchNormFunction
-from lora_lightning.kernels.plain import plain_autograd_wanted
 from lora_lightning.layers.swap import Swapped, swap_in
 
 
@@ -46,7 +46,7 @@ class FrozenBatchNorm(FrozenNorm):
     def forward(self, x: Tensor) -> Tensor:
         trains = any(t is not None and t.requires_grad for t in (self.weight, self.bias))
         saves = torch.is_grad_enabled() and x.requires_grad
-        if trains or not saves or plain_autograd_wanted():
+        if trains or not saves or not is_plain(x, self.weight):
             return super().forward(x)
         self._check_input_dim(x)
         y: Tensor = FrozenBatchNormFunction.apply(
