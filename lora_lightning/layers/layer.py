@@ -71,6 +71,13 @@ class LoRALayer(Swapped):
             update.reset_parameters()
             update.reset_magnitude(update.slot.of(self.base(update.slot.parameter)))
 
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """An empty tensor stands for a frozen weight that a checkpoint leaves out."""
+        for name in self.properties:
+            if isinstance(stored := state.get(prefix + name), Tensor) and not stored.numel():
+                del state[prefix + name]
+        super()._load_from_state_dict(state, prefix, *rest)
+
     @property
     def merged(self) -> bool:
         return bool(self.lora_originals)
