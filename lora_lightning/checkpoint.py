@@ -234,4 +234,6 @@ def _training(model: nn.Module) -> dict[str, Any]:
     trainer = getattr(model, "_trainer", None)
     if trainer is None or not trainer.global_step:
         return model.__dict__.get("lora_trained", {})
-    return {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+    loop = trainer.fit_loop
+    epochs, last = loop.epoch_progress.current, loop.epoch_loop.batch_progress.is_last_batch
+    return {"epochs": epochs.ready if last else epochs.processed, "steps": trainer.global_step}

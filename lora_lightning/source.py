@@ -126,7 +126,6 @@ def from_checkpoint(
         for part in ("lora_A", "lora_B", "lora_magnitude"):
             if f"{prefix}{part}" in state:
                 tensors[f"{layer.name}.{part}"] = state[f"{prefix}{part}"]
-    training = {"epochs": checkpoint.get("epoch", -1) + 1, "steps": checkpoint.get("global_step")}
     weights = [f"{p.module}.{saved.slots[p.name].parameter}".lstrip(".") for p in saved.plan.layers]
     whole = all(w in state for w in weights)
     top = f"{about['network']}." if about.get("network") else ""
@@ -135,7 +134,7 @@ def from_checkpoint(
         for n, t in state.items()
         if whole and n.startswith(top) and ".lora." not in f".{n}"
     }
-    return replace(saved, tensors=tensors, training={**saved.training, **training}), base
+    return replace(saved, tensors=tensors), base
 
 
 def _run_of(path: Path) -> Path | None:

@@ -90,6 +90,7 @@ def load_from_checkpoint(
         ) from None
     keep_trained_only(module)
     module.load_state_dict(checkpoint["state_dict"])
+    module.__dict__["lora_trained"] = checkpoint[KEY].get("training", {})
     return module
 
 
@@ -124,10 +125,7 @@ def _adopt(module: Any, any_base: bool, base: dict[str, str] | None, checkpoint:
         return
     if not any_base:
         _check_base(fingerprint(module) if base is None else base, checkpoint, "the checkpoint")
-    module.__dict__["lora_trained"] = {
-        "epochs": checkpoint.get("epoch", -1) + 1,
-        "steps": checkpoint.get("global_step", 0),
-    }
+    module.__dict__["lora_trained"] = checkpoint[KEY].get("training", {})
     config, planned = _read(checkpoint[KEY])
     here = injection_of(module)
     if config == here.config and planned != here.plan:
