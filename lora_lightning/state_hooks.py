@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError
-from lora_lightning.inject import injection_of, is_injected
+from lora_lightning.record import injection_of, is_injected
 from lora_lightning.targets import inside_scope
 
 # An entry of a checkpoint's state_dict: a module without LoRA names it as unexpected when it refuses.
@@ -30,12 +30,12 @@ def keep_trained_only(model: nn.Module, full: bool = False) -> None:
 
 def frozen_names(model: nn.Module) -> set[str]:
     """Names in `state_dict()` of the frozen parameters of the backbone, and of the buffers of the
-    norm layers that are frozen with it."""
+    norm layers that are frozen with it; the updates of adapters that are not selected are none of them."""
     injection = injection_of(model)
     frozen = {
         n
         for n, p in model.named_parameters(remove_duplicate=False)
-        if not p.requires_grad and inside_scope(n, injection.plan.scope)
+        if not p.requires_grad and inside_scope(n, injection.plan.scope) and ".lora." not in f".{n}"
     }
     for name in injection.training:
         frozen |= {f"{name}.{n}" for n, _ in model.get_submodule(name).named_buffers(recurse=False)}

@@ -17,9 +17,10 @@ from torch.nn.modules.module import _IncompatibleKeys
 from lora_lightning.averaging import average_the_adapted
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError
-from lora_lightning.inject import carry_out, eject, injection_of, is_injected
+from lora_lightning.inject import activate, carry_out, grow, replace
 from lora_lightning.layers import lora_layers
 from lora_lightning.plans import Plan
+from lora_lightning.record import Adapter, injection_of, is_injected
 from lora_lightning.state_hooks import ADVICE, keep_trained_only
 
 KEY = "lora_lightning"
@@ -70,14 +71,18 @@ def load_from_checkpoint(
     build: Any = building
     module = build.load_from_checkpoint(path, map_location=map_location, weights_only=weights_only, **options)
     module.__class__ = module_class
-    config, planned = _read(checkpoint[KEY])
+    adapters, active = _read(checkpoint[KEY])
     try:
-        carry_out(module, config, planned)
+        for name, adapter in adapters.items():
+            make = grow if is_injected(module) else carry_out
+            make(module, adapter.config, adapter.plan, name)
     except (AttributeError, KeyError) as error:
         raise AdapterFileError(
             f"{path} adapts a layer that {module_class.__name__} does not have: {error}. Build all layers in "
             "__init__ or configure_model; Lightning does not call setup here."
         ) from None
+    activate(module, active)
+    _give_values(module, adapters)
     keep_trained_only(module)
     module.load_state_dict(checkpoint["state_dict"])
     return module
@@ -92,7 +97,11 @@ def _describe(module: Any, guarded: bool, checkpoint: dict[str, Any]) -> None:
     if not is_injected(module):
         return
     injection = injection_of(module)
-    about = {"version": VERSION, "config": injection.config.to_dict(), "plan": injection.plan.to_dict()}
+    adapters = {
+        name: {"config": a.config.to_dict(), "plan": a.plan.to_dict(), "values": dict(a.values)}
+        for name, a in injection.adapters.items()
+    }
+    about = {"version": VERSION, "adapters": adapters, "active": list(injection.active)}
     checkpoint[KEY] = {**checkpoint.get(KEY, {}), **about}
     if guarded and not module.lora_full_state_dict:
         _guard(module, checkpoint["state_dict"])
@@ -109,25 +118,51 @@ def _guard(module: nn.Module, state: dict[str, Any]) -> None:
 
 
 def _adopt(module: Any, checkpoint: dict[str, Any]) -> None:
-    """A plan with other ranks, made by the same configuration (from other data), is that of the file."""
+    """Give the module the other adapters of the file, and a plan with other ranks, made by the same
+    configuration (from other data), for its own."""
     type(module).on_load_checkpoint(module, checkpoint)
     if KEY not in checkpoint or not is_injected(module):
         return
-    config, planned = _read(checkpoint[KEY])
+    adapters, active = _read(checkpoint[KEY])
     here = injection_of(module)
-    if config == here.config and planned != here.plan:
-        eject(module)
-        carry_out(module, config, planned)
+    if active != here.active and set(active) <= here.adapters.keys() | adapters.keys():
+        raise AdapterFileError(
+            f"the checkpoint was saved with the adapter {active[0]!r} selected, and heads and norms are its "
+            f"own; the module has {here.active[0]!r} selected. Give LoRACallback(adapter={active[0]!r})."
+        )
+    changed = False
+    for name, adapter in adapters.items():
+        if name not in here.adapters:
+            grow(module, adapter.config, adapter.plan, name)
+        elif adapter.config == here.adapters[name].config and adapter.plan != here.adapters[name].plan:
+            replace(module, adapter.config, adapter.plan, name)
+        else:
+            continue
+        changed = True
+    _give_values(module, adapters)
+    if changed:
         average_the_adapted(module.trainer, module)
 
 
-def _read(about: dict[str, Any]) -> tuple[LoRAConfig, Plan]:
+def _give_values(module: nn.Module, adapters: dict[str, Adapter]) -> None:
+    """Those of the selected adapter stand in the model, and in the checkpoint's state_dict."""
+    here = injection_of(module)
+    for name in adapters.keys() - set(here.active[:1]):
+        here.adapters[name].values.update(adapters[name].values)
+
+
+def _read(about: dict[str, Any]) -> tuple[dict[str, Adapter], tuple[str, ...]]:
+    """The adapters of a checkpoint and the names of those that were selected."""
     if about.get("version") != VERSION:
         raise AdapterFileError(
-            f"the checkpoint's adapter has format version {about.get('version')!r}; this release of "
+            f"the checkpoint's adapters have format version {about.get('version')!r}; this release of "
             f"lora_lightning reads version {VERSION}. Upgrade lora-lightning."
         )
     try:
-        return LoRAConfig(**about["config"]), Plan.from_dict(about["plan"])
-    except (TypeError, KeyError, ConfigError) as error:
-        raise AdapterFileError(f"the checkpoint's adapter cannot be read: {error}.") from None
+        adapters = {
+            name: Adapter(LoRAConfig(**a["config"]), Plan.from_dict(a["plan"]), values=a["values"])
+            for name, a in about["adapters"].items()
+        }
+        return adapters, tuple(about["active"])
+    except (TypeError, KeyError, AttributeError, ConfigError) as error:
+        raise AdapterFileError(f"the checkpoint's adapters cannot be read: {error}.") from None
