@@ -9,6 +9,8 @@ from lora_lightning.init import init_update
 from lora_lightning.kernels import row_norms, without_autocast
 from lora_lightning.layers.slot import Slot
 
+LEAVES = ("lora_A", "lora_B", "lora_magnitude")  # names of an update's parameters
+
 
 class LowRankUpdate(nn.Module):
     """The update s·B·A of one weight W (Hu et al. 2021, arXiv 2106.09685, section 4.1).
