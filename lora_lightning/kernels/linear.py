@@ -161,12 +161,12 @@ def forward(
     weight = W.to(dtype)
     if merge or magnitude is not None:
         weight, factors = _effective(weight, A, B, magnitude, scaling, merge)
-    y = F.linear(low, weight, None if bias is None else bias.to(dtype))
+    y = F.linear(low, weight, None if bias is None else bias.to(dtype)).contiguous()
+    y = torch.ops.aten._unsafe_view.default(y, y.shape)  # autograd lets nobody change a view from a function in place
     if not merge:
         X = rows if mask is None else rows * mask.view(rows.shape)
         XA = X @ (A * (scaling / keep)).to(dtype).t().contiguous()  # (T, r)
         up = B if factors is None else B * factors[:, None]
-        y = y.contiguous()
         y.view(-1, W.shape[0]).addmm_(XA, up.to(dtype).t())
     return y, low, XA, factors
 
