@@ -4,9 +4,9 @@ Shapes: x is (..., d_in), seen as (T, d_in); W is (d_out, d_in); A is (r, d_in);
 c = m / ‖rows of W + s·B·A‖, held constant but for m. X̃ is x, or x with entries dropped. Then
 
     y  = x·(c∘(W + s·B·A))ᵀ + b                     merged, or
-    y  = x·(c∘W)ᵀ + b + (X̃·s·Aᵀ)·(c∘B)ᵀ             with a branch
-    G  = dY·(s·c∘B)                                 (T, r)
-    dA = Gᵀ·X̃,  dB = c∘(dYᵀ·(X̃·s·Aᵀ)),  dX = dY·(c∘W) + G·A,  dm = (dY∘(y - b)).sum(0) / m
+    y  = x·(c∘W)ᵀ + b + s·(X̃·Aᵀ)·(c∘B)ᵀ             with a branch
+    G  = dY·(c∘B)                                   (T, r)
+    dA = s·Gᵀ·X̃,  dB = s·c∘(dYᵀ·(X̃·Aᵀ)),  dX = dY·(c∘W) + s·G·A,  dm = (dY∘(y - b)).sum(0) / m
 
 and no gradient of W's shape is ever formed.
 """
@@ -115,7 +115,7 @@ class LoRALinearFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
         W, bias, A, B, magnitude, factors, XA, mask, y, *kept = ctx.saved_tensors
-        scaling, keep, merged, dtype = ctx.options
+        scaling, keep, _, dtype = ctx.options
         rowwise, shared = kept[: ctx.rowwise], kept[ctx.rowwise :]
         needs = ctx.needs_input_grad[:6]
         if torch.is_grad_enabled():
@@ -126,10 +126,12 @@ class LoRALinearFunction(torch.autograd.Function):
         dX = dA = dB = dm = dbias = None
         dY2 = dY.reshape(-1, dY.shape[-1])  # (T, d_out)
         with without_autocast(dY.device.type):
-            up = (B if factors is None else B * factors[:, None]) * (scaling / keep)
-            down = cast(A * (scaling / keep), dtype).t().contiguous()
+            up = B if factors is None else B * factors[:, None]
+            down = cast(A, dtype).t().contiguous()
             made_from = Source(rowwise, shared, ctx.compute)
-            G, dA, dB = _factor_gradients(dY2, cast(up, dtype), down, XA, mask, made_from, (needs_A, needs_B))
+            G, dA, dB = _factor_gradients(
+                dY2, cast(up, dtype), down, XA, mask, made_from, scaling / keep, (needs_A, needs_B)
+            )
             if dA is not None:
                 dA = cast(dA, A.dtype)
             if dB is not None:
@@ -143,7 +145,7 @@ class LoRALinearFunction(torch.autograd.Function):
                 dm = _sum_of_products(dY2, y.view(dY2.shape))
                 dm = (dm if bias is None else dm.sub_(dbias * bias)) / magnitude
             if needs_x:
-                dX = _input_gradient(dY2, G, cast(W, dtype), A, B, factors, scaling, mask, merged)
+                dX = _input_gradient(dY2, G, cast(W, dtype), A, B, factors, mask, ctx.options)
                 dX = dX.view(*dY.shape[:-1], W.shape[1])
         ctx.watched = None
         return dX, None, dbias if needs_bias else None, dA, dB, dm, None, None, None
@@ -159,7 +161,7 @@ def forward(
     mask: Tensor | None,
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """y, x in the products' dtype, s·X̃·Aᵀ with a branch, and c with DoRA."""
+    """y, x in the products' dtype, X̃·Aᵀ with a branch, and c with DoRA."""
     scaling, keep, merged, dtype = options
     low, factors, XA = cast(x, dtype), None, None
     rows = low.reshape(-1, W.shape[1])  # (T, d_in)
@@ -175,9 +177,9 @@ def forward(
     )  # autograd lets nobody change a view from a function in place
     if not merge:
         X = rows if mask is None else rows * mask.view(rows.shape)
-        XA = X @ cast(A * (scaling / keep), dtype).t().contiguous()  # (T, r)
+        XA = X @ cast(A, dtype).t().contiguous()  # (T, r)
         up = B if factors is None else B * factors[:, None]
-        y.view(-1, W.shape[0]).addmm_(XA, cast(up, dtype).t())
+        y.view(-1, W.shape[0]).addmm_(XA, cast(up, dtype).t(), alpha=scaling / keep)
     return y, low, XA, factors
 
 
@@ -203,9 +205,10 @@ def _factor_gradients(
     XA: Tensor | None,
     mask: Tensor | None,
     source: Source,
+    alpha: float,
     needs: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """G = dY·up, dA = Gᵀ·X̃ and dB = dYᵀ·XA with XA = X̃·down, in one pass over dY and x.
+    """G = dY·up, dA = α·Gᵀ·X̃ and dB = α·dYᵀ·XA with XA = X̃·down, in one pass over dY and x.
 
     The shapes of the small products are those that are fast in BLAS: a narrow matrix comes first and
     transposed, (r, T)·(T, d); the other way around takes up to six times as long.
@@ -227,10 +230,10 @@ def _factor_gradients(
             X = cast(source.compute(*(part[i] for part in parts), *source.shared, made), dY.dtype)
             X = X if masks is None else X * masks[i]
         if dA is not None:
-            dA.addmm_(g.t(), X, beta=beta)
+            dA.addmm_(g.t(), X, beta=beta, alpha=alpha)
         if dBt is not None:
             xa = X @ down if XA is None else XA[i * step : i * step + len(dy)]
-            dBt.addmm_(xa.t(), dy, beta=beta)
+            dBt.addmm_(xa.t(), dy, beta=beta, alpha=alpha)
         beta = 1
     return G, dA, None if dBt is None else dBt.t()
 
@@ -251,20 +254,20 @@ def _input_gradient(
     A: Tensor,
     B: Tensor,
     factors: Tensor | None,
-    scaling: float,
     mask: Tensor | None,
-    merged: bool | None,
+    options: Options,
 ) -> Tensor:
     """dX, (T, d_in)."""
+    scaling, keep, merged, _ = options
     if mask is None and _choose(merged, len(dY) * W.shape[1], W.numel(), dY.dtype):
         weight = torch.addmm(W, cast(B, W.dtype), cast(A, W.dtype), alpha=scaling)
         return dY @ (weight if factors is None else weight.mul_(factors[:, None]))
     dX = dY @ (W if factors is None else W * factors[:, None])
     if mask is None:
-        return dX.addmm_(G, cast(A, W.dtype))
+        return dX.addmm_(G, cast(A, W.dtype), alpha=scaling)
     step = chunks(len(dX), dX.shape[1], dX)
     for x, g, m in zip(*(pieces(t, step) for t in (dX, G, mask.view(dX.shape))), strict=True):
-        x.add_((g @ cast(A, W.dtype)).mul_(m))
+        x.add_((g @ cast(A, W.dtype)).mul_(m), alpha=scaling / keep)
     return dX
 
 
