@@ -60,9 +60,7 @@ def lora_linear(
         with without_autocast(x.device.type):
             return forward(x, weight, bias, A, B, magnitude, *options, product_dtype(x))[0]
     source = source_of(x, recompute=kernel == "auto")
-    y: Tensor = LoRALinearFunction.apply(  # type: ignore[no-untyped-call]
-        x, weight, bias, A, B, magnitude, *options, source, product_dtype(x)
-    )
+    y: Tensor = LoRALinearFunction.apply(x, weight, bias, A, B, magnitude, *options, source, product_dtype(x))
     return y
 
 
@@ -79,6 +77,7 @@ def _fast(
     return (
         kernel != "reference"
         and not weight.requires_grad
+        and (weight.dtype == x.dtype or product_dtype(x) != x.dtype)
         and is_plain(x, weight, bias, A, B, magnitude)
         and (magnitude is None or product_dtype(x).itemsize >= 4)
     )

@@ -222,6 +222,7 @@ def _attach(
                 dropout=config.dropout,
                 init=config.init,
                 use_dora=config.use_dora,
+                kernel=config.kernel,
             ).requires_grad_(False)
     for name, slots in updates.items():
         adapt(model.get_submodule(name), families[name], slots, adapter)

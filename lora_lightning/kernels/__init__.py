@@ -7,8 +7,6 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-KERNELS = ("auto", "keep_inputs", "reference")
-
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether an autograd function of ours may run on these tensors.
@@ -18,7 +16,7 @@ def is_plain(*tensors: Tensor | None) -> bool:
     """
     return (
         not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()  # type: ignore[no-untyped-call]
+        and not torch.jit.is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
         and all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
@@ -49,3 +47,9 @@ def product_dtype(x: Tensor) -> torch.dtype:
     if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
         return x.dtype
     return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """‖row‖ of each output, (d_out,); m / norm is 1 for a row of zeros, not NaN."""
+    norms = torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    return norms.clamp_min(torch.finfo(norms.dtype).tiny)

@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.kernels import chunks, without_autocast
+from lora_lightning.kernels import chunks, row_norms, without_autocast
 from lora_lightning.kernels.sources import Source
 
 # Forming W' touches d_in·d_out numbers, the branch in place T·d_out in the forward and T·d_in in the
@@ -37,12 +37,6 @@ def merges(tokens: int, features: int, dtype: torch.dtype) -> bool:
     Never in half precision, where the small updates of the first steps would be rounded away.
     """
     return dtype in (torch.float32, torch.float64) and tokens > MERGE_FROM * features
-
-
-def row_norms(weight: Tensor) -> Tensor:
-    """‖row‖ of each output, (d_out,); m / norm is 1 for a row of zeros, not NaN."""
-    norms = torch.linalg.vector_norm(weight.flatten(1), dim=1)
-    return norms.clamp_min(torch.finfo(norms.dtype).tiny)
 
 
 def plain(
@@ -113,7 +107,7 @@ class LoRALinearFunction(torch.autograd.Function):
         return y
 
     @staticmethod
-    def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
         W, bias, A, B, magnitude, factors, XA, mask, y, *kept = ctx.saved_tensors
         scaling, keep, merged, dtype = ctx.options
         rowwise, shared = kept[: ctx.rowwise], kept[ctx.rowwise :]
@@ -274,13 +268,14 @@ def _input_gradient(
 
 def _differentiable(
     dY: Tensor,
-    inputs: tuple[Tensor | None, ...],
+    inputs: tuple[Any, ...],
     needs: tuple[bool, ...],
     scaling: float,
     dropped: Tensor,
 ) -> tuple[Tensor | None, ...]:
     """The gradients as functions of dY and of the inputs, for a derivative of them."""
-    y = plain(*inputs, scaling=scaling, dropped=dropped)  # type: ignore[arg-type]
+    x, W, bias, A, B, magnitude = inputs
+    y = plain(x, W, bias, A, B, magnitude, scaling, dropped)
     wanted = [t for t, need in zip(inputs, needs, strict=True) if need]
-    found = iter(torch.autograd.grad(y, wanted, dY, create_graph=True))  # type: ignore[arg-type]
+    found = iter(torch.autograd.grad(y, wanted, dY, create_graph=True))
     return *(next(found) if need else None for need in needs), *[None] * 6

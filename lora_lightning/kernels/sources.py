@@ -62,13 +62,13 @@ def itself(x: Tensor) -> Tensor:
 
 def _layer_norm(maker: Any, x: Tensor) -> Source | None:
     source, mean, deviation = (_saved(maker, name) for name in ("input", "result1", "result2"))
-    if not _fits(source, x) or mean is None or deviation is None or mean.element_size() < 4:
+    if source is None or mean is None or deviation is None:
         return None
-    if tuple(maker._saved_normalized_shape) != x.shape[-1:]:
+    last_dimension = tuple(maker._saved_normalized_shape) == x.shape[-1:]
+    if not last_dimension or not _fits(source, x) or mean.element_size() < 4:
         return None
-    return Source(
-        (source, mean, deviation), (_saved(maker, "weight"), _saved(maker, "bias")), partial(_normalize, x.dtype)
-    )  # type: ignore[arg-type]
+    shared = _saved(maker, "weight"), _saved(maker, "bias")
+    return Source((source, mean, deviation), shared, partial(_normalize, x.dtype))
 
 
 def _normalize(
@@ -84,7 +84,7 @@ def _normalize(
 
 def _activation(function: Callable[..., Tensor], maker: Any, x: Tensor) -> Source | None:
     source = _saved(maker, "self")
-    return Source((source,), (), function) if _fits(source, x) else None  # type: ignore[arg-type]
+    return Source((source,), (), function) if source is not None and _fits(source, x) else None
 
 
 def _gelu(maker: Any, x: Tensor) -> Source | None:
@@ -112,5 +112,5 @@ def _saved(maker: Any, name: str) -> Tensor | None:
     return tensor
 
 
-def _fits(source: Tensor | None, x: Tensor) -> bool:
-    return source is not None and source.shape == x.shape and source.is_contiguous()
+def _fits(source: Tensor, x: Tensor) -> bool:
+    return source.shape == x.shape and source.is_contiguous()
