@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from lora_lightning.kernels import products
-from lora_lightning.kernels.linear import row_norms
+from lora_lightning.kernels import products, row_norms
 from lora_lightning.kernels.sources import Source
 from lora_lightning.kernels.weights import factor_groups, factors_gradient, sum_of, update_of
 
