@@ -54,7 +54,9 @@ def lora_linear(
     """
     if not _fast(x, weight, bias, A, B, magnitude, kernel):
         return plain(x, weight, bias, A, B, magnitude, scaling, F.dropout(x, dropout, dropout > 0))
-    mask = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
+    mask = None
+    if dropout:
+        mask = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - dropout).contiguous()
     options = scaling, 1 - dropout, mask, merged
     if not torch.is_grad_enabled():
         with without_autocast(x.device.type):

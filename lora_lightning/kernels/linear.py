@@ -13,9 +13,7 @@ and no gradient of W's shape is ever formed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
@@ -25,18 +23,18 @@ from torch import Tensor
 from lora_lightning.kernels import chunks, row_norms, without_autocast
 from lora_lightning.kernels.sources import Source
 
-# Forming W' touches d_in·d_out numbers, the branch in place T·d_out in the forward and T·d_in in the
-# backward; and fresh memory for W' costs about as much again.
-MERGE_FROM = 2
+MERGE_FROM = 2  # fresh memory for W' costs about as much again as the sum
 
 
-def merges(tokens: int, features: int, dtype: torch.dtype) -> bool:
-    """Whether to form W + s·B·A rather than to add a branch: above 2 · `features` tokens, the features
-    being d_in in the forward and d_out in the backward.
+def merges(touched: int, size: int, dtype: torch.dtype) -> bool:
+    """Whether to form W + s·B·A, of `size` = d_in·d_out numbers, rather than to add a branch.
 
-    Never in half precision, where the small updates of the first steps would be rounded away.
+    Args:
+        touched: numbers that a branch would touch: T·(d_in + d_out) in the forward, where it reads x and
+            adds to y; T·d_in in the backward, where it adds to dX.
+        dtype: in half precision never, where the small updates of the first steps would be rounded away.
     """
-    return dtype in (torch.float32, torch.float64) and tokens > MERGE_FROM * features
+    return dtype in (torch.float32, torch.float64) and touched > MERGE_FROM * size
 
 
 def plain(
@@ -90,9 +88,7 @@ class LoRALinearFunction(torch.autograd.Function):
         dtype: of the products.
         """
         with without_autocast(x.device.type):
-            y, low, XA, factors = forward(
-                x, W, bias, A, B, magnitude, scaling, keep, mask, merged, dtype, need_XA=B.requires_grad
-            )
+            y, low, XA, factors = forward(x, W, bias, A, B, magnitude, scaling, keep, mask, merged, dtype)
         if source.is_input:
             source = replace(source, rowwise=(low,))
         ctx.options = scaling, keep, merged, dtype
@@ -113,7 +109,7 @@ class LoRALinearFunction(torch.autograd.Function):
         rowwise, shared = kept[: ctx.rowwise], kept[ctx.rowwise :]
         needs = ctx.needs_input_grad[:6]
         if torch.is_grad_enabled():
-            x = ctx.compute(*rowwise, *shared)
+            x = ctx.compute(*rowwise, *shared, None)
             dropped = x if mask is None else x * mask / keep
             return _differentiable(dY, (x, W, bias, A, B, magnitude), needs, scaling, dropped)
         needs_x, _, needs_bias, needs_A, needs_B, needs_m = needs
@@ -121,17 +117,18 @@ class LoRALinearFunction(torch.autograd.Function):
         dY2 = dY.reshape(-1, dY.shape[-1])  # (T, d_out)
         with without_autocast(dY.device.type):
             up = (B if factors is None else B * factors[:, None]) * (scaling / keep)
-            G, dA, dB = _factor_gradients(
-                dY2, up.to(dtype), XA if needs_B else None, mask, needs_A,
-                partial(_rows, ctx.compute, rowwise, shared, dtype), W.shape[1],
-            )  # fmt: skip
+            down = (A * (scaling / keep)).to(dtype).t().contiguous()
+            made_from = Source(rowwise, shared, ctx.compute)
+            G, dA, dB = _factor_gradients(dY2, up.to(dtype), down, XA, mask, made_from, (needs_A, needs_B))
+            if dA is not None:
+                dA = dA.to(A.dtype)
             if dB is not None:
                 dB = dB.to(B.dtype) if factors is None else dB * factors[:, None]
             if needs_bias or needs_m:
                 dbias = dY2.sum(0)
             if needs_m:
                 if ctx.watched is None or ctx.watched[0]._version != ctx.watched[1]:
-                    x = ctx.compute(*rowwise, *shared)
+                    x = ctx.compute(*rowwise, *shared, None)
                     y = forward(x, W, bias, A, B, magnitude, scaling, keep, mask, merged, dtype)[0]
                 dm = _sum_of_products(dY2, y.view(dY2.shape))
                 dm = (dm if bias is None else dm.sub_(dbias * bias)) / magnitude
@@ -154,28 +151,28 @@ def forward(
     mask: Tensor | None,
     merged: bool | None,
     dtype: torch.dtype,
-    need_XA: bool = False,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """y, x in the products' dtype, s·X̃·Aᵀ where it is made, and c with DoRA."""
+    """y, x in the products' dtype, s·X̃·Aᵀ with a branch, and c with DoRA."""
     low, factors, XA = x.to(dtype), None, None
     rows = low.reshape(-1, W.shape[1])  # (T, d_in)
-    merge = mask is None and (magnitude is not None or _choose(merged, len(rows), W.shape[1], dtype))
+    merge = mask is None and (
+        magnitude is not None or _choose(merged, len(rows) * sum(W.shape), W.numel(), dtype)
+    )
     weight = W.to(dtype)
     if merge or magnitude is not None:
         weight, factors = _effective(weight, A, B, magnitude, scaling, merge)
-    y = F.linear(low, weight, None if bias is None else bias.to(dtype))
-    if need_XA or not merge:
+    y = F.linear(low, weight, None if bias is None else bias.to(dtype)).contiguous()
+    y = torch.ops.aten._unsafe_view.default(y, y.shape)  # autograd lets nobody change a view from a function in place
+    if not merge:
         X = rows if mask is None else rows * mask.view(rows.shape)
         XA = X @ (A * (scaling / keep)).to(dtype).t().contiguous()  # (T, r)
-    if not merge:
-        y = y.contiguous()
         up = B if factors is None else B * factors[:, None]
-        y.view(-1, W.shape[0]).addmm_(XA, up.to(dtype).t())  # type: ignore[arg-type]
+        y.view(-1, W.shape[0]).addmm_(XA, up.to(dtype).t())
     return y, low, XA, factors
 
 
-def _choose(merged: bool | None, tokens: int, features: int, dtype: torch.dtype) -> bool:
-    return merges(tokens, features, dtype) if merged is None else merged
+def _choose(merged: bool | None, touched: int, size: int, dtype: torch.dtype) -> bool:
+    return merges(touched, size, dtype) if merged is None else merged
 
 
 def _effective(
@@ -189,48 +186,43 @@ def _effective(
     return (sum_.mul_(factors[:, None]) if merge else W * factors[:, None]), factors
 
 
-def _rows(
-    compute: Callable[..., Tensor],
-    rowwise: Sequence[Tensor],
-    shared: Sequence[Tensor | None],
-    dtype: torch.dtype,
-    rows: slice,
-) -> Tensor:
-    """Some rows of x."""
-    return compute(*(t.reshape(-1, t.shape[-1])[rows] for t in rowwise), *shared).to(dtype)
-
-
 def _factor_gradients(
     dY: Tensor,
     up: Tensor,
+    down: Tensor,
     XA: Tensor | None,
     mask: Tensor | None,
-    needs_A: bool,
-    input_rows: Callable[[slice], Tensor],
-    d_in: int,
+    source: Source,
+    needs: tuple[bool, bool],
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """G = dY·up, dA = Gᵀ·X̃ in float32 or better, dB = dYᵀ·XA, in one pass over dY and x.
+    """G = dY·up, dA = Gᵀ·X̃ and dB = dYᵀ·XA with XA = X̃·down, in one pass over dY and x.
 
     The shapes of the small products are those that are fast in BLAS: a narrow matrix comes first and
     transposed, (r, T)·(T, d); the other way around takes up to six times as long.
     """
-    T, d_out = dY.shape
-    G = dY.new_empty(T, up.shape[1])
-    dA = dY.new_empty(up.shape[1], d_in) if needs_A else None
-    dBt = dY.new_empty(up.shape[1], d_out) if XA is not None else None
+    (T, d_out), (d_in, r) = dY.shape, down.shape
+    G = dY.new_empty(T, r)
+    dA = dY.new_empty(r, d_in) if needs[0] else None
+    dBt = dY.new_empty(r, d_out) if needs[1] else None
+    reads_x = dA is not None or (dBt is not None and XA is None)
     step = chunks(T, max(d_in, d_out), dY)
-    for start in range(0, max(T, 1), step):
-        rows = slice(start, start + step)
-        torch.mm(dY[rows], up, out=G[rows])
-        beta = min(start, 1)  # the first product overwrites what is there
-        if dBt is not None:
-            dBt.addmm_(XA[rows].t(), dY[rows], beta=beta)  # type: ignore[index]
+    parts = [t.reshape(-1, t.shape[-1]).split(step) for t in source.rowwise]
+    masks = None if mask is None else mask.view(T, d_in).split(step)
+    buffer = dY.new_empty(min(step, T), d_in) if reads_x and not source.is_input else None
+    beta = 0  # the first products overwrite what is there
+    for i, (dy, g) in enumerate(zip(dY.split(step), G.split(step), strict=True)):
+        torch.mm(dy, up, out=g)
+        if reads_x:
+            made = None if buffer is None else buffer[: len(dy)]
+            X = source.compute(*(part[i] for part in parts), *source.shared, made).to(dY.dtype)
+            X = X if masks is None else X * masks[i]
         if dA is not None:
-            X = input_rows(rows)
-            X = X if mask is None else X * mask.view(T, d_in)[rows]
-            dA.addmm_(G[rows].t(), X, beta=beta)
-    wide = torch.promote_types(dY.dtype, torch.float32)
-    return G, None if dA is None else dA.to(wide), None if dBt is None else dBt.t()
+            dA.addmm_(g.t(), X, beta=beta)
+        if dBt is not None:
+            xa = X @ down if XA is None else XA[i * step : i * step + len(dy)]
+            dBt.addmm_(xa.t(), dy, beta=beta)
+        beta = 1
+    return G, dA, None if dBt is None else dBt.t()
 
 
 def _sum_of_products(one: Tensor, other: Tensor) -> Tensor:
@@ -254,7 +246,7 @@ def _input_gradient(
     merged: bool | None,
 ) -> Tensor:
     """dX, (T, d_in)."""
-    if mask is None and _choose(merged, dY.shape[0], dY.shape[1], dY.dtype):
+    if mask is None and _choose(merged, len(dY) * W.shape[1], W.numel(), dY.dtype):
         weight = torch.addmm(W, B.to(W.dtype), A.to(W.dtype), alpha=scaling)
         return dY @ (weight if factors is None else weight.mul_(factors[:, None]))
     dX = dY @ (W if factors is None else W * factors[:, None])
