@@ -87,7 +87,9 @@ def check_adapter(model: nn.Module, config: LoRAConfig, adapter: str) -> None:
         ConfigError: the adapter's name is no identifier, or DoRA on the meta device.
     """
     if not adapter.isidentifier() or hasattr(nn.ModuleDict, adapter):
-        raise ConfigError([f"adapter={adapter!r}: give an identifier, such as 'default' or 'scottish'."])
+        raise ConfigError([
+            f"adapter={adapter!r}: give an identifier that is no method of nn.Module, such as 'scottish'."
+        ])  # fmt: skip
     if config.use_dora and any(p.is_meta for p in model.parameters()):
         raise ConfigError([
             "use_dora=True: magnitudes begin as the norms of the weights, which a model on the meta device "
