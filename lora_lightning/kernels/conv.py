@@ -197,7 +197,7 @@ def _save(ctx: Any, x: Tensor, source: Source, *tensors: Tensor | None) -> None:
 def _saved(ctx: Any) -> tuple[Any, ...]:
     """x and the tensors that `_save` was given."""
     tensors = ctx.saved_tensors
-    return ctx.compute(*tensors[ctx.count :]).to(ctx.dtype), *tensors[: ctx.count]
+    return ctx.compute(*tensors[ctx.count :], None).to(ctx.dtype), *tensors[: ctx.count]
 
 
 def _by_the_reference(

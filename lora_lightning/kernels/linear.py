@@ -162,7 +162,9 @@ def forward(
     if merge or magnitude is not None:
         weight, factors = _effective(weight, A, B, magnitude, scaling, merge)
     y = F.linear(low, weight, None if bias is None else bias.to(dtype)).contiguous()
-    y = torch.ops.aten._unsafe_view.default(y, y.shape)  # autograd lets nobody change a view from a function in place
+    y = torch.ops.aten._unsafe_view.default(
+        y, y.shape
+    )  # autograd lets nobody change a view from a function in place
     if not merge:
         X = rows if mask is None else rows * mask.view(rows.shape)
         XA = X @ (A * (scaling / keep)).to(dtype).t().contiguous()  # (T, r)

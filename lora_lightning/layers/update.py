@@ -74,16 +74,26 @@ class LowRankUpdate(nn.Module):
 
     def product(self, weight: Tensor) -> Tensor:
         """s·B·A in the shape of the rows of W given, (out, in / groups, *kernel), in A's dtype."""
-        groups, rank = self.slot.groups, self.rank
-        if self.slot.transposed:
-            left = self.lora_A.view(groups, rank, -1).mT  # (groups, in / groups, r)
-            right = self.lora_B.view(groups, rank, -1)  # (groups, r, out / groups * kernel)
-        else:
-            left = self.lora_B.view(groups, -1, rank)  # (groups, out / groups, r)
-            right = self.lora_A.view(groups, rank, -1)  # (groups, r, in / groups * kernel)
-        if groups == 1:  # one matrix product is faster than a batch of one
+        left, right = self._sides()
+        if len(left) == 1:  # one matrix product is faster than a batch of one
             return (self.scaling * left[0] @ right[0]).view(weight.shape)
         return torch.bmm(self.scaling * left, right).view(weight.shape)
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """The rows of W given + s·B·A, in one pass over them where it can be."""
+        left, right = self._sides()
+        if len(left) > 1 or self.lora_magnitude is not None or left.dtype != weight.dtype:
+            return weight + self.delta(weight)
+        with without_autocast(weight.device.type):
+            sums = torch.addmm(weight.flatten(1), left[0], right[0], alpha=self.scaling)
+        return sums.view(weight.shape)
+
+    def _sides(self) -> tuple[Tensor, Tensor]:
+        """The factors of each group, (groups, rows, r) and (groups, r, columns)."""
+        groups, rank = self.slot.groups, self.rank
+        if self.slot.transposed:  # in / groups rows, out / groups · kernel columns
+            return self.lora_A.view(groups, rank, -1).mT, self.lora_B.view(groups, rank, -1)
+        return self.lora_B.view(groups, -1, rank), self.lora_A.view(groups, rank, -1)
 
     def delta(self, weight: Tensor) -> Tensor:
         """What this update adds to the rows of W given, in A's dtype."""
