@@ -133,10 +133,11 @@ def update_shapes(planned: Plan, slots: dict[str, Slot], config: LoRAConfig) -> 
     """Shapes of the updates' tensors by their names in a file."""
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in planned.layers:
+        prefix = f"{layer.name}." if layer.name else ""  # a model that is one layer
         A, B = slots[layer.name].factors(layer.shape, layer.rank)
-        shapes[f"{layer.name}.lora_A"], shapes[f"{layer.name}.lora_B"] = A, B
+        shapes[f"{prefix}lora_A"], shapes[f"{prefix}lora_B"] = A, B
         if config.use_dora:
-            shapes[f"{layer.name}.lora_magnitude"] = layer.shape[:1]
+            shapes[f"{prefix}lora_magnitude"] = layer.shape[:1]
     return shapes
 
 
