@@ -200,8 +200,9 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
 
 def freeze_norms(model: nn.Module) -> None:
     """Put frozen norm layers back into eval mode where another tool has replaced them (SyncBatchNorm)."""
-    for name in injection_of(model).training:
-        freeze_statistics(model.get_submodule(name))
+    injection = injection_of(model)
+    for name in injection.training:
+        freeze_statistics(model.get_submodule(name), injection.config.kernel)
 
 
 def _attach(
@@ -264,7 +265,7 @@ def _freeze_statistics(model: nn.Module, injection: Injection) -> None:
         moves = any(f"{name}.{n}".lstrip(".") in own for n, _ in module.named_buffers(recurse=False))
         if not moves:
             injection.training.setdefault(name, module.training)
-            freeze_statistics(module)
+            freeze_statistics(module, injection.config.kernel)
         elif isinstance(module, FrozenNorm):
             swap_out(module)
             module.training = model.training

@@ -142,6 +142,8 @@ def effective_weight(weight: Tensor, updates: list[LowRankUpdate]) -> Tensor:
     effective = weight.to(dtype)
     for update in updates:
         rows = update.slot.rows
+        if rows is None and len(updates) == 1:
+            return update.added_to(effective).to(weight.dtype)
         delta = update.delta(update.slot.of(weight))
         if rows is not None:
             below = weight.shape[0] - rows[1]

@@ -79,10 +79,13 @@ def test_the_entry_is_small_and_the_page_tells_of_the_training(run):
     one, two = read_source(folder / "adapter").saved, read_source(folder / "weights.ckpt").saved
     assert one.plan == two.plan and one.config == two.config and one.base == two.base
     assert all(torch.equal(t, two.tensors[n]) for n, t in one.tensors.items())
-    for key in ("config", "plan", "slots", "base", "own"):
-        assert key in checkpoint[KEY]
-        broken = {**checkpoint, KEY: {k: v for k, v in checkpoint[KEY].items() if k != key}}
-        torch.save(broken, folder / "broken.ckpt")
+    entry = checkpoint[KEY]
+    adapter = entry["adapters"]["default"]
+    broken = [{k: v for k, v in entry.items() if k != key} for key in ("base", "active", "adapters")]
+    for key in ("config", "plan", "slots", "own"):
+        broken.append({**entry, "adapters": {"default": {k: v for k, v in adapter.items() if k != key}}})
+    for damaged in broken:
+        torch.save({**checkpoint, KEY: damaged}, folder / "broken.ckpt")
         with pytest.raises(ll.AdapterFileError, match="damaged"):
             read_source(folder / "broken.ckpt")
     torch.save({"state_dict": {}}, folder / "broken.ckpt")
