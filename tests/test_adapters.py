@@ -2,6 +2,8 @@
 
 import copy
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -381,3 +383,14 @@ def test_a_trainers_checkpoint_holds_every_adapter(tmp_path):
     for other, says in [(module("one"), "select the same"), (single, "size|not selected|Unexpected")]:
         with pytest.raises((ll.UserError, RuntimeError), match=says):
             fit(other, tmp_path / "run.ckpt")
+
+
+def test_the_examples_of_the_documentation(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "adapters.md", "exec"), names)
+    model = names["model"]
+    assert ll.adapter_names(model) == ["scottish", "visitor", "irish", "both", "short", "ties"]
+    assert names["y"].shape == (4, 10)
