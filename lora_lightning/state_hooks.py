@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError
@@ -12,6 +13,9 @@ from lora_lightning.targets import inside_scope
 
 # An entry of a checkpoint's state_dict: a module without LoRA names it as unexpected when it refuses.
 ADVICE = "lora_lightning: an adapter without its base; use LoRACallback or ll.load_from_checkpoint"
+
+# What the names of own values of adapters that are not selected begin with.
+VALUES = "lora_values."
 
 
 def keep_trained_only(model: nn.Module, full: bool = False) -> None:
@@ -43,9 +47,34 @@ def frozen_names(model: nn.Module) -> set[str]:
 
 
 def _drop_frozen(model: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-    if is_injected(model) and not model.__dict__["lora_full_state_dict"]:
+    if not is_injected(model):
+        return
+    state.update({f"{prefix}{VALUES}{name}": value for name, value in _values_elsewhere(model).items()})
+    if not model.__dict__["lora_full_state_dict"]:
         for name in frozen_names(model):
             state.pop(prefix + name, None)
+
+
+def _values_elsewhere(model: nn.Module) -> dict[str, Tensor]:
+    """Heads, norms and biases of the adapters whose values do not stand in the model."""
+    records = injection_of(model).adapters.items()
+    return {f"{name}.{n}": value for name, record in records for n, value in record.values.items()}
+
+
+def _take_values(model: nn.Module, state: dict[str, Any], prefix: str) -> None:
+    """Give adapters that are not selected their heads, norms and biases of a checkpoint."""
+    stored = {n.removeprefix(prefix + VALUES): n for n in state if n.startswith(prefix + VALUES)}
+    wanted = _values_elsewhere(model)
+    if wrong := stored.keys() ^ wanted.keys():
+        selected = ", ".join(injection_of(model).active)
+        raise AdapterFileError(
+            f"the checkpoint does not fit: {min(wrong)} is a value of an adapter that is not selected "
+            f"{'in it' if min(wrong) in stored else f'in the model, where {selected} is'}. Add the adapters "
+            "that the model had when the checkpoint was saved, and select the same ones."
+        )
+    with torch.no_grad():
+        for name, key in stored.items():
+            wanted[name].copy_(state.pop(key))
 
 
 def _refuse_misfit(
@@ -75,6 +104,8 @@ def _refuse_misfit(
                 f"{tuple(parameter.shape)} in the model. Give LoRA the rank that it had when the "
                 f"checkpoint was saved."
             )
+    if not absent:
+        _take_values(model, state, prefix)
 
 
 def _forgive_frozen(model: nn.Module, incompatible: Any) -> None:
