@@ -8,8 +8,9 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 
 from lora_lightning.errors import UserError
-from lora_lightning.inject import injection_of, swap_originals
+from lora_lightning.inject import WHOLE, injection_of, swap_originals
 from lora_lightning.layers import LoRALayer, lora_layers
+from lora_lightning.sharding import refuse_sharded
 
 
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -24,8 +25,9 @@ def merge(model: nn.Module) -> None:
     beside it for `unmerge`. Merging a merged model changes nothing.
 
     Raises:
-        UserError: the model is not adapted, or an update is not finite; then no layer is merged.
+        UserError: the model is not adapted or sharded, or an update is not finite; no layer is merged.
     """
+    refuse_sharded(model, "merge", WHOLE)
     layers = {n: layer for n, layer in _layers_of(model).items() if not layer.merged}
     merged: dict[str, dict[str, Tensor]] = {}
     for name, layer in layers.items():
@@ -54,9 +56,10 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     weights are unmerged, and heads, norms and biases have the values of before training.
 
     Raises:
-        UserError: the model is not adapted.
+        UserError: the model is not adapted, or sharded.
     """
     layers, injection = lora_layers(model), injection_of(model)
+    refuse_sharded(model, "adapters_off", WHOLE)
     active = {n: layer.lora_active for n, layer in layers.items()}
     merged = {n: layer.present_weights() for n, layer in layers.items() if layer.merged}
     for name, layer in layers.items():

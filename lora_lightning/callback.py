@@ -17,6 +17,7 @@ from lora_lightning.inject import carry_out, eject, freeze_norms, injection_of, 
 from lora_lightning.layers.norm import FrozenNorm
 from lora_lightning.plans import Plan
 from lora_lightning.state_hooks import keep_trained_only
+from lora_lightning.strategies import prepare_restore, prepare_saving
 from lora_lightning.targets import plan
 from lora_lightning.verify import FirstSteps
 
@@ -80,6 +81,7 @@ class LoRACallback(pl.Callback):
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         freeze_norms(pl_module)
+        prepare_saving(trainer, pl_module)
         if all(m.training or isinstance(m, FrozenNorm) for m in pl_module.modules()):
             # Lightning warns of every module in eval mode; these are meant to be.
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
@@ -139,6 +141,7 @@ class LoRACallback(pl.Callback):
         self.plan = plan(pl_module, self.config)
         carry_out(pl_module, self.config, self.plan)
         keep_trained_only(pl_module)
+        prepare_restore(pl_module)
 
     def _reuse(self, pl_module: pl.LightningModule) -> None:
         """setup runs again for validate, test, predict and a second fit."""
@@ -150,6 +153,7 @@ class LoRACallback(pl.Callback):
             ])  # fmt: skip
         self.plan = injection.plan
         keep_trained_only(pl_module)
+        prepare_restore(pl_module)
 
     def _after_configure_model(self, pl_module: pl.LightningModule) -> None:
         """Wrap the module's `configure_model`, once, to inject into layers that are built after setup."""

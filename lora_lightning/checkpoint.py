@@ -20,6 +20,7 @@ from lora_lightning.files import write_whole
 from lora_lightning.inject import Injection, carry_out, eject, injection_of, is_injected
 from lora_lightning.layers.layer import slot_key
 from lora_lightning.plans import Plan
+from lora_lightning.sharding import gathered, is_flattened, is_sharded, refuse_sharded
 from lora_lightning.structure import targets_of
 
 CONFIG_FILE = "adapter_config.json"
@@ -67,11 +68,17 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
         The folder.
 
     Raises:
-        UserError: the model is not adapted.
+        UserError: the model is not adapted, or FSDP has flattened it.
         OSError: the folder cannot be written; a file that stood there before is untouched.
+
+    Where FSDP2 has sharded the model, every process must call this, and the first one writes.
     """
     injection = injection_of(model)
-    tensors = {n: t.contiguous().cpu() for n, t in lora_state_dict(model).items()}
+    if is_flattened(model):
+        refuse_sharded(model, "save_adapter", "Take it from a checkpoint: docs/distributed.md shows how.")
+    tensors = {n: t.contiguous().cpu() for n, t in gathered(lora_state_dict(model)).items()}
+    if is_sharded(model) and torch.distributed.get_rank() != 0:
+        return Path(folder)
     about = {
         "format": FORMAT,
         "version": VERSION,
@@ -96,7 +103,9 @@ def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
     Raises:
         AdapterFileError: the files are missing, damaged, foreign or made for another model. All is
             checked before the model is touched.
+        UserError: the model is sharded.
     """
+    refuse_sharded(model, "load_adapter", "Load first, then shard.")
     about, tensors = read_adapter(folder)
     if any(p.is_meta for p in model.parameters()):
         raise AdapterFileError(

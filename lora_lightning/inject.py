@@ -15,8 +15,12 @@ from lora_lightning.layers.norm import FrozenNorm, freeze_statistics, has_statis
 from lora_lightning.layers.reading import weight_of
 from lora_lightning.layers.swap import swap_out
 from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.sharding import refuse_sharded
 from lora_lightning.structure import inside
 from lora_lightning.targets import Plan, inside_scope, plan, plan_probe, trained_names
+
+
+WHOLE = "Save the adapter and load it into a whole model: docs/distributed.md shows how."
 
 
 @dataclass
@@ -66,7 +70,9 @@ def carry_out(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str 
 
     Raises:
         ConfigError: the adapter's name is no identifier; the model is untouched.
+        UserError: the model is sharded.
     """
+    refuse_sharded(model, "inject", "Inject first, then shard: updates made now would not be kept in step.")
     if not adapter.isidentifier() or hasattr(nn.ModuleDict, adapter):
         raise ConfigError([f"adapter={adapter!r}: give an identifier, such as 'default' or 'scottish'."])
     if config.use_dora and any(p.is_meta for p in model.parameters()):
@@ -117,9 +123,10 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
             their trained values. The result is a plain model that needs nothing of this package.
 
     Raises:
-        UserError: the model is not adapted, or an update to be merged is not finite.
+        UserError: the model is not adapted or sharded, or an update to be merged is not finite.
     """
     injection = injection_of(model)
+    refuse_sharded(model, "eject", WHOLE)
     weights = {n: layer.merged_weights() for n, layer in lora_layers(model).items()} if merged else {}
     for name, layer in lora_layers(model).items():
         if layer.merged:

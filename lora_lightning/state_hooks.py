@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.inject import injection_of, is_injected
+from lora_lightning.sharding import FSDP_WRAPPER, is_flattened, is_sharded
 from lora_lightning.targets import inside_scope
 
 
@@ -25,13 +26,25 @@ def keep_trained_only(model: nn.Module) -> None:
         model.register_load_state_dict_post_hook(_forgive_frozen)
 
 
+def keep_trained_only_of(wrapper: nn.Module, model: nn.Module) -> None:
+    """The same for `wrapper.state_dict()`, where FSDP has wrapped the model: FSDP needs every parameter in
+    the model's own `state_dict()`, to gather it."""
+
+    def drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+        if is_injected(model):
+            for name in frozen_names(model):
+                state.pop(prefix + name, None)
+
+    wrapper.register_state_dict_post_hook(drop_frozen)
+
+
 def frozen_names(model: nn.Module) -> set[str]:
     """Names in `state_dict()` of the frozen parameters of the backbone, and of the buffers of the
     norm layers that are frozen with it."""
     injection = injection_of(model)
     frozen = {
         n
-        for n, p in model.named_parameters(remove_duplicate=False)
+        for n, p in named_parameters(model).items()
         if not p.requires_grad and inside_scope(n, injection.plan.scope)
     }
     for name in injection.training:
@@ -39,8 +52,14 @@ def frozen_names(model: nn.Module) -> set[str]:
     return frozen
 
 
+def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Every parameter by every name that it has in `state_dict()`."""
+    parameters = model.named_parameters(remove_duplicate=False)
+    return {n.replace(FSDP_WRAPPER, ""): p for n, p in parameters}
+
+
 def _drop_frozen(model: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-    if is_injected(model):
+    if is_injected(model) and not is_flattened(model):
         for name in frozen_names(model):
             state.pop(prefix + name, None)
 
@@ -49,11 +68,19 @@ def _refuse_misfit(
     model: nn.Module, state: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
     missing: list[str], unexpected: list[str], errors: list[str],
 ) -> None:  # fmt: skip
+    """`refuse_misfit`, when the model is loaded as a whole; FSDP2 comes with one tensor at a time."""
+    if is_injected(model) and (is_flattened(model) or not is_sharded(model)):
+        refuse_misfit(model, state, strict, prefix)
+
+
+def refuse_misfit(model: nn.Module, state: Mapping[str, Any], strict: bool, prefix: str = "") -> None:
     """A checkpoint without the model's updates, or with updates of another rank, is an error even
-    with `strict_loading=False`; only a whole base model may come without updates."""
-    if not is_injected(model):
-        return
-    expected = {prefix + n: p for n, p in model.named_parameters() if ".lora_" in n}
+    with `strict_loading=False`; only a whole base model may come without updates.
+
+    Raises:
+        AdapterFileError: it is such a checkpoint.
+    """
+    expected = {prefix + n: p for n, p in named_parameters(model).items() if ".lora_" in n}
     absent = [n for n in expected if n not in state]
     whole_base = all(prefix + n in state for n in frozen_names(model))
     if absent and not (whole_base and len(absent) == len(expected) and not strict):
@@ -75,4 +102,5 @@ def _refuse_misfit(
 def _forgive_frozen(model: nn.Module, incompatible: Any) -> None:
     if is_injected(model):
         frozen = frozen_names(model)
-        incompatible.missing_keys[:] = [n for n in incompatible.missing_keys if n not in frozen]
+        missing = incompatible.missing_keys
+        missing[:] = [n for n in missing if n.replace(FSDP_WRAPPER, "") not in frozen]

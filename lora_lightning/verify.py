@@ -11,10 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from lora_lightning.adapters import adapters_off, lora_parameters, merge, unmerge
-from lora_lightning.inject import eject, injection_of
+from lora_lightning.inject import WHOLE, eject, injection_of
 from lora_lightning.layers import LoRALayer, lora_layers
 from lora_lightning.layers.layer import slot_key
 from lora_lightning.report import listed
+from lora_lightning.sharding import refuse_sharded
 
 
 def verify(model: nn.Module, example_batch: Any) -> list[str]:
@@ -34,9 +35,10 @@ def verify(model: nn.Module, example_batch: Any) -> list[str]:
         One line for each promise that failed; empty when all hold.
 
     Raises:
-        UserError: the model is not adapted.
+        UserError: the model is not adapted, or sharded.
     """
     injection_of(model)
+    refuse_sharded(model, "verify", WHOLE)
     checks = (_off_is_base, _gradients_arrive, _frozen_stays, _merged_is_unmerged)
     return [failure for check in checks for failure in check(_randomized(model), example_batch)]
 
