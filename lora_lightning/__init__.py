@@ -1,6 +1,15 @@
 """LoRA for PyTorch Lightning, for vision and speech: the public names."""
 
-from lora_lightning.adapters import adapters_off, lora_parameters, merge, unmerge
+from lora_lightning.adapters import (
+    adapter_names,
+    adapters_off,
+    add_adapter,
+    delete_adapter,
+    lora_parameters,
+    merge,
+    select,
+    unmerge,
+)
 from lora_lightning.callback import LoRACallback
 from lora_lightning.checkpoint import load_adapter, lora_state_dict, save_adapter
 from lora_lightning.config import LoRAConfig
@@ -18,7 +27,10 @@ __all__ = [
     "LoRAConfig",
     "Plan",
     "UserError",
+    "adapter_names",
     "adapters_off",
+    "add_adapter",
+    "delete_adapter",
     "eject",
     "freeze",
     "inject",
@@ -28,6 +40,7 @@ __all__ = [
     "merge",
     "plan",
     "save_adapter",
+    "select",
     "unmerge",
     "verify",
 ]

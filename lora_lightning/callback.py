@@ -13,9 +13,11 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lora_lightning.adapters import lora_parameters
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
-from lora_lightning.inject import carry_out, eject, freeze_norms, injection_of, is_injected
+from lora_lightning.inject import carry_out, eject, freeze_norms
 from lora_lightning.layers.norm import FrozenNorm
 from lora_lightning.plans import Plan
+from lora_lightning.record import injection_of, is_injected
+from lora_lightning.sharding import FIRST, refuse_sharded
 from lora_lightning.state_hooks import keep_trained_only
 from lora_lightning.strategies import prepare_restore, prepare_saving
 from lora_lightning.targets import plan
@@ -138,6 +140,7 @@ class LoRACallback(pl.Callback):
         return {"config": self.config.to_dict()}
 
     def _inject(self, pl_module: pl.LightningModule) -> None:
+        refuse_sharded(pl_module, "inject", FIRST)
         self.plan = plan(pl_module, self.config)
         carry_out(pl_module, self.config, self.plan)
         keep_trained_only(pl_module)

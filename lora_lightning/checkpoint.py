@@ -17,10 +17,12 @@ from torch import Tensor, nn
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
 from lora_lightning.files import write_whole
-from lora_lightning.inject import Injection, carry_out, eject, injection_of, is_injected
+from lora_lightning.inject import carry_out, grow, own_names, refuse_merged, replace
+from lora_lightning.layers import lora_layers
 from lora_lightning.layers.layer import slot_key
 from lora_lightning.plans import Plan
-from lora_lightning.sharding import gathered, is_flattened, is_sharded, refuse_sharded
+from lora_lightning.record import Adapter, Injection, as_before, injection_of, is_injected, own_tensors
+from lora_lightning.sharding import FIRST, gathered, is_flattened, is_sharded, refuse_sharded
 from lora_lightning.structure import targets_of
 
 CONFIG_FILE = "adapter_config.json"
@@ -29,61 +31,82 @@ FORMAT = "lora_lightning"
 VERSION = 1
 
 
-def trained_tensors(model: nn.Module) -> dict[str, Tensor]:
-    """The tensors that training can change, under their names in `model.state_dict()`: updates,
-    heads, other trainable parameters, and the running statistics that are not frozen."""
+def trained_tensors(model: nn.Module, adapter: str | None = None) -> dict[str, Tensor]:
+    """The tensors that training can change, under their names in `model.state_dict()`: the adapter's
+    updates, its heads, other trainable parameters, and the running statistics that are not frozen.
+
+    Args:
+        adapter: None is the first selected one. Of another the values stand in the record on the model.
+    """
     injection = injection_of(model)
-    kept: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if p.requires_grad}
-    kept.update({n: b for n, b in model.named_buffers() if n in injection.originals})
-    return {n: t.detach() for n, t in kept.items()}
+    adapter = injection.adapter if adapter is None else adapter
+    record = injection.named(adapter)
+    updates: dict[str, Tensor] = {}
+    for path, layer in lora_layers(model).items():
+        if adapter in layer.lora:
+            updates.update(layer.lora[adapter].named_parameters(prefix=f"{path}.lora.{adapter}".lstrip(".")))
+    own = own_tensors(model, record.own)
+    if adapter == injection.adapter:
+        flagged = {n: p for n, p in model.named_parameters() if p.requires_grad and ".lora." not in f".{n}"}
+        own = {**flagged, **own}
+    else:
+        own = {n: record.values.get(n, t) for n, t in own.items()}
+    return {n: t.detach() for n, t in {**updates, **own}.items()}
 
 
-def lora_state_dict(model: nn.Module) -> dict[str, Tensor]:
+def lora_state_dict(model: nn.Module, adapter: str | None = None) -> dict[str, Tensor]:
     """What `save_adapter` writes: `trained_tensors` without the adapter's name in the keys, so that
     `blocks.0.attn.qkv.lora.default.weight.lora_A` becomes `blocks.0.attn.qkv.lora_A`.
 
+    Args:
+        adapter: None is the first selected one.
+
     Raises:
-        UserError: the model is not adapted.
+        UserError: the model is not adapted, or has no adapter of this name.
     """
     injection = injection_of(model)
+    adapter = injection.adapter if adapter is None else adapter
     names = {
-        f"{p.module}.lora.{injection.adapter}.{slot_key(p.slot)}".lstrip("."): p.name
-        for p in injection.plan.layers
+        f"{p.module}.lora.{adapter}.{slot_key(p.slot)}".lstrip("."): p.name
+        for p in injection.named(adapter).plan.layers
     }
     stored = {}
-    for name, tensor in trained_tensors(model).items():
+    for name, tensor in trained_tensors(model, adapter).items():
         update, _, leaf = name.rpartition(".")
         stored[f"{names.get(update, update)}.{leaf}".lstrip(".")] = tensor
     return stored
 
 
-def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
+def save_adapter(model: nn.Module, folder: str | os.PathLike[str], adapter: str | None = None) -> Path:
     """Write `adapter_config.json` and `adapter_model.safetensors`, each whole or not at all.
+
+    Where FSDP2 has sharded the model, every process must call this, and the first one writes.
 
     Args:
         model: the module that was given to `inject` (with LoRACallback, the LightningModule).
         folder: made when it does not exist.
+        adapter: None is the first selected one.
 
     Returns:
         The folder.
 
     Raises:
-        UserError: the model is not adapted, or FSDP has flattened it.
+        UserError: the model is not adapted, has no adapter of this name, or FSDP has flattened it.
         OSError: the folder cannot be written; a file that stood there before is untouched.
-
-    Where FSDP2 has sharded the model, every process must call this, and the first one writes.
     """
     injection = injection_of(model)
+    injection.settled()
     if is_flattened(model):
         refuse_sharded(model, "save_adapter", "Take it from a checkpoint: docs/distributed.md shows how.")
-    tensors = {n: t.contiguous().cpu() for n, t in gathered(lora_state_dict(model)).items()}
+    record = injection.named(injection.adapter if adapter is None else adapter)
+    tensors = {n: t.contiguous().cpu() for n, t in gathered(lora_state_dict(model, adapter)).items()}
     if is_sharded(model) and torch.distributed.get_rank() != 0:
         return Path(folder)
     about = {
         "format": FORMAT,
         "version": VERSION,
-        "config": injection.config.to_dict(),
-        "plan": injection.plan.to_dict(),
+        "config": record.config.to_dict(),
+        "plan": record.plan.to_dict(),
     }
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -94,42 +117,63 @@ def save_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> Path:
     return folder
 
 
-def load_adapter(model: nn.Module, folder: str | os.PathLike[str]) -> None:
+def load_adapter(model: nn.Module, folder: str | os.PathLike[str], adapter: str | None = None) -> None:
     """Load what `save_adapter` wrote. A model that is not adapted yet is adapted as the file says.
 
     An adapter saved from a LightningModule that holds the network as `self.model` loads into the bare
     network as well, and the other way round.
 
+    Args:
+        adapter: name under which it is loaded. An adapter of this name takes the values where its
+            layers, ranks and scaling are those of the file (nothing is rebuilt or compiled anew), and is
+            replaced where they are not; otherwise one is added, not selected. None is the first selected
+            adapter, which is never replaced.
+
     Raises:
         AdapterFileError: the files are missing, damaged, foreign or made for another model. All is
             checked before the model is touched.
-        UserError: the model is sharded.
+        ConfigError: the name is no identifier.
+        UserError: the model is merged, sharded, or within `adapters_off` or `adapters_for`.
     """
-    refuse_sharded(model, "load_adapter", "Load first, then shard.")
+    refuse_sharded(model, "load_adapter", FIRST)
     about, tensors = read_adapter(folder)
     if any(p.is_meta for p in model.parameters()):
         raise AdapterFileError(
             f"the model is on the meta device and cannot hold what {folder} contains: give it memory and "
             "load its own weights first."
         )
-    config, planned = about.config, about.plan
-    planned, tensors = _aligned(model, planned, tensors)
     fresh = not is_injected(model)
-    if fresh:
+    if not fresh:
+        refuse_merged(model)
+    name = adapter or ("default" if fresh else injection_of(model).adapter)
+    record = None if fresh else injection_of(model).adapters.get(name)
+    with as_before(model):
+        planned, tensors = _aligned(model, about.plan, tensors)
         _check_layers(model, planned, folder)
-        carry_out(model, config, planned)
-    else:
-        _check_same(injection_of(model), config, planned, folder)
-    try:
-        targets = lora_state_dict(model)
-        _check_tensors({n: t.shape for n, t in targets.items()}, tensors, folder)
-    except AdapterFileError:
-        if fresh:
-            eject(model)
-        raise
+        shapes = _expected_shapes(model, about.config, planned)
+        own = own_names(model, about.config, planned)
+    differences = _differences(record, about.config, planned) if record else []
+    if adapter is None:
+        _refuse(differences, folder)
+    fits = record and not differences and (adapter is None or {*own} == {*record.own})
+    if fits:
+        shapes = {n: t.shape for n, t in lora_state_dict(model, name).items()}
+    _check_tensors(shapes, tensors, folder)
+    if fresh:
+        carry_out(model, about.config, planned, name)
+    elif not fits:
+        _check_scope(injection_of(model), planned, folder)
+        (replace if record else grow)(model, about.config, planned, name)
+    targets = lora_state_dict(model, name)
     with torch.no_grad():
-        for name, tensor in tensors.items():
-            targets[name].copy_(tensor)
+        for key, tensor in tensors.items():
+            targets[key].copy_(tensor)
+
+
+def _check_scope(injection: Injection, planned: Plan, folder: str | os.PathLike[str]) -> None:
+    ours, theirs = injection.plan.scope, planned.scope
+    if ours != theirs:
+        _refuse([f"backbone {ours!r} in the model, {theirs!r} in the file"], folder)
 
 
 @dataclass(frozen=True)
@@ -227,11 +271,9 @@ def _check_layers(model: nn.Module, planned: Plan, folder: str | os.PathLike[str
     _refuse(problems, folder)
 
 
-def _check_same(
-    injection: Injection, config: LoRAConfig, planned: Plan, folder: str | os.PathLike[str]
-) -> None:
-    """An adapter of other ranks or another scaling cannot take the place of the model's own."""
-    here = {p.name: p for p in injection.plan.layers}
+def _differences(record: Adapter, config: LoRAConfig, planned: Plan) -> list[str]:
+    """Why an adapter of the model cannot take the values of one with this configuration and plan."""
+    here = {p.name: p for p in record.plan.layers}
     there = {p.name: p for p in planned.layers}
     problems = [f"{n} is not adapted in the file" for n in here if n not in there]
     problems += [f"{n} is not adapted in the model" for n in there if n not in here]
@@ -241,10 +283,25 @@ def _check_same(
             if ours != theirs:
                 problems.append(f"{name}: {option} {ours} in the model, {theirs} in the file")
     for option in ("use_rslora", "use_dora"):
-        ours, theirs = getattr(injection.config, option), getattr(config, option)
+        ours, theirs = getattr(record.config, option), getattr(config, option)
         if ours != theirs:
             problems.append(f"{option}: {ours} in the model, {theirs} in the file")
-    _refuse(sorted(problems), folder)
+    return sorted(problems)
+
+
+def _expected_shapes(model: nn.Module, config: LoRAConfig, planned: Plan) -> dict[str, torch.Size]:
+    """What the file of such an adapter of this plain model holds."""
+    targets, _ = targets_of(model)
+    shapes: dict[str, torch.Size] = {}
+    for layer in planned.layers:
+        slot, shape = targets[layer.name].slot, layer.shape
+        prefix = f"{layer.name}.".lstrip(".")
+        A, B = slot.factors(shape, layer.rank)
+        shapes[f"{prefix}lora_A"], shapes[f"{prefix}lora_B"] = torch.Size(A), torch.Size(B)
+        if config.use_dora:
+            shapes[f"{prefix}lora_magnitude"] = torch.Size(shape[:1])
+    own = own_tensors(model, own_names(model, config, planned))
+    return {**shapes, **{n: t.shape for n, t in own.items()}}
 
 
 def _check_tensors(

@@ -2,44 +2,28 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.layers import family_of, lora_layers, slots_of
-from lora_lightning.layers.layer import adapt, restore, set_weights, slot_key
+from lora_lightning.layers.layer import LoRALayer, adapt, forget, restore, set_weights, slot_key
 from lora_lightning.layers.norm import FrozenNorm, freeze_statistics, has_statistics
 from lora_lightning.layers.reading import weight_of
 from lora_lightning.layers.swap import swap_out
 from lora_lightning.layers.update import LowRankUpdate
-from lora_lightning.sharding import refuse_sharded
+from lora_lightning.record import (
+    Adapter,
+    Injection,
+    as_before,
+    injection_of,
+    own_tensors,
+    put_adapter_values,
+    put_base_values,
+)
+from lora_lightning.sharding import FIRST, refuse_sharded
 from lora_lightning.structure import inside
 from lora_lightning.targets import Plan, inside_scope, plan, plan_probe, trained_names
-
-
-WHOLE = "Save the adapter and load it into a whole model: docs/distributed.md shows how."
-
-
-@dataclass
-class Injection:
-    """What was done to a model, kept on it as `model.lora_injection`.
-
-    Attributes:
-        originals: values before training of the model's own tensors that train inside the backbone
-            (heads, norms, biases, running statistics), by name.
-        requires_grad: the flag of every parameter before.
-        training: the mode before of every norm layer that was frozen.
-    """
-
-    config: LoRAConfig
-    plan: Plan
-    adapter: str
-    originals: dict[str, Tensor] = field(default_factory=dict)
-    requires_grad: dict[str, bool] = field(default_factory=dict)
-    training: dict[str, bool] = field(default_factory=dict)
 
 
 def inject(model: nn.Module, config: LoRAConfig | None = None, adapter: str = "default") -> Plan:
@@ -58,7 +42,9 @@ def inject(model: nn.Module, config: LoRAConfig | None = None, adapter: str = "d
 
     Raises:
         ConfigError: as `plan`; the model is untouched.
+        UserError: the model is sharded.
     """
+    refuse_sharded(model, "inject", FIRST)
     config = config or LoRAConfig()
     planned = plan(model, config)
     carry_out(model, config, planned, adapter)
@@ -70,9 +56,39 @@ def carry_out(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str 
 
     Raises:
         ConfigError: the adapter's name is no identifier; the model is untouched.
-        UserError: the model is sharded.
     """
-    refuse_sharded(model, "inject", "Inject first, then shard: updates made now would not be kept in step.")
+    check_adapter(model, config, adapter)
+    injection = Injection(requires_grad={n: p.requires_grad for n, p in model.named_parameters()})
+    names = own_names(model, config, planned)
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in names)
+    model.lora_injection = injection  # type: ignore[assignment]
+    _attach(model, config, planned, adapter, names)
+    activate(model, (adapter,))
+
+
+def grow(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str) -> None:
+    """Give an adapted model one more adapter by a plan that is known already; it is not selected.
+
+    Raises:
+        ConfigError: the adapter's name is no identifier; the model is untouched.
+    """
+    check_adapter(model, config, adapter)
+    put_base_values(model)
+    try:
+        with as_before(model):
+            names = own_names(model, config, planned)
+        _attach(model, config, planned, adapter, names)
+    finally:
+        put_adapter_values(model)
+
+
+def check_adapter(model: nn.Module, config: LoRAConfig, adapter: str) -> None:
+    """Refuse what no model can have.
+
+    Raises:
+        ConfigError: the adapter's name is no identifier, or DoRA on the meta device.
+    """
     if not adapter.isidentifier() or hasattr(nn.ModuleDict, adapter):
         raise ConfigError([f"adapter={adapter!r}: give an identifier, such as 'default' or 'scottish'."])
     if config.use_dora and any(p.is_meta for p in model.parameters()):
@@ -80,24 +96,62 @@ def carry_out(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str 
             "use_dora=True: magnitudes begin as the norms of the weights, which a model on the meta device "
             "does not have yet: give it memory and load its weights first, or set use_dora to false."
         ])  # fmt: skip
-    injection = _freeze(model, config, planned, adapter)
-    updates: dict[str, dict[str, LowRankUpdate]] = {}
-    for item in planned.layers:
-        module = model.get_submodule(item.module)
-        slot = slots_of(item.module, module)[item.slot]
-        updates.setdefault(item.module, {})[slot_key(item.slot)] = LowRankUpdate(
-            slot.of(weight_of(module, slot.parameter)),
-            slot,
-            rank=item.rank,
-            scaling=config.scaling(item.rank, item.alpha),
-            dropout=config.dropout,
-            init=config.init,
-            use_dora=config.use_dora,
-        )
-    for name, slots in updates.items():
-        module = model.get_submodule(name)
-        adapt(module, family_of(module), slots, adapter)
-    model.lora_injection = injection  # type: ignore[assignment]
+
+
+def own_names(model: nn.Module, config: LoRAConfig, planned: Plan) -> tuple[str, ...]:
+    """Names of the plain model's own tensors that such an adapter trains, in their order."""
+    trained = trained_names(model, config, planned.scope, planned.heads, [p.module for p in planned.layers])
+    moving = []
+    for name, module in model.named_modules():
+        moves = inside(name, planned.heads) or config.train_norm in ("stats", "both")
+        if moves and has_statistics(module) and inside_scope(name, planned.scope):
+            moving += [f"{name}.{n}".lstrip(".") for n, _ in module.named_buffers(recurse=False)]
+    return (*[n for n, _ in model.named_parameters() if n in trained], *moving)
+
+
+def activate(model: nn.Module, names: tuple[str, ...]) -> None:
+    """Select these adapters: their updates are added and train, the values of the first stand in the
+    model and train, norm layers are frozen as it says, and nothing of the others trains."""
+    injection = injection_of(model)
+    _deactivate(model, injection)
+    injection.active = names
+    put_adapter_values(model)
+    for layer in lora_layers(model).values():
+        layer.lora_active = tuple(n for n in names if n in layer.lora)
+        for adapter in layer.lora_active:
+            layer.lora[adapter].requires_grad_(True)
+    _flag_own(model, injection, True)
+    _freeze_statistics(model, injection)
+
+
+def drop(model: nn.Module, adapter: str) -> None:
+    """Take an adapter that is not selected out of the model."""
+    for layer in lora_layers(model).values():
+        if adapter in layer.lora:
+            forget(layer, adapter)
+    del injection_of(model).adapters[adapter]
+
+
+def replace(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str) -> None:
+    """Put an adapter by another plan in the place of one, selected or not as that was."""
+    injection = injection_of(model)
+    active = injection.active
+    _deactivate(model, injection)
+    drop(model, adapter)
+    grow(model, config, planned, adapter)
+    activate(model, active)
+
+
+def refuse_merged(model: nn.Module) -> None:
+    """Refuse to change the adapters of a model whose weights hold the selected ones' sum.
+
+    Raises:
+        UserError: the model is merged, sharded, or within a context that has changed it for a while.
+    """
+    refuse_sharded(model, "changing adapters")
+    injection_of(model).settled()
+    if any(layer.merged for layer in lora_layers(model).values()):
+        raise UserError("the adapters are merged into the weights: call lora_lightning.unmerge(model) first.")
 
 
 def freeze(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
@@ -111,7 +165,7 @@ def freeze(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     """
     config = config or LoRAConfig()
     planned = plan_probe(model, config)
-    model.lora_injection = _freeze(model, config, planned, "")  # type: ignore[assignment]
+    carry_out(model, config, planned)
     return planned
 
 
@@ -119,14 +173,15 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
     """Give back the model of before: its classes, `requires_grad` flags and values.
 
     Args:
-        merged: keep what was trained: the updates are added to the weights, heads and norms keep
-            their trained values. The result is a plain model that needs nothing of this package.
+        merged: keep what was trained: the selected updates are added to the weights, heads and norms
+            keep their trained values. The result is a plain model that needs nothing of this package.
 
     Raises:
         UserError: the model is not adapted or sharded, or an update to be merged is not finite.
     """
+    refuse_sharded(model, "eject")
     injection = injection_of(model)
-    refuse_sharded(model, "eject", WHOLE)
+    injection.settled()
     weights = {n: layer.merged_weights() for n, layer in lora_layers(model).items()} if merged else {}
     for name, layer in lora_layers(model).items():
         if layer.merged:
@@ -140,35 +195,10 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
             swap_out(norm)
             norm.training = mode and model.training  # a model in eval mode stays in it
     if not merged:
-        swap_originals(model, injection)
+        put_base_values(model)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(injection.requires_grad.get(name, parameter.requires_grad))
     del model.lora_injection
-
-
-def injection_of(model: nn.Module) -> Injection:
-    """The record that `inject` left on the model.
-
-    Raises:
-        UserError: there is none.
-    """
-    injection = model.__dict__.get("lora_injection")
-    if not isinstance(injection, Injection):
-        raise UserError(
-            f"{type(model).__name__} is not an adapted model: call lora_lightning.inject(model) first, "
-            "or pass the very module that was given to it (with LoRACallback, the LightningModule)."
-        )
-    return injection
-
-
-def swap_originals(model: nn.Module, injection: Injection) -> None:
-    """Exchange the trained values of heads, norms and biases with those of before; twice is nothing."""
-    tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
-    with torch.no_grad():
-        for name in injection.originals.keys() & tensors.keys():
-            tensor, original = tensors[name], injection.originals[name]
-            injection.originals[name] = tensor.data
-            tensor.data = original.to(tensor.device, tensor.dtype)
 
 
 def freeze_norms(model: nn.Module) -> None:
@@ -177,26 +207,67 @@ def freeze_norms(model: nn.Module) -> None:
         freeze_statistics(model.get_submodule(name))
 
 
-def _freeze(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str) -> Injection:
-    trained = trained_names(model, config, planned.scope, planned.heads, [p.module for p in planned.layers])
-    injection = Injection(config, planned, adapter)
-    for name, parameter in model.named_parameters():
-        injection.requires_grad[name] = parameter.requires_grad
-        parameter.requires_grad_(name in trained)
-        if name in trained and inside_scope(name, planned.scope):
-            injection.originals[name] = parameter.detach().clone()
+def _attach(
+    model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str, names: tuple[str, ...]
+) -> None:
+    """Make the adapter's updates and its copies of the model's own tensors; nothing is selected."""
+    injection = injection_of(model)
+    updates: dict[str, dict[str, LowRankUpdate]] = {}
+    families: dict[str, type[LoRALayer]] = {}
+    with as_before(model):
+        for item in planned.layers:
+            module = model.get_submodule(item.module)
+            slot = slots_of(item.module, module)[item.slot]
+            families[item.module] = family_of(module)
+            updates.setdefault(item.module, {})[slot_key(item.slot)] = LowRankUpdate(
+                slot.of(weight_of(module, slot.parameter)),
+                slot,
+                rank=item.rank,
+                scaling=config.scaling(item.rank, item.alpha),
+                dropout=config.dropout,
+                init=config.init,
+                use_dora=config.use_dora,
+            ).requires_grad_(False)
+    for name, slots in updates.items():
+        adapt(model.get_submodule(name), families[name], slots, adapter)
+    own = own_tensors(model, names)
+    values = {n: t.detach().clone() for n, t in own.items()} if injection.adapters else {}
+    for name, tensor in own.items():
+        if inside_scope(name, planned.scope) and name not in injection.originals:
+            injection.originals[name] = tensor.detach().clone()
+    injection.adapters[adapter] = Adapter(config, planned, names, values)
+
+
+def _deactivate(model: nn.Module, injection: Injection) -> None:
+    """Select nothing: the model computes what the base does, and nothing of the adapters trains."""
+    put_base_values(model)
+    _flag_own(model, injection, False)
+    for layer in lora_layers(model).values():
+        for adapter in layer.lora_active:
+            layer.lora[adapter].requires_grad_(False)
+        layer.lora_active = ()
+    injection.active = ()
+
+
+def _flag_own(model: nn.Module, injection: Injection, trains: bool) -> None:
+    """Whether the parameters of the model's own that the first selected adapter trains do so."""
+    for adapter in (injection.adapters[n] for n in injection.active[:1]):
+        for tensor in own_tensors(model, adapter.own).values():
+            if isinstance(tensor, nn.Parameter):
+                tensor.requires_grad_(trains)
+
+
+def _freeze_statistics(model: nn.Module, injection: Injection) -> None:
+    """Freeze the running statistics that the first selected adapter does not move, let go the others."""
+    own = set(injection.adapters[injection.adapter].own)
     for name, module in model.named_modules():
-        if not has_statistics(module) or not inside_scope(name, planned.scope):
+        if not has_statistics(module) or not inside_scope(name, injection.plan.scope):
             continue
-        if inside(name, planned.heads) or config.train_norm in ("stats", "both"):
-            buffers = {f"{name}.{n}": b for n, b in module.named_buffers(recurse=False)}
-            injection.originals.update({n: b.detach().clone() for n, b in buffers.items()})
-        else:
-            injection.training[name] = module.training
+        moves = any(f"{name}.{n}".lstrip(".") in own for n, _ in module.named_buffers(recurse=False))
+        if not moves:
+            injection.training.setdefault(name, module.training)
             freeze_statistics(module)
-    return injection
-
-
-def is_injected(model: nn.Module) -> bool:
-    """Whether `inject` or `freeze` was called on this very module."""
-    return isinstance(model.__dict__.get("lora_injection"), Injection)
+        elif isinstance(module, FrozenNorm):
+            swap_out(module)
+            module.training = model.training
+            injection.training.pop(name, None)

@@ -30,7 +30,11 @@ def is_sharded(model: nn.Module) -> bool:
     return is_flattened(model) or any(hasattr(p, "full_tensor") for p in model.parameters())
 
 
-def refuse_sharded(model: nn.Module, action: str, remedy: str) -> None:
+WHOLE = "Save the adapter and load it into a whole model: docs/distributed.md shows how."
+FIRST = "Do that first and shard the model then."
+
+
+def refuse_sharded(model: nn.Module, action: str, remedy: str = WHOLE) -> None:
     """Refuse what only whole parameters allow.
 
     Raises:

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError
-from lora_lightning.inject import injection_of, is_injected
+from lora_lightning.record import injection_of, is_injected
 from lora_lightning.sharding import FSDP_WRAPPER, is_flattened, is_sharded
 from lora_lightning.targets import inside_scope
 
@@ -40,12 +40,12 @@ def keep_trained_only_of(wrapper: nn.Module, model: nn.Module) -> None:
 
 def frozen_names(model: nn.Module) -> set[str]:
     """Names in `state_dict()` of the frozen parameters of the backbone, and of the buffers of the
-    norm layers that are frozen with it."""
+    norm layers that are frozen with it; the updates of adapters that are not selected are none of them."""
     injection = injection_of(model)
     frozen = {
         n
         for n, p in named_parameters(model).items()
-        if not p.requires_grad and inside_scope(n, injection.plan.scope)
+        if not p.requires_grad and inside_scope(n, injection.plan.scope) and ".lora." not in f".{n}"
     }
     for name in injection.training:
         frozen |= {f"{name}.{n}" for n, _ in model.get_submodule(name).named_buffers(recurse=False)}

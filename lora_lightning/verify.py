@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from lora_lightning.adapters import adapters_off, lora_parameters, merge, unmerge
-from lora_lightning.inject import WHOLE, eject, injection_of
+from lora_lightning.inject import eject
 from lora_lightning.layers import LoRALayer, lora_layers
 from lora_lightning.layers.layer import slot_key
+from lora_lightning.record import injection_of
 from lora_lightning.report import listed
 from lora_lightning.sharding import refuse_sharded
 
@@ -38,24 +39,29 @@ def verify(model: nn.Module, example_batch: Any) -> list[str]:
         UserError: the model is not adapted, or sharded.
     """
     injection_of(model)
-    refuse_sharded(model, "verify", WHOLE)
+    refuse_sharded(model, "verify")
     checks = (_off_is_base, _gradients_arrive, _frozen_stays, _merged_is_unmerged)
     return [failure for check in checks for failure in check(_randomized(model), example_batch)]
 
 
 def gradient_peaks(model: nn.Module) -> dict[str, float | None]:
-    """The largest absolute gradient of each active update after a backward, by its name in the plan.
+    """The largest absolute gradient of each active update after a backward, by its name in the plan;
+    with several adapters selected, with the adapter's name behind it.
 
     None: the backward gave it no gradient. At the start, when B is zero, A's gradient is zero in every
     layer; B's is not.
     """
+    injection = injection_of(model)
     peaks: dict[str, float | None] = {}
-    for planned in injection_of(model).plan.layers:
-        layer = cast(LoRALayer, model.get_submodule(planned.module))
-        for adapter in layer.lora_active:
+    for adapter in injection.active:
+        for planned in injection.adapters[adapter].plan.layers:
+            layer = cast(LoRALayer, model.get_submodule(planned.module))
+            if adapter not in layer.lora_active:
+                continue
             update = cast(nn.ModuleDict, layer.lora[adapter])[slot_key(planned.slot)]
             grads = [p.grad for p in update.parameters() if p.grad is not None]
-            peaks[planned.name] = torch.stack([g.abs().max() for g in grads]).max().item() if grads else None
+            name = planned.name if len(injection.active) == 1 else f"{planned.name} of {adapter}"
+            peaks[name] = torch.stack([g.abs().max() for g in grads]).max().item() if grads else None
     return peaks
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
@@ -114,7 +116,22 @@ def hidden_weight(module: nn.Module) -> str | None:
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
     """Every adapted layer of the model by name, in the order of registration."""
-    return {n: m for n, m in model.named_modules() if isinstance(m, LoRALayer)}
+    return {n: m for n, m in own_modules(model) if isinstance(m, LoRALayer)}
+
+
+def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """`model.named_modules()` without the updates, of which there may be thousands."""
+    seen: set[nn.Module] = set()
+    waiting = [("", model)]
+    while waiting:
+        name, module = waiting.pop()
+        if module in seen:
+            continue
+        seen.add(module)
+        yield name, module
+        updates = module._modules.get("lora") if isinstance(module, LoRALayer) else None
+        children = [(n, c) for n, c in module._modules.items() if c is not None and c is not updates]
+        waiting += [(f"{name}.{n}".lstrip("."), c) for n, c in reversed(children)]
 
 
 def _holds_weight(module: nn.Module) -> bool:

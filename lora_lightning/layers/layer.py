@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from lora_lightning.errors import UserError
-from lora_lightning.layers.swap import Swapped, swap_in, swap_out
+from lora_lightning.layers.swap import Swapped, swap_in, swap_out, swapped_class
 from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.sharding import is_shard
 
@@ -24,7 +24,7 @@ class LoRALayer(Swapped):
 
     Attributes:
         lora: adapter name -> slot name -> LowRankUpdate.
-        lora_active: names of the adapters in use.
+        lora_active: names of the adapters in use, of those that the layer has.
         lora_originals: the base parameters while the updates are merged into the weights.
         has_branch: whether the family's forward adds branches, which dropout needs.
     """
@@ -142,26 +142,44 @@ def effective_weight(weight: Tensor, updates: list[LowRankUpdate]) -> Tensor:
 
 
 def adapt(module: nn.Module, family: type[LoRALayer], slots: dict[str, LowRankUpdate], adapter: str) -> None:
-    """Turn `module` into an adapted layer of `family` with one active adapter.
+    """Give `module` an adapter, which is not active yet; a plain module becomes a layer of `family`.
 
     Args:
         slots: the adapter's updates by slot name.
     """
-    parameters = tuple(sorted({update.slot.parameter for update in slots.values()}))
-    swap_in(module, family, parameters)
+    if not isinstance(module, LoRALayer):
+        swap_in(module, family)
+        module.lora = nn.ModuleDict().train(module.training)
+        module.lora_active = ()  # type: ignore[assignment]
+        module.lora_originals = {}  # type: ignore[assignment]
     layer = cast(LoRALayer, module)
-    layer.lora = nn.ModuleDict({adapter: nn.ModuleDict(slots)}).train(module.training)
-    layer.lora_active = (adapter,)
-    layer.lora_originals = {}
-    _refresh(layer)
+    layer.lora[adapter] = nn.ModuleDict(slots).train(layer.training)
+    _settle(layer)
+
+
+def forget(layer: LoRALayer, adapter: str) -> None:
+    """Take one adapter, which is not active, from the layer; the last one gives it its class back."""
+    del layer.lora[adapter]
+    if layer.lora:
+        _settle(layer)
+    else:
+        restore(layer)
 
 
 def restore(layer: LoRALayer) -> None:
-    """Undo `adapt`: the layer has its class and attributes of before."""
+    """Undo `adapt` for all adapters: the layer has its class and attributes of before."""
     swap_out(layer)
     for name in ("lora_active", "lora_originals"):
         del layer.__dict__[name]
     del layer._modules["lora"]
+    _refresh(layer)
+
+
+def _settle(layer: LoRALayer) -> None:
+    """The class that computes just the parameters which some adapter updates."""
+    updates = [u for adapter in layer.lora for u in layer.updates(adapter)]
+    parameters = tuple(sorted({u.slot.parameter for u in updates}))
+    layer.__class__ = swapped_class(layer.mixin_class, layer.original_class, parameters)  # type: ignore[assignment]
     _refresh(layer)
 
 

@@ -1,5 +1,6 @@
 """Programs of several processes for the tests: free ports, a time limit each, nothing left running."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -37,10 +38,8 @@ def start(command: list, prefix: tuple = (), cwd: Path | None = None, **more: ob
 
 def end(process: subprocess.Popen) -> None:
     """Kill the program and every child of it."""
-    try:
+    with contextlib.suppress(ProcessLookupError):
         os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
     process.wait()
 
 
@@ -55,6 +54,8 @@ def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str, s
 
 def run(script: str, *arguments: object, timeout: float = 300, **more: object) -> str:
     """The output of a program of this folder that must succeed; Lightning or it starts the others."""
-    code, output, errors = finish(start([HERE / script, *arguments], MASTER_PORT=free_port(), **more), timeout)
+    code, output, errors = finish(
+        start([HERE / script, *arguments], MASTER_PORT=free_port(), **more), timeout
+    )
     assert code == 0, f"exit code {code}\n{output[-4000:]}\n{errors[-8000:]}"
     return output + errors

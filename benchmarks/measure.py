@@ -1,0 +1,92 @@
+"""What the benchmarks measure: interleaved times, bytes saved for the backward, peak memory."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+MIB = 2**20
+
+
+def interleaved(
+    steps: Mapping[str, Callable[[], object]],
+    rounds: int,
+    warm_up: int = 2,
+    device: str = "cpu",
+    clock: Callable[[], float] = time.perf_counter,
+) -> dict[str, list[float]]:
+    """Seconds of each step in each round; a round runs every step once, so that noise hits all alike."""
+    times: dict[str, list[float]] = {name: [] for name in steps}
+    for index in range(warm_up + rounds):
+        for name, step in steps.items():
+            _wait(device)
+            start = clock()
+            step()
+            _wait(device)
+            if index >= warm_up:
+                times[name].append(clock() - start)
+    return times
+
+
+def ratios(times: Mapping[str, list[float]], base: str) -> dict[str, dict[str, float]]:
+    """Of each: median and quartiles over the rounds of its time relative to `base` in the same round."""
+    found = {}
+    for name, seconds in times.items():
+        relative = [a / b for a, b in zip(seconds, times[base], strict=True)]
+        low, middle, high = statistics.quantiles(relative, n=4, method="inclusive")
+        found[name] = {
+            "ms": 1e3 * statistics.median(seconds), "ratio": middle, "low": low, "high": high
+        }  # fmt: skip
+    return found
+
+
+def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
+    """Bytes of the storages that the forward's graph keeps, those of parameters and buffers left out."""
+    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    kept: dict[int, int] = {}
+    tensors = []  # kept alive, so that no address is counted twice
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            kept[storage.data_ptr()] = storage.nbytes()
+            tensors.append(tensor)
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        forward()
+    return sum(kept.values())
+
+
+def peak_bytes(step: Callable[[], object], device: str = "cpu", steps: int = 3) -> int:
+    """Peak of the device's memory, or of the whole process's on the CPU, over a few steps."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+    for _ in range(steps):
+        step()
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return int(_field("/proc/self/status", "VmHWM").split()[0]) * 1024
+
+
+def machine(threads: int, device: str) -> dict[str, Any]:
+    name = torch.cuda.get_device_name() if device == "cuda" else _field("/proc/cpuinfo", "model name")
+    return {"device": name, "threads": threads, "torch": torch.__version__}
+
+
+def _field(path: str, name: str) -> str:
+    """A value from one of Linux's files about the machine and the process."""
+    return next(
+        line.split(":")[1].strip() for line in Path(path).read_text().splitlines() if line.startswith(name)
+    )
+
+
+def _wait(device: str) -> None:
+    if device == "cuda":
+        torch.cuda.synchronize()

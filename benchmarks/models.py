@@ -1,0 +1,183 @@
+"""The networks of the training benchmark, with random weights, and the ways of training them.
+
+Every way of LoRA has the same rank and the same targets. The floor is the frozen network with a trained
+head and the gradient flowing down to the output of the stem: what no LoRA step can go below.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import lora_lightning as ll
+from lora_lightning.layers.norm import freeze_statistics, has_statistics
+
+RANK = 8
+CLASSES = 10
+
+
+@dataclass(frozen=True)
+class Workload:
+    """A network and a batch for it.
+
+    Attributes:
+        build: the network.
+        batch: (batch size) -> inputs and integer labels of the outputs' first dimensions.
+        size: the usual batch size.
+        stem: the module below which no gradient flows at the floor; "" is the input itself.
+        targets: regular expression of the adapted layers' full names.
+        head: the module that every way trains in full.
+        peer: whether PEFT can adapt it.
+    """
+
+    build: Callable[[], nn.Module]
+    batch: Callable[[int], tuple[Tensor, Tensor]]
+    size: int
+    stem: str
+    targets: str
+    head: str
+    peer: bool = True
+
+
+def images(size: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(size, 3, 224, 224), torch.randint(0, CLASSES, (size,))
+
+
+def sounds(size: int) -> tuple[Tensor, Tensor]:
+    return torch.randn(size, 80_000), torch.randint(0, CLASSES, (size, 249))  # 5 s, a label each 20 ms
+
+
+def vit(name: str) -> Callable[[], nn.Module]:
+    def build() -> nn.Module:
+        import timm
+
+        return timm.create_model(name, num_classes=CLASSES)
+
+    return build
+
+
+def resnet50() -> nn.Module:
+    import torchvision
+
+    return torchvision.models.resnet50(num_classes=CLASSES)
+
+
+class Wav2Vec2(nn.Module):
+    """torchaudio's encoder without dropout, which would cost the floor and every other way the same."""
+
+    def __init__(self, size: str) -> None:
+        super().__init__()
+        import torchaudio
+
+        nothing = dict.fromkeys(
+            (
+                "encoder_projection_dropout",
+                "encoder_attention_dropout",
+                "encoder_ff_interm_dropout",
+                "encoder_dropout",
+                "encoder_layer_drop",
+            ),
+            0.0,
+        )
+        self.net = getattr(torchaudio.models, f"wav2vec2_{size}")(**nothing, aux_num_out=CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)[0]
+
+
+class Recurrent(nn.Module):
+    """Three LSTM layers of 512 over 80 features and a head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(80, 512, 3, batch_first=True)
+        self.head = nn.Linear(512, CLASSES)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(self.lstm(x)[0])
+
+
+BLOCKS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
+ENCODER = r"net\.encoder\.transformer\.layers\.\d+\.(attention\.\w+_proj|feed_forward\.\w+_dense)"
+WORKLOADS = {
+    "vit_small": Workload(vit("vit_small_patch16_224"), images, 8, "patch_embed", BLOCKS, "head"),
+    "vit_base": Workload(vit("vit_base_patch16_224"), images, 8, "patch_embed", BLOCKS, "head"),
+    "resnet50": Workload(resnet50, images, 8, "maxpool", r"layer\d\.\d\.(conv\d|downsample\.0)", "fc"),
+    "wav2vec2_base": Workload(
+        lambda: Wav2Vec2("base"), sounds, 4, "net.encoder.feature_projection", ENCODER, "net.aux"
+    ),
+    "wav2vec2_large": Workload(
+        lambda: Wav2Vec2("large"), sounds, 4, "net.encoder.feature_projection", ENCODER, "net.aux"
+    ),
+    "lstm": Workload(
+        Recurrent,
+        lambda size: (torch.randn(size, 200, 80), torch.randint(0, CLASSES, (size, 200))),
+        8,
+        "",
+        r"lstm\.weight_[ih]h_l\d",
+        "head",
+        peer=False,
+    ),
+}
+
+
+def build(way: str, workload: Workload, **options: Any) -> nn.Module:
+    """The network in train mode, ready to be trained in the way given.
+
+    Args:
+        way: "floor", "full", "peft", "ours", or "reference": ours with `kernel="reference"`.
+        options: `dropout` and `use_dora`, of PEFT and of ours.
+    """
+    torch.manual_seed(0)
+    model = workload.build().train()
+    if way == "full":
+        return model
+    if way == "floor":
+        return _floor(model, workload)
+    if way == "peft":
+        from peft import LoraConfig, get_peft_model
+
+        return get_peft_model(
+            model,
+            LoraConfig(
+                r=RANK,
+                lora_alpha=2 * RANK,
+                target_modules=workload.targets,
+                modules_to_save=[workload.head],
+                lora_dropout=options.get("dropout", 0.0),
+                use_dora=options.get("use_dora", False),
+            ),
+        )
+    if way == "reference":
+        options["kernel"] = "reference"
+    ll.inject(
+        model,
+        ll.LoRAConfig(rank=RANK, target_modules=workload.targets, modules_to_save=[workload.head], **options),
+    )
+    return model
+
+
+def loss_of(outputs: Tensor, labels: Tensor) -> Tensor:
+    return F.cross_entropy(outputs.flatten(0, -2).float(), labels.flatten())
+
+
+def _floor(model: nn.Module, workload: Workload) -> nn.Module:
+    model.requires_grad_(False)
+    model.get_submodule(workload.head).requires_grad_(True)
+    for module in model.modules():
+        if has_statistics(module):
+            freeze_statistics(module)
+    if workload.stem:
+        model.get_submodule(workload.stem).register_forward_hook(lambda _m, _x, y: _leaf(y))
+    else:
+        model.register_forward_pre_hook(lambda _m, x: tuple(_leaf(t) for t in x))
+    return model
+
+
+def _leaf(x: Any) -> Any:
+    return x.detach().requires_grad_()

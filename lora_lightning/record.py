@@ -1,0 +1,174 @@
+"""What was done to a model, kept on it as `model.lora_injection`, and the way to read it as it was before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from lora_lightning.config import LoRAConfig
+from lora_lightning.errors import UserError, did_you_mean
+from lora_lightning.layers.swap import Swapped
+from lora_lightning.plans import Plan
+
+
+@dataclass
+class Adapter:
+    """One adapter: what was asked for, what was decided, and what it trains of the model's own.
+
+    Attributes:
+        own: names of the model's own tensors that it trains: parameters of heads, norms and biases,
+            what trains outside the backbone, and running statistics that move.
+        values: those tensors' values, while they do not stand in the model.
+    """
+
+    config: LoRAConfig
+    plan: Plan
+    own: tuple[str, ...] = ()
+    values: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Injection:
+    """The record on an adapted model.
+
+    Attributes:
+        adapters: by name, in the order in which they were added.
+        active: the selected adapters. The own values of the first of them stand in the model.
+        originals: values before training of the model's own tensors inside the backbone that some
+            adapter trains, by name.
+        requires_grad: the flag of every parameter before.
+        training: the mode before of every norm layer that is frozen now.
+        within: name of the context manager that has changed the model for a while, else "".
+    """
+
+    adapters: dict[str, Adapter] = field(default_factory=dict)
+    active: tuple[str, ...] = ()
+    originals: dict[str, Tensor] = field(default_factory=dict)
+    requires_grad: dict[str, bool] = field(default_factory=dict)
+    training: dict[str, bool] = field(default_factory=dict)
+    within: str = ""
+
+    @property
+    def adapter(self) -> str:
+        """Name of the first selected adapter."""
+        return self.active[0]
+
+    @property
+    def config(self) -> LoRAConfig:
+        """Of the first selected adapter."""
+        return self.adapters[self.adapter].config
+
+    @property
+    def plan(self) -> Plan:
+        """Of the first selected adapter."""
+        return self.adapters[self.adapter].plan
+
+    def named(self, name: str) -> Adapter:
+        """The adapter of this name.
+
+        Raises:
+            UserError: there is none.
+        """
+        if name not in self.adapters:
+            raise UserError(
+                f"there is no adapter {name!r}.{did_you_mean(name, self.adapters)} "
+                f"The model has {', '.join(self.adapters)}."
+            )
+        return self.adapters[name]
+
+    def settled(self) -> None:
+        """Refuse to change adapters while a context manager has changed the model for a while.
+
+        Raises:
+            UserError: the model is within one.
+        """
+        if self.within:
+            raise UserError(f"the model is within {self.within}(model): leave that context first.")
+
+
+def injection_of(model: nn.Module) -> Injection:
+    """The record that `inject` left on the model.
+
+    Raises:
+        UserError: there is none.
+    """
+    injection = model.__dict__.get("lora_injection")
+    if not isinstance(injection, Injection):
+        raise UserError(
+            f"{type(model).__name__} is not an adapted model: call lora_lightning.inject(model) first, "
+            "or pass the very module that was given to it (with LoRACallback, the LightningModule)."
+        )
+    return injection
+
+
+def is_injected(model: nn.Module) -> bool:
+    """Whether `inject` or `freeze` was called on this very module."""
+    return isinstance(model.__dict__.get("lora_injection"), Injection)
+
+
+def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+    """The model's parameters and buffers of these names; those that are gone are left out."""
+    found: dict[str, Tensor] = {}
+    for name in names:
+        path, _, leaf = name.rpartition(".")
+        try:
+            module = model.get_submodule(path)
+        except AttributeError:
+            continue
+        tensor = {**module._buffers, **module._parameters}.get(leaf)
+        if tensor is not None:
+            found[name] = tensor
+    return found
+
+
+@torch.no_grad()
+def put_base_values(model: nn.Module) -> None:
+    """Take the values of the first selected adapter out of the model into its record; inside the
+    backbone those of before training take their place."""
+    injection = injection_of(model)
+    for adapter in (injection.adapters[n] for n in injection.active[:1]):
+        for name, tensor in own_tensors(model, adapter.own).items():
+            adapter.values[name] = tensor.data
+            if name in injection.originals:
+                tensor.data = injection.originals[name].to(tensor.device, tensor.dtype)
+
+
+@torch.no_grad()
+def put_adapter_values(model: nn.Module) -> None:
+    """Put the values of the first selected adapter into the model."""
+    injection = injection_of(model)
+    for adapter in (injection.adapters[n] for n in injection.active[:1]):
+        for name, tensor in own_tensors(model, adapter.own).items():
+            if name in adapter.values:
+                tensor.data = adapter.values.pop(name).to(tensor.device, tensor.dtype)
+
+
+@contextmanager
+def as_before(model: nn.Module) -> Iterator[None]:
+    """Within this context the model looks as it did before it was adapted: the classes of its modules,
+    its names and flags, but not its values. So a plan for one more adapter is the plan for a plain model."""
+    if not is_injected(model):
+        yield
+        return
+    swapped = [m for m in model.modules() if isinstance(m, Swapped)]
+    kept = [(module, type(module), dict(module._modules)) for module in swapped]
+    for module in swapped:
+        module.__class__ = module.original_class  # type: ignore[assignment]
+        module._modules.pop("lora", None)
+    before = injection_of(model).requires_grad
+    flags = {n: p.requires_grad for n, p in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(before.get(name, parameter.requires_grad))
+    try:
+        yield
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(flags[name])
+        for module, swapped_class, children in kept:
+            module.__class__ = swapped_class
+            module._modules.clear()
+            module._modules.update(children)
