@@ -15,8 +15,11 @@ from lora_lightning.checkpoint import load_adapter, lora_state_dict, save_adapte
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError, UserError
 from lora_lightning.inject import eject, freeze, inject
+from lora_lightning.loader import ResumableLoader
+from lora_lightning.mixed import adapters_for
 from lora_lightning.plans import LayerPlan, Plan
 from lora_lightning.targets import plan
+from lora_lightning.trainer_checkpoint import load_from_checkpoint
 from lora_lightning.verify import verify
 
 __all__ = [
@@ -26,8 +29,10 @@ __all__ = [
     "LoRACallback",
     "LoRAConfig",
     "Plan",
+    "ResumableLoader",
     "UserError",
     "adapter_names",
+    "adapters_for",
     "adapters_off",
     "add_adapter",
     "delete_adapter",
@@ -35,6 +40,7 @@ __all__ = [
     "freeze",
     "inject",
     "load_adapter",
+    "load_from_checkpoint",
     "lora_parameters",
     "lora_state_dict",
     "merge",

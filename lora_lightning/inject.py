@@ -90,7 +90,9 @@ def check_adapter(model: nn.Module, config: LoRAConfig, adapter: str) -> None:
         ConfigError: the adapter's name is no identifier, or DoRA on the meta device.
     """
     if not adapter.isidentifier() or hasattr(nn.ModuleDict, adapter):
-        raise ConfigError([f"adapter={adapter!r}: give an identifier, such as 'default' or 'scottish'."])
+        raise ConfigError([
+            f"adapter={adapter!r}: give an identifier that is no method of nn.Module, such as 'scottish'."
+        ])  # fmt: skip
     if config.use_dora and any(p.is_meta for p in model.parameters()):
         raise ConfigError([
             "use_dora=True: magnitudes begin as the norms of the weights, which a model on the meta device "
@@ -227,6 +229,7 @@ def _attach(
                 dropout=config.dropout,
                 init=config.init,
                 use_dora=config.use_dora,
+                kernel=config.kernel,
             ).requires_grad_(False)
     for name, slots in updates.items():
         adapt(model.get_submodule(name), families[name], slots, adapter)

@@ -48,4 +48,16 @@ def refuse_sharded(model: nn.Module, action: str, remedy: str = WHOLE) -> None:
 
 def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The whole of each tensor, by its name. Every process must call this, with the same names."""
-    return {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in tensors.items()}
+    return {n: whole(t) for n, t in tensors.items()}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, gathered from all processes where FSDP2 has sharded it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def named_parameters(model: nn.Module, all_names: bool = False) -> dict[str, nn.Parameter]:
+    """The model's parameters by the names that they have without FSDP's wrappers; with `all_names` a tied
+    one by each of its names."""
+    parameters = model.named_parameters(remove_duplicate=not all_names)
+    return {n.replace(FSDP_WRAPPER, ""): p for n, p in parameters}

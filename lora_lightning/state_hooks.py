@@ -9,17 +9,21 @@ from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.record import injection_of, is_injected
-from lora_lightning.sharding import FSDP_WRAPPER, is_flattened, is_sharded
+from lora_lightning.sharding import FSDP_WRAPPER, is_flattened, is_sharded, named_parameters
 from lora_lightning.targets import inside_scope
 
+# An entry of a checkpoint's state_dict: a module without LoRA names it as unexpected when it refuses.
+ADVICE = "lora_lightning: an adapter without its base; use LoRACallback or ll.load_from_checkpoint"
 
-def keep_trained_only(model: nn.Module) -> None:
-    """From now on `model.state_dict()` leaves out what is frozen, and `load_state_dict()` forgives
-    its absence, and that alone; the submodules' own `state_dict()` are as ever.
+
+def keep_trained_only(model: nn.Module, full: bool = False) -> None:
+    """From now on `model.state_dict()` leaves out what is frozen (unless `full`), and `load_state_dict()`
+    forgives its absence, and that alone; the submodules' own `state_dict()` are as ever.
 
     Hooks on the module serve every way of saving: Lightning does not call the callbacks' hooks with
     `save_weights_only=True`. They do nothing once the model is ejected.
     """
+    model.__dict__["lora_full_state_dict"] = full
     if _drop_frozen not in model._state_dict_hooks.values():
         model.register_state_dict_post_hook(_drop_frozen)
         model.register_load_state_dict_pre_hook(_refuse_misfit)
@@ -35,7 +39,8 @@ def keep_trained_only_of(wrapper: nn.Module, model: nn.Module) -> None:
             for name in frozen_names(model):
                 state.pop(prefix + name, None)
 
-    wrapper.register_state_dict_post_hook(drop_frozen)
+    if not model.__dict__["lora_full_state_dict"]:
+        wrapper.register_state_dict_post_hook(drop_frozen)
 
 
 def frozen_names(model: nn.Module) -> set[str]:
@@ -44,7 +49,7 @@ def frozen_names(model: nn.Module) -> set[str]:
     injection = injection_of(model)
     frozen = {
         n
-        for n, p in named_parameters(model).items()
+        for n, p in named_parameters(model, all_names=True).items()
         if not p.requires_grad and inside_scope(n, injection.plan.scope) and ".lora." not in f".{n}"
     }
     for name in injection.training:
@@ -52,23 +57,19 @@ def frozen_names(model: nn.Module) -> set[str]:
     return frozen
 
 
-def named_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
-    """Every parameter by every name that it has in `state_dict()`."""
-    parameters = model.named_parameters(remove_duplicate=False)
-    return {n.replace(FSDP_WRAPPER, ""): p for n, p in parameters}
-
-
 def _drop_frozen(model: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-    if is_injected(model) and not is_flattened(model):
+    if is_injected(model) and not model.__dict__["lora_full_state_dict"] and not is_flattened(model):
         for name in frozen_names(model):
             state.pop(prefix + name, None)
 
 
 def _refuse_misfit(
-    model: nn.Module, state: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
+    model: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any, strict: bool,
     missing: list[str], unexpected: list[str], errors: list[str],
 ) -> None:  # fmt: skip
     """`refuse_misfit`, when the model is loaded as a whole; FSDP2 comes with one tensor at a time."""
+    model.__dict__["lora_load_prefix"] = prefix
+    state.pop(prefix + ADVICE, None)
     if is_injected(model) and (is_flattened(model) or not is_sharded(model)):
         refuse_misfit(model, state, strict, prefix)
 
@@ -80,7 +81,7 @@ def refuse_misfit(model: nn.Module, state: Mapping[str, Any], strict: bool, pref
     Raises:
         AdapterFileError: it is such a checkpoint.
     """
-    expected = {prefix + n: p for n, p in named_parameters(model).items() if ".lora_" in n}
+    expected = {prefix + n: p for n, p in named_parameters(model, all_names=True).items() if ".lora_" in n}
     absent = [n for n in expected if n not in state]
     whole_base = all(prefix + n in state for n in frozen_names(model))
     if absent and not (whole_base and len(absent) == len(expected) and not strict):
@@ -101,6 +102,6 @@ def refuse_misfit(model: nn.Module, state: Mapping[str, Any], strict: bool, pref
 
 def _forgive_frozen(model: nn.Module, incompatible: Any) -> None:
     if is_injected(model):
-        frozen = frozen_names(model)
+        frozen = {model.__dict__["lora_load_prefix"] + name for name in frozen_names(model)}
         missing = incompatible.missing_keys
-        missing[:] = [n for n in missing if n.replace(FSDP_WRAPPER, "") not in frozen]
+        missing[:] = [n for n in missing if n not in frozen and n.replace(FSDP_WRAPPER, "") not in frozen]

@@ -6,22 +6,22 @@ from pathlib import Path
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.strategies import FSDPStrategy, ModelParallelStrategy
 
 from lora_lightning.state_hooks import keep_trained_only_of, refuse_misfit
+from lora_lightning.twins import is_a
 
 
-def prepare_restore(model: pl.LightningModule) -> None:
+def prepare_restore(trainer: pl.Trainer, model: pl.LightningModule) -> None:
     """ModelParallelStrategy loads parameter by parameter, without the module's own hooks: forgive what is
     frozen by `strict_loading`, and check here what must be in the checkpoint.
 
     Raises:
         AdapterFileError: the checkpoint does not fit the model's updates.
     """
-    if not isinstance(model.trainer.strategy, ModelParallelStrategy):
+    if not is_a(trainer.strategy, "ModelParallelStrategy"):
         return
     model.strict_loading = False
-    path = model.trainer.ckpt_path
+    path = trainer.ckpt_path
     if path is not None and Path(path).is_file():
         state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
         refuse_misfit(model, state, strict=True)
@@ -30,5 +30,5 @@ def prepare_restore(model: pl.LightningModule) -> None:
 def prepare_saving(trainer: pl.Trainer, model: pl.LightningModule) -> None:
     """FSDP gathers the parameters of its own wrapper, around the module."""
     wrapper = trainer.strategy.model
-    if isinstance(trainer.strategy, FSDPStrategy) and wrapper is not None and wrapper is not model:
+    if is_a(trainer.strategy, "FSDPStrategy") and wrapper is not None and wrapper is not model:
         keep_trained_only_of(wrapper, model)

@@ -9,7 +9,6 @@ from types import FrameType
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_only
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 PREEMPTED = 128 + signal.SIGTERM  # exit code
@@ -75,5 +74,5 @@ class Preempted(SIGTERMException):
 
 def started_by_lightning(trainer: pl.Trainer) -> bool:
     """Whether this is a process that Lightning's launcher has started beside the first."""
-    launched = trainer.strategy.cluster_environment
-    return type(launched).__name__ == "LightningEnvironment" and rank_zero_only.rank != 0
+    launched_by: Any = getattr(trainer.strategy, "cluster_environment", None)
+    return type(launched_by).__name__ == "LightningEnvironment" and trainer.local_rank != 0

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from lora_lightning.errors import UserError
+from lora_lightning.layers.rows import Rows
 from lora_lightning.layers.swap import Swapped, swap_in, swap_out, swapped_class
 from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.sharding import is_shard
@@ -26,6 +27,7 @@ class LoRALayer(Swapped):
         lora: adapter name -> slot name -> LowRankUpdate.
         lora_active: names of the adapters in use, of those that the layer has.
         lora_originals: the base parameters while the updates are merged into the weights.
+        lora_rows: within `adapters_for`, which says the adapters of the rows the layer is called with.
         has_branch: whether the family's forward adds branches, which dropout needs.
     """
 
@@ -34,6 +36,7 @@ class LoRALayer(Swapped):
     lora: nn.ModuleDict
     lora_active: tuple[str, ...]
     lora_originals: dict[str, nn.Parameter | None]
+    lora_rows: Rows | None = None
 
     def read(self, name: str) -> Tensor:
         # An AttributeError in here would make nn.Module fall back to the base weight, silently.
@@ -70,6 +73,13 @@ class LoRALayer(Swapped):
             update.reset_parameters()
             update.reset_magnitude(update.slot.of(self.base(update.slot.parameter)))
 
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """An empty tensor stands for a frozen weight that a checkpoint leaves out."""
+        for name in self.properties:
+            if isinstance(stored := state.get(prefix + name), Tensor) and not stored.numel():
+                del state[prefix + name]
+        super()._load_from_state_dict(state, prefix, *rest)
+
     @property
     def merged(self) -> bool:
         return bool(self.lora_originals)
@@ -78,7 +88,8 @@ class LoRALayer(Swapped):
         """The updates of the parameter `name` that are to be added; none when they are merged."""
         if self.merged:
             return []
-        return [u for adapter in self.lora_active for u in self.updates(adapter) if u.slot.parameter == name]
+        active = self.lora_active if self.lora_rows is None else self.lora_rows.active(self, self.lora)
+        return [u for adapter in active for u in self.updates(adapter) if u.slot.parameter == name]
 
     def updates(self, adapter: str) -> list[LowRankUpdate]:
         """The updates that make up one adapter."""
