@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.kernels import is_plain, product_dtype, without_autocast
+from lora_lightning.kernels import autocasts, is_plain, product_dtype, without_autocast
 from lora_lightning.kernels.conv import DenseConv, FactoredConv, Step, choose_form, convolve, reference
-from lora_lightning.kernels.linear import LoRALinearFunction, forward, plain
+from lora_lightning.kernels.linear import LoRALinearFunction, Options, forward, plain
 from lora_lightning.kernels.sources import source_of
 
 
@@ -54,13 +54,15 @@ def lora_linear(
     """
     if not _fast(x, weight, bias, A, B, magnitude, kernel):
         return plain(x, weight, bias, A, B, magnitude, scaling, F.dropout(x, dropout, dropout > 0))
-    mask = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - dropout) if dropout else None
-    options = scaling, 1 - dropout, mask, merged
+    mask = None
+    if dropout:
+        mask = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - dropout).contiguous()
+    options = Options(scaling, 1 - dropout, merged, product_dtype(x))
     if not torch.is_grad_enabled():
         with without_autocast(x.device.type):
-            return forward(x, weight, bias, A, B, magnitude, *options, product_dtype(x))[0]
+            return forward(x, weight, bias, A, B, magnitude, mask, options)[0]
     source = source_of(x, recompute=kernel == "auto")
-    y: Tensor = LoRALinearFunction.apply(x, weight, bias, A, B, magnitude, *options, source, product_dtype(x))
+    y: Tensor = LoRALinearFunction.apply(x, weight, bias, A, B, magnitude, mask, options, source)
     return y
 
 
@@ -77,7 +79,7 @@ def _fast(
     return (
         kernel != "reference"
         and not weight.requires_grad
-        and (weight.dtype == x.dtype or product_dtype(x) != x.dtype)
+        and (weight.dtype == x.dtype or autocasts(x.device.type))
         and is_plain(x, weight, bias, A, B, magnitude)
         and (magnitude is None or product_dtype(x).itemsize >= 4)
     )
@@ -126,15 +128,15 @@ def lora_conv(
     stride, dilation = _each(stride, dimensions), _each(dilation, dimensions)
     x, padding = _padded(x, padding, weight.shape[2:], dilation)
     step = Step(stride, padding, dilation, groups, scaling, dropout=dropout)
-    dtype = product_dtype(x)
-    autocast = dtype != x.dtype
-    if x.dim() != weight.dim() or (x.dtype != weight.dtype and not autocast):
-        return convolve(x, weight, bias, step)  # which refuses them
+    if x.dim() != weight.dim() or (x.dtype != weight.dtype and not autocasts(x.device.type)):
+        convolve(x, weight, bias, step)  # refuses them in torch's words
     fast = kernel != "reference" and x.numel() > 0 and not weight.requires_grad
     fast = fast and is_plain(x, weight, bias, A, B, magnitude)
     source = source_of(x, recompute=kernel == "auto") if fast else None
+    dtype = product_dtype(x)
     with without_autocast(x.device.type):
-        x, bias = x.to(dtype), None if bias is None else bias.to(dtype)
+        x = x.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
         step = step._replace(form=choose_form(x, weight, A, B, magnitude is not None, step))
         if source is None or step.form == "reference":
             return reference(x, weight, bias, A, B, magnitude, step)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
@@ -34,22 +35,36 @@ def chunks(rows: int, width: int, like: Tensor) -> int:
     return max(64, 2**20 // (width * like.element_size()))
 
 
+def autocasts(device_type: str) -> bool:
+    """Whether autocast is on; the meta device has none."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Autocast off where it is on; the meta device has none."""
-    if not (torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)):
+    """Autocast off where it is on."""
+    if not autocasts(device_type):
         return nullcontext()  # turning off what is off would take as long as a small product
     return torch.autocast(device_type, enabled=False)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """What a product of x is computed in: autocast's dtype where it acts, else x's own."""
-    device = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+    if x.dtype == torch.float64 or not autocasts(x.device.type):
         return x.dtype
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return torch.get_autocast_dtype(x.device.type)
 
 
 def row_norms(weight: Tensor) -> Tensor:
     """‖row‖ of each output, (d_out,); m / norm is 1 for a row of zeros, not NaN."""
     norms = torch.linalg.vector_norm(weight.flatten(1), dim=1)
     return norms.clamp_min(torch.finfo(norms.dtype).tiny)
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor.to(dtype)`, without the microseconds that it takes to do nothing."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def pieces(tensor: Tensor, rows: int) -> Sequence[Tensor]:
+    """The tensor in parts of so many rows, one at least."""
+    return (tensor,) if tensor.shape[0] <= rows else tensor.split(rows)

@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from lora_lightning.kernels import products
-from lora_lightning.kernels.linear import row_norms
+from lora_lightning.kernels import products, row_norms
 from lora_lightning.kernels.sources import Source
 from lora_lightning.kernels.weights import factor_groups, factors_gradient, sum_of, update_of
 
@@ -198,7 +197,7 @@ def _save(ctx: Any, x: Tensor, source: Source, *tensors: Tensor | None) -> None:
 def _saved(ctx: Any) -> tuple[Any, ...]:
     """x and the tensors that `_save` was given."""
     tensors = ctx.saved_tensors
-    return ctx.compute(*tensors[ctx.count :]).to(ctx.dtype), *tensors[: ctx.count]
+    return ctx.compute(*tensors[ctx.count :], None).to(ctx.dtype), *tensors[: ctx.count]
 
 
 def _by_the_reference(

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 
@@ -24,7 +23,8 @@ class Source:
     Attributes:
         rowwise: tensors of as many rows.
         shared: tensors that are the same for all rows.
-        compute: (*rowwise, *shared) -> the matrix, for any part of the rows.
+        compute: (*rowwise, *shared, buffer) -> the matrix, for any part of the rows; it may be written
+            into the buffer, of its shape and dtype. None allocates.
     """
 
     rowwise: tuple[Tensor, ...]
@@ -56,7 +56,7 @@ def source_of(x: Tensor, recompute: bool = True) -> Source:
     return Source((x,), (), itself)
 
 
-def itself(x: Tensor) -> Tensor:
+def itself(x: Tensor, buffer: Tensor | None) -> Tensor:
     return x
 
 
@@ -65,36 +65,52 @@ def _layer_norm(maker: Any, x: Tensor) -> Source | None:
     if source is None or mean is None or deviation is None:
         return None
     last_dimension = tuple(maker._saved_normalized_shape) == x.shape[-1:]
-    if not last_dimension or not _fits(source, x) or mean.element_size() < 4:
+    if not last_dimension or not source.is_contiguous() or source.shape != x.shape or mean.element_size() < 4:
         return None
     shared = _saved(maker, "weight"), _saved(maker, "bias")
     return Source((source, mean, deviation), shared, partial(_normalize, x.dtype))
 
 
 def _normalize(
-    dtype: torch.dtype, x: Tensor, mean: Tensor, deviation: Tensor, weight: Tensor | None, bias: Tensor | None
+    dtype: torch.dtype,
+    x: Tensor,
+    mean: Tensor,
+    deviation: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    buffer: Tensor | None,
 ) -> Tensor:
     """In the order of operations of torch's kernel, so that the result is the same to the last bit."""
-    y = (x.to(mean.dtype) - mean).mul(deviation)
-    if weight is not None:
-        weight = weight.to(y.dtype)
-        y = y * weight if bias is None else torch.addcmul(bias.to(y.dtype), y, weight)
+    if buffer is not None and buffer.dtype != mean.dtype:
+        buffer = None
+    y = torch.sub(x.to(mean.dtype), mean, out=buffer)
+    y = torch.mul(y, deviation, out=buffer)
+    if weight is not None and bias is not None:
+        y = torch.addcmul(bias.to(y.dtype), y, weight.to(y.dtype), out=buffer)
+    elif weight is not None:
+        y = torch.mul(y, weight.to(y.dtype), out=buffer)
     return y.to(dtype)
 
 
 def _activation(function: Callable[..., Tensor], maker: Any, x: Tensor) -> Source | None:
     source = _saved(maker, "self")
-    return Source((source,), (), function) if source is not None and _fits(source, x) else None
+    if source is None or source.shape != x.shape or not source.is_contiguous():
+        return None
+    return Source((source,), (), partial(_activate, function))
+
+
+def _activate(function: Callable[..., Tensor], x: Tensor, buffer: Tensor | None) -> Tensor:
+    return function(x) if buffer is None else function(x, out=buffer)
 
 
 def _gelu(maker: Any, x: Tensor) -> Source | None:
-    return _activation(partial(F.gelu, approximate=maker._saved_approximate), maker, x)
+    return _activation(partial(torch._C._nn.gelu, approximate=maker._saved_approximate), maker, x)
 
 
 _FINDERS: dict[str, Callable[[Any, Tensor], Source | None]] = {
     "NativeLayerNormBackward0": _layer_norm,
     "GeluBackward0": _gelu,
-    "SiluBackward0": partial(_activation, F.silu),
+    "SiluBackward0": partial(_activation, torch._C._nn.silu),
 }
 
 
@@ -110,7 +126,3 @@ def _saved(maker: Any, name: str) -> Tensor | None:
         raise RuntimeError("packed by a hook")
     tensor: Tensor | None = getattr(maker, f"_saved_{name}")
     return tensor
-
-
-def _fits(source: Tensor, x: Tensor) -> bool:
-    return source.shape == x.shape and source.is_contiguous()

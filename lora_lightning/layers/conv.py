@@ -63,10 +63,9 @@ class LoRAConv(_Convolution):
 
     def forward(self, x: Tensor) -> Tensor:
         weight, updates = self.base("weight"), self.active_updates("weight")
-        dropout = getattr(updates[0].dropout, "p", 0.0) if updates and self.training else 0.0
         # dropout comes before a padding that is a pass of its own
         ahead = self.padding_mode != "zeros" or isinstance(self.padding, str)
-        if len(updates) != 1 or (dropout and ahead):
+        if len(updates) != 1 or (updates[0].drops and ahead):
             return self.add_branches(x, self._conv_forward(x, weight, self.bias))
         update, padding = updates[0], self.padding
         if self.padding_mode != "zeros":
@@ -83,7 +82,8 @@ class LoRAConv(_Convolution):
             dilation=self.dilation,
             groups=self.groups,
             magnitude=update.lora_magnitude,
-            dropout=dropout,
+            dropout=update.drops,
+            kernel=update.kernel,
         )
 
     def branch(self, x: Tensor, update: LowRankUpdate) -> Tensor:

@@ -80,10 +80,14 @@ def is_norm(module: nn.Module) -> bool:
     return named and bool(own) and all(p.dim() <= 1 for p in own)
 
 
-def freeze_statistics(module: nn.Module) -> None:
-    """Keep a norm layer in eval mode from now on; calling it twice changes nothing."""
+def freeze_statistics(module: nn.Module, kernel: str = "auto") -> None:
+    """Keep a norm layer in eval mode from now on; calling it twice changes nothing.
+
+    Args:
+        kernel: "reference" leaves the layer its own backward.
+    """
     if not isinstance(module, FrozenNorm):
-        swap_in(module, _frozen_family(module))
+        swap_in(module, FrozenNorm if kernel == "reference" else _frozen_family(module))
     module.eval()
 
 
