@@ -241,6 +241,7 @@ def _argument_problems(path: str, node: Mapping[str, Any]) -> list[str]:
         and key not in node
         and key not in provided
         and "_args_" not in node
+        and not node.get("_partial_")
     ]
     return problems
 
