@@ -152,7 +152,7 @@ def _make(module: nn.Module, adapters: dict[str, Adapter], active: tuple[str, ..
 
 def _check_base(here: dict[str, str], checkpoint: dict[str, Any], where: str) -> None:
     """A checkpoint that holds the base's weights too brings its own base."""
-    saved, state = checkpoint[KEY].get("base", {}), checkpoint["state_dict"]
+    saved, state = checkpoint[KEY].get("base", {}), checkpoint.get("state_dict", {})
     if all(n in state and state[n].numel() for n in saved):
         return
     if refusal := refusal_of_base(saved, here, f"the adapter in {where}"):
