@@ -7,32 +7,46 @@ import warnings
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lora_lightning.adapters import lora_parameters
+from lora_lightning.adapters import add_adapter, lora_parameters, select
+from lora_lightning.averaging import average_the_adapted, keep_equal_values
 from lora_lightning.config import LoRAConfig
-from lora_lightning.errors import ConfigError, UserError
+from lora_lightning.errors import ConfigError, UserError, did_you_mean
+from lora_lightning.files import write_checkpoints_whole
+from lora_lightning.hparams import unsafe_hparams
 from lora_lightning.inject import carry_out, eject, freeze_norms
 from lora_lightning.layers.norm import FrozenNorm
 from lora_lightning.plans import Plan
+from lora_lightning.random_state import random_state, set_random_state
 from lora_lightning.record import injection_of, is_injected
+from lora_lightning.report import listed
+from lora_lightning.resume import align_loaders, check_order, go_on, optimized_names, progress_of
 from lora_lightning.state_hooks import keep_trained_only
 from lora_lightning.targets import plan
+from lora_lightning.trainer_checkpoint import KEY, describe_checkpoints
+from lora_lightning.twins import is_a
 from lora_lightning.verify import FirstSteps
 
-UNSHARDED = (SingleDeviceStrategy, DDPStrategy)  # every process holds the parameters themselves
+UNSHARDED = ("SingleDeviceStrategy", "DDPStrategy")  # every process holds the parameters themselves
+CHECKPOINTS = ("adapter", "full")
 
 
 class LoRACallback(pl.Callback):
-    """Injects LoRA into the LightningModule at setup, freezes its backbone, and keeps the Trainer's
-    checkpoints down to what is trained.
+    """Injects LoRA into the LightningModule at setup, freezes its backbone, keeps the Trainer's
+    checkpoints down to what is trained, writes them whole or not at all, and lets a run resumed from one
+    go on as if it had never stopped.
 
     Args:
         config: what to adapt and how.
+        adapter: name of the updates. A module that is adapted already, by an earlier fit, gets one more
+            adapter of this name; the earlier ones stay in it and in its checkpoints, and do not train.
+        checkpoint: "adapter", or "full" for checkpoints with the frozen weights too; a run with either
+            resumes from both.
         verbose: print the plan when a fit begins.
         verify_strict: the first training steps check that every update is used and gets a finite
             gradient, and warn with the names of those that do not; true makes it an error.
+        any_base: accept checkpoints of a run whose frozen weights had other values.
         **options: fields of LoRAConfig, instead of `config`.
 
     Attributes:
@@ -53,53 +67,87 @@ class LoRACallback(pl.Callback):
         self,
         config: LoRAConfig | None = None,
         *,
+        adapter: str = "default",
+        checkpoint: str = "adapter",
         verbose: bool = True,
         verify_strict: bool = False,
+        any_base: bool = False,
         **options: Any,
     ) -> None:
         if config is not None and options:
             raise ConfigError([f"give a config or its fields ({', '.join(options)}), not both."])
         problems = LoRAConfig.problems(options)
-        if not isinstance(verify_strict, bool):
-            problems.append(f"verify_strict={verify_strict!r}: give true or false.")
+        for name, value in (("verify_strict", verify_strict), ("any_base", any_base)):
+            if not isinstance(value, bool):
+                problems.append(f"{name}={value!r}: give true or false.")
+        if checkpoint not in CHECKPOINTS:
+            near = did_you_mean(checkpoint, CHECKPOINTS)
+            problems.append(f"checkpoint={checkpoint!r}: give one of {', '.join(CHECKPOINTS)}.{near}")
         if problems:
             raise ConfigError(problems)
         self.config = config or LoRAConfig(**options)
-        self.verbose, self.verify_strict = verbose, verify_strict
+        self.adapter = adapter
+        self.checkpoint, self.verbose, self.verify_strict = checkpoint, verbose, verify_strict
+        self.any_base = any_base
         self.plan: Plan | None = None
+        self._progress: list[dict[str, Any]] | None = None  # of the run that is resumed
+        self._order: list[list[str]] | None = None
+        self._resumed = False  # and no batch done since
+        self._random: dict[str, Any] | None = None  # at the last training batch
         self._first_steps: FirstSteps | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Inject now if the targets exist, and look again after `configure_model`, which may build
         layers; both come before the checkpoint is restored and before the optimizers are made."""
+        self._refuse_unfreezing(trainer)
+        if is_a(trainer.strategy, *UNSHARDED):
+            write_checkpoints_whole(trainer.strategy)
         if is_injected(pl_module):
             self._reuse(pl_module)
+            self._prepare(trainer, pl_module)
             return
         with contextlib.suppress(ConfigError):  # raised again after configure_model, if it stands
             self._inject(pl_module)
-        self._after_configure_model(pl_module)
+            self._prepare(trainer, pl_module)
+        if not is_injected(pl_module) or _builds_late(pl_module):
+            self._after_configure_model(trainer, pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.plan = injection_of(pl_module).plan  # a checkpoint may have brought another
         freeze_norms(pl_module)
+        keep_equal_values(trainer)
         if all(m.training or isinstance(m, FrozenNorm) for m in pl_module.modules()):
             # Lightning warns of every module in eval mode; these are meant to be.
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
-        if isinstance(trainer.strategy, UNSHARDED):
+        if is_a(trainer.strategy, *UNSHARDED):
             self._first_steps = FirstSteps(pl_module)
+            if self._order is not None:
+                check_order(self._order, optimized_names(trainer, pl_module))
+        self._order = None
+        self._warn_of_hparams(trainer, pl_module)
         if self.verbose:
             rank_zero_info(f"\n{self.plan}\n")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse optimizers that were made without the updates: nothing would train."""
-        if not isinstance(trainer.strategy, UNSHARDED):
-            return  # sharded strategies hand other tensors to the optimizer
-        groups = [g for optimizer in trainer.optimizers for g in optimizer.param_groups]
-        optimized = {id(p) for group in groups for p in group["params"]}
-        if trainer.optimizers and not any(id(p) in optimized for p in lora_parameters(pl_module)):
-            raise UserError(
-                "no optimizer holds the LoRA parameters: make the optimizer in configure_optimizers, "
-                "from self.parameters(), not from a list made in __init__."
-            )
+        """Refuse optimizers that were made without the updates: nothing would train. Then go on where the
+        checkpoint stopped."""
+        if is_a(trainer.strategy, *UNSHARDED):  # sharded ones hand other tensors to the optimizer
+            self._refuse_untrained(trainer, pl_module)
+        align_loaders(trainer)
+        if self._progress is not None:
+            go_on(trainer, pl_module, self._progress)
+            self._progress = None
+            self._resumed = True
+        self._random = random_state()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._resumed = False
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """In the middle of an epoch, Lightning makes validation's iterator before the first batch."""
+        if self._resumed and self._random is not None:
+            set_random_state(self._random)
+        self._resumed = False
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._first_steps is not None:
@@ -107,10 +155,18 @@ class LoRACallback(pl.Callback):
             self._first_steps.after_backward(scaled=scaler is not None)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._random = random_state()
         if self._first_steps is not None and self._first_steps.after_step():
             self._conclude(trainer)
 
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validation, whose loader alone draws a number, leaves the training's random numbers as they
+        were: a resumed run may validate at other moments, when a validation was due at the checkpoint."""
+        if self._random is not None and not trainer.sanity_checking:
+            set_random_state(self._random)
+
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._random = None
         if self._first_steps is not None and self._first_steps.observed:
             self._conclude(trainer)
 
@@ -136,23 +192,43 @@ class LoRACallback(pl.Callback):
     def state_dict(self) -> dict[str, Any]:
         return {"config": self.config.to_dict()}
 
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        order = optimized_names(trainer, pl_module) if is_a(trainer.strategy, *UNSHARDED) else None
+        checkpoint[KEY] = {"progress": progress_of(trainer, pl_module), "optimized": order}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        about = checkpoint.get(KEY, {})
+        self._progress, self._order = about.get("progress"), about.get("optimized")
+
     def _inject(self, pl_module: pl.LightningModule) -> None:
         self.plan = plan(pl_module, self.config)
-        carry_out(pl_module, self.config, self.plan)
-        keep_trained_only(pl_module)
+        carry_out(pl_module, self.config, self.plan, self.adapter)
 
     def _reuse(self, pl_module: pl.LightningModule) -> None:
         """setup runs again for validate, test, predict and a second fit."""
         injection = injection_of(pl_module)
-        if injection.config != self.config:
+        if self.adapter not in injection.adapters:
+            add_adapter(pl_module, self.adapter, self.config)
+        elif injection.adapters[self.adapter].config != self.config:
             raise ConfigError([
-                "the model is adapted already, with another configuration; call "
-                "lora_lightning.eject(model) before a fit with this one."
+                "the model is adapted already, with another configuration: give this one another name, "
+                "LoRACallback(adapter=NAME), or call lora_lightning.eject(model) before."
             ])  # fmt: skip
+        if self.adapter not in injection.active:
+            select(pl_module, self.adapter)
         self.plan = injection.plan
-        keep_trained_only(pl_module)
 
-    def _after_configure_model(self, pl_module: pl.LightningModule) -> None:
+    def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What other parts of Lightning must know of an injected module."""
+        keep_trained_only(pl_module, full=self.checkpoint == "full")
+        describe_checkpoints(pl_module, is_a(trainer.strategy, *UNSHARDED), self.any_base)
+        average_the_adapted(trainer, pl_module)
+
+    def _after_configure_model(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Wrap the module's `configure_model`, once, to inject into layers that are built after setup."""
         names = {n for n, _ in pl_module.named_parameters()}
         original = pl_module.configure_model
@@ -165,5 +241,47 @@ class LoRACallback(pl.Callback):
                     return
                 eject(pl_module)
             self._inject(pl_module)
+            self._prepare(trainer, pl_module)
 
         pl_module.configure_model = configure_model  # type: ignore[method-assign]
+
+    def _refuse_unfreezing(self, trainer: pl.Trainer) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if is_a(callback, "BackboneFinetuning"):
+                raise ConfigError([
+                    "BackboneFinetuning trains the backbone that LoRA keeps frozen: give one of the two. To "
+                    "train some of its layers in full beside LoRA, name them in modules_to_save."
+                ])  # fmt: skip
+
+    def _refuse_untrained(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        updates = lora_parameters(pl_module)
+        if frozen := sum(not p.requires_grad for p in updates):
+            raise UserError(
+                f"{frozen} of the {len(updates)} LoRA parameters were frozen after setup and would not "
+                "train: another callback or hook sets requires_grad; leave the backbone to LoRACallback."
+            )
+        groups = [g for optimizer in trainer.optimizers for g in optimizer.param_groups]
+        optimized = {id(p) for group in groups for p in group["params"]}
+        if trainer.optimizers and not any(id(p) in optimized for p in updates):
+            raise UserError(
+                "no optimizer holds the LoRA parameters: make the optimizer in configure_optimizers, "
+                "from self.parameters(), not from a list made in __init__."
+            )
+
+    def _warn_of_hparams(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for owner in (pl_module, trainer.datamodule):  # type: ignore[attr-defined]
+            if owner is not None and (unsafe := unsafe_hparams(owner)):
+                rank_zero_warn(
+                    f"checkpoints will not load with weights_only=True, the safe way, because of these "
+                    f"hyperparameters of {type(owner).__name__}: {listed(unsafe)}. Keep plain values: "
+                    "save_hyperparameters(ignore=[...]), OmegaConf.to_container(config, resolve=True)."
+                )
+
+
+def _builds_late(pl_module: pl.LightningModule) -> bool:
+    """Whether the module has hooks of its own, run after Callback.setup, that can build layers."""
+    hooks = ("setup", "configure_model")
+    return any(
+        getattr(type(pl_module), hook).__module__.partition(".")[0] not in ("lightning", "pytorch_lightning")
+        for hook in hooks
+    )

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.kernels import is_plain, product_dtype, without_autocast
+from lora_lightning.kernels import autocasts, is_plain, product_dtype, without_autocast
+from lora_lightning.kernels.conv import DenseConv, FactoredConv, Step, choose_form, convolve, reference
 from lora_lightning.kernels.linear import LoRALinearFunction, Options, forward, plain
 from lora_lightning.kernels.sources import source_of
 
@@ -76,7 +79,83 @@ def _fast(
     return (
         kernel != "reference"
         and not weight.requires_grad
-        and (weight.dtype == x.dtype or product_dtype(x) != x.dtype)
+        and (weight.dtype == x.dtype or autocasts(x.device.type))
         and is_plain(x, weight, bias, A, B, magnitude)
         and (magnitude is None or product_dtype(x).itemsize >= 4)
     )
+
+
+def lora_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float = 1.0,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    magnitude: Tensor | None = None,
+    dropout: float = 0.0,
+    kernel: str = "auto",
+) -> Tensor:
+    """conv(x, W) + bias + s·B·conv(x, A) of 1, 2 or 3 dimensions, as torch.nn.functional.conv2d
+    (Hu et al. 2021, arXiv 2106.09685, section 4.1, with W flattened to out × in·kernel).
+
+    Args:
+        x: (batch, in, *size), or without the batch.
+        weight: W (out, in / groups, *kernel), frozen: it gets no gradient from the fast path.
+        A: (groups·r, in / groups, *kernel), group by group; or (r, in / groups, *kernel), with factors
+            across the groups, as of a depthwise convolution.
+        B: (out, r).
+        scaling: s.
+        padding: also "valid" or "same".
+        magnitude: DoRA's m (out,): the rows of W + s·B·A are scaled to it (arXiv 2402.09353, equation 5).
+        dropout: probability of dropping an entry of the branch's input.
+        kernel: as of `lora_linear`.
+
+    Returns:
+        (batch, out, *out size), of x's dtype; under autocast of its dtype.
+    """
+    dimensions = weight.dim() - 2
+    if x.dim() == dimensions + 1:
+        return lora_conv(
+            x[None], weight, bias, A, B, scaling, stride=stride, padding=padding, dilation=dilation,
+            groups=groups, magnitude=magnitude, dropout=dropout, kernel=kernel,
+        )[0]  # fmt: skip
+    stride, dilation = _each(stride, dimensions), _each(dilation, dimensions)
+    x, padding = _padded(x, padding, weight.shape[2:], dilation)
+    step = Step(stride, padding, dilation, groups, scaling, dropout=dropout)
+    if x.dim() != weight.dim() or (x.dtype != weight.dtype and not autocasts(x.device.type)):
+        convolve(x, weight, bias, step)  # refuses them in torch's words
+    fast = kernel != "reference" and x.numel() > 0 and not weight.requires_grad
+    fast = fast and is_plain(x, weight, bias, A, B, magnitude)
+    source = source_of(x, recompute=kernel == "auto") if fast else None
+    dtype = product_dtype(x)
+    with without_autocast(x.device.type):
+        x = x.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        step = step._replace(form=choose_form(x, weight, A, B, magnitude is not None, step))
+        if source is None or step.form == "reference":
+            return reference(x, weight, bias, A, B, magnitude, step)
+        function = DenseConv if step.form == "dense" else FactoredConv
+        y: Tensor = function.apply(x, weight, bias, A, B, magnitude, step, source)
+        return y
+
+
+def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
+    return (value,) * dimensions if isinstance(value, int) else tuple(value)
+
+
+def _padded(
+    x: Tensor, padding: int | str | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]
+) -> tuple[Tensor, tuple[int, ...]]:
+    """The padding in numbers; "same" with an odd sum puts one more behind, as torch does."""
+    if not isinstance(padding, str):
+        return x, _each(padding, len(kernel))
+    total = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+    if any(t % 2 for t in total):
+        x = F.pad(x, [n for t in reversed(total) for n in (0, t % 2)])
+    return x, tuple(t // 2 for t in total)

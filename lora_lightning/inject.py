@@ -6,7 +6,7 @@ from torch import nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
-from lora_lightning.layers import family_of, lora_layers, slots_of
+from lora_lightning.layers import family_of, lora_layers, own_modules, slots_of
 from lora_lightning.layers.layer import LoRALayer, adapt, forget, restore, set_weights, slot_key
 from lora_lightning.layers.norm import FrozenNorm, freeze_statistics, has_statistics
 from lora_lightning.layers.reading import weight_of
@@ -87,7 +87,9 @@ def check_adapter(model: nn.Module, config: LoRAConfig, adapter: str) -> None:
         ConfigError: the adapter's name is no identifier, or DoRA on the meta device.
     """
     if not adapter.isidentifier() or hasattr(nn.ModuleDict, adapter):
-        raise ConfigError([f"adapter={adapter!r}: give an identifier, such as 'default' or 'scottish'."])
+        raise ConfigError([
+            f"adapter={adapter!r}: give an identifier that is no method of nn.Module, such as 'scottish'."
+        ])  # fmt: skip
     if config.use_dora and any(p.is_meta for p in model.parameters()):
         raise ConfigError([
             "use_dora=True: magnitudes begin as the norms of the weights, which a model on the meta device "
@@ -198,8 +200,9 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
 
 def freeze_norms(model: nn.Module) -> None:
     """Put frozen norm layers back into eval mode where another tool has replaced them (SyncBatchNorm)."""
-    for name in injection_of(model).training:
-        freeze_statistics(model.get_submodule(name))
+    injection = injection_of(model)
+    for name in injection.training:
+        freeze_statistics(model.get_submodule(name), injection.config.kernel)
 
 
 def _attach(
@@ -256,13 +259,13 @@ def _flag_own(model: nn.Module, injection: Injection, trains: bool) -> None:
 def _freeze_statistics(model: nn.Module, injection: Injection) -> None:
     """Freeze the running statistics that the first selected adapter does not move, let go the others."""
     own = set(injection.adapters[injection.adapter].own)
-    for name, module in model.named_modules():
+    for name, module in own_modules(model):
         if not has_statistics(module) or not inside_scope(name, injection.plan.scope):
             continue
         moves = any(f"{name}.{n}".lstrip(".") in own for n, _ in module.named_buffers(recurse=False))
         if not moves:
             injection.training.setdefault(name, module.training)
-            freeze_statistics(module)
+            freeze_statistics(module, injection.config.kernel)
         elif isinstance(module, FrozenNorm):
             swap_out(module)
             module.training = model.training

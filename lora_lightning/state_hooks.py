@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,14 +10,18 @@ from lora_lightning.errors import AdapterFileError
 from lora_lightning.record import injection_of, is_injected
 from lora_lightning.targets import inside_scope
 
+# An entry of a checkpoint's state_dict: a module without LoRA names it as unexpected when it refuses.
+ADVICE = "lora_lightning: an adapter without its base; use LoRACallback or ll.load_from_checkpoint"
 
-def keep_trained_only(model: nn.Module) -> None:
-    """From now on `model.state_dict()` leaves out what is frozen, and `load_state_dict()` forgives
-    its absence, and that alone; the submodules' own `state_dict()` are as ever.
+
+def keep_trained_only(model: nn.Module, full: bool = False) -> None:
+    """From now on `model.state_dict()` leaves out what is frozen (unless `full`), and `load_state_dict()`
+    forgives its absence, and that alone; the submodules' own `state_dict()` are as ever.
 
     Hooks on the module serve every way of saving: Lightning does not call the callbacks' hooks with
     `save_weights_only=True`. They do nothing once the model is ejected.
     """
+    model.__dict__["lora_full_state_dict"] = full
     if _drop_frozen not in model._state_dict_hooks.values():
         model.register_state_dict_post_hook(_drop_frozen)
         model.register_load_state_dict_pre_hook(_refuse_misfit)
@@ -40,19 +43,21 @@ def frozen_names(model: nn.Module) -> set[str]:
 
 
 def _drop_frozen(model: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-    if is_injected(model):
+    if is_injected(model) and not model.__dict__["lora_full_state_dict"]:
         for name in frozen_names(model):
             state.pop(prefix + name, None)
 
 
 def _refuse_misfit(
-    model: nn.Module, state: Mapping[str, Any], prefix: str, local_metadata: Any, strict: bool,
+    model: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any, strict: bool,
     missing: list[str], unexpected: list[str], errors: list[str],
 ) -> None:  # fmt: skip
     """A checkpoint without the model's updates, or with updates of another rank, is an error even
     with `strict_loading=False`; only a whole base model may come without updates."""
     if not is_injected(model):
         return
+    model.__dict__["lora_load_prefix"] = prefix
+    state.pop(prefix + ADVICE, None)
     expected = {prefix + n: p for n, p in model.named_parameters() if ".lora_" in n}
     absent = [n for n in expected if n not in state]
     whole_base = all(prefix + n in state for n in frozen_names(model))
@@ -74,5 +79,5 @@ def _refuse_misfit(
 
 def _forgive_frozen(model: nn.Module, incompatible: Any) -> None:
     if is_injected(model):
-        frozen = frozen_names(model)
+        frozen = {model.__dict__["lora_load_prefix"] + name for name in frozen_names(model)}
         incompatible.missing_keys[:] = [n for n in incompatible.missing_keys if n not in frozen]

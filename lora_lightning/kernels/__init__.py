@@ -35,19 +35,23 @@ def chunks(rows: int, width: int, like: Tensor) -> int:
     return max(64, 2**20 // (width * like.element_size()))
 
 
+def autocasts(device_type: str) -> bool:
+    """Whether autocast is on; the meta device has none."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
 def without_autocast(device_type: str) -> AbstractContextManager[object]:
-    """Autocast off where it is on; the meta device has none."""
-    if not (torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)):
+    """Autocast off where it is on."""
+    if not autocasts(device_type):
         return nullcontext()  # turning off what is off would take as long as a small product
     return torch.autocast(device_type, enabled=False)
 
 
 def product_dtype(x: Tensor) -> torch.dtype:
     """What a product of x is computed in: autocast's dtype where it acts, else x's own."""
-    device = x.device.type
-    if x.dtype == torch.float64 or not torch.amp.is_autocast_available(device):
+    if x.dtype == torch.float64 or not autocasts(x.device.type):
         return x.dtype
-    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    return torch.get_autocast_dtype(x.device.type)
 
 
 def row_norms(weight: Tensor) -> Tensor:

@@ -9,6 +9,8 @@ from lora_lightning.init import init_update
 from lora_lightning.kernels import row_norms, without_autocast
 from lora_lightning.layers.slot import Slot
 
+LEAVES = ("lora_A", "lora_B", "lora_magnitude")  # names of an update's parameters
+
 
 class LowRankUpdate(nn.Module):
     """The update s·B·A of one weight W (Hu et al. 2021, arXiv 2106.09685, section 4.1).
@@ -72,18 +74,34 @@ class LowRankUpdate(nn.Module):
         if self.lora_magnitude is not None:
             self.lora_magnitude.copy_(row_norms(weight.to(self.lora_magnitude.dtype)))
 
+    def thin_factors(self) -> tuple[Tensor, Tensor]:
+        """s·B·A as two factors by groups, (groups, m, r) and (groups, r, k): m is out / groups and k the
+        columns of A; of a transposed slot m is in / groups and k the columns of B."""
+        left, right = self._sides()
+        return self.scaling * left, right
+
     def product(self, weight: Tensor) -> Tensor:
         """s·B·A in the shape of the rows of W given, (out, in / groups, *kernel), in A's dtype."""
+        left, right = self.thin_factors()
+        if len(left) == 1:  # one matrix product is faster than a batch of one
+            return (left[0] @ right[0]).view(weight.shape)
+        return torch.bmm(left, right).view(weight.shape)
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """The rows of W given + s·B·A, in one pass over them where it can be."""
+        left, right = self._sides()
+        if len(left) > 1 or self.lora_magnitude is not None or left.dtype != weight.dtype:
+            return weight + self.delta(weight)
+        with without_autocast(weight.device.type):
+            sums = torch.addmm(weight.flatten(1), left[0], right[0], alpha=self.scaling)
+        return sums.view(weight.shape)
+
+    def _sides(self) -> tuple[Tensor, Tensor]:
+        """The factors of each group, (groups, rows, r) and (groups, r, columns)."""
         groups, rank = self.slot.groups, self.rank
-        if self.slot.transposed:
-            left = self.lora_A.view(groups, rank, -1).mT  # (groups, in / groups, r)
-            right = self.lora_B.view(groups, rank, -1)  # (groups, r, out / groups * kernel)
-        else:
-            left = self.lora_B.view(groups, -1, rank)  # (groups, out / groups, r)
-            right = self.lora_A.view(groups, rank, -1)  # (groups, r, in / groups * kernel)
-        if groups == 1:  # one matrix product is faster than a batch of one
-            return (self.scaling * left[0] @ right[0]).view(weight.shape)
-        return torch.bmm(self.scaling * left, right).view(weight.shape)
+        if self.slot.transposed:  # in / groups rows, out / groups · kernel columns
+            return self.lora_A.view(groups, rank, -1).mT, self.lora_B.view(groups, rank, -1)
+        return self.lora_B.view(groups, -1, rank), self.lora_A.view(groups, rank, -1)
 
     def delta(self, weight: Tensor) -> Tensor:
         """What this update adds to the rows of W given, in A's dtype."""

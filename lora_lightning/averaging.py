@@ -1,0 +1,64 @@
+"""Lightning's callbacks that average weights (EMA, SWA) beside LoRACallback, in either order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from lora_lightning.layers.norm import FrozenNorm
+from lora_lightning.twins import is_a
+
+
+def average_the_adapted(trainer: Any, module: nn.Module) -> None:
+    """After the injection: a callback that stands before ours has copied the model as it was; let it copy
+    again. And let SWA leave frozen norms alone: it would reset their statistics and make new ones."""
+    for callback in trainer.callbacks:
+        if is_a(callback, "StochasticWeightAveraging"):
+            callback.pl_module_contains_batch_norm = _has_moving_norm
+            reset = type(callback).reset_batch_norm_and_save_state
+            callback.reset_batch_norm_and_save_state = partial(_reset_moving, partial(reset, callback))
+        if is_a(callback, "StochasticWeightAveraging", "WeightAveraging"):
+            copied = callback._average_model
+            if copied is not None and _names(getattr(copied, "module", copied)) != _names(module):
+                callback.setup(trainer, module, trainer.state.fn.value)
+
+
+def keep_equal_values(trainer: Any) -> None:
+    """Averages of equal numbers are made exactly that number, so that frozen weights stay what they are:
+    d·w + (1 - d)·w is not always w. To be called when every callback was set up."""
+    for callback in trainer.callbacks:
+        if is_a(callback, "WeightAveraging") and callback._average_model is not None:
+            model = callback._average_model
+            if model.avg_fn is not None and not isinstance(model.avg_fn, _KeepsEqual):
+                model.avg_fn = _KeepsEqual(model.avg_fn)
+
+
+class _KeepsEqual:
+    def __init__(self, average: Callable[..., Tensor]) -> None:
+        self.average = average
+
+    def __call__(self, averaged: Tensor, current: Tensor, *rest: Any) -> Tensor:
+        current = current.to(averaged.device)
+        return torch.where(averaged == current, averaged, self.average(averaged, current, *rest))
+
+
+def _names(module: nn.Module) -> list[str]:
+    return [n for n, _ in module.named_parameters()]
+
+
+def _moving_norms(module: nn.Module) -> list[nn.Module]:
+    return [m for m in module.modules() if isinstance(m, _BatchNorm) and not isinstance(m, FrozenNorm)]
+
+
+def _has_moving_norm(module: nn.Module) -> bool:
+    return bool(_moving_norms(module))
+
+
+def _reset_moving(reset: Callable[[Any], None], module: Any) -> None:
+    reset(SimpleNamespace(modules=lambda: _moving_norms(module), device=module.device))

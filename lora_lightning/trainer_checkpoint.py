@@ -1,0 +1,184 @@
+"""What a Trainer's checkpoint says of the adapter in it, and a LightningModule made from one.
+
+Written by the LightningModule's own hooks, which Lightning calls in every mode of saving; those of the
+callbacks it leaves out with `save_weights_only=True`.
+"""
+
+from __future__ import annotations
+
+import os
+from functools import partial
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
+
+from lora_lightning.averaging import average_the_adapted
+from lora_lightning.checkpoint import checkpoint_entry
+from lora_lightning.config import LoRAConfig
+from lora_lightning.errors import AdapterFileError, ConfigError
+from lora_lightning.fingerprint import fingerprint, refusal_of_base
+from lora_lightning.inject import activate, carry_out, grow, replace
+from lora_lightning.layers import lora_layers
+from lora_lightning.plans import Plan
+from lora_lightning.record import Adapter, injection_of, is_injected
+from lora_lightning.source import KEY
+from lora_lightning.state_hooks import ADVICE, keep_trained_only
+
+VERSION = 1
+Module = TypeVar("Module", bound=nn.Module)
+
+
+def describe_checkpoints(module: Any, guarded: bool, any_base: bool = False) -> None:
+    """From now on the module's checkpoints say which adapter they hold, and loading one gives the module
+    the adapter that was saved, before its weights are restored.
+
+    Args:
+        guarded: write checkpoints that a module without LoRA refuses, see `_guard`; not where weights will
+            be sharded, and the base is known by its values of now.
+        any_base: accept checkpoints of a run with other frozen weights.
+    """
+    base = None if guarded else fingerprint(module)
+    module.on_save_checkpoint = partial(_describe, module, guarded, base)
+    module.on_load_checkpoint = partial(_adopt, module, any_base, base)
+
+
+def load_from_checkpoint(
+    module_class: type[Module],
+    path: str | os.PathLike[str],
+    *,
+    map_location: Any = "cpu",
+    weights_only: bool = True,
+    any_base: bool = False,
+    **options: Any,
+) -> Module:
+    """`module_class.load_from_checkpoint` for a checkpoint that LoRACallback made small: the module is
+    built, which gives it its base weights, adapted as the checkpoint says, and given what was trained.
+
+    Args:
+        module_class: the LightningModule's class.
+        path: a checkpoint of a Trainer with LoRACallback, in any mode of saving.
+        map_location: the device, or a mapping of devices, as in `torch.load`.
+        weights_only: false runs code that the file may hold: for hyperparameters that are not plain
+            values, from a file that you trust.
+        any_base: accept a module whose frozen weights have other values than those that it was trained on.
+        **options: arguments of `module_class`, over those that the checkpoint holds.
+
+    Raises:
+        AdapterFileError: the checkpoint holds no adapter, or one that does not fit the module or its base.
+    """
+    checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only)
+    if not isinstance(checkpoint, dict) or KEY not in checkpoint:
+        raise AdapterFileError(
+            f"{path} was not saved with LoRACallback. Use {module_class.__name__}.load_from_checkpoint(path)."
+        )
+    # Lightning builds the module by the stored hyperparameters; its weights come after the injection.
+    building = type(module_class.__name__, (module_class,), {"load_state_dict": _load_nothing})
+    build: Any = building
+    module = build.load_from_checkpoint(path, map_location=map_location, weights_only=weights_only, **options)
+    module.__class__ = module_class
+    adapters, active = _read(checkpoint[KEY])
+    try:
+        for name, adapter in adapters.items():
+            make = grow if is_injected(module) else carry_out
+            make(module, adapter.config, adapter.plan, name)
+    except (AttributeError, KeyError) as error:
+        raise AdapterFileError(
+            f"{path} adapts a layer that {module_class.__name__} does not have: {error}. Build all layers in "
+            "__init__ or configure_model; Lightning does not call setup here."
+        ) from None
+    if not any_base:
+        _check_base(fingerprint(module), checkpoint, str(path))
+    activate(module, active)
+    _give_values(module, adapters)
+    keep_trained_only(module)
+    module.load_state_dict(checkpoint["state_dict"])
+    module.__dict__["lora_trained"] = checkpoint[KEY].get("training", {})
+    return module
+
+
+def _load_nothing(self: nn.Module, *args: Any, **options: Any) -> Any:
+    return _IncompatibleKeys([], [])
+
+
+def _describe(module: Any, guarded: bool, base: dict[str, str] | None, checkpoint: dict[str, Any]) -> None:
+    type(module).on_save_checkpoint(module, checkpoint)
+    if not is_injected(module):
+        return
+    checkpoint[KEY] = {**checkpoint.get(KEY, {}), **checkpoint_entry(module, base)}
+    if guarded and not module.lora_full_state_dict:
+        _guard(module, checkpoint["state_dict"])
+
+
+def _guard(module: nn.Module, state: dict[str, Any]) -> None:
+    """A module without LoRA must not take this for its weights. With `strict` the unexpected name says
+    what to do; without, an empty tensor under a frozen weight's name fits no plain layer."""
+    state[ADVICE] = torch.empty(0)
+    for name, layer in lora_layers(module).items():
+        for parameter in set(layer.properties) & layer._parameters.keys():
+            state[f"{name}.{parameter}"] = torch.empty(0)
+            return
+
+
+def _adopt(module: Any, any_base: bool, base: dict[str, str] | None, checkpoint: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another base. Give the module the other adapters of the file, and a plan with
+    other ranks, made by the same configuration (from other data), for its own."""
+    type(module).on_load_checkpoint(module, checkpoint)
+    if KEY not in checkpoint or not is_injected(module):
+        return
+    adapters, active = _read(checkpoint[KEY])
+    if not any_base:
+        _check_base(fingerprint(module) if base is None else base, checkpoint, "the checkpoint")
+    module.__dict__["lora_trained"] = checkpoint[KEY].get("training", {})
+    here = injection_of(module)
+    if active != here.active and set(active) <= here.adapters.keys() | adapters.keys():
+        raise AdapterFileError(
+            f"the checkpoint was saved with the adapter {active[0]!r} selected, and heads and norms are its "
+            f"own; the module has {here.active[0]!r} selected. Give LoRACallback(adapter={active[0]!r})."
+        )
+    changed = False
+    for name, adapter in adapters.items():
+        if name not in here.adapters:
+            grow(module, adapter.config, adapter.plan, name)
+        elif adapter.config == here.adapters[name].config and adapter.plan != here.adapters[name].plan:
+            replace(module, adapter.config, adapter.plan, name)
+        else:
+            continue
+        changed = True
+    _give_values(module, adapters)
+    if changed:
+        average_the_adapted(module.trainer, module)
+
+
+def _check_base(here: dict[str, str], checkpoint: dict[str, Any], where: str) -> None:
+    """A checkpoint that holds the base's weights too brings its own base."""
+    saved, state = checkpoint[KEY].get("base", {}), checkpoint["state_dict"]
+    if all(n in state and state[n].numel() for n in saved):
+        return
+    if refusal := refusal_of_base(saved, here, f"the adapter in {where}"):
+        raise AdapterFileError(refusal)
+
+
+def _give_values(module: nn.Module, adapters: dict[str, Adapter]) -> None:
+    """Those of the selected adapter stand in the model, and in the checkpoint's state_dict."""
+    here = injection_of(module)
+    for name in adapters.keys() - set(here.active[:1]):
+        here.adapters[name].values.update(adapters[name].values)
+
+
+def _read(about: dict[str, Any]) -> tuple[dict[str, Adapter], tuple[str, ...]]:
+    """The adapters of a checkpoint and the names of those that were selected."""
+    if about.get("version") != VERSION:
+        raise AdapterFileError(
+            f"the checkpoint's adapters have format version {about.get('version')!r}; this release of "
+            f"lora_lightning reads version {VERSION}. Upgrade lora-lightning."
+        )
+    try:
+        adapters = {
+            name: Adapter(LoRAConfig(**a["config"]), Plan.from_dict(a["plan"]), values=a["values"])
+            for name, a in about["adapters"].items()
+        }
+        return adapters, tuple(about["active"])
+    except (TypeError, KeyError, AttributeError, ConfigError) as error:
+        raise AdapterFileError(f"the checkpoint's adapters cannot be read: {error}.") from None
