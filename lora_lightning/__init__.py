@@ -12,6 +12,7 @@ from lora_lightning.adapters import (
 )
 from lora_lightning.callback import LoRACallback
 from lora_lightning.checkpoint import load_adapter, lora_state_dict, save_adapter
+from lora_lightning.combine import combine
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError, UserError
 from lora_lightning.inject import eject, freeze, inject
@@ -35,6 +36,7 @@ __all__ = [
     "adapters_for",
     "adapters_off",
     "add_adapter",
+    "combine",
     "delete_adapter",
     "eject",
     "freeze",

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lora_lightning.adapters import lora_parameters
+from lora_lightning.adapters import add_adapter, lora_parameters, select
 from lora_lightning.averaging import average_the_adapted, keep_equal_values
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
@@ -39,6 +39,8 @@ class LoRACallback(pl.Callback):
 
     Args:
         config: what to adapt and how.
+        adapter: name of the updates. A module that is adapted already, by an earlier fit, gets one more
+            adapter of this name; the earlier ones stay in it and in its checkpoints, and do not train.
         checkpoint: "adapter", or "full" for checkpoints with the frozen weights too; a run with either
             resumes from both.
         verbose: print the plan when a fit begins.
@@ -65,6 +67,7 @@ class LoRACallback(pl.Callback):
         self,
         config: LoRAConfig | None = None,
         *,
+        adapter: str = "default",
         checkpoint: str = "adapter",
         verbose: bool = True,
         verify_strict: bool = False,
@@ -83,11 +86,13 @@ class LoRACallback(pl.Callback):
         if problems:
             raise ConfigError(problems)
         self.config = config or LoRAConfig(**options)
+        self.adapter = adapter
         self.checkpoint, self.verbose, self.verify_strict = checkpoint, verbose, verify_strict
         self.any_base = any_base
         self.plan: Plan | None = None
         self._progress: list[dict[str, Any]] | None = None  # of the run that is resumed
         self._order: list[list[str]] | None = None
+        self._resumed = False  # and no batch done since
         self._random: dict[str, Any] | None = None  # at the last training batch
         self._first_steps: FirstSteps | None = None
 
@@ -132,7 +137,17 @@ class LoRACallback(pl.Callback):
         if self._progress is not None:
             go_on(trainer, pl_module, self._progress)
             self._progress = None
+            self._resumed = True
         self._random = random_state()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._resumed = False
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """In the middle of an epoch, Lightning makes validation's iterator before the first batch."""
+        if self._resumed and self._random is not None:
+            set_random_state(self._random)
+        self._resumed = False
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._first_steps is not None:
@@ -191,16 +206,20 @@ class LoRACallback(pl.Callback):
 
     def _inject(self, pl_module: pl.LightningModule) -> None:
         self.plan = plan(pl_module, self.config)
-        carry_out(pl_module, self.config, self.plan)
+        carry_out(pl_module, self.config, self.plan, self.adapter)
 
     def _reuse(self, pl_module: pl.LightningModule) -> None:
         """setup runs again for validate, test, predict and a second fit."""
         injection = injection_of(pl_module)
-        if injection.config != self.config:
+        if self.adapter not in injection.adapters:
+            add_adapter(pl_module, self.adapter, self.config)
+        elif injection.adapters[self.adapter].config != self.config:
             raise ConfigError([
-                "the model is adapted already, with another configuration; call "
-                "lora_lightning.eject(model) before a fit with this one."
+                "the model is adapted already, with another configuration: give this one another name, "
+                "LoRACallback(adapter=NAME), or call lora_lightning.eject(model) before."
             ])  # fmt: skip
+        if self.adapter not in injection.active:
+            select(pl_module, self.adapter)
         self.plan = injection.plan
 
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -20,7 +20,7 @@ from lora_lightning.inject import carry_out, grow, own_names, refuse_merged, rep
 from lora_lightning.layers import lora_layers
 from lora_lightning.layers.layer import slot_key
 from lora_lightning.layers.swap import Swapped
-from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.layers.update import LEAVES, LowRankUpdate
 from lora_lightning.peft_writing import to_peft
 from lora_lightning.plans import Plan
 from lora_lightning.record import Adapter, as_before, injection_of, is_injected, own_tensors
@@ -198,17 +198,27 @@ def load_adapter(
 
 
 def checkpoint_entry(model: nn.Module, base: dict[str, str] | None = None) -> dict[str, Any]:
-    """What a Trainer's checkpoint says of the selected adapter, whose tensors stand in its state_dict.
+    """What a Trainer's checkpoint says of the adapters whose updates stand in its state_dict. There the
+    heads and norms have the values of the first selected one; those of the others are in the entry.
 
     Args:
         base: the fingerprint of before the weights were sharded; None takes it now.
     """
     injection = injection_of(model)
-    saved = saved_adapter(model, base=base)
-    names = {f"{p.name}.{leaf}" for p in saved.plan.layers for leaf in ("lora_A", "lora_B", "lora_magnitude")}
-    own = [n for n in saved.tensors if n not in names]
-    network = network_of(model, saved.plan)
-    return {**saved.description(), "adapter": injection.adapter, "own": own, "network": network}
+    adapters, about = {}, {}
+    for name in sorted(injection.adapters, key=lambda n: n == injection.adapter):
+        saved = saved_adapter(model, name, base)
+        about, base = saved.description(), saved.base
+        parts = {key: about.pop(key) for key in ("config", "plan", "slots")}
+        own = [n for n in saved.tensors if n.rpartition(".")[2] not in LEAVES]
+        values = {} if name == injection.adapter else {n: saved.tensors[n] for n in own}
+        adapters[name] = {**parts, "own": own, "values": values}
+    return {
+        **about,
+        "network": network_of(model, injection.plan),
+        "active": list(injection.active),
+        "adapters": {name: adapters[name] for name in injection.adapters},
+    }
 
 
 def _differences(record: Adapter, config: LoRAConfig, planned: Plan) -> list[str]:
@@ -234,4 +244,6 @@ def _training(model: nn.Module) -> dict[str, Any]:
     trainer = getattr(model, "_trainer", None)
     if trainer is None or not trainer.global_step:
         return model.__dict__.get("lora_trained", {})
-    return {"epochs": trainer.current_epoch, "steps": trainer.global_step}
+    loop = trainer.fit_loop
+    epochs, last = loop.epoch_progress.current, loop.epoch_loop.batch_progress.is_last_batch
+    return {"epochs": epochs.ready if last else epochs.processed, "steps": trainer.global_step}

@@ -23,7 +23,7 @@ from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.report import listed
 from lora_lightning.source import Source, read_source
 
-SAFE = "lora_lightning."  # targets of a run's configuration that are built without being asked
+SAFE = ("lora_lightning.models.", "lora_lightning.data.")  # what a run's configuration may build
 
 
 @dataclass(frozen=True)
@@ -152,25 +152,38 @@ def base_of(source: Source, base: str | os.PathLike[str] | None) -> dict[str, Te
 
 
 def _rebuilt(config: Mapping[str, Any], source: Source) -> dict[str, Tensor]:
-    foreign = sorted(
-        {t for part in ("model", "data") for t in _targets(config.get(part)) if not t.startswith(SAFE)}
-    )
-    if foreign:
-        raise UserError(
-            f"{source.run}: its configuration builds {listed(foreign)}, which is not run unasked. "
-            "Give base=FILE.safetensors."
-        )
+    """The base's weights as the run began with them.
+
+    A configuration may have come with a download, and building it calls what it names: only models and
+    data of this package are built.
+    """
     try:
-        from hydra.utils import instantiate
+        from hydra.errors import InstantiationException
+        from hydra.utils import get_object, instantiate
         from omegaconf import OmegaConf
     except ModuleNotFoundError as error:
         raise UserError(
             f"rebuilding the base needs {error.name}: pip install 'lora-lightning[recipes]', or give "
             "base=FILE.safetensors."
         ) from None
+    targets = _targets([config.get("model"), config.get("data")])
+    # The name alone is not enough: lora_lightning.models.timm.torch.load begins as it should.
+    if foreign := [
+        t for t in targets if not (t.startswith(SAFE) and get_object(t).__module__.startswith(SAFE))
+    ]:
+        raise UserError(
+            f"{source.run}: its configuration builds {listed(foreign)}, which is not run unasked. "
+            "Give base=FILE.safetensors."
+        )
     whole: Any = OmegaConf.create(dict(config))
-    data = instantiate(whole.data, _convert_="all")
-    model = instantiate(whole.model, num_classes=data.num_classes, _convert_="all")
+    try:
+        data = instantiate(whole.data, _convert_="all")
+        model = instantiate(whole.model, num_classes=data.num_classes, _convert_="all")
+    except (UserError, InstantiationException) as error:
+        reason = error if isinstance(error, UserError) else error.__cause__ or error
+        raise UserError(
+            f"the base cannot be rebuilt as {source.run} says: {reason}\nOr give base=FILE.safetensors."
+        ) from None
     return dict(model.state_dict())
 
 

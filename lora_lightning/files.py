@@ -72,14 +72,37 @@ class WholeCheckpointIO(TorchCheckpointIO):
         write_whole(Path(path), lambda temporary: Path(temporary).write_bytes(buffer.getbuffer()))
 
 
+class Keeping(CheckpointIO):
+    """A wrapper of another writer, such as AsyncCheckpointIO, that keeps that writer: Lightning's strategies
+    put a TorchCheckpointIO into a wrapper each time they use it."""
+
+    def __init__(self, wrapper: Any) -> None:
+        self.wrapper, self.writer = wrapper, wrapper.checkpoint_io
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        self.wrapper.checkpoint_io = self.writer
+        self.wrapper.save_checkpoint(checkpoint, path, storage_options)
+
+    def load_checkpoint(self, *args: Any, **options: Any) -> Any:
+        return self.writer.load_checkpoint(*args, **options)
+
+    def remove_checkpoint(self, path: Any) -> None:
+        self.writer.remove_checkpoint(path)
+
+    def teardown(self) -> None:
+        self.wrapper.teardown()
+
+
 def write_checkpoints_whole(strategy: Any) -> None:
     """Let a Trainer's strategy write its checkpoints by WholeCheckpointIO, unless the user chose another
     way of writing; what wraps the writer (AsyncCheckpointIO) stays."""
-    holder, io = strategy, strategy.checkpoint_io
-    while isinstance(inner := getattr(io, "checkpoint_io", None), CheckpointIO):
-        holder, io = io, inner
-    if type(io).__name__ == "TorchCheckpointIO":
-        holder.checkpoint_io = WholeCheckpointIO()
+    io = strategy._checkpoint_io  # read as `checkpoint_io`, a wrapper loses its writer
+    if io is None or type(io).__name__ == "TorchCheckpointIO":
+        strategy.checkpoint_io = WholeCheckpointIO()
+    elif hasattr(io, "checkpoint_io"):
+        if io.checkpoint_io is None or type(io.checkpoint_io).__name__ == "TorchCheckpointIO":
+            io.checkpoint_io = WholeCheckpointIO()
+        strategy.checkpoint_io = Keeping(io)
 
 
 def _sync_folder(folder: Path) -> None:

@@ -17,7 +17,7 @@ from lora_lightning.errors import AdapterFileError, did_you_mean
 from lora_lightning.fingerprint import fingerprint, refusal_of_base
 from lora_lightning.inject import own_names
 from lora_lightning.layers.slot import Slot
-from lora_lightning.peft_format import in_model, only_trained
+from lora_lightning.peft_fitting import in_model, only_trained
 from lora_lightning.plans import Plan
 from lora_lightning.record import as_before, injection_of, is_injected, own_tensors
 from lora_lightning.structure import Target, inside, targets_of

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from lora_lightning.kernels import autocasts, is_plain, product_dtype, without_autocast
 from lora_lightning.kernels.conv import DenseConv, FactoredConv, Step, choose_form, convolve, reference
-from lora_lightning.kernels.linear import LoRALinearFunction, forward, plain
+from lora_lightning.kernels.linear import LoRALinearFunction, Options, forward, plain
 from lora_lightning.kernels.sources import source_of
 
 
@@ -57,12 +57,12 @@ def lora_linear(
     mask = None
     if dropout:
         mask = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - dropout).contiguous()
-    options = scaling, 1 - dropout, mask, merged
+    options = Options(scaling, 1 - dropout, merged, product_dtype(x))
     if not torch.is_grad_enabled():
         with without_autocast(x.device.type):
-            return forward(x, weight, bias, A, B, magnitude, *options, product_dtype(x))[0]
+            return forward(x, weight, bias, A, B, magnitude, mask, options)[0]
     source = source_of(x, recompute=kernel == "auto")
-    y: Tensor = LoRALinearFunction.apply(x, weight, bias, A, B, magnitude, *options, source, product_dtype(x))
+    y: Tensor = LoRALinearFunction.apply(x, weight, bias, A, B, magnitude, mask, options, source)
     return y
 
 

@@ -6,7 +6,7 @@ from torch import nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
-from lora_lightning.layers import family_of, lora_layers, slots_of
+from lora_lightning.layers import family_of, lora_layers, own_modules, slots_of
 from lora_lightning.layers.layer import LoRALayer, adapt, forget, restore, set_weights, slot_key
 from lora_lightning.layers.norm import FrozenNorm, freeze_statistics, has_statistics
 from lora_lightning.layers.reading import weight_of
@@ -259,7 +259,7 @@ def _flag_own(model: nn.Module, injection: Injection, trains: bool) -> None:
 def _freeze_statistics(model: nn.Module, injection: Injection) -> None:
     """Freeze the running statistics that the first selected adapter does not move, let go the others."""
     own = set(injection.adapters[injection.adapter].own)
-    for name, module in model.named_modules():
+    for name, module in own_modules(model):
         if not has_statistics(module) or not inside_scope(name, injection.plan.scope):
             continue
         moves = any(f"{name}.{n}".lstrip(".") in own for n, _ in module.named_buffers(recurse=False))

@@ -17,7 +17,7 @@ from lora_lightning.layers.layer import LoRALayer
 from lora_lightning.layers.rows import Rows, serving, split_call
 from lora_lightning.layers.rows_branch import RowsBranch, has_rows_branch
 from lora_lightning.layers.swap import Swapped, swap_in, swap_out
-from lora_lightning.record import Injection, injection_of, own_tensors
+from lora_lightning.record import Injection, injection_of, own_tensors, value_for
 
 
 @contextmanager
@@ -132,8 +132,10 @@ class _Mixture:
                 units.setdefault(parent, _Unit(parent, self.modules[parent]))
         for unit in units.values():
             rows.called[id(unit.module)] = unit.name
+            holds = any(name != "lora" for name in unit.module._modules)
             below = f"{unit.name}." if unit.name else ""
-            unit.parts = [u for u in units.values() if u is unit or u.name.startswith(below)]
+            inside = (u for u in units.values() if u is not unit and u.name.startswith(below))
+            unit.parts = [unit, *(inside if holds else ())]
         for unit in units.values():
             self._take_over(unit)
 
@@ -216,24 +218,11 @@ def _refresh(module: nn.Module) -> None:
 def _own_values(model: nn.Module, injection: Injection, rows: Rows) -> dict[str, dict[str, list[Tensor]]]:
     """By module and leaf name, the value for each adapter of the rows of every tensor that one of them,
     or the adapter whose values stand in the model, trains."""
-    standing = injection.adapter
-    involved = [n for n in dict.fromkeys([standing, *rows.distinct]) if n is not None]
+    involved = [n for n in dict.fromkeys([injection.adapter, *rows.distinct]) if n is not None]
     own = own_tensors(model, dict.fromkeys(n for name in involved for n in injection.adapters[name].own))
     found: dict[str, dict[str, list[Tensor]]] = {}
     for name, tensor in own.items():
-        values = []
-        for adapter in rows.distinct:
-            record = injection.adapters[adapter] if adapter is not None else None
-            if record is not None and adapter != standing and name in record.values:
-                record.values[name] = record.values[name].to(tensor.device, tensor.dtype)
-                values.append(record.values[name])
-            elif (record is not None and adapter == standing and name in record.own) or (
-                name not in injection.originals
-            ):
-                values.append(tensor)
-            else:
-                injection.originals[name] = injection.originals[name].to(tensor.device, tensor.dtype)
-                values.append(injection.originals[name])
+        values = [value_for(injection, adapter, name, tensor) for adapter in rows.distinct]
         path, _, leaf = name.rpartition(".")
         if any(value is not tensor for value in values):
             found.setdefault(path, {})[leaf] = values

@@ -7,21 +7,18 @@ import math
 import os
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_lightning.adapter_file import TENSOR_FILE, SavedAdapter, digest_of, read_config, read_tensors
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError
 from lora_lightning.fingerprint import is_fingerprint
-from lora_lightning.layers import slots_of
 from lora_lightning.layers.embedding import EMBEDDING_SLOT
 from lora_lightning.layers.slot import Slot
 from lora_lightning.plans import LayerPlan, Plan
-from lora_lightning.structure import inside
 
 PREFIX = "base_model.model."
 # PEFT up to this version adds the update of nn.MultiheadAttention's output projection twice.
@@ -74,87 +71,16 @@ def read_peft(folder: str | os.PathLike[str]) -> SavedAdapter:
     if "sha256" in metadata and metadata["sha256"] != digest_of({}, tensors):
         raise AdapterFileError(f"{Path(folder) / TENSOR_FILE} is damaged: it does not match its checksum.")
     problems = _option_problems(about)
-    _refuse(problems, folder)
+    refuse_peft(problems, folder)
     found = _updates(tensors, problems)
-    _refuse(problems, folder)
+    refuse_peft(problems, folder)
     try:
         return _assembled(about, found, tensors, metadata, problems, folder)
     except ConfigError as error:
-        _refuse(error.problems, folder)
+        refuse_peft(error.problems, folder)
         raise
     except (TypeError, ValueError, AttributeError, re.error, RecursionError, OverflowError) as error:
         raise AdapterFileError(f"{folder}: its options are damaged: {error}.") from None
-
-
-def in_model(saved: SavedAdapter, model: nn.Module, where: str | os.PathLike[str]) -> SavedAdapter:
-    """What a PEFT file leaves open, settled by the model (plain, with the names of `saved`): kinds of
-    layers, weights of (in, out), and tensors of trained modules that are the base's own.
-
-    Raises:
-        AdapterFileError: a layer that PEFT computes in another way than its weight says.
-    """
-    modules = dict(model.named_modules())
-    problems: list[str] = []
-    tensors, slots, layers = dict(saved.tensors), dict(saved.slots), []
-    for layer in saved.plan.layers:
-        module = modules.get(layer.module)
-        if module is None:
-            layers.append(layer)  # named when the names are checked
-            continue
-        if problem := foreign_computation(module):
-            problems.append(f"{layer.module}: {problem}")
-        shape = layer.shape
-        if type(module).__name__ == "Conv1D" and not layer.slot:
-            slots[layer.name] = slots_of(layer.module, module)[""]
-            tensors[f"{layer.name}.lora_B"] = tensors[f"{layer.name}.lora_B"].t().contiguous()
-            shape = (shape[1], shape[0])
-        layers.append(
-            LayerPlan(
-                layer.name, layer.module, layer.slot, type(module).__name__, shape, layer.rank, layer.alpha,
-                layer.parameters,
-            )
-        )  # fmt: skip
-        if saved.config.use_dora and (
-            slots[layer.name].transposed or isinstance(module, nn.MultiheadAttention)
-        ):
-            problems.append(
-                f"{layer.name}: DoRA of a weight of (in, out) does not exist here. {MERGE_IN_PEFT}"
-            )
-    _refuse(problems, where)
-    total = sum(p.numel() for p in model.parameters()) + sum(p.parameters for p in layers)
-    plan = Plan(layers, saved.plan.heads, {}, saved.plan.scope, saved.plan.trainable, total)
-    return replace(saved, plan=plan, tensors=tensors, slots=slots)
-
-
-def only_trained(saved: SavedAdapter, own: Iterable[str], base: Mapping[str, Tensor]) -> SavedAdapter:
-    """The tensors of an adapter from PEFT as one of ours has them: PEFT saves whole modules, also what is
-    not trained in them, and leaves out biases that are not called `bias`.
-
-    Args:
-        own: names of the model's tensors that such an adapter trains.
-        base: all of the model's tensors, as before training.
-    """
-    own, tensors = set(own), dict(saved.tensors)
-    for name in saved.tensors.keys() & base.keys() - own:
-        if _equal(base[name], tensors[name]):
-            del tensors[name]
-    for name in own - tensors.keys():
-        if "bias" in name.rpartition(".")[2] and not inside(name, saved.plan.heads):
-            tensors[name] = base[name].detach().clone()
-    return replace(saved, tensors=tensors)
-
-
-def foreign_computation(module: nn.Module) -> str | None:
-    """Why PEFT's update of a layer is not s·B·A on its weight, or None when it is."""
-    if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-        return None
-    if module.groups != 1:
-        return f"a convolution in {module.groups} groups, where PEFT's A mixes the groups"
-    if any(d != 1 for d in module.dilation):
-        return f"dilation {module.dilation[0]}, which PEFT leaves out of its update"
-    if module.padding_mode != "zeros":
-        return f"padding_mode {module.padding_mode!r}, which PEFT leaves out of its update"
-    return None
 
 
 def pattern_value(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
@@ -196,6 +122,9 @@ def _updates(tensors: Mapping[str, Tensor], problems: list[str]) -> dict[str, di
         B = parts.get("B", parts.get("table B"))
         if not complete or A is None or B is None:
             problems.append(f"{layer}: has {', '.join(sorted(parts))} alone: a tensor is missing.")
+        elif A.dim() > 2 and B.dim() == A.dim() and 0 < B.shape[1] < len(A) and len(A) % B.shape[1] == 0:
+            groups = len(A) // B.shape[1]
+            problems.append(f"{layer}: a convolution in {groups} groups, where PEFT's A mixes the groups.")
         elif not _factors_fit(A, B, "table A" in parts):
             problems.append(f"{layer}: A {tuple(A.shape)} and B {tuple(B.shape)} do not belong together.")
     if not found and not problems:
@@ -208,7 +137,6 @@ def _factors_fit(A: Tensor, B: Tensor, table: bool) -> bool:
         return A.dim() == 2 and B.dim() == 2 and A.shape[0] == B.shape[1]
     if not 2 <= A.dim() <= 5 or A.dim() != B.dim() or 0 in (*A.shape, *B.shape):
         return False
-    # Of a grouped convolution B has a rank for each group; the model tells, and refuses it.
     return B.shape[1] == A.shape[0] and all(k == 1 for k in B.shape[2:])
 
 
@@ -250,7 +178,7 @@ def _assembled(
             LayerPlan(name, module, slot, "MultiheadAttention" if slot else kind, shape, len(A), alpha, size)
         )
     own, heads = _own(tensors, about.get("modules_to_save") or [], found)
-    _refuse(problems, folder)
+    refuse_peft(problems, folder)
     config = _config(about, layers, heads)
     trainable = sum(p.parameters for p in layers) + sum(t.numel() for t in own.values())
     base, training, base_class = _extras(metadata)
@@ -332,11 +260,7 @@ def _extras(metadata: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Any]
     )
 
 
-def _equal(one: Tensor, other: Tensor) -> bool:
-    return one.shape == other.shape and bool((one.cpu().float() == other.cpu().float()).all())
-
-
-def _refuse(problems: list[str], where: str | os.PathLike[str]) -> None:
+def refuse_peft(problems: list[str], where: str | os.PathLike[str]) -> None:
     if problems:
         raise AdapterFileError(
             f"the PEFT adapter in {where} cannot be loaded:\n" + "\n".join(f"  - {p}" for p in problems)

@@ -17,7 +17,8 @@ from lora_lightning.layers import family_of
 from lora_lightning.layers.conv import LoRAConv
 from lora_lightning.layers.embedding import LoRAEmbedding
 from lora_lightning.layers.linear import LoRALinear
-from lora_lightning.peft_format import OUT_PROJ, PREFIX, TWICE_UNTIL, foreign_computation
+from lora_lightning.peft_fitting import foreign_computation
+from lora_lightning.peft_format import OUT_PROJ, PREFIX, TWICE_UNTIL
 from lora_lightning.plans import LayerPlan
 from lora_lightning.structure import inside
 

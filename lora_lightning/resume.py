@@ -6,6 +6,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch.distributed as dist
+from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 
@@ -43,6 +44,11 @@ def align_loaders(trainer: Any) -> None:
     """Let resumable loaders begin with the batch that the Trainer counts next: an exception may have
     come between loading a batch and training on it."""
     loop = trainer.fit_loop
+    epoch = loop.epoch_progress.current
+    if loop.restarting and epoch.ready == epoch.processed:
+        # With max_steps, Lightning takes a finished epoch for one to go on with, and counts an empty one.
+        _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
+        epoch.completed = epoch.processed
     batch = loop.epoch_loop.batch_progress.current.processed if loop.restarting else 0
     for loader in CombinedLoader(trainer.train_dataloader).flattened:
         if isinstance(loader, ResumableLoader):

@@ -15,6 +15,7 @@ from torch import Tensor
 from lora_lightning.adapter_file import SavedAdapter, described, read_adapter, read_config
 from lora_lightning.errors import AdapterFileError, UserError, did_you_mean, nearest
 from lora_lightning.layers.layer import slot_key
+from lora_lightning.layers.update import LEAVES
 from lora_lightning.peft_format import is_peft, read_peft
 
 KEY = "lora_lightning"  # of the adapter's description in a Trainer's checkpoint
@@ -110,23 +111,25 @@ def from_checkpoint(
 ) -> tuple[SavedAdapter, dict[str, Tensor]]:
     """The adapter in a Trainer's checkpoint, and the base's tensors if they are in it too."""
     about = checkpoint[KEY]
-    state = {n: t for n, t in checkpoint["state_dict"].items() if isinstance(t, Tensor) and t.numel()}
-    known = about.get("adapter")
-    if adapter not in (None, known):
-        raise UserError(
-            f"adapter={adapter}: {where} holds {known!r}.{did_you_mean(str(adapter), [str(known)])}"
-        )
-    own = about.get("own")
-    if not isinstance(own, (list, tuple)):
+    adapters, active = about.get("adapters"), about.get("active")
+    if not (isinstance(adapters, dict) and isinstance(active, list) and active):
+        raise AdapterFileError(f"{where} is damaged: it does not say which adapters it holds.")
+    name = active[0] if adapter is None else adapter
+    if name not in adapters:
+        holds = ", ".join(adapters)
+        raise UserError(f"adapter={name}: {where} holds {holds}.{did_you_mean(name, adapters)}")
+    chosen = adapters[name]
+    if not (isinstance(chosen, dict) and isinstance(chosen.get("own"), list)):
         raise AdapterFileError(f"{where} is damaged: it does not say what was trained.")
-    saved = described(about, {}, where)
-    tensors = {n: state[n] for n in own if n in state}
+    saved = described({**about, **chosen}, {}, where)
+    state = {n: t for n, t in checkpoint["state_dict"].items() if isinstance(t, Tensor) and t.numel()}
+    values = {**state, **chosen.get("values", {})}
+    tensors = {n: values[n] for n in chosen["own"] if n in values}
     for layer in saved.plan.layers:
-        prefix = f"{layer.module}.lora.{known}.{slot_key(layer.slot)}.".lstrip(".")
-        for part in ("lora_A", "lora_B", "lora_magnitude"):
+        prefix = f"{layer.module}.lora.{name}.{slot_key(layer.slot)}.".lstrip(".")
+        for part in LEAVES:
             if f"{prefix}{part}" in state:
                 tensors[f"{layer.name}.{part}"] = state[f"{prefix}{part}"]
-    training = {"epochs": checkpoint.get("epoch", -1) + 1, "steps": checkpoint.get("global_step")}
     weights = [f"{p.module}.{saved.slots[p.name].parameter}".lstrip(".") for p in saved.plan.layers]
     whole = all(w in state for w in weights)
     top = f"{about['network']}." if about.get("network") else ""
@@ -135,7 +138,7 @@ def from_checkpoint(
         for n, t in state.items()
         if whole and n.startswith(top) and ".lora." not in f".{n}"
     }
-    return replace(saved, tensors=tensors, training={**saved.training, **training}), base
+    return replace(saved, tensors=tensors), base
 
 
 def _run_of(path: Path) -> Path | None:

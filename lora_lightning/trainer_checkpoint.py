@@ -19,10 +19,10 @@ from lora_lightning.checkpoint import checkpoint_entry
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError
 from lora_lightning.fingerprint import fingerprint, refusal_of_base
-from lora_lightning.inject import carry_out, eject
+from lora_lightning.inject import activate, carry_out, grow, replace
 from lora_lightning.layers import lora_layers
 from lora_lightning.plans import Plan
-from lora_lightning.record import injection_of, is_injected
+from lora_lightning.record import Adapter, injection_of, is_injected
 from lora_lightning.source import KEY
 from lora_lightning.state_hooks import ADVICE, keep_trained_only
 
@@ -78,18 +78,23 @@ def load_from_checkpoint(
     build: Any = building
     module = build.load_from_checkpoint(path, map_location=map_location, weights_only=weights_only, **options)
     module.__class__ = module_class
-    config, planned = _read(checkpoint[KEY])
-    if not any_base:
-        _check_base(fingerprint(module), checkpoint, str(path))
+    adapters, active = _read(checkpoint[KEY])
     try:
-        carry_out(module, config, planned)
+        for name, adapter in adapters.items():
+            make = grow if is_injected(module) else carry_out
+            make(module, adapter.config, adapter.plan, name)
     except (AttributeError, KeyError) as error:
         raise AdapterFileError(
             f"{path} adapts a layer that {module_class.__name__} does not have: {error}. Build all layers in "
             "__init__ or configure_model; Lightning does not call setup here."
         ) from None
+    if not any_base:
+        _check_base(fingerprint(module), checkpoint, str(path))
+    activate(module, active)
+    _give_values(module, adapters)
     keep_trained_only(module)
     module.load_state_dict(checkpoint["state_dict"])
+    module.__dict__["lora_trained"] = checkpoint[KEY].get("training", {})
     return module
 
 
@@ -117,22 +122,32 @@ def _guard(module: nn.Module, state: dict[str, Any]) -> None:
 
 
 def _adopt(module: Any, any_base: bool, base: dict[str, str] | None, checkpoint: dict[str, Any]) -> None:
-    """Refuse a checkpoint of another base. A plan with other ranks, made by the same configuration (from
-    other data), is that of the file."""
+    """Refuse a checkpoint of another base. Give the module the other adapters of the file, and a plan with
+    other ranks, made by the same configuration (from other data), for its own."""
     type(module).on_load_checkpoint(module, checkpoint)
     if KEY not in checkpoint or not is_injected(module):
         return
+    adapters, active = _read(checkpoint[KEY])
     if not any_base:
         _check_base(fingerprint(module) if base is None else base, checkpoint, "the checkpoint")
-    module.__dict__["lora_trained"] = {
-        "epochs": checkpoint.get("epoch", -1) + 1,
-        "steps": checkpoint.get("global_step", 0),
-    }
-    config, planned = _read(checkpoint[KEY])
+    module.__dict__["lora_trained"] = checkpoint[KEY].get("training", {})
     here = injection_of(module)
-    if config == here.config and planned != here.plan:
-        eject(module)
-        carry_out(module, config, planned)
+    if active != here.active and set(active) <= here.adapters.keys() | adapters.keys():
+        raise AdapterFileError(
+            f"the checkpoint was saved with the adapter {active[0]!r} selected, and heads and norms are its "
+            f"own; the module has {here.active[0]!r} selected. Give LoRACallback(adapter={active[0]!r})."
+        )
+    changed = False
+    for name, adapter in adapters.items():
+        if name not in here.adapters:
+            grow(module, adapter.config, adapter.plan, name)
+        elif adapter.config == here.adapters[name].config and adapter.plan != here.adapters[name].plan:
+            replace(module, adapter.config, adapter.plan, name)
+        else:
+            continue
+        changed = True
+    _give_values(module, adapters)
+    if changed:
         average_the_adapted(module.trainer, module)
 
 
@@ -145,13 +160,25 @@ def _check_base(here: dict[str, str], checkpoint: dict[str, Any], where: str) ->
         raise AdapterFileError(refusal)
 
 
-def _read(about: dict[str, Any]) -> tuple[LoRAConfig, Plan]:
+def _give_values(module: nn.Module, adapters: dict[str, Adapter]) -> None:
+    """Those of the selected adapter stand in the model, and in the checkpoint's state_dict."""
+    here = injection_of(module)
+    for name in adapters.keys() - set(here.active[:1]):
+        here.adapters[name].values.update(adapters[name].values)
+
+
+def _read(about: dict[str, Any]) -> tuple[dict[str, Adapter], tuple[str, ...]]:
+    """The adapters of a checkpoint and the names of those that were selected."""
     if about.get("version") != VERSION:
         raise AdapterFileError(
-            f"the checkpoint's adapter has format version {about.get('version')!r}; this release of "
+            f"the checkpoint's adapters have format version {about.get('version')!r}; this release of "
             f"lora_lightning reads version {VERSION}. Upgrade lora-lightning."
         )
     try:
-        return LoRAConfig(**about["config"]), Plan.from_dict(about["plan"])
-    except (TypeError, KeyError, ConfigError) as error:
-        raise AdapterFileError(f"the checkpoint's adapter cannot be read: {error}.") from None
+        adapters = {
+            name: Adapter(LoRAConfig(**a["config"]), Plan.from_dict(a["plan"]), values=a["values"])
+            for name, a in about["adapters"].items()
+        }
+        return adapters, tuple(about["active"])
+    except (TypeError, KeyError, AttributeError, ConfigError) as error:
+        raise AdapterFileError(f"the checkpoint's adapters cannot be read: {error}.") from None

@@ -158,6 +158,7 @@ def adapt(module: nn.Module, family: type[LoRALayer], slots: dict[str, LowRankUp
     Args:
         slots: the adapter's updates by slot name.
     """
+    parameters = {update.slot.parameter for update in slots.values()}
     if not isinstance(module, LoRALayer):
         swap_in(module, family)
         module.lora = nn.ModuleDict().train(module.training)
@@ -165,14 +166,15 @@ def adapt(module: nn.Module, family: type[LoRALayer], slots: dict[str, LowRankUp
         module.lora_originals = {}  # type: ignore[assignment]
     layer = cast(LoRALayer, module)
     layer.lora[adapter] = nn.ModuleDict(slots).train(layer.training)
-    _settle(layer)
+    _compute(layer, parameters | {*layer.properties})
 
 
 def forget(layer: LoRALayer, adapter: str) -> None:
     """Take one adapter, which is not active, from the layer; the last one gives it its class back."""
     del layer.lora[adapter]
     if layer.lora:
-        _settle(layer)
+        updates = [u for other in layer.lora for u in layer.updates(other)]
+        _compute(layer, {update.slot.parameter for update in updates})
     else:
         restore(layer)
 
@@ -186,11 +188,10 @@ def restore(layer: LoRALayer) -> None:
     _refresh(layer)
 
 
-def _settle(layer: LoRALayer) -> None:
-    """The class that computes just the parameters which some adapter updates."""
-    updates = [u for adapter in layer.lora for u in layer.updates(adapter)]
-    parameters = tuple(sorted({u.slot.parameter for u in updates}))
-    layer.__class__ = swapped_class(layer.mixin_class, layer.original_class, parameters)  # type: ignore[assignment]
+def _compute(layer: LoRALayer, parameters: set[str]) -> None:
+    """Give the layer the class that computes these parameters, which some adapter updates."""
+    names = tuple(sorted(parameters))
+    layer.__class__ = swapped_class(layer.mixin_class, layer.original_class, names)  # type: ignore[assignment]
     _refresh(layer)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -38,7 +39,9 @@ class Stack:
         self.rank = max(u.rank for u in some)
         index = rows.index(some[0].lora_A.device)
         self.A = torch.stack([self._padded(u, some[0], "A") for u in updates])[index]
-        self.B = torch.stack([self._padded(u, some[0], "B") for u in updates])[index]
+        B = torch.stack([self._padded(u, some[0], "B") for u in updates])
+        scaling = B.new_tensor([0.0 if u is None else u.scaling for u in updates])
+        self.B = (B * scaling.view(-1, 1, 1, 1))[index]
         self.factors: Tensor | None = None
         if any(u.lora_magnitude is not None for u in some):
             weight = self.slot.of(layer.base(self.slot.parameter))
@@ -46,19 +49,21 @@ class Stack:
             known = next(f for f in factors if f is not None)
             self.factors = torch.stack([torch.ones_like(known) if f is None else f for f in factors])[index]
 
+    @cached_property
+    def B_rows(self) -> Tensor:
+        """B of a linear layer, (n, R, out), in the order in which the product reads it."""
+        return self.B.squeeze(1).mT.contiguous()
+
     def _padded(self, update: LowRankUpdate | None, like: LowRankUpdate, which: str) -> Tensor:
-        """A or s·B with the rank apart from the groups, zeros up to the largest rank."""
-        factor = getattr(update or like, f"lora_{which}")
+        """A or B with the rank apart from the groups, zeros up to the largest rank."""
+        factor: Tensor = getattr(update or like, f"lora_{which}")
         groups, rank = self.slot.groups, (update or like).rank
         if which == "A" or self.slot.transposed:
-            factor = factor.view(groups, rank, -1)
-            missing = [0, 0, 0, self.rank - rank]
+            factor, missing = factor.view(groups, rank, -1), [0, 0, 0, self.rank - rank]
         else:
-            factor = factor.view(groups, -1, rank)
-            missing = [0, self.rank - rank]
-        if update is None:
-            return F.pad(torch.zeros_like(factor), missing)
-        return F.pad(factor * update.scaling if which == "B" else factor, missing)
+            factor, missing = factor.view(groups, -1, rank), [0, self.rank - rank]
+        factor = factor if rank == self.rank else F.pad(factor, missing)
+        return factor if update is not None else torch.zeros_like(factor)
 
 
 class RowsBranch:
@@ -91,6 +96,9 @@ class RowsBranch:
         base = y
         branch = BRANCHES[layer.mixin_class]
         for stack in stacks:
+            if branch is _linear and stack.factors is None and stack.slot.rows is None:
+                y = _add_linear(y, self._dropped(x, stack), stack)
+                continue
             change = branch(layer, self._dropped(x, stack), stack, self.rows, *args, **kwargs)
             if stack.factors is not None:
                 mixed = cast(BranchLayer, layer)
@@ -187,8 +195,14 @@ class _AsBase:
 
 def _linear(layer: LoRALayer, x: Tensor, stack: Stack, rows: Rows) -> Tensor:
     h = torch.bmm(x.flatten(1, -2), stack.A.squeeze(1).mT.to(x.dtype))  # (n, tokens, in) -> (n, tokens, R)
-    y = torch.bmm(h, stack.B.squeeze(1).mT.to(h.dtype))
-    return y.unflatten(1, x.shape[1:-1])
+    return torch.bmm(h, stack.B.squeeze(1).mT.to(h.dtype)).unflatten(1, x.shape[1:-1])
+
+
+def _add_linear(y: Tensor, x: Tensor, stack: Stack) -> Tensor:
+    """y plus the branch, without a tensor of y's size between; y is this layer's own and may be written."""
+    h = torch.bmm(x.flatten(1, -2), stack.A.squeeze(1).mT.to(x.dtype))
+    add = torch.baddbmm if y.requires_grad or h.requires_grad else Tensor.baddbmm_
+    return add(y.flatten(1, -2), h, stack.B_rows.to(h.dtype)).unflatten(1, y.shape[1:-1])
 
 
 def _embedding(layer: LoRALayer, i: Tensor, stack: Stack, rows: Rows) -> Tensor:

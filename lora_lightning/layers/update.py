@@ -9,6 +9,8 @@ from lora_lightning.init import init_update
 from lora_lightning.kernels import row_norms, without_autocast
 from lora_lightning.layers.slot import Slot
 
+LEAVES = ("lora_A", "lora_B", "lora_magnitude")  # names of an update's parameters
+
 
 class LowRankUpdate(nn.Module):
     """The update s·B·A of one weight W (Hu et al. 2021, arXiv 2106.09685, section 4.1).
@@ -72,12 +74,18 @@ class LowRankUpdate(nn.Module):
         if self.lora_magnitude is not None:
             self.lora_magnitude.copy_(row_norms(weight.to(self.lora_magnitude.dtype)))
 
+    def thin_factors(self) -> tuple[Tensor, Tensor]:
+        """s·B·A as two factors by groups, (groups, m, r) and (groups, r, k): m is out / groups and k the
+        columns of A; of a transposed slot m is in / groups and k the columns of B."""
+        left, right = self._sides()
+        return self.scaling * left, right
+
     def product(self, weight: Tensor) -> Tensor:
         """s·B·A in the shape of the rows of W given, (out, in / groups, *kernel), in A's dtype."""
-        left, right = self._sides()
+        left, right = self.thin_factors()
         if len(left) == 1:  # one matrix product is faster than a batch of one
-            return (self.scaling * left[0] @ right[0]).view(weight.shape)
-        return torch.bmm(self.scaling * left, right).view(weight.shape)
+            return (left[0] @ right[0]).view(weight.shape)
+        return torch.bmm(left, right).view(weight.shape)
 
     def added_to(self, weight: Tensor) -> Tensor:
         """The rows of W given + s·B·A, in one pass over them where it can be."""

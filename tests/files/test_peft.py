@@ -313,3 +313,31 @@ def test_the_saved_files_are_as_peft_writes_them(tmp_path):
     names = load_file(tmp_path / "adapter_model.safetensors")
     assert "base_model.model.blocks.0.attn.qkv.lora_A.weight" in names
     assert "base_model.model.head.weight" in names
+
+
+class Foreign(nn.Module):
+    """Layers that PEFT adapts in another way than by their weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table = nn.Embedding(9, 4)
+        self.grouped = nn.Conv1d(4, 4, 3, padding=1, groups=2)
+        self.dilated = nn.Conv1d(4, 4, 3, padding="same", dilation=2)
+        self.reflected = nn.Conv1d(4, 4, 3, padding=1, padding_mode="reflect")
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        ({"target_modules": ["grouped"]}, "grouped: a convolution in 2 groups"),
+        ({"target_modules": ["dilated"]}, "dilated: dilation 2, which PEFT leaves out"),
+        ({"target_modules": ["reflected"]}, "reflected: padding_mode 'reflect', which PEFT"),
+        ({"target_modules": ["table"], "use_dora": True}, "table: DoRA of a weight of .in, out. does not"),
+    ],
+)
+def test_layers_that_peft_computes_otherwise_are_refused(options, told, tmp_path):
+    peft.get_peft_model(built(Foreign), peft.LoraConfig(r=2, **options)).save_pretrained(tmp_path)
+    model = built(Foreign)
+    with pytest.raises(ll.AdapterFileError, match=told):
+        ll.load_adapter(model, tmp_path)
+    assert not hasattr(model, "lora_injection")
