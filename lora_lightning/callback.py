@@ -22,7 +22,9 @@ from lora_lightning.random_state import random_state, set_random_state
 from lora_lightning.record import injection_of, is_injected
 from lora_lightning.report import listed
 from lora_lightning.resume import align_loaders, check_order, go_on, optimized_names, progress_of
+from lora_lightning.sharding import FIRST, refuse_sharded
 from lora_lightning.state_hooks import keep_trained_only
+from lora_lightning.strategies import prepare_restore, prepare_saving
 from lora_lightning.targets import plan
 from lora_lightning.trainer_checkpoint import KEY, describe_checkpoints
 from lora_lightning.twins import is_a
@@ -115,6 +117,7 @@ class LoRACallback(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.plan = injection_of(pl_module).plan  # a checkpoint may have brought another
         freeze_norms(pl_module)
+        prepare_saving(trainer, pl_module)
         keep_equal_values(trainer)
         if all(m.training or isinstance(m, FrozenNorm) for m in pl_module.modules()):
             # Lightning warns of every module in eval mode; these are meant to be.
@@ -205,6 +208,7 @@ class LoRACallback(pl.Callback):
         self._progress, self._order = about.get("progress"), about.get("optimized")
 
     def _inject(self, pl_module: pl.LightningModule) -> None:
+        refuse_sharded(pl_module, "inject", FIRST)
         self.plan = plan(pl_module, self.config)
         carry_out(pl_module, self.config, self.plan, self.adapter)
 
@@ -227,6 +231,7 @@ class LoRACallback(pl.Callback):
         keep_trained_only(pl_module, full=self.checkpoint == "full")
         describe_checkpoints(pl_module, is_a(trainer.strategy, *UNSHARDED), self.any_base)
         average_the_adapted(trainer, pl_module)
+        prepare_restore(trainer, pl_module)
 
     def _after_configure_model(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Wrap the module's `configure_model`, once, to inject into layers that are built after setup."""

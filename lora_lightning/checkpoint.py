@@ -3,6 +3,7 @@ loaded."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from pathlib import Path
@@ -25,6 +26,14 @@ from lora_lightning.peft_writing import to_peft
 from lora_lightning.plans import Plan
 from lora_lightning.record import Adapter, as_before, injection_of, is_injected, own_tensors
 from lora_lightning.report import listed
+from lora_lightning.sharding import (
+    FIRST,
+    gathered,
+    is_flattened,
+    is_sharded,
+    named_parameters,
+    refuse_sharded,
+)
 from lora_lightning.source import read_any
 
 FORMATS = ("lora_lightning", "peft")
@@ -46,7 +55,8 @@ def trained_tensors(model: nn.Module, adapter: str | None = None) -> dict[str, T
             kept.update(layer.lora[adapter].named_parameters(prefix=f"{path}.lora.{adapter}".lstrip(".")))
     own = own_tensors(model, record.own)
     if adapter == injection.adapter:
-        trains = {n: p for n, p in model.named_parameters() if p.requires_grad and ".lora." not in f".{n}"}
+        named = named_parameters(model)
+        trains = {n: p for n, p in named.items() if p.requires_grad and ".lora." not in f".{n}"}
         kept.update({**trains, **own})
     else:
         kept.update({n: record.values.get(n, t) for n, t in own.items()})
@@ -117,6 +127,8 @@ def save_adapter(
     """Write `adapter_config.json` and `adapter_model.safetensors`, both complete before either takes its
     place.
 
+    Where FSDP2 has sharded the model, every process must call this, and the first one writes.
+
     Args:
         model: the module that was given to `inject` (with LoRACallback, the LightningModule).
         folder: made when it does not exist.
@@ -128,8 +140,8 @@ def save_adapter(
         The folder.
 
     Raises:
-        UserError: the model is not adapted, has no adapter of this name, or an update holds NaN or
-            infinity.
+        UserError: the model is not adapted, has no adapter of this name, FSDP has flattened it, or an
+            update holds NaN or infinity.
         ConfigError: another format, or "peft" and what PEFT cannot express, every layer named.
         OSError: the folder cannot be written; files that stood there before are untouched.
     """
@@ -137,7 +149,13 @@ def save_adapter(
         near = did_you_mean(format, FORMATS)
         raise ConfigError([f"format={format!r}: give one of {', '.join(FORMATS)}.{near}"])
     injection_of(model).settled()
+    if is_flattened(model):
+        refuse_sharded(model, "save_adapter", "Take it from a checkpoint: docs/distributed.md shows how.")
     saved = saved_adapter(model, adapter)
+    if is_sharded(model):
+        saved = dataclasses.replace(saved, tensors=gathered(saved.tensors))
+        if torch.distributed.get_rank() != 0:
+            return Path(folder)
     updates = {n: t for n, t in saved.tensors.items() if "lora_" in n.rpartition(".")[2]}
     if broken := [n for n, t in updates.items() if not torch.isfinite(t).all()]:
         raise UserError(
@@ -172,8 +190,9 @@ def load_adapter(
         AdapterFileError: the files are missing, damaged, foreign or made for another model or base. All
             is checked before the model is touched.
         ConfigError: the name is no identifier.
-        UserError: the model is merged, or within `adapters_off` or `adapters_for`.
+        UserError: the model is merged, sharded, or within `adapters_off` or `adapters_for`.
     """
+    refuse_sharded(model, "load_adapter", FIRST)
     fresh = not is_injected(model)
     if not fresh:
         refuse_merged(model)

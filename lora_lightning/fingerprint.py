@@ -13,6 +13,7 @@ from lora_lightning.layers import lora_layers
 from lora_lightning.layers.norm import has_statistics
 from lora_lightning.record import injection_of, is_injected
 from lora_lightning.report import listed
+from lora_lightning.sharding import is_flattened, whole
 
 SAMPLES = 1024  # values looked at in each tensor: other pretrained weights differ in nearly all of them
 PART = 6  # hexadecimal digits for each of the three precisions
@@ -28,15 +29,18 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
     precision is still the same base.
 
     Args:
-        model: adapted or not; of a plain one every parameter counts.
+        model: adapted or not; of a plain one every parameter counts. Where FSDP2 has sharded it, every
+            process must call this; where FSDP has flattened it, nothing is known.
     """
+    if is_flattened(model):
+        return {}
     return digests(frozen_tensors(model))
 
 
 def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
     """The digest of each floating-point tensor that has memory, as in `fingerprint`."""
     tensors = {n: t for n, t in tensors.items() if t.is_floating_point() and not t.is_meta}
-    sampled = {n: _sample(t) for n, t in tensors.items()}
+    sampled = {n: _sample(whole(t)) for n, t in tensors.items()}
     if not sampled:
         return {}
     values = torch.cat(list(sampled.values())).cpu()  # one transfer for a whole model on a GPU

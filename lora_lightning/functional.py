@@ -135,7 +135,7 @@ def lora_conv(
     with without_autocast(x.device.type):
         x = x.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-        step = step._replace(form=choose_form(x, weight, A, B, magnitude is not None, step))
+        step = step._replace(form=choose_form(x, weight, bias, A, B, magnitude is not None, step))
         if source is None or step.form == "reference":
             return reference(x, weight, bias, A, B, magnitude, step)
         function = DenseConv if step.form == "dense" else FactoredConv

@@ -21,6 +21,7 @@ from lora_lightning.record import (
     put_adapter_values,
     put_base_values,
 )
+from lora_lightning.sharding import FIRST, refuse_sharded
 from lora_lightning.structure import inside
 from lora_lightning.targets import Plan, inside_scope, plan, plan_probe, trained_names
 
@@ -41,7 +42,9 @@ def inject(model: nn.Module, config: LoRAConfig | None = None, adapter: str = "d
 
     Raises:
         ConfigError: as `plan`; the model is untouched.
+        UserError: the model is sharded.
     """
+    refuse_sharded(model, "inject", FIRST)
     config = config or LoRAConfig()
     planned = plan(model, config)
     carry_out(model, config, planned, adapter)
@@ -145,8 +148,9 @@ def refuse_merged(model: nn.Module) -> None:
     """Refuse to change the adapters of a model whose weights hold the selected ones' sum.
 
     Raises:
-        UserError: the model is merged, or within a context that has changed it for a while.
+        UserError: the model is merged, sharded, or within a context that has changed it for a while.
     """
+    refuse_sharded(model, "changing adapters")
     injection_of(model).settled()
     if any(layer.merged for layer in lora_layers(model).values()):
         raise UserError("the adapters are merged into the weights: call lora_lightning.unmerge(model) first.")
@@ -175,8 +179,9 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
             keep their trained values. The result is a plain model that needs nothing of this package.
 
     Raises:
-        UserError: the model is not adapted, or an update to be merged is not finite.
+        UserError: the model is not adapted or sharded, or an update to be merged is not finite.
     """
+    refuse_sharded(model, "eject")
     injection = injection_of(model)
     injection.settled()
     weights = {n: layer.merged_weights() for n, layer in lora_layers(model).items()} if merged else {}

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
+from lora_lightning.app.check import LAST, last_checkpoint
 from lora_lightning.app.command_line import CONF, CONFIG_NAME, VERSION_BASE, check_command_line, flags_first
 from lora_lightning.app.compare import HEADER, Job, Result, main_method, results_table, save_results
 from lora_lightning.app.launch import hydra_raises, one_job, quiet, reported
@@ -67,6 +68,8 @@ def application(config: DictConfig) -> float | None:
 def run(config: DictConfig) -> float | None:
     """Train, test, compare and save as configured, and print what was done."""
     folder = Path(config.run_dir)
+    if config.ckpt_path == LAST:
+        config.ckpt_path = last_checkpoint(folder, config.trainer.max_epochs)
     say(_title(config, folder))
     plain = OmegaConf.to_container(config, resolve=True)
     _write_config(plain, folder / "config.yaml")

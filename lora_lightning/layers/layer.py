@@ -12,6 +12,7 @@ from lora_lightning.errors import UserError
 from lora_lightning.layers.rows import Rows
 from lora_lightning.layers.swap import Swapped, swap_in, swap_out, swapped_class
 from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.sharding import is_shard
 
 
 class LoRALayer(Swapped):
@@ -41,14 +42,15 @@ class LoRALayer(Swapped):
         # An AttributeError in here would make nn.Module fall back to the base weight, silently.
         if self.merged and name not in self._parameters:
             return cast(Tensor, self._buffers[f"lora_merged_{name}"])
-        updates = self.active_updates(name)
-        return effective_weight(self.base(name), updates) if updates else self.base(name)
+        weight, updates = self.base(name), self.active_updates(name)
+        return effective_weight(weight, updates) if updates and not is_shard(weight) else weight
 
     def base(self, name: str) -> Tensor:
         """W: the parameter, or what the module's own parametrization makes of it; after
         `merge_updates` a parameter holds the merged values."""
-        if name in self._parameters:
-            return cast(Tensor, self._parameters[name])
+        for place in (self._parameters, self.__dict__):  # the second under FSDP, between its states
+            if name in place:
+                return cast(Tensor, place[name])
         return getattr(self.original_class, name).fget(self)
 
     def reset_parameters(self, *args: Any, **kwargs: Any) -> None:

@@ -1,5 +1,6 @@
 """Trains a small module with everything that a resume must restore: run and killed by test_killed_runs.py."""
 
+import multiprocessing
 import os
 import random
 import signal
@@ -90,6 +91,7 @@ def main(folder: Path, workers: int, where: str, batches: Semaphore) -> None:
     """
     sys.stdout = sys.stderr = open(folder / "log.txt", "a")  # noqa: SIM115
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of the workers, as it is in a process of its own
     os.environ["WANDB_SILENT"] = "true"
     if where.startswith(("half", "whole")):
         die_while_writing(where)
