@@ -17,7 +17,16 @@ from safetensors.torch import save_file
 from lora_lightning.app.command_line import CONF, CONFIG_NAME, VERSION_BASE, check_command_line, flags_first
 from lora_lightning.app.compare import HEADER, Job, Result, main_method, results_table, save_results
 from lora_lightning.app.launch import hydra_raises, one_job, quiet, reported
-from lora_lightning.app.loggers import build_loggers, finish, log_start, log_table, short_path, where
+from lora_lightning.app.loggers import (
+    build_loggers,
+    finish,
+    log_start,
+    log_table,
+    on_rank_zero,
+    short_path,
+    where,
+)
+from lora_lightning.app.resume import keep_metrics, resumed
 from lora_lightning.checkpoint import save_adapter
 from lora_lightning.report import format_table, percent
 
@@ -25,7 +34,7 @@ FILES = {
     "adapter": "the adapter: lora_lightning.load_adapter(model, FOLDER)",
     "model.safetensors": "the trained weights: model.checkpoint=FILE",
     "checkpoints/best.ckpt": "the epoch that was tested",
-    "checkpoints/last.ckpt": "the last one: go on with ckpt_path=FILE trainer.max_epochs=MORE",
+    "checkpoints/last.ckpt": "the last one: go on with resume=FOLDER trainer.max_epochs=MORE",
     "csv/metrics.csv": "every metric",
     "tensorboard": "tensorboard --logdir FOLDER",
     "wandb": "the W&B run",
@@ -48,9 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: 2 after a user's mistake, 130 after Ctrl-C.
     """
     script = sys.argv[0] if arguments is None else __file__
-    sys.argv = [script, *flags_first(sys.argv[1:] if arguments is None else arguments)]
+    given = sys.argv[1:] if arguments is None else arguments
     FINISHED.clear()
     with hydra_raises(), reported():
+        sys.argv = [script, *flags_first(resumed(given))]
         check_command_line(sys.argv[1:])
         application()
         if len(FINISHED) > 1:
@@ -75,6 +85,8 @@ def run(config: DictConfig) -> float | None:
     method = main_method(config)
     job = Job(config, method, folder)
     say(f"\n{job.plan or _full_plan(job)}\n")
+    if config.ckpt_path and on_rank_zero():
+        keep_metrics(folder)
     loggers = build_loggers(config)
     status = "failed"
     try:

@@ -88,7 +88,7 @@ def explain(error: BaseException, folder: Path | None = None) -> tuple[str, int]
     chain = list(_chain(error))
     if any(isinstance(e, KeyboardInterrupt) for e in chain):
         last = folder / "checkpoints" / "last.ckpt" if folder else None
-        resume = f" Go on with ckpt_path={short_path(last)}" if last and last.is_file() else ""
+        resume = f" Go on with resume={short_path(last.parents[1])}" if last and last.is_file() else ""
         return f"Interrupted.{resume}", INTERRUPTED
     if isinstance(error, SystemExit):
         return None
