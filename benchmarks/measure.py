@@ -59,7 +59,11 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
             tensors.append(tensor)
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+    def unpack(tensor: Tensor) -> Tensor:
+        return tensor
+
+    unpack.identity = True  # type: ignore[attr-defined]  # see lora_lightning.kernels.sources
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         forward()
     return sum(kept.values())
 

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import lora_lightning as ll
-from lora_lightning.layers.norm import freeze_statistics, has_statistics
+from lora_lightning.layers.norm import has_statistics
 
 RANK = 8
 CLASSES = 10
@@ -171,7 +171,7 @@ def _floor(model: nn.Module, workload: Workload) -> nn.Module:
     model.get_submodule(workload.head).requires_grad_(True)
     for module in model.modules():
         if has_statistics(module):
-            freeze_statistics(module)
+            module.eval()
     if workload.stem:
         model.get_submodule(workload.stem).register_forward_hook(lambda _m, _x, y: _leaf(y))
     else:

@@ -12,10 +12,12 @@ from lora_lightning.adapters import (
 )
 from lora_lightning.callback import LoRACallback
 from lora_lightning.checkpoint import load_adapter, lora_state_dict, save_adapter
+from lora_lightning.combine import combine
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError, UserError
 from lora_lightning.inject import eject, freeze, inject
 from lora_lightning.loader import ResumableLoader
+from lora_lightning.mixed import adapters_for
 from lora_lightning.plans import LayerPlan, Plan
 from lora_lightning.targets import plan
 from lora_lightning.trainer_checkpoint import load_from_checkpoint
@@ -31,8 +33,10 @@ __all__ = [
     "ResumableLoader",
     "UserError",
     "adapter_names",
+    "adapters_for",
     "adapters_off",
     "add_adapter",
+    "combine",
     "delete_adapter",
     "eject",
     "freeze",

@@ -13,6 +13,7 @@ from lora_lightning.inject import activate, drop, grow, refuse_merged
 from lora_lightning.layers import LoRALayer, lora_layers
 from lora_lightning.plans import Plan
 from lora_lightning.record import as_before, injection_of, put_adapter_values, put_base_values
+from lora_lightning.sharding import refuse_sharded
 from lora_lightning.targets import plan
 
 
@@ -118,8 +119,9 @@ def merge(model: nn.Module) -> None:
     beside it for `unmerge`. Merging a merged model changes nothing.
 
     Raises:
-        UserError: the model is not adapted, or an update is not finite; then no layer is merged.
+        UserError: the model is not adapted or sharded, or an update is not finite; no layer is merged.
     """
+    refuse_sharded(model, "merge")
     layers = {n: layer for n, layer in _layers_of(model).items() if not layer.merged}
     merged: dict[str, dict[str, Tensor]] = {}
     for name, layer in layers.items():
@@ -148,8 +150,9 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     weights are unmerged, and heads, norms and biases have the values of before training.
 
     Raises:
-        UserError: the model is not adapted, or within such a context already.
+        UserError: the model is not adapted or sharded, or within such a context already.
     """
+    refuse_sharded(model, "adapters_off")
     layers, injection = lora_layers(model), injection_of(model)
     injection.settled()
     active = {n: layer.lora_active for n, layer in layers.items()}

@@ -22,7 +22,9 @@ from lora_lightning.random_state import random_state, set_random_state
 from lora_lightning.record import injection_of, is_injected
 from lora_lightning.report import listed
 from lora_lightning.resume import align_loaders, check_order, go_on, optimized_names, progress_of
+from lora_lightning.sharding import FIRST, refuse_sharded
 from lora_lightning.state_hooks import keep_trained_only
+from lora_lightning.strategies import prepare_restore, prepare_saving
 from lora_lightning.targets import plan
 from lora_lightning.trainer_checkpoint import KEY, describe_checkpoints
 from lora_lightning.twins import is_a
@@ -46,6 +48,7 @@ class LoRACallback(pl.Callback):
         verbose: print the plan when a fit begins.
         verify_strict: the first training steps check that every update is used and gets a finite
             gradient, and warn with the names of those that do not; true makes it an error.
+        any_base: accept checkpoints of a run whose frozen weights had other values.
         **options: fields of LoRAConfig, instead of `config`.
 
     Attributes:
@@ -70,13 +73,15 @@ class LoRACallback(pl.Callback):
         checkpoint: str = "adapter",
         verbose: bool = True,
         verify_strict: bool = False,
+        any_base: bool = False,
         **options: Any,
     ) -> None:
         if config is not None and options:
             raise ConfigError([f"give a config or its fields ({', '.join(options)}), not both."])
         problems = LoRAConfig.problems(options)
-        if not isinstance(verify_strict, bool):
-            problems.append(f"verify_strict={verify_strict!r}: give true or false.")
+        for name, value in (("verify_strict", verify_strict), ("any_base", any_base)):
+            if not isinstance(value, bool):
+                problems.append(f"{name}={value!r}: give true or false.")
         if checkpoint not in CHECKPOINTS:
             near = did_you_mean(checkpoint, CHECKPOINTS)
             problems.append(f"checkpoint={checkpoint!r}: give one of {', '.join(CHECKPOINTS)}.{near}")
@@ -85,6 +90,7 @@ class LoRACallback(pl.Callback):
         self.config = config or LoRAConfig(**options)
         self.adapter = adapter
         self.checkpoint, self.verbose, self.verify_strict = checkpoint, verbose, verify_strict
+        self.any_base = any_base
         self.plan: Plan | None = None
         self._progress: list[dict[str, Any]] | None = None  # of the run that is resumed
         self._order: list[list[str]] | None = None
@@ -111,6 +117,7 @@ class LoRACallback(pl.Callback):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self.plan = injection_of(pl_module).plan  # a checkpoint may have brought another
         freeze_norms(pl_module)
+        prepare_saving(trainer, pl_module)
         keep_equal_values(trainer)
         if all(m.training or isinstance(m, FrozenNorm) for m in pl_module.modules()):
             # Lightning warns of every module in eval mode; these are meant to be.
@@ -119,7 +126,6 @@ class LoRACallback(pl.Callback):
             self._first_steps = FirstSteps(pl_module)
             if self._order is not None:
                 check_order(self._order, optimized_names(trainer, pl_module))
-        self._order = None
         self._warn_of_hparams(trainer, pl_module)
         if self.verbose:
             rank_zero_info(f"\n{self.plan}\n")
@@ -130,6 +136,7 @@ class LoRACallback(pl.Callback):
         if is_a(trainer.strategy, *UNSHARDED):  # sharded ones hand other tensors to the optimizer
             self._refuse_untrained(trainer, pl_module)
         align_loaders(trainer)
+        self._order = None
         if self._progress is not None:
             go_on(trainer, pl_module, self._progress)
             self._progress = None
@@ -197,10 +204,13 @@ class LoRACallback(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        if trainer.state.fn != "fit":
+            return
         about = checkpoint.get(KEY, {})
         self._progress, self._order = about.get("progress"), about.get("optimized")
 
     def _inject(self, pl_module: pl.LightningModule) -> None:
+        refuse_sharded(pl_module, "inject", FIRST)
         self.plan = plan(pl_module, self.config)
         carry_out(pl_module, self.config, self.plan, self.adapter)
 
@@ -221,8 +231,9 @@ class LoRACallback(pl.Callback):
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What other parts of Lightning must know of an injected module."""
         keep_trained_only(pl_module, full=self.checkpoint == "full")
-        describe_checkpoints(pl_module, guarded=is_a(trainer.strategy, *UNSHARDED))
+        describe_checkpoints(pl_module, is_a(trainer.strategy, *UNSHARDED), self.any_base)
         average_the_adapted(trainer, pl_module)
+        prepare_restore(trainer, pl_module)
 
     def _after_configure_model(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Wrap the module's `configure_model`, once, to inject into layers that are built after setup."""

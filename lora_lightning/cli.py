@@ -1,18 +1,30 @@
-"""The console command `lora-lightning`: train, and inspect an adapter folder."""
+"""The console command `lora-lightning`: train, merge an adapter into its base's weights, inspect one."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from lora_lightning.checkpoint import TENSOR_FILE, read_adapter
 from lora_lightning.errors import UserError, did_you_mean
+from lora_lightning.export import merge_files
+from lora_lightning.inspection import inspect, rounding_text
+from lora_lightning.report import listed
 
-COMMANDS = ("train", "inspect")
+MERGE_OPTIONS = {
+    "ckpt": str, "out": str, "base": str, "adapter": str, "overwrite": bool, "any_base": bool,
+}  # fmt: skip
+COMMANDS = ("train", "merge", "inspect")
 USAGE = """\
 lora-lightning train [recipe=NAME] [group=choice] [key=value]   adapt a model; train --help lists all
-lora-lightning inspect FOLDER                                    what an adapter folder holds"""
+lora-lightning merge ckpt=PATH out=FILE.safetensors             plain weights, the adapter merged into them
+    base=FILE.safetensors   the base's weights, where the run of PATH cannot tell them
+    adapter=NAME            which one of a checkpoint that holds several
+    overwrite=true          replace FILE
+    any_base=true           accept other base weights than those that it was trained on
+lora-lightning inspect PATH [base=FILE.safetensors]             what an adapter, checkpoint or merged file is
+
+PATH is an adapter's folder (of PEFT, too) or a Trainer's checkpoint."""
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -29,8 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if command == "train":
             _train(rest)
+        elif command == "merge":
+            print(_merge(rest))
         elif command == "inspect":
-            print(inspect(rest))
+            print(_inspect(rest))
         else:
             raise UserError(f"{command}: there is no such command.{did_you_mean(command, COMMANDS)}\n{USAGE}")
     except UserError as error:
@@ -38,23 +52,53 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(2) from None
 
 
-def inspect(words: Sequence[str]) -> str:
-    """The plan of an adapter folder, its configuration where it is not the default, and its size.
+def _merge(words: Sequence[str]) -> str:
+    given = _options(words, MERGE_OPTIONS)
+    if missing := [name for name in ("ckpt", "out") if name not in given]:
+        raise UserError(f"give {' and '.join(f'{n}=...' for n in missing)}.\n{USAGE}")
+    path, out = given.pop("ckpt"), given.pop("out")
+    merged = merge_files(path, out, **given)
+    dtypes = {str(t.dtype).removeprefix("torch.") for t in merged.state.values() if t.is_floating_point()}
+    lines = [
+        f"{out}: {len(merged.state)} tensors of {' and '.join(sorted(dtypes))}",
+        f"{merged.weights} updates merged; {rounding_text(merged.largest, merged.relative)}",
+    ]
+    if merged.left_out:
+        lines.append(f"left out, since they are not part of the network: {listed(merged.left_out)}")
+    return "\n".join(lines)
+
+
+def _inspect(words: Sequence[str]) -> str:
+    paths = [w for w in words if "=" not in w]
+    given = _options([w for w in words if w not in paths], {"base": str})
+    if len(paths) != 1:
+        raise UserError(f"give one path.\n{USAGE}")
+    return inspect(paths[0], given.get("base"))
+
+
+def _options(words: Sequence[str], kinds: Mapping[str, type]) -> dict[str, Any]:
+    """`key=value` words as options; every mistake in one message.
 
     Raises:
-        UserError: not one folder given.
-        AdapterFileError: the folder is not an adapter, or a damaged one.
+        UserError: an unknown, repeated or malformed word.
     """
-    if len(words) != 1:
-        raise UserError("Give one folder: lora-lightning inspect FOLDER")
-    about, tensors = read_adapter(words[0])
-    default = type(about.config)().to_dict()
-    changed = [f"{k}={v}" for k, v in about.config.to_dict().items() if v != default[k]]
-    size = (Path(words[0]) / TENSOR_FILE).stat().st_size
-    return (
-        f"{about.plan}\noptions: {', '.join(changed) or 'all at their defaults'}\n"
-        f"file: {len(tensors)} tensors, {size / 1e6:.2f} MB"
-    )
+    given: dict[str, Any] = {}
+    problems = []
+    for word in words:
+        name, equals, value = word.partition("=")
+        if name not in kinds:
+            problems.append(f"{word}: there is no such option.{did_you_mean(name, kinds)}")
+        elif not equals or not value:
+            problems.append(f"{word}: give {name}=VALUE.")
+        elif name in given:
+            problems.append(f"{word}: {name} is given twice.")
+        elif kinds[name] is bool and value not in ("true", "false"):
+            near = did_you_mean(value, ("true", "false"))
+            problems.append(f"{word}: give {name}=true or {name}=false.{near}")
+        given[name] = value == "true" if kinds.get(name) is bool else value
+    if problems:
+        raise UserError("\n".join([*problems, f"Options: {', '.join(kinds)}."]))
+    return given
 
 
 def _train(words: Sequence[str]) -> None:

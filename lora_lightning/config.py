@@ -13,6 +13,7 @@ from lora_lightning.errors import ConfigError, did_you_mean
 INITS = ("default", "gaussian")
 TRAIN_BIAS = ("none", "all", "lora_only")
 TRAIN_NORM = ("frozen", "affine", "stats", "both")
+KERNELS = ("auto", "keep_inputs", "reference")
 
 
 @dataclass
@@ -44,6 +45,9 @@ class LoRAConfig:
         train_bias: "none", "all" (every bias in the backbone) or "lora_only" (of adapted layers).
         train_norm: normalization layers: "frozen", "affine" (weight and bias train), "stats" (running
             statistics move) or "both".
+        kernel: how adapted layers compute: "auto" (the fast functions, which make some inputs again in
+            the backward instead of saving them), "keep_inputs" (without the latter) or "reference" (plain
+            autograd: slower, larger, the same results).
 
     Raises:
         ConfigError: one line for each bad option.
@@ -63,6 +67,7 @@ class LoRAConfig:
     use_dora: bool = False
     train_bias: str = "none"
     train_norm: str = "frozen"
+    kernel: str = "auto"
 
     def __post_init__(self) -> None:
         # Hydra hands over ListConfig and tuples: keep plain lists and dictionaries, which every
@@ -126,6 +131,7 @@ def _value_problems(config: LoRAConfig) -> list[str]:
         _choice("init", config.init, INITS),
         _choice("train_bias", config.train_bias, TRAIN_BIAS),
         _choice("train_norm", config.train_norm, TRAIN_NORM),
+        _choice("kernel", config.kernel, KERNELS),
     ]
     for name in ("use_rslora", "use_dora"):
         if not isinstance(getattr(config, name), bool):

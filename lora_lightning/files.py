@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import io
 import os
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +24,37 @@ def write_whole(path: Path, write: Callable[[str], object]) -> None:
     Raises:
         OSError: the disk is full or the folder cannot be written; no rest is left behind.
     """
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    os.close(handle)
+    write_together({path: write})
+
+
+def write_together(files: Mapping[Path, Callable[[str], object]]) -> None:
+    """`write_whole` for several files of one folder: all are complete on the disk before the first takes
+    its place.
+
+    Args:
+        files: path -> function that fills the temporary file whose name it is given.
+
+    Raises:
+        OSError: as `write_whole`; no file has changed.
+    """
+    written: dict[Path, str] = {}
     try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
+        for path, write in files.items():
+            handle, written[path] = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+            os.close(handle)
+            write(written[path])
+            with open(written[path], "rb") as file:
+                os.fsync(file.fileno())
+            os.chmod(written[path], 0o666 & ~_umask())
+            if path.is_dir() and not path.is_symlink():
+                raise IsADirectoryError(errno.EISDIR, "a folder stands in the place of the file", str(path))
+        for path, temporary in written.items():
+            os.replace(temporary, path)
+        for folder in {path.parent for path in files}:
+            _sync_folder(folder)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        for temporary in written.values():
+            Path(temporary).unlink(missing_ok=True)
         raise
 
 
@@ -80,6 +103,16 @@ def write_checkpoints_whole(strategy: Any) -> None:
         if io.checkpoint_io is None or type(io.checkpoint_io).__name__ == "TorchCheckpointIO":
             io.checkpoint_io = WholeCheckpointIO()
         strategy.checkpoint_io = Keeping(io)
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make renames last through a power failure, where the system can open folders."""
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 def _umask() -> int:

@@ -6,7 +6,7 @@ from torch import nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
-from lora_lightning.layers import family_of, lora_layers, slots_of
+from lora_lightning.layers import family_of, lora_layers, own_modules, slots_of
 from lora_lightning.layers.layer import LoRALayer, adapt, forget, restore, set_weights, slot_key
 from lora_lightning.layers.norm import FrozenNorm, freeze_statistics, has_statistics
 from lora_lightning.layers.reading import weight_of
@@ -21,6 +21,7 @@ from lora_lightning.record import (
     put_adapter_values,
     put_base_values,
 )
+from lora_lightning.sharding import FIRST, refuse_sharded
 from lora_lightning.structure import inside
 from lora_lightning.targets import Plan, inside_scope, plan, plan_probe, trained_names
 
@@ -41,7 +42,9 @@ def inject(model: nn.Module, config: LoRAConfig | None = None, adapter: str = "d
 
     Raises:
         ConfigError: as `plan`; the model is untouched.
+        UserError: the model is sharded.
     """
+    refuse_sharded(model, "inject", FIRST)
     config = config or LoRAConfig()
     planned = plan(model, config)
     carry_out(model, config, planned, adapter)
@@ -87,7 +90,9 @@ def check_adapter(model: nn.Module, config: LoRAConfig, adapter: str) -> None:
         ConfigError: the adapter's name is no identifier, or DoRA on the meta device.
     """
     if not adapter.isidentifier() or hasattr(nn.ModuleDict, adapter):
-        raise ConfigError([f"adapter={adapter!r}: give an identifier, such as 'default' or 'scottish'."])
+        raise ConfigError([
+            f"adapter={adapter!r}: give an identifier that is no method of nn.Module, such as 'scottish'."
+        ])  # fmt: skip
     if config.use_dora and any(p.is_meta for p in model.parameters()):
         raise ConfigError([
             "use_dora=True: magnitudes begin as the norms of the weights, which a model on the meta device "
@@ -143,8 +148,9 @@ def refuse_merged(model: nn.Module) -> None:
     """Refuse to change the adapters of a model whose weights hold the selected ones' sum.
 
     Raises:
-        UserError: the model is merged, or within a context that has changed it for a while.
+        UserError: the model is merged, sharded, or within a context that has changed it for a while.
     """
+    refuse_sharded(model, "changing adapters")
     injection_of(model).settled()
     if any(layer.merged for layer in lora_layers(model).values()):
         raise UserError("the adapters are merged into the weights: call lora_lightning.unmerge(model) first.")
@@ -173,8 +179,9 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
             keep their trained values. The result is a plain model that needs nothing of this package.
 
     Raises:
-        UserError: the model is not adapted, or an update to be merged is not finite.
+        UserError: the model is not adapted or sharded, or an update to be merged is not finite.
     """
+    refuse_sharded(model, "eject")
     injection = injection_of(model)
     injection.settled()
     weights = {n: layer.merged_weights() for n, layer in lora_layers(model).items()} if merged else {}
@@ -198,8 +205,9 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
 
 def freeze_norms(model: nn.Module) -> None:
     """Put frozen norm layers back into eval mode where another tool has replaced them (SyncBatchNorm)."""
-    for name in injection_of(model).training:
-        freeze_statistics(model.get_submodule(name))
+    injection = injection_of(model)
+    for name in injection.training:
+        freeze_statistics(model.get_submodule(name), injection.config.kernel)
 
 
 def _attach(
@@ -222,6 +230,7 @@ def _attach(
                 dropout=config.dropout,
                 init=config.init,
                 use_dora=config.use_dora,
+                kernel=config.kernel,
             ).requires_grad_(False)
     for name, slots in updates.items():
         adapt(model.get_submodule(name), families[name], slots, adapter)
@@ -255,13 +264,13 @@ def _flag_own(model: nn.Module, injection: Injection, trains: bool) -> None:
 def _freeze_statistics(model: nn.Module, injection: Injection) -> None:
     """Freeze the running statistics that the first selected adapter does not move, let go the others."""
     own = set(injection.adapters[injection.adapter].own)
-    for name, module in model.named_modules():
+    for name, module in own_modules(model):
         if not has_statistics(module) or not inside_scope(name, injection.plan.scope):
             continue
         moves = any(f"{name}.{n}".lstrip(".") in own for n, _ in module.named_buffers(recurse=False))
         if not moves:
             injection.training.setdefault(name, module.training)
-            freeze_statistics(module)
+            freeze_statistics(module, injection.config.kernel)
         elif isinstance(module, FrozenNorm):
             swap_out(module)
             module.training = model.training

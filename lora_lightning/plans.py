@@ -33,6 +33,10 @@ class LayerPlan:
     alpha: float
     parameters: int
 
+    def tensor(self, part: str) -> str:
+        """Name in a file of `lora_A`, `lora_B` or `lora_magnitude`."""
+        return f"{self.name}.{part}" if self.name else part
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -74,10 +78,24 @@ class Plan:
         """The inverse of `to_dict`.
 
         Raises:
-            TypeError, KeyError: the values are not a plan's.
+            TypeError, KeyError, AttributeError: the values are not a plan's.
         """
         layers = [LayerPlan(**{**v, "shape": tuple(v["shape"])}) for v in values["layers"]]
-        return cls(**{**values, "layers": layers})
+        planned = cls(**{**values, "layers": layers})
+        for layer in layers:
+            words = (layer.name, layer.module, layer.slot, layer.kind)
+            numbers = (*layer.shape, layer.rank, layer.parameters)
+            if not (
+                all(isinstance(w, str) for w in words)
+                and all(type(n) is int and n > 0 for n in numbers)
+                and type(layer.alpha) in (int, float)
+                and 0 < layer.alpha < math.inf
+            ):
+                raise TypeError(f"the plan of {layer.name!r} holds a value of another kind")
+        texts = (planned.scope, *planned.heads, *planned.skipped.keys(), *planned.skipped.values())
+        if not all(isinstance(t, str) for t in texts) or isinstance(planned.heads, str):
+            raise TypeError("its plan holds a value of another kind")
+        return planned
 
     def renamed(self, rename: Callable[[str], str]) -> Plan:
         """The same plan for a model whose modules have other names."""

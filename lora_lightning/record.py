@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import UserError, did_you_mean
+from lora_lightning.layers import own_modules
 from lora_lightning.layers.swap import Swapped
 from lora_lightning.plans import Plan
 
@@ -125,6 +126,24 @@ def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     return found
 
 
+def value_for(injection: Injection, adapter: str | None, name: str, tensor: Tensor) -> Tensor:
+    """The value of the model's own tensor when this adapter is selected; None is the base. What trains
+    outside the backbone has no base value and is then as it stands.
+
+    Args:
+        tensor: the one of this name that stands in the model.
+    """
+    record = injection.adapters[adapter] if adapter is not None else None
+    if record is not None and name in record.own:
+        values = record.values if adapter != injection.adapter else {}
+    else:
+        values = injection.originals
+    if name not in values:
+        return tensor
+    values[name] = values[name].to(tensor.device, tensor.dtype)  # as the model was moved since
+    return values[name]
+
+
 @torch.no_grad()
 def put_base_values(model: nn.Module) -> None:
     """Take the values of the first selected adapter out of the model into its record; inside the
@@ -154,7 +173,7 @@ def as_before(model: nn.Module) -> Iterator[None]:
     if not is_injected(model):
         yield
         return
-    swapped = [m for m in model.modules() if isinstance(m, Swapped)]
+    swapped = [m for _, m in own_modules(model) if isinstance(m, Swapped)]
     kept = [(module, type(module), dict(module._modules)) for module in swapped]
     for module in swapped:
         module.__class__ = module.original_class  # type: ignore[assignment]

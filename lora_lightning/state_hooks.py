@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.record import injection_of, is_injected
+from lora_lightning.sharding import FSDP_WRAPPER, is_flattened, is_sharded, named_parameters
 from lora_lightning.targets import inside_scope
 
 # An entry of a checkpoint's state_dict: a module without LoRA names it as unexpected when it refuses.
@@ -28,13 +30,26 @@ def keep_trained_only(model: nn.Module, full: bool = False) -> None:
         model.register_load_state_dict_post_hook(_forgive_frozen)
 
 
+def keep_trained_only_of(wrapper: nn.Module, model: nn.Module) -> None:
+    """The same for `wrapper.state_dict()`, where FSDP has wrapped the model: FSDP needs every parameter in
+    the model's own `state_dict()`, to gather it."""
+
+    def drop_frozen(module: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
+        if is_injected(model):
+            for name in frozen_names(model):
+                state.pop(prefix + name, None)
+
+    if not model.__dict__["lora_full_state_dict"]:
+        wrapper.register_state_dict_post_hook(drop_frozen)
+
+
 def frozen_names(model: nn.Module) -> set[str]:
     """Names in `state_dict()` of the frozen parameters of the backbone, and of the buffers of the
     norm layers that are frozen with it; the updates of adapters that are not selected are none of them."""
     injection = injection_of(model)
     frozen = {
         n
-        for n, p in model.named_parameters(remove_duplicate=False)
+        for n, p in named_parameters(model, all_names=True).items()
         if not p.requires_grad and inside_scope(n, injection.plan.scope) and ".lora." not in f".{n}"
     }
     for name in injection.training:
@@ -43,7 +58,7 @@ def frozen_names(model: nn.Module) -> set[str]:
 
 
 def _drop_frozen(model: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-    if is_injected(model) and not model.__dict__["lora_full_state_dict"]:
+    if is_injected(model) and not model.__dict__["lora_full_state_dict"] and not is_flattened(model):
         for name in frozen_names(model):
             state.pop(prefix + name, None)
 
@@ -52,13 +67,21 @@ def _refuse_misfit(
     model: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any, strict: bool,
     missing: list[str], unexpected: list[str], errors: list[str],
 ) -> None:  # fmt: skip
-    """A checkpoint without the model's updates, or with updates of another rank, is an error even
-    with `strict_loading=False`; only a whole base model may come without updates."""
-    if not is_injected(model):
-        return
+    """`refuse_misfit`, when the model is loaded as a whole; FSDP2 comes with one tensor at a time."""
     model.__dict__["lora_load_prefix"] = prefix
     state.pop(prefix + ADVICE, None)
-    expected = {prefix + n: p for n, p in model.named_parameters() if ".lora_" in n}
+    if is_injected(model) and (is_flattened(model) or not is_sharded(model)):
+        refuse_misfit(model, state, strict, prefix)
+
+
+def refuse_misfit(model: nn.Module, state: Mapping[str, Any], strict: bool, prefix: str = "") -> None:
+    """A checkpoint without the model's updates, or with updates of another rank, is an error even
+    with `strict_loading=False`; only a whole base model may come without updates.
+
+    Raises:
+        AdapterFileError: it is such a checkpoint.
+    """
+    expected = {prefix + n: p for n, p in named_parameters(model, all_names=True).items() if ".lora_" in n}
     absent = [n for n in expected if n not in state]
     whole_base = all(prefix + n in state for n in frozen_names(model))
     if absent and not (whole_base and len(absent) == len(expected) and not strict):
@@ -80,4 +103,5 @@ def _refuse_misfit(
 def _forgive_frozen(model: nn.Module, incompatible: Any) -> None:
     if is_injected(model):
         frozen = {model.__dict__["lora_load_prefix"] + name for name in frozen_names(model)}
-        incompatible.missing_keys[:] = [n for n in incompatible.missing_keys if n not in frozen]
+        missing = incompatible.missing_keys
+        missing[:] = [n for n in missing if n not in frozen and n.replace(FSDP_WRAPPER, "") not in frozen]

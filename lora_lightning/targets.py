@@ -46,7 +46,7 @@ def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     problems += _impossible(backbone, config, chosen, heads)
     if problems:
         raise ConfigError(problems)
-    return _assemble(model, config, scope, heads, layers, skipped)
+    return assemble(model, config, scope, heads, layers, skipped)
 
 
 def plan_probe(model: nn.Module, config: LoRAConfig) -> Plan:
@@ -61,7 +61,7 @@ def plan_probe(model: nn.Module, config: LoRAConfig) -> Plan:
     heads = _heads(model.get_submodule(scope), config, problems)
     if problems:
         raise ConfigError(problems)
-    planned = _assemble(model, config, scope, heads, [], {})
+    planned = assemble(model, config, scope, heads, [], {})
     if not planned.trainable:
         raise ConfigError(["no head was found to train: name it in modules_to_save."])
     return planned
@@ -76,7 +76,7 @@ def _refuse_unfit(model: nn.Module) -> None:
         ])  # fmt: skip
 
 
-def _assemble(
+def assemble(
     model: nn.Module,
     config: LoRAConfig,
     scope: str,
@@ -84,7 +84,7 @@ def _assemble(
     layers: list[LayerPlan],
     skipped: dict[str, str],
 ) -> Plan:
-    """Names of the backbone made names of the model, and the parameters counted."""
+    """A plan in which names of the backbone are names of the plain model, with the parameters counted."""
 
     def absolute(name: str) -> str:
         return f"{scope}.{name}" if scope else name

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
+from lora_lightning.app.check import LAST, last_checkpoint
 from lora_lightning.app.command_line import CONF, CONFIG_NAME, VERSION_BASE, check_command_line, flags_first
 from lora_lightning.app.compare import HEADER, Job, Result, main_method, results_table, save_results
 from lora_lightning.app.launch import hydra_raises, one_job, quiet, reported
@@ -26,7 +27,7 @@ from lora_lightning.app.loggers import (
     short_path,
     where,
 )
-from lora_lightning.app.resume import keep_metrics, resumed
+from lora_lightning.app.resume import continue_logs, resumed
 from lora_lightning.checkpoint import save_adapter
 from lora_lightning.report import format_table, percent
 
@@ -77,6 +78,10 @@ def application(config: DictConfig) -> float | None:
 def run(config: DictConfig) -> float | None:
     """Train, test, compare and save as configured, and print what was done."""
     folder = Path(config.run_dir)
+    if config.ckpt_path == LAST:
+        config.ckpt_path = last_checkpoint(folder, config.trainer.max_epochs)
+        if on_rank_zero():
+            continue_logs(config, folder)
     say(_title(config, folder))
     plain = OmegaConf.to_container(config, resolve=True)
     _write_config(plain, folder / "config.yaml")
@@ -85,8 +90,6 @@ def run(config: DictConfig) -> float | None:
     method = main_method(config)
     job = Job(config, method, folder)
     say(f"\n{job.plan or _full_plan(job)}\n")
-    if config.ckpt_path and on_rank_zero():
-        keep_metrics(folder)
     loggers = build_loggers(config)
     status = "failed"
     try:

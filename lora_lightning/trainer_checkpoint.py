@@ -15,28 +15,33 @@ from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
 from lora_lightning.averaging import average_the_adapted
+from lora_lightning.checkpoint import checkpoint_entry
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError
+from lora_lightning.fingerprint import fingerprint, refusal_of_base
 from lora_lightning.inject import activate, carry_out, eject, grow
 from lora_lightning.layers import lora_layers
 from lora_lightning.plans import Plan
 from lora_lightning.record import Adapter, injection_of, is_injected
+from lora_lightning.source import KEY
 from lora_lightning.state_hooks import ADVICE, keep_trained_only
 
-KEY = "lora_lightning"
 VERSION = 1
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def describe_checkpoints(module: Any, guarded: bool) -> None:
+def describe_checkpoints(module: Any, guarded: bool, any_base: bool = False) -> None:
     """From now on the module's checkpoints say which adapter they hold, and loading one gives the module
     the adapter that was saved, before its weights are restored.
 
     Args:
-        guarded: write checkpoints that a module without LoRA refuses, see `_guard`.
+        guarded: write checkpoints that a module without LoRA refuses, see `_guard`; not where weights will
+            be sharded, and the base is known by its values of now.
+        any_base: accept checkpoints of a run with other frozen weights.
     """
-    module.on_save_checkpoint = partial(_describe, module, guarded)
-    module.on_load_checkpoint = partial(_adopt, module)
+    base = None if guarded else fingerprint(module)
+    module.on_save_checkpoint = partial(_describe, module, guarded, base)
+    module.on_load_checkpoint = partial(_adopt, module, any_base, base)
 
 
 def load_from_checkpoint(
@@ -45,6 +50,7 @@ def load_from_checkpoint(
     *,
     map_location: Any = "cpu",
     weights_only: bool = True,
+    any_base: bool = False,
     **options: Any,
 ) -> Module:
     """`module_class.load_from_checkpoint` for a checkpoint that LoRACallback made small: the module is
@@ -56,10 +62,11 @@ def load_from_checkpoint(
         map_location: the device, or a mapping of devices, as in `torch.load`.
         weights_only: false runs code that the file may hold: for hyperparameters that are not plain
             values, from a file that you trust.
+        any_base: accept a module whose frozen weights have other values than those that it was trained on.
         **options: arguments of `module_class`, over those that the checkpoint holds.
 
     Raises:
-        AdapterFileError: the checkpoint holds no adapter, or one that does not fit the module.
+        AdapterFileError: the checkpoint holds no adapter, or one that does not fit the module or its base.
     """
     checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only)
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
@@ -79,9 +86,12 @@ def load_from_checkpoint(
             f"{path} adapts a layer that {module_class.__name__} does not have: {error}. Build all layers in "
             "__init__ or configure_model; Lightning does not call setup here."
         ) from None
+    if not any_base:
+        _check_base(fingerprint(module), checkpoint, str(path))
     _give_values(module, adapters)
     keep_trained_only(module)
     module.load_state_dict(checkpoint["state_dict"])
+    module.__dict__["lora_trained"] = checkpoint[KEY].get("training", {})
     return module
 
 
@@ -89,17 +99,11 @@ def _load_nothing(self: nn.Module, *args: Any, **options: Any) -> Any:
     return _IncompatibleKeys([], [])
 
 
-def _describe(module: Any, guarded: bool, checkpoint: dict[str, Any]) -> None:
+def _describe(module: Any, guarded: bool, base: dict[str, str] | None, checkpoint: dict[str, Any]) -> None:
     type(module).on_save_checkpoint(module, checkpoint)
     if not is_injected(module):
         return
-    injection = injection_of(module)
-    adapters = {
-        name: {"config": a.config.to_dict(), "plan": a.plan.to_dict(), "values": dict(a.values)}
-        for name, a in injection.adapters.items()
-    }
-    about = {"version": VERSION, "adapters": adapters, "active": list(injection.active)}
-    checkpoint[KEY] = {**checkpoint.get(KEY, {}), **about}
+    checkpoint[KEY] = {**checkpoint.get(KEY, {}), **checkpoint_entry(module, base)}
     if guarded and not module.lora_full_state_dict:
         _guard(module, checkpoint["state_dict"])
 
@@ -114,13 +118,16 @@ def _guard(module: nn.Module, state: dict[str, Any]) -> None:
             return
 
 
-def _adopt(module: Any, checkpoint: dict[str, Any]) -> None:
-    """Give the module the other adapters of the file, and a plan with other ranks, made by the same
-    configuration (from other data), for its own."""
+def _adopt(module: Any, any_base: bool, base: dict[str, str] | None, checkpoint: dict[str, Any]) -> None:
+    """Refuse a checkpoint of another base. Give the module the other adapters of the file, and a plan with
+    other ranks, made by the same configuration (from other data), for its own."""
     type(module).on_load_checkpoint(module, checkpoint)
     if KEY not in checkpoint or not is_injected(module):
         return
     adapters, active = _read(checkpoint[KEY])
+    if not any_base:
+        _check_base(fingerprint(module) if base is None else base, checkpoint, "the checkpoint")
+    module.__dict__["lora_trained"] = checkpoint[KEY].get("training", {})
     here = injection_of(module)
     if active != here.active and set(active) <= here.adapters.keys() | adapters.keys():
         raise AdapterFileError(
@@ -141,6 +148,15 @@ def _make(module: nn.Module, adapters: dict[str, Adapter], active: tuple[str, ..
         make = grow if is_injected(module) else carry_out
         make(module, adapter.config, adapter.plan, name)
     activate(module, active)
+
+
+def _check_base(here: dict[str, str], checkpoint: dict[str, Any], where: str) -> None:
+    """A checkpoint that holds the base's weights too brings its own base."""
+    saved, state = checkpoint[KEY].get("base", {}), checkpoint.get("state_dict", {})
+    if all(n in state and state[n].numel() for n in saved):
+        return
+    if refusal := refusal_of_base(saved, here, f"the adapter in {where}"):
+        raise AdapterFileError(refusal)
 
 
 def _give_values(module: nn.Module, adapters: dict[str, Adapter]) -> None:

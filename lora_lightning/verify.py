@@ -16,6 +16,7 @@ from lora_lightning.layers import LoRALayer, lora_layers
 from lora_lightning.layers.layer import slot_key
 from lora_lightning.record import injection_of
 from lora_lightning.report import listed
+from lora_lightning.sharding import refuse_sharded
 
 
 def verify(model: nn.Module, example_batch: Any) -> list[str]:
@@ -35,9 +36,10 @@ def verify(model: nn.Module, example_batch: Any) -> list[str]:
         One line for each promise that failed; empty when all hold.
 
     Raises:
-        UserError: the model is not adapted.
+        UserError: the model is not adapted, or sharded.
     """
     injection_of(model)
+    refuse_sharded(model, "verify")
     checks = (_off_is_base, _gradients_arrive, _frozen_stays, _merged_is_unmerged)
     return [failure for check in checks for failure in check(_randomized(model), example_batch)]
 

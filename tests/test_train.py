@@ -104,13 +104,12 @@ def test_lightnings_way_of_leaving_after_ctrl_c(tmp_path: Path) -> None:
 def test_no_space_while_saving_leaves_nothing_half_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import lora_lightning.checkpoint as checkpoint
 
     def full(tensors: object, path: str, metadata: object) -> None:
         Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device", path)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr("lora_lightning.adapter_file.save_file", full)
     code, message = fails(TINY, capsys)
     assert code == MISTAKE
     assert len(message.strip().splitlines()) == 1

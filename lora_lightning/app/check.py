@@ -6,6 +6,7 @@ import functools
 import inspect
 import os
 from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,9 +18,10 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.options import OPTIONAL, PROVIDED, REQUIRED, RULES, Rule, show
 from lora_lightning.config import LoRAConfig
-from lora_lightning.errors import did_you_mean, nearest
+from lora_lightning.errors import ConfigError, did_you_mean, nearest
 from lora_lightning.tasks.optim import OptimConfig
 
+LAST = "last"
 RESERVED = ("_target_", "_args_", "_recursive_", "_convert_", "_partial_")
 CLUSTER = ("SLURM_NTASKS", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR")
 UNSAFE_STRATEGIES = ("spawn", "fork", "notebook")  # they cannot start from a Hydra application
@@ -60,15 +62,31 @@ def problems_of(config: DictConfig) -> list[str]:
     problems += _trainer_problems(_section(values, "trainer"))
     if values.get("compare") is True and _section(values, "lora").get("enabled") is False:
         problems.append("compare=true: lora=none leaves no LoRA to compare; give compare=false.")
-    if isinstance(checkpoint := values.get("ckpt_path"), str):
+    if isinstance(checkpoint := values.get("ckpt_path"), str) and checkpoint != LAST:
         problems += checkpoint_problems(checkpoint, _section(values, "trainer").get("max_epochs"))
     return list(dict.fromkeys(problems))
+
+
+def last_checkpoint(folder: Path, max_epochs: Any = None) -> str | None:
+    """What `ckpt_path=last` means: the run's own last checkpoint, or none, when it has just begun.
+
+    Raises:
+        ConfigError: the Trainer cannot resume from it.
+    """
+    path = folder / "checkpoints" / "last.ckpt"
+    if not path.exists():
+        return None
+    if problems := checkpoint_problems(str(path), max_epochs):
+        raise ConfigError(problems)
+    return str(path)
 
 
 def checkpoint_problems(path: str, max_epochs: Any = None) -> list[str]:
     """Why a Trainer cannot resume from this file, if it cannot; nothing in it is executed."""
     file = Path(path)
     given = f"ckpt_path={path}"
+    if (file / "checkpoint").is_dir():  # DeepSpeed's, which it checks itself
+        return []
     if not file.is_file():
         where = file.parent if file.parent.is_dir() else Path()
         near = nearest(file.name, [p.name for p in where.glob("*.ckpt")])
@@ -186,7 +204,11 @@ def _targets(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, dict[str
 @functools.lru_cache(maxsize=256)
 def _signature(target: str) -> tuple[inspect.Signature | None, str]:
     try:
-        return inspect.signature(get_object(target)), ""
+        found = get_object(target)
+        try:
+            return inspect.signature(found), ""
+        except ValueError:  # classes written in C have none
+            return inspect.signature(lambda **_: None), ""
     except Exception as error:  # an import runs any code
         return None, " ".join(str(error).split())[:200] or type(error).__name__
 
@@ -219,6 +241,7 @@ def _argument_problems(path: str, node: Mapping[str, Any]) -> list[str]:
         and key not in node
         and key not in provided
         and "_args_" not in node
+        and not node.get("_partial_")
     ]
     return problems
 
@@ -262,6 +285,11 @@ def _trainer_problems(trainer: Mapping[str, Any]) -> list[str]:
 
 def _strategy_problems(strategy: Any, accelerator: Any) -> list[str]:
     if isinstance(strategy, dict):
+        name = str(strategy.get("_target_")).rpartition(".")[2]
+        if name == "DeepSpeedStrategy" and find_spec("deepspeed") is None:
+            return [f"trainer.strategy: {name} needs DeepSpeed: pip install deepspeed"]
+        if accelerator == "cpu" and name in ("FSDPStrategy", "DeepSpeedStrategy"):
+            return [f"trainer.strategy: {name} needs GPUs; on the CPU give trainer=ddp_sim."]
         return []
     names = [
         name
@@ -273,6 +301,8 @@ def _strategy_problems(strategy: Any, accelerator: Any) -> list[str]:
             f"trainer.strategy={show(strategy)}: give one of {', '.join(names)}."
             f"{did_you_mean(strategy, names)}"
         ]
+    if "deepspeed" in strategy and find_spec("deepspeed") is None:
+        return [f"trainer.strategy={strategy}: needs DeepSpeed: pip install deepspeed"]
     if accelerator == "cpu" and ("fsdp" in strategy or "deepspeed" in strategy):
         return [f"trainer.strategy={strategy}: needs GPUs; on the CPU give trainer=ddp_sim."]
     return []

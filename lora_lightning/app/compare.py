@@ -6,7 +6,7 @@ import contextlib
 import json
 import re
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -80,14 +80,7 @@ class Job:
         self.config.run_dir = str(folder)
         pl.seed_everything(config.seed, workers=True, verbose=False)
         self.data, model = _data_and_model(self.config)
-        with _named("task"):
-            self.task = instantiate(
-                self.config.task,
-                model=model,
-                num_classes=self.data.num_classes,
-                optim=self._optim(),
-                _convert_="all",
-            )
+        self.task = self._task(model)
         self.total = sum(p.numel() for p in self.task.parameters())
         self.trained = self.total if method in ("full", "scratch") else 0
         self.plan: Plan | None = None
@@ -101,6 +94,16 @@ class Job:
             with _named("lora"):
                 self.trained = freeze(self.task, lora_config(self.config)).trainable
             keep_trained_only(self.task)
+
+    def _task(self, model: Any) -> Any:
+        with _named("task"):
+            return instantiate(
+                self.config.task,
+                model=model,
+                num_classes=self.data.num_classes,
+                optim=self._optim(),
+                _convert_="all",
+            )
 
     def _optim(self) -> OptimConfig:
         """`optim` is meant for the method that the recipe is about; its peers have their own rates."""
@@ -128,6 +131,8 @@ class Job:
         seconds = time.perf_counter() - started
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        if self._sharded():  # what is tested and saved is whole again
+            self.task = self._task(_data_and_model(self.config)[1])
         metrics = self._test(best)
         for logger in loggers:
             logger.log_metrics(metrics, trainer.global_step)
@@ -138,7 +143,7 @@ class Job:
             self.trained,
             self.total,
             seconds,
-            Path(best).stat().st_size if best else None,
+            _size(Path(best)) if best else None,
             None if score is None else float(score),
         )
 
@@ -159,6 +164,10 @@ class Job:
             enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         )
 
+    def _sharded(self) -> bool:
+        """Whether a fit leaves only a part of the task's parameters in this process."""
+        return strategy_name(self.config.trainer).startswith(("fsdp", "modelparallel"))
+
     def _test(self, checkpoint: str | None) -> dict[str, float]:
         """On every process the whole test set, so that no image counts twice to fill up a batch."""
         trainer = self._make_trainer(
@@ -168,6 +177,7 @@ class Job:
             enable_progress_bar=False,
             use_distributed_sampler=False,
             profiler=None,
+            **({"strategy": "ddp"} if self._sharded() else {}),
         )
         metrics = trainer.test(
             self.task, datamodule=self.data, ckpt_path=checkpoint, verbose=False, weights_only=True
@@ -180,15 +190,28 @@ class Job:
         return [LoRACallback(lora_config(self.config), verbose=False)]
 
     def _make_trainer(self, **options: Any) -> pl.Trainer:
-        sharded = str(self.config.trainer.strategy).startswith(("fsdp", "deepspeed"))
+        own = strategy_name(self.config.trainer).startswith(("fsdp", "deepspeed", "modelparallel"))
         return instantiate(
             self.config.trainer,
-            plugins=None if sharded else [WholeCheckpointIO()],  # those write checkpoints of their own
+            plugins=None if own else [WholeCheckpointIO()],  # those write checkpoints of their own
             default_root_dir=self.config.run_dir,
             enable_model_summary=False,
             _convert_="all",
             **options,
         )
+
+
+def strategy_name(trainer: Mapping[str, Any]) -> str:
+    """The strategy's name, or its class's, in small letters."""
+    strategy = trainer["strategy"]
+    name = strategy if isinstance(strategy, str) else strategy.get("_target_", "")
+    return str(name).rpartition(".")[2].lower()
+
+
+def _size(checkpoint: Path) -> int:
+    """Bytes of a checkpoint's file, or of all in its folder."""
+    files = [checkpoint] if checkpoint.is_file() else [f for f in checkpoint.rglob("*") if f.is_file()]
+    return sum(file.stat().st_size for file in files)
 
 
 def main_method(config: DictConfig) -> str:

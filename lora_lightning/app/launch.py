@@ -17,14 +17,27 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.loggers import on_rank_zero, short_path
+from lora_lightning.app.preemption import PREEMPTED, Preempted
 from lora_lightning.errors import UserError
 
 TRACEBACKS = "HYDRA_FULL_ERROR"
-MISTAKE, INTERRUPTED = 2, 130  # exit codes
+MISTAKE, LOST, INTERRUPTED = 2, 3, 130  # exit codes
+# What gloo and NCCL say when a process at the other end has ended, or its machine is silent.
+LOST_PEER = (
+    "Connection closed by peer",
+    "Connection reset by peer",
+    "Broken pipe",
+    "Timed out waiting",
+    "NCCL communicator was aborted",
+    "Watchdog caught collective operation timeout",
+    "remote process has terminated",
+    "failed to recv",
+)
 DISTRIBUTED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 CHATTER = (
     r".*does not have many workers.*",
@@ -87,9 +100,10 @@ def explain(error: BaseException, folder: Path | None = None) -> tuple[str, int]
     """The message and the exit code for an error that a user can mend; None for any other."""
     chain = list(_chain(error))
     if any(isinstance(e, KeyboardInterrupt) for e in chain):
-        last = folder / "checkpoints" / "last.ckpt" if folder else None
-        resume = f" Go on with resume={short_path(last.parents[1])}" if last and last.is_file() else ""
-        return f"Interrupted.{resume}", INTERRUPTED
+        return f"Interrupted.{_resume(folder)}", INTERRUPTED
+    if isinstance(error, SIGTERMException):
+        code = error.code if isinstance(error, Preempted) else PREEMPTED
+        return f"Ended by SIGTERM.{_resume(folder)}", int(code or 0)
     if isinstance(error, SystemExit):
         return None
     for e in chain:
@@ -97,6 +111,9 @@ def explain(error: BaseException, folder: Path | None = None) -> tuple[str, int]
             return str(e), MISTAKE
         if (isinstance(e, OSError) and e.errno == errno.ENOSPC) or "No space left on device" in str(e):
             return _no_space(e, folder), MISTAKE
+    if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_PEER):
+        first = str(error).strip().splitlines()[0]
+        return f"Another process of this run has gone: {first[:200]}\n{_resume(folder).strip()}", LOST
     if isinstance(error, torch.OutOfMemoryError):
         return (
             "The device's memory is full. Give a smaller data.batch_size with"
@@ -114,6 +131,11 @@ def explain(error: BaseException, folder: Path | None = None) -> tuple[str, int]
     if isinstance(error, (HydraException, OmegaConfBaseException)):
         return f"{error}\n{TRACEBACKS}=1 shows where.", MISTAKE
     return None
+
+
+def _resume(folder: Path | None) -> str:
+    last = folder / "checkpoints" / "last.ckpt" if folder else None
+    return f" Go on with resume={short_path(last.parents[1])}" if last and last.exists() else ""
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -141,6 +141,8 @@ RULES: dict[str, Rule] = {
     "trainer.benchmark": or_null(FLAG),
     "trainer.enable_progress_bar": FLAG,
     "callbacks.checkpoint": MAPPING,
+    "callbacks.preemption": MAPPING,
+    "callbacks.preemption.dirpath": TEXT,
     "callbacks.learning_rate": MAPPING,
     "callbacks.checkpoint.dirpath": TEXT,
     "callbacks.checkpoint.filename": or_null(TEXT),

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import yaml
+from omegaconf import DictConfig
 
 from lora_lightning.errors import ConfigError, did_you_mean
 
@@ -18,7 +19,7 @@ def resumed(arguments: Sequence[str]) -> list[str]:
     """The command line with `resume=FOLDER` written out; any other is returned as it is.
 
     The words that began the run come back, those given now replace them. The run keeps its folder and its
-    W&B id; without a checkpoint it begins anew.
+    W&B id; `ckpt_path=last` begins anew where there is no checkpoint yet.
 
     Raises:
         ConfigError: FOLDER is not a run's.
@@ -34,12 +35,8 @@ def resumed(arguments: Sequence[str]) -> list[str]:
             f"resume={folder}: is not a run's folder: it has no .hydra/overrides.yaml. Give one that a run "
             f"has named, such as outputs/vit_digits/DATE.{did_you_mean(str(folder), map(str, near))}"
         ])  # fmt: skip
-    own = [f"hydra.run.dir={_quoted(folder)}"]
-    if (last := folder / "checkpoints" / "last.ckpt").is_file():
-        own.append(f"ckpt_path={_quoted(last)}")
-    if run := wandb_run(folder):
-        own.append(f"logger.wandb.id={_quoted(run)}")
-    replaced = {_key(word) for word in [*given, *own, "ckpt_path="]}
+    own = [f"hydra.run.dir={_quoted(folder)}", "ckpt_path=last"]
+    replaced = {_key(word) for word in [*given, *own]}
     before = [word for word in yaml.safe_load(began.read_text()) or [] if _key(word) not in replaced]
     return [*given, *before, *own]
 
@@ -50,8 +47,12 @@ def wandb_run(folder: Path) -> str | None:
     return max(found, key=lambda match: match[1])[2] if found else None
 
 
-def keep_metrics(folder: Path) -> None:
-    """Put a CSV file of metrics aside as metrics.1.csv, …: Lightning's logger would delete it."""
+def continue_logs(config: DictConfig, folder: Path) -> None:
+    """Let a run that goes on in its own folder go on with its W&B run too, and put its CSV file of metrics
+    aside as metrics.1.csv, …: Lightning's logger would delete it."""
+    wandb = (config.get("logger") or {}).get("wandb")
+    if wandb and wandb.id is None:
+        wandb.id = wandb_run(folder)
     metrics = folder / "csv" / "metrics.csv"
     if metrics.is_file():
         number = 1 + len(list(metrics.parent.glob("metrics.*.csv")))

@@ -20,6 +20,7 @@ from lora_lightning.layers.norm import is_norm
 from lora_lightning.layers.reading import weight_of
 from lora_lightning.layers.recurrent import LoRARecurrent, recurrent_slots
 from lora_lightning.layers.slot import Slot
+from lora_lightning.sharding import FSDP_WRAPPER
 
 # The base class whose forward a family knows. A class with a forward of its own, or a weight that is
 # computed, takes the general road: LoRALayer itself.
@@ -116,7 +117,8 @@ def hidden_weight(module: nn.Module) -> str | None:
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
     """Every adapted layer of the model by name, in the order of registration."""
-    return {n: m for n, m in own_modules(model) if isinstance(m, LoRALayer)}
+    layers = {n: m for n, m in own_modules(model) if isinstance(m, LoRALayer)}
+    return {n.replace(FSDP_WRAPPER, ""): m for n, m in layers.items()}
 
 
 def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:

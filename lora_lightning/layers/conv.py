@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lora_lightning.functional import lora_conv
 from lora_lightning.layers.branch import BranchLayer
 from lora_lightning.layers.slot import Slot
 from lora_lightning.layers.update import LowRankUpdate
@@ -52,11 +53,38 @@ class LoRAConv(_Convolution):
 
     if TYPE_CHECKING:
         in_channels: int
+        stride: tuple[int, ...]
+        padding: str | int | tuple[int, ...]
+        padding_mode: str
+        dilation: tuple[int, ...]
+        _reversed_padding_repeated_twice: list[int]
 
         def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.add_branches(x, self._conv_forward(x, self.base("weight"), self.bias))
+        weight, updates = self.base("weight"), self.active_updates("weight")
+        # dropout comes before a padding that is a pass of its own
+        ahead = self.padding_mode != "zeros" or isinstance(self.padding, str)
+        if len(updates) != 1 or (updates[0].drops and ahead):
+            return self.add_branches(x, self._conv_forward(x, weight, self.bias))
+        update, padding = updates[0], self.padding
+        if self.padding_mode != "zeros":
+            x, padding = F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), 0
+        return lora_conv(
+            x,
+            weight,
+            self.bias,
+            update.lora_A,
+            update.lora_B,
+            update.scaling,
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+            groups=self.groups,
+            magnitude=update.lora_magnitude,
+            dropout=update.drops,
+            kernel=update.kernel,
+        )
 
     def branch(self, x: Tensor, update: LowRankUpdate) -> Tensor:
         if update.slot.groups != self.groups:  # depthwise: the update is as small as the weight

@@ -9,8 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 
 from lora_lightning.errors import UserError
+from lora_lightning.layers.rows import Rows
 from lora_lightning.layers.swap import Swapped, swap_in, swap_out, swapped_class
 from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.sharding import is_shard
 
 
 class LoRALayer(Swapped):
@@ -25,6 +27,7 @@ class LoRALayer(Swapped):
         lora: adapter name -> slot name -> LowRankUpdate.
         lora_active: names of the adapters in use, of those that the layer has.
         lora_originals: the base parameters while the updates are merged into the weights.
+        lora_rows: within `adapters_for`, which says the adapters of the rows the layer is called with.
         has_branch: whether the family's forward adds branches, which dropout needs.
     """
 
@@ -33,19 +36,21 @@ class LoRALayer(Swapped):
     lora: nn.ModuleDict
     lora_active: tuple[str, ...]
     lora_originals: dict[str, nn.Parameter | None]
+    lora_rows: Rows | None = None
 
     def read(self, name: str) -> Tensor:
         # An AttributeError in here would make nn.Module fall back to the base weight, silently.
         if self.merged and name not in self._parameters:
             return cast(Tensor, self._buffers[f"lora_merged_{name}"])
-        updates = self.active_updates(name)
-        return effective_weight(self.base(name), updates) if updates else self.base(name)
+        weight, updates = self.base(name), self.active_updates(name)
+        return effective_weight(weight, updates) if updates and not is_shard(weight) else weight
 
     def base(self, name: str) -> Tensor:
         """W: the parameter, or what the module's own parametrization makes of it; after
         `merge_updates` a parameter holds the merged values."""
-        if name in self._parameters:
-            return cast(Tensor, self._parameters[name])
+        for place in (self._parameters, self.__dict__):  # the second under FSDP, between its states
+            if name in place:
+                return cast(Tensor, place[name])
         return getattr(self.original_class, name).fget(self)
 
     def reset_parameters(self, *args: Any, **kwargs: Any) -> None:
@@ -83,7 +88,8 @@ class LoRALayer(Swapped):
         """The updates of the parameter `name` that are to be added; none when they are merged."""
         if self.merged:
             return []
-        return [u for adapter in self.lora_active for u in self.updates(adapter) if u.slot.parameter == name]
+        active = self.lora_active if self.lora_rows is None else self.lora_rows.active(self, self.lora)
+        return [u for adapter in active for u in self.updates(adapter) if u.slot.parameter == name]
 
     def updates(self, adapter: str) -> list[LowRankUpdate]:
         """The updates that make up one adapter."""
@@ -138,6 +144,8 @@ def effective_weight(weight: Tensor, updates: list[LowRankUpdate]) -> Tensor:
     effective = weight.to(dtype)
     for update in updates:
         rows = update.slot.rows
+        if rows is None and len(updates) == 1:
+            return update.added_to(effective).to(weight.dtype)
         delta = update.delta(update.slot.of(weight))
         if rows is not None:
             below = weight.shape[0] - rows[1]
@@ -152,6 +160,7 @@ def adapt(module: nn.Module, family: type[LoRALayer], slots: dict[str, LowRankUp
     Args:
         slots: the adapter's updates by slot name.
     """
+    parameters = {update.slot.parameter for update in slots.values()}
     if not isinstance(module, LoRALayer):
         swap_in(module, family)
         module.lora = nn.ModuleDict().train(module.training)
@@ -159,14 +168,15 @@ def adapt(module: nn.Module, family: type[LoRALayer], slots: dict[str, LowRankUp
         module.lora_originals = {}  # type: ignore[assignment]
     layer = cast(LoRALayer, module)
     layer.lora[adapter] = nn.ModuleDict(slots).train(layer.training)
-    _settle(layer)
+    _compute(layer, parameters | {*layer.properties})
 
 
 def forget(layer: LoRALayer, adapter: str) -> None:
     """Take one adapter, which is not active, from the layer; the last one gives it its class back."""
     del layer.lora[adapter]
     if layer.lora:
-        _settle(layer)
+        updates = [u for other in layer.lora for u in layer.updates(other)]
+        _compute(layer, {update.slot.parameter for update in updates})
     else:
         restore(layer)
 
@@ -180,11 +190,10 @@ def restore(layer: LoRALayer) -> None:
     _refresh(layer)
 
 
-def _settle(layer: LoRALayer) -> None:
-    """The class that computes just the parameters which some adapter updates."""
-    updates = [u for adapter in layer.lora for u in layer.updates(adapter)]
-    parameters = tuple(sorted({u.slot.parameter for u in updates}))
-    layer.__class__ = swapped_class(layer.mixin_class, layer.original_class, parameters)  # type: ignore[assignment]
+def _compute(layer: LoRALayer, parameters: set[str]) -> None:
+    """Give the layer the class that computes these parameters, which some adapter updates."""
+    names = tuple(sorted(parameters))
+    layer.__class__ = swapped_class(layer.mixin_class, layer.original_class, names)  # type: ignore[assignment]
     _refresh(layer)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_lightning.functional import lora_linear
 from lora_lightning.layers.branch import BranchLayer
 from lora_lightning.layers.update import LowRankUpdate
 
@@ -13,8 +15,43 @@ class LoRALinear(BranchLayer):
     """y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ; x is (..., in), A is (r, in), B is (out, r)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.add_branches(x, F.linear(x, self.base("weight"), self.bias))
+        W, updates = self.base("weight"), self.active_updates("weight")
+        if not updates or not _are_one(updates):
+            return self.add_branches(x, F.linear(x, W, self.bias))
+        first = updates[0]
+        return lora_linear(
+            x,
+            W,
+            self.bias,
+            *_joined(updates, W.shape[0]),
+            magnitude=first.lora_magnitude,
+            dropout=first.drops,
+            kernel=first.kernel,
+        )
 
     def branch(self, x: Tensor, update: LowRankUpdate) -> Tensor:
         h = F.linear(x, update.lora_A.to(x.dtype))  # (..., in) -> (..., r)
         return F.linear(h * update.scaling, update.lora_B.to(x.dtype))
+
+
+def _are_one(updates: list[LowRankUpdate]) -> bool:
+    """Whether their sum is a single update: DoRA's is not, nor are those that drop differently."""
+    first = updates[0]
+    alone = len(updates) == 1 and first.slot.rows is None
+    return first.kernel != "reference" and (
+        alone or all(u.lora_magnitude is None and u.drops == first.drops for u in updates)
+    )
+
+
+def _joined(updates: list[LowRankUpdate], d_out: int) -> tuple[Tensor, Tensor, float]:
+    """A, B and s of the sum: A of all ranks one under the other, B with zeros where rows are not meant.
+    The updates see x with the same entries dropped."""
+    first = updates[0]
+    if len(updates) == 1 and first.slot.rows is None:
+        return first.lora_A, first.lora_B, first.scaling
+    columns = []
+    for update in updates:
+        start, end = update.slot.rows or (0, d_out)
+        columns.append(F.pad(update.lora_B * update.scaling, (0, 0, start, d_out - end)))
+    dtype = first.lora_A.dtype
+    return torch.cat([u.lora_A.to(dtype) for u in updates]), torch.cat(columns, dim=1).to(dtype), 1.0

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from torch import nn
-from torch.nn.modules.batchnorm import _NormBase
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
 from typing_extensions import Self
 
+from lora_lightning.kernels import is_plain
+from lora_lightning.kernels.norm import FrozenBatchNormFunction
 from lora_lightning.layers.swap import Swapped, swap_in
 
 
@@ -17,6 +22,45 @@ class FrozenNorm(Swapped):
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
+
+
+class FrozenBatchNorm(FrozenNorm):
+    """BatchNorm that saves nothing for the backward where its affine is frozen too; the outputs are
+    those of the base class bit for bit.
+
+    Attributes:
+        behind: names of the modules that the base class's forward calls on the normalized values.
+    """
+
+    behind: tuple[str, ...] = ()
+
+    if TYPE_CHECKING:
+        running_mean: Tensor
+        running_var: Tensor
+        weight: Tensor | None
+        bias: Tensor | None
+        eps: float
+
+        def _check_input_dim(self, x: Tensor) -> None: ...
+
+    def forward(self, x: Tensor) -> Tensor:
+        trains = any(t is not None and t.requires_grad for t in (self.weight, self.bias))
+        saves = torch.is_grad_enabled() and x.requires_grad
+        if trains or not saves or not is_plain(x, self.weight):
+            return super().forward(x)
+        self._check_input_dim(x)
+        y: Tensor = FrozenBatchNormFunction.apply(
+            x, self.running_mean, self.running_var, self.weight, self.bias, self.eps
+        )
+        for name in self.behind:
+            y = getattr(self, name)(y)
+        return y
+
+
+class FrozenBatchNormAct(FrozenBatchNorm):
+    """timm's BatchNormAct2d: a BatchNorm with a dropout and an activation behind."""
+
+    behind = ("drop", "act")
 
 
 def has_statistics(module: nn.Module) -> bool:
@@ -36,8 +80,20 @@ def is_norm(module: nn.Module) -> bool:
     return named and bool(own) and all(p.dim() <= 1 for p in own)
 
 
-def freeze_statistics(module: nn.Module) -> None:
-    """Keep a norm layer in eval mode from now on; calling it twice changes nothing."""
+def freeze_statistics(module: nn.Module, kernel: str = "auto") -> None:
+    """Keep a norm layer in eval mode from now on; calling it twice changes nothing.
+
+    Args:
+        kernel: "reference" leaves the layer its own backward.
+    """
     if not isinstance(module, FrozenNorm):
-        swap_in(module, FrozenNorm)
+        swap_in(module, FrozenNorm if kernel == "reference" else _frozen_family(module))
     module.eval()
+
+
+def _frozen_family(module: nn.Module) -> type[FrozenNorm]:
+    """By the class whose forward the module has."""
+    if type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+        return FrozenBatchNorm
+    timm = type(module).__module__.startswith("timm.") and type(module).__name__ == "BatchNormAct2d"
+    return FrozenBatchNormAct if timm else FrozenNorm

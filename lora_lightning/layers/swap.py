@@ -63,7 +63,16 @@ def swap_out(module: nn.Module) -> None:
 
 
 def _property(name: str) -> property:
-    return property(lambda self: self.read(name))
+    """Reads by `read`; FSDP puts plain tensors in the place of parameters, which go to `__dict__`."""
+
+    def put(self: Swapped, value: Any) -> None:
+        self.__dict__[name] = value
+
+    def remove(self: Swapped) -> None:
+        if self.__dict__.pop(name, None) is None:
+            raise AttributeError(name)
+
+    return property(lambda self: self.read(name), put, remove)
 
 
 def _rebuild(mixin: type[Swapped], original: type[nn.Module], properties: tuple[str, ...]) -> nn.Module:

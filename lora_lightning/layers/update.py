@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
-
 import torch
 from torch import Tensor, nn
 
 from lora_lightning.init import init_update
+from lora_lightning.kernels import row_norms, without_autocast
 from lora_lightning.layers.slot import Slot
+
+LEAVES = ("lora_A", "lora_B", "lora_magnitude")  # names of an update's parameters
 
 
 class LowRankUpdate(nn.Module):
@@ -27,6 +28,7 @@ class LowRankUpdate(nn.Module):
         dropout: probability of dropping an entry of the branch's input.
         init: a key of `lora_lightning.init.INITS`.
         use_dora: train magnitudes.
+        kernel: as `LoRAConfig.kernel`.
 
     Attributes:
         lora_A: as `slot.factors` says. Float32 for half-precision weights, else of the weight's dtype.
@@ -43,10 +45,12 @@ class LowRankUpdate(nn.Module):
         dropout: float = 0.0,
         init: str = "default",
         use_dora: bool = False,
+        kernel: str = "auto",
     ) -> None:
         super().__init__()
         dtype = torch.promote_types(weight.dtype, torch.float32)
         self.slot, self.rank, self.scaling, self.init = slot, rank, scaling, init
+        self.kernel = kernel
         A, B = slot.factors(tuple(weight.shape), rank)
         self.lora_A = nn.Parameter(torch.empty(A, device=weight.device, dtype=dtype))
         self.lora_B = nn.Parameter(torch.empty(B, device=weight.device, dtype=dtype))
@@ -59,54 +63,63 @@ class LowRankUpdate(nn.Module):
         """Begin anew: the update is zero. Called when a model on the meta device is given memory."""
         init_update(self.lora_A, self.lora_B, self.init, self.slot.zero)
 
+    @property
+    def drops(self) -> float:
+        """The probability of dropping now: 0 in eval mode."""
+        return self.dropout.p if self.training and isinstance(self.dropout, nn.Dropout) else 0.0
+
     @torch.no_grad()
     def reset_magnitude(self, weight: Tensor) -> None:
         """DoRA's m begins as the norms of the rows of W given."""
         if self.lora_magnitude is not None:
-            self.lora_magnitude.copy_(_row_norms(weight.to(self.lora_magnitude.dtype)))
+            self.lora_magnitude.copy_(row_norms(weight.to(self.lora_magnitude.dtype)))
+
+    def thin_factors(self) -> tuple[Tensor, Tensor]:
+        """s·B·A as two factors by groups, (groups, m, r) and (groups, r, k): m is out / groups and k the
+        columns of A; of a transposed slot m is in / groups and k the columns of B."""
+        left, right = self._sides()
+        return self.scaling * left, right
 
     def product(self, weight: Tensor) -> Tensor:
         """s·B·A in the shape of the rows of W given, (out, in / groups, *kernel), in A's dtype."""
+        left, right = self.thin_factors()
+        if len(left) == 1:  # one matrix product is faster than a batch of one
+            return (left[0] @ right[0]).view(weight.shape)
+        return torch.bmm(left, right).view(weight.shape)
+
+    def added_to(self, weight: Tensor) -> Tensor:
+        """The rows of W given + s·B·A, in one pass over them where it can be."""
+        left, right = self._sides()
+        if len(left) > 1 or self.lora_magnitude is not None or left.dtype != weight.dtype:
+            return weight + self.delta(weight)
+        with without_autocast(weight.device.type):
+            sums = torch.addmm(weight.flatten(1), left[0], right[0], alpha=self.scaling)
+        return sums.view(weight.shape)
+
+    def _sides(self) -> tuple[Tensor, Tensor]:
+        """The factors of each group, (groups, rows, r) and (groups, r, columns)."""
         groups, rank = self.slot.groups, self.rank
-        if self.slot.transposed:
-            left = self.lora_A.view(groups, rank, -1).mT  # (groups, in / groups, r)
-            right = self.lora_B.view(groups, rank, -1)  # (groups, r, out / groups * kernel)
-        else:
-            left = self.lora_B.view(groups, -1, rank)  # (groups, out / groups, r)
-            right = self.lora_A.view(groups, rank, -1)  # (groups, r, in / groups * kernel)
-        if groups == 1:  # one matrix product is faster than a batch of one
-            return (self.scaling * left[0] @ right[0]).view(weight.shape)
-        return torch.bmm(self.scaling * left, right).view(weight.shape)
+        if self.slot.transposed:  # in / groups rows, out / groups · kernel columns
+            return self.lora_A.view(groups, rank, -1).mT, self.lora_B.view(groups, rank, -1)
+        return self.lora_B.view(groups, -1, rank), self.lora_A.view(groups, rank, -1)
 
     def delta(self, weight: Tensor) -> Tensor:
         """What this update adds to the rows of W given, in A's dtype."""
-        with _full_precision(weight.device.type):
+        with without_autocast(weight.device.type):
             product = self.product(weight)
             if self.lora_magnitude is None:
                 return product
             W = weight.to(product.dtype)
-            factors = self.lora_magnitude / _row_norms((W + product).detach())
+            factors = self.lora_magnitude / row_norms((W + product).detach())
             return (W + product) * factors.view(-1, *[1] * (W.dim() - 1)) - W
 
     def row_factors(self, weight: Tensor) -> Tensor | None:
         """DoRA's m / ‖W + s·B·A‖, (out,), or None without DoRA."""
         if self.lora_magnitude is None:
             return None
-        with torch.no_grad(), _full_precision(weight.device.type):
-            norms = _row_norms(weight.to(self.lora_A.dtype) + self.product(weight))
+        with torch.no_grad(), without_autocast(weight.device.type):
+            norms = row_norms(weight.to(self.lora_A.dtype) + self.product(weight))
         return self.lora_magnitude / norms
 
     def extra_repr(self) -> str:
         return f"{self.slot.parameter}, rank={self.rank}, scaling={self.scaling:g}"
-
-
-def _full_precision(device_type: str) -> AbstractContextManager[object]:
-    """Autocast off where it is on; the meta device has none."""
-    if not (torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)):
-        return nullcontext()  # turning off what is off would take as long as a small product
-    return torch.autocast(device_type, enabled=False)
-
-
-def _row_norms(weight: Tensor) -> Tensor:
-    norms = torch.linalg.vector_norm(weight.flatten(1), dim=1)
-    return norms.clamp_min(torch.finfo(norms.dtype).tiny)  # m / norm is 1 for a row of zeros, not NaN

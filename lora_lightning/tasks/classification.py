@@ -10,6 +10,7 @@ import lightning as L
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, fully_shard
 from torchmetrics.classification import MulticlassAccuracy
 
 from lora_lightning.errors import ConfigError
@@ -66,6 +67,19 @@ class ImageClassifier(L.LightningModule):
         )
         self.val_acc = MulticlassAccuracy(num_classes, average="micro")
         self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+
+    def configure_model(self) -> None:
+        """Under Lightning's ModelParallelStrategy, shard the model, which is adapted by now, over all
+        processes (FSDP2): each block, and the rest. What is frozen may stand beside what trains."""
+        if self.device_mesh is None or isinstance(self, FSDPModule):
+            return
+        mesh = self.device_mesh["data_parallel"]
+        for part in reversed(list(self.model.modules())):  # inner blocks before outer ones
+            if isinstance(part, (nn.Sequential, nn.ModuleList)):
+                for block in part:
+                    if any(block.children()):
+                        fully_shard(block, mesh=mesh)
+        fully_shard(self, mesh=mesh)
 
     def forward(self, images: Tensor) -> Tensor:
         """Logits (batch, num_classes)."""

@@ -46,7 +46,7 @@ BAD = [
     ("+trainer.logger=true", ["trainer.logger", "logger=NAME"]),
     ("trainer.precision=8", ["trainer.precision=8", "bf16-mixed"]),
     ("trainer.strategy=dpp", ["trainer.strategy=dpp", "Did you mean 'ddp'"]),
-    ("trainer=fsdp trainer.accelerator=cpu", ["trainer.strategy=fsdp", "trainer=ddp_sim"]),
+    ("trainer=fsdp trainer.accelerator=cpu", ["FSDPStrategy needs GPUs", "trainer=ddp_sim"]),
     ("trainer.num_nodes=2", ["trainer.num_nodes=2", "torchrun"]),
     ("optim.lr=-1", ["optim.lr=-1"]),
     ("optim.betas=[0.9]", ["optim.betas"]),

@@ -1,0 +1,128 @@
+"""What names a base model: short digests of its frozen tensors, cheap enough to take at every save."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from hashlib import sha256
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_lightning.layers import lora_layers
+from lora_lightning.layers.norm import has_statistics
+from lora_lightning.record import injection_of, is_injected
+from lora_lightning.report import listed
+from lora_lightning.sharding import is_flattened, whole
+
+SAMPLES = 1024  # values looked at in each tensor: other pretrained weights differ in nearly all of them
+PART = 6  # hexadecimal digits for each of the three precisions
+
+
+def fingerprint(model: nn.Module) -> dict[str, str]:
+    """Digests of the frozen tensors by name: parameters that no adapter trains, and the running
+    statistics of frozen norms. Tensors without memory (meta device) are left out.
+
+    The same before and after injection, merging and moving to another device. A digest covers the shape
+    and up to 1,024 values spread over the tensor, three times: as float32, rounded to bfloat16 and to
+    float16. Two tensors count as the same when one of the three agrees, so that a model cast to half
+    precision is still the same base.
+
+    Args:
+        model: adapted or not; of a plain one every parameter counts. Where FSDP2 has sharded it, every
+            process must call this; where FSDP has flattened it, nothing is known.
+    """
+    if is_flattened(model):
+        return {}
+    return digests(frozen_tensors(model))
+
+
+def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    """The digest of each floating-point tensor that has memory, as in `fingerprint`."""
+    tensors = {n: t for n, t in tensors.items() if t.is_floating_point() and not t.is_meta}
+    sampled = {n: _sample(whole(t)) for n, t in tensors.items()}
+    if not sampled:
+        return {}
+    values = torch.cat(list(sampled.values())).cpu()  # one transfer for a whole model on a GPU
+    parts = values.split([len(s) for s in sampled.values()])
+    return {n: _digest(tuple(tensors[n].shape), part) for n, part in zip(sampled, parts, strict=True)}
+
+
+def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
+    """The base tensors that no adapter trains, with the values that they have unmerged."""
+    layers = lora_layers(model)
+    ours = {id(p) for layer in layers.values() for p in layer.lora.parameters()}
+    merged = {
+        f"{n}.{name}".lstrip("."): original
+        for n, layer in layers.items()
+        for name, original in layer.lora_originals.items()
+        if original is not None
+    }
+    tensors: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if id(p) not in ours}
+    # A merged parameter stands in the place of the original, whose values a buffer holds.
+    tensors.update({n: _unmerged(model, n) for n in merged})
+    for name, module in model.named_modules():
+        if has_statistics(module):
+            tensors.update({f"{name}.{n}".lstrip("."): b for n, b in module.named_buffers(recurse=False)})
+    trained: set[str] = set()
+    if is_injected(model):
+        trained = {n for n, p in model.named_parameters() if p.requires_grad}
+        trained |= injection_of(model).originals.keys()
+    return {n: t.detach() for n, t in tensors.items() if n not in trained}
+
+
+def other_tensors(saved: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """The tensors in both that differ."""
+    return [n for n in saved if n in here and not _same(saved[n], here[n])]
+
+
+def refusal_of_base(saved: Mapping[str, str], here: Mapping[str, str], what: str) -> str | None:
+    """Why `what`, made on the base `saved`, is not for the base `here`; None when it is."""
+    others = other_tensors(saved, here)
+    if not others:
+        return None
+    common = len(saved.keys() & here.keys())
+    return (
+        f"{what} was trained on another base model: {len(others)} of {common} frozen tensors differ "
+        f"({listed(others, most=3)}). Give the model the weights that it was trained on; with any_base=True "
+        f"it is loaded all the same."
+    )
+
+
+def short(saved: Mapping[str, str]) -> str:
+    """Eight hexadecimal digits for a whole base, to be read by people; the names do not count, since a
+    LightningModule puts its own before them."""
+    return sha256("".join(sorted(saved.values())).encode()).hexdigest()[:8]
+
+
+def is_fingerprint(value: Any) -> bool:
+    """Whether a value read from a file has the form of one."""
+    return isinstance(value, dict) and all(
+        isinstance(n, str) and isinstance(d, str) and len(d) == 3 * PART for n, d in value.items()
+    )
+
+
+def _unmerged(model: nn.Module, name: str) -> Tensor:
+    module, _, leaf = name.rpartition(".")
+    return model.get_submodule(module).get_buffer(f"lora_unmerged_{leaf}")
+
+
+def _sample(tensor: Tensor) -> Tensor:
+    """Up to SAMPLES values, the first and the last among them, as float32."""
+    flat, count = tensor.reshape(-1), min(SAMPLES, tensor.numel())
+    if count < tensor.numel():
+        where = torch.arange(count, device=tensor.device) * (tensor.numel() - 1) // (count - 1)
+        flat = flat[where]
+    return flat.float()
+
+
+def _digest(shape: tuple[int, ...], values: Tensor) -> str:
+    casts = (values, values.bfloat16(), values.half())
+    return "".join(
+        sha256(repr(shape).encode() + v.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:PART]
+        for v in casts
+    )
+
+
+def _same(one: str, other: str) -> bool:
+    return any(one[i : i + PART] == other[i : i + PART] for i in range(0, 3 * PART, PART))

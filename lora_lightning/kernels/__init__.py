@@ -1,0 +1,70 @@
+"""Autograd functions with factored gradients. `lora_lightning.functional` is their public face."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+from torch import Tensor
+
+
+def is_plain(*tensors: Tensor | None) -> bool:
+    """Whether an autograd function of ours may run on these tensors.
+
+    A compiler sees more in plain operations than in a function of ours, function transforms and forward
+    mode have no rule for one, and subclasses (DTensor, fake tensors) define operations alone.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()
+        and not torch._C._are_functorch_transforms_active()
+        and torch.autograd.forward_ad._current_level < 0
+        and all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+    )
+
+
+def chunks(rows: int, width: int, like: Tensor) -> int:
+    """Rows to take at a time in a pass over matrices of `width` columns.
+
+    On a CPU products with a few columns are bound by memory: with a MiB at a time each pass after the
+    first reads the cache. Half precision is not summed up piece by piece.
+    """
+    if like.device.type != "cpu" or like.element_size() < 4:
+        return max(rows, 1)
+    return max(64, 2**20 // (width * like.element_size()))
+
+
+def autocasts(device_type: str) -> bool:
+    """Whether autocast is on; the meta device has none."""
+    return torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type)
+
+
+def without_autocast(device_type: str) -> AbstractContextManager[object]:
+    """Autocast off where it is on."""
+    if not autocasts(device_type):
+        return nullcontext()  # turning off what is off would take as long as a small product
+    return torch.autocast(device_type, enabled=False)
+
+
+def product_dtype(x: Tensor) -> torch.dtype:
+    """What a product of x is computed in: autocast's dtype where it acts, else x's own."""
+    if x.dtype == torch.float64 or not autocasts(x.device.type):
+        return x.dtype
+    return torch.get_autocast_dtype(x.device.type)
+
+
+def row_norms(weight: Tensor) -> Tensor:
+    """‖row‖ of each output, (d_out,); m / norm is 1 for a row of zeros, not NaN."""
+    norms = torch.linalg.vector_norm(weight.flatten(1), dim=1)
+    return norms.clamp_min(torch.finfo(norms.dtype).tiny)
+
+
+def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """`tensor.to(dtype)`, without the microseconds that it takes to do nothing."""
+    return tensor if tensor.dtype == dtype else tensor.to(dtype)
+
+
+def pieces(tensor: Tensor, rows: int) -> Sequence[Tensor]:
+    """The tensor in parts of so many rows, one at least."""
+    return (tensor,) if tensor.shape[0] <= rows else tensor.split(rows)

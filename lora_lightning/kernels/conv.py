@@ -1,0 +1,371 @@
+"""The fast path of convolutions, conv(x, W) + s·B·conv(x, A), and its reference in plain autograd.
+
+A step takes one of three forms, by a rule over its shapes (`choose_form`):
+
+- "dense": W' = W + s·B·A is the convolution's weight, and its dense gradient gives those of A and B.
+  Where a weight is no larger than its factors, depthwise and most grouped convolutions; and for DoRA
+  with a bias.
+- "merged": W' forward and for dX; with G = s·Bᵀ·dY, dA comes from G and x, dB from dY and conv(x, A).
+- "branch": W and the factors apart, where making W' would move more memory than the low-rank passes do.
+
+1×1 kernels, and on the CPU others with stride 1, take matrix products (`products`) for the factors, and
+1×1 kernels for dX: oneDNN's convolutions need 1.1 to 5 times as long for the shapes of a ResNet-50.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import Function
+
+from lora_lightning.kernels import products, row_norms
+from lora_lightning.kernels.sources import Source
+from lora_lightning.kernels.weights import factor_groups, factors_gradient, sum_of, update_of
+
+CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+
+
+class Step(NamedTuple):
+    """How a convolution is computed: its geometry, s, the form, and the dropout of the branch's input."""
+
+    stride: tuple[int, ...]
+    padding: tuple[int, ...]
+    dilation: tuple[int, ...]
+    groups: int
+    scaling: float
+    form: str = ""
+    dropout: float = 0.0
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, step: Step, groups: int = 0) -> Tensor:
+    """The plain convolution."""
+    convolution = CONVOLUTIONS[len(step.stride)]
+    return convolution(x, weight, bias, step.stride, step.padding, step.dilation, groups or step.groups)
+
+
+def choose_form(
+    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dora: bool, step: Step
+) -> str:
+    """The rule. With T positions (batch times output) and N numbers in W, the factored gradients take
+    4·T·r·(columns + out) operations a group, the dense one 2·T·columns·out. Merging, twice a step, moves
+    4·N numbers; the branch 2·T·(in + out), for it adds to the output and to dX. Half precision never merges:
+    the small updates of the first steps would be rounded away."""
+    half = x.dtype.itemsize < 4
+    rows, columns, rank = weight.shape[0] // step.groups, weight[0].numel(), B.shape[1]
+    if dora or factor_groups(A, B) != step.groups:
+        if half or step.dropout:
+            return "reference"
+        if factor_groups(A, B) != step.groups:
+            return "dense"
+    if 2 * rank * (rows + columns) >= rows * columns and not (half or step.dropout):
+        return "dense"
+    if dora:  # y / m is what its magnitudes' gradients are made from; y - b may have lost its digits
+        return "merged" if bias is None else "dense"
+    positions = x.shape[0]
+    for size, stride in zip(x.shape[2:], step.stride, strict=True):
+        positions *= size // stride
+    if half or step.dropout or positions * (x.shape[1] + weight.shape[0]) < 2 * weight.numel():
+        return "branch"
+    return "merged"
+
+
+def reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    magnitude: Tensor | None,
+    step: Step,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The same in plain autograd; `mask` is what a dropout that is done already has kept."""
+    y = convolve(x, weight.to(x.dtype), bias, step)
+    kept = F.dropout(x, step.dropout) if mask is None else x * mask * _scale(step)
+    if factor_groups(A, B) != step.groups:  # across the channels: the update is as small as the weight
+        change = convolve(kept, update_of(weight, A, B, step.scaling).to(x.dtype), None, step)
+    else:
+        h = convolve(kept, A.to(x.dtype), None, step)
+        change = _expand(h * step.scaling, B.to(x.dtype), step)
+    if magnitude is not None:
+        # c·(f(x, W) + change) - f(x, W), with c = 1 exactly at the start
+        with torch.no_grad():
+            norms = row_norms(weight.to(A.dtype) + update_of(weight, A, B, step.scaling))
+        c = _per_channel((magnitude / norms).to(x.dtype), step)
+        product = y if bias is None else y - _per_channel(bias, step)
+        change = (c - 1) * product + c * change
+    return y + change
+
+
+class DenseConv(Function):
+    """The form "dense"; arguments as of `reference`. It saves x alone and makes W' again."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor,
+                magnitude: Tensor | None, step: Step, source: Source) -> Tensor:  # fmt: skip
+        ctx.step = step
+        _save(ctx, x, source, weight, bias, A, B, magnitude)
+        W, _ = _scaled_sum(weight, A, B, magnitude, step)
+        return convolve(x, W.to(x.dtype), bias, step)
+
+    @staticmethod
+    def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, A, B, magnitude = _saved(ctx)
+        step: Step = ctx.step
+        if torch.is_grad_enabled():
+            return _by_the_reference(ctx, dY, (x, weight, bias, A, B, magnitude), None)
+        x, dY = _dense_in(memory_format(x), x, dY)
+        W, norms = _scaled_sum(weight, A, B, magnitude, step)
+        factors = any(ctx.needs_input_grad[3:6])
+        dX, dW = _gradients(dY, x, W.to(x.dtype), step, ctx.needs_input_grad[0], factors)
+        dA = dB = dm = None
+        if dW is not None:
+            dW = dW.to(A.dtype)
+            if magnitude is not None and norms is not None:  # W' = m / norm · V; the norm is held constant
+                V = sum_of(weight, A, B, step.scaling)
+                dm = (dW * V).flatten(1).sum(1) / norms
+                dW = dW * (magnitude / norms).view(-1, *[1] * (dW.dim() - 1))
+            dA, dB = factors_gradient(dW, A, B, step.scaling)
+        return dX, None, _bias_gradient(ctx, dY), dA, dB, dm, None, None
+
+
+class FactoredConv(Function):
+    """The forms "merged" and "branch"; arguments as of `reference`. It saves x; with the branch also
+    conv(x, A), whose channels are few, and the mask of a dropout; with DoRA y."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor,
+                magnitude: Tensor | None, step: Step, source: Source) -> Tensor:  # fmt: skip
+        ctx.step, ctx.watched = step, None
+        h = mask = None
+        if step.form == "merged":
+            W, _ = _scaled_sum(weight, A, B, magnitude, step)
+            y = convolve(x, W.to(x.dtype), bias, step)
+        else:
+            y, kept = convolve(x, weight.to(x.dtype), bias, step), x
+            if step.dropout:
+                mask = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - step.dropout)
+                kept = _masked(x, mask)
+            h = _reduce(kept, A.to(x.dtype), step)
+            y = _add_expanded(y, h, B.to(x.dtype), _branch_step(step))
+        if magnitude is not None:
+            # Saved as an output it could not be changed in place, as by ReLU(inplace=True): watched here.
+            ctx.watched = y.detach(), y._version
+        output = None if magnitude is None else y.data
+        _save(ctx, x, source, weight, bias, A, B, magnitude, mask, h, output)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, A, B, magnitude, mask, h, y = _saved(ctx)
+        if torch.is_grad_enabled():
+            return _by_the_reference(ctx, dY, (x, weight, bias, A, B, magnitude), mask)
+        step: Step = _branch_step(ctx.step)
+        need_x, need_A, need_B, need_m = (ctx.needs_input_grad[i] for i in (0, 3, 4, 5))
+        whole, (x, dY) = x, _dense_in(memory_format(x), x, dY)
+        if sampled := _is_pointwise(weight, step):
+            mask = None if mask is None else _sampled(mask, step)
+            x, step = _sampled(x, step), step._replace(stride=(1,) * len(step.stride))
+        merged, low, high = step.form == "merged", A.to(x.dtype), B
+        kept = x if mask is None else _masked(x, mask)
+        dX = dA = dB = dm = norms = None
+        if merged and (need_x or magnitude is not None):
+            weight, norms = _scaled_sum(weight, A, B, magnitude, step)
+        if need_x:
+            dX, _ = _gradients(dY, x, weight.to(x.dtype), step, True, False)
+        if norms is not None:  # W' = c · (W + s·B·A), c = m / norm held constant but for m
+            c = (magnitude / norms).unsqueeze(1)
+            high = B * c
+        if need_B:
+            dB = _B_gradient(dY, _reduce(kept, low, step) if h is None else h, step).to(B.dtype)
+            dB = dB if norms is None else dB * c
+        if need_m:
+            if ctx.watched[0]._version != ctx.watched[1]:
+                y = convolve(x, weight, bias, step)
+            dm = (
+                torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(dY, y, strict=True)]).sum(0)
+                / magnitude
+            )
+        if need_A or (need_x and not merged):
+            G = _expand_transposed(dY, high.to(x.dtype), step)  # (n, groups·r, *out)
+            change, dA = _reduce_gradients(G, kept, low, step, need_x and not merged)
+            if dX is not None and change is not None:
+                dX = dX.add_(change if mask is None else change.mul_(mask))
+            dA = None if dA is None else dA.to(A.dtype)
+        if dX is not None and sampled:
+            dX = _unsampled(dX, whole, ctx.step)
+        return dX, None, _bias_gradient(ctx, dY), dA, dB, dm, None, None
+
+
+def _branch_step(step: Step) -> Step:
+    """With the dropout's 1 / (1 - p) in the scaling, which spares a pass over x."""
+    return step._replace(scaling=step.scaling * _scale(step)) if step.dropout else step
+
+
+def _scaled_sum(
+    weight: Tensor, A: Tensor, B: Tensor, magnitude: Tensor | None, step: Step
+) -> tuple[Tensor, Tensor | None]:
+    """W + s·B·A, with DoRA its rows scaled to the magnitudes; and their norms before."""
+    W = sum_of(weight, A, B, step.scaling)
+    if magnitude is None:
+        return W, None
+    norms = row_norms(W)
+    return W * (magnitude / norms).view(-1, *[1] * (W.dim() - 1)), norms
+
+
+def _save(ctx: Any, x: Tensor, source: Source, *tensors: Tensor | None) -> None:
+    """Keep x, or what it can be made from, and the other tensors."""
+    kept = (x,) if source.is_input else (*source.rowwise, *source.shared)
+    ctx.compute, ctx.dtype, ctx.count = source.compute, x.dtype, len(tensors)
+    ctx.save_for_backward(*tensors, *kept)
+
+
+def _saved(ctx: Any) -> tuple[Any, ...]:
+    """x and the tensors that `_save` was given."""
+    tensors = ctx.saved_tensors
+    return ctx.compute(*tensors[ctx.count :], None).to(ctx.dtype), *tensors[: ctx.count]
+
+
+def _by_the_reference(
+    ctx: Any, dY: Tensor, inputs: tuple[Any, ...], mask: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """Gradients that have gradients themselves, where a graph of the backward is asked for."""
+    needed = ctx.needs_input_grad[: len(inputs)]
+    x, weight, bias, A, B, magnitude = inputs
+    y = reference(x, weight, bias, A, B, magnitude, ctx.step, mask)
+    wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
+    gradients = iter(torch.autograd.grad(y, wanted, dY, create_graph=True))
+    return *(next(gradients) if need else None for need in needed), None, None
+
+
+def _bias_gradient(ctx: Any, dY: Tensor) -> Tensor | None:
+    return dY.sum([d for d in range(dY.dim()) if d != 1]) if ctx.needs_input_grad[2] else None
+
+
+def _gradients(
+    dY: Tensor, x: Tensor, weight: Tensor, step: Step, need_x: bool, need_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those of a convolution by its input and weight."""
+    dX = None
+    if need_x and _is_pointwise(weight, step):
+        dX, need_x = _unsampled(products.apply(weight.flatten(1).t(), dY), x, step), False
+    if need_x or need_weight:
+        by_input, dW, _ = torch.ops.aten.convolution_backward(
+            dY, x, weight, None, step.stride, step.padding, step.dilation, False,
+            [0] * len(step.stride), step.groups, [need_x, need_weight, False],
+        )  # fmt: skip
+        return by_input if need_x else dX, dW
+    return dX, None
+
+
+def _reduce(x: Tensor, A: Tensor, step: Step) -> Tensor:
+    """conv(x, A): (n, groups·r, *out)."""
+    if _is_pointwise(A, step):
+        return products.apply(A.flatten(1), _sampled(x, step))
+    if _is_tapwise(x, A, step):
+        return products.convolve(x, A, step.padding, step.dilation)
+    return convolve(x, A, None, step)
+
+
+def _reduce_gradients(
+    G: Tensor, x: Tensor, A: Tensor, step: Step, need_x: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Those of `_reduce` by x and A."""
+    if _is_pointwise(A, step):
+        dA = products.outer(G, x).view(A.shape)
+        return (products.apply(A.flatten(1).t(), G) if need_x else None), dA
+    if _is_tapwise(x, A, step):
+        shifted = products.spread(G, x, A.shape[2:], step.padding, step.dilation)
+        dA = products.untaps(products.outer(shifted, x), A.shape)
+        return (products.apply(products.taps(A).t(), shifted) if need_x else None), dA
+    return _gradients(G, x, A, step, need_x, True)
+
+
+def _add_expanded(y: Tensor, h: Tensor, B: Tensor, step: Step) -> Tensor:
+    """y + s·B·h, in place where it can be."""
+    if step.groups == 1:
+        return products.add_applied(y, B, h, step.scaling)
+    return y.add_(_expand(h, B, step), alpha=step.scaling)
+
+
+def _expand(h: Tensor, B: Tensor, step: Step) -> Tensor:
+    """B·h, group by group: a 1×1 convolution."""
+    convolution = CONVOLUTIONS[len(step.stride)]
+    return convolution(h, B.view(*B.shape, *[1] * len(step.stride)), groups=step.groups)
+
+
+def _expand_transposed(dY: Tensor, B: Tensor, step: Step) -> Tensor:
+    """s·Bᵀ·dY, group by group."""
+    turned = (step.scaling * B).view(step.groups, -1, B.shape[1]).mT  # (groups, r, out / groups)
+    if step.groups == 1:
+        return products.apply(turned[0].contiguous(), dY)
+    return _expand(dY, turned.reshape(-1, turned.shape[2]), step)
+
+
+def _B_gradient(dY: Tensor, h: Tensor, step: Step) -> Tensor:
+    """(out, r)."""
+    if step.groups == 1:
+        return step.scaling * products.outer(h, dY).t()
+    left, right = (t.flatten(2).unflatten(1, (step.groups, -1)) for t in (dY, h))
+    return step.scaling * torch.matmul(left, right.mT).sum(0).flatten(0, 1)
+
+
+def _is_pointwise(weight: Tensor, step: Step) -> bool:
+    """Whether the convolution is one matrix product at each of the sampled positions."""
+    return step.groups == 1 and weight[0, 0].numel() == 1 and not any(step.padding)
+
+
+def _is_tapwise(x: Tensor, A: Tensor, step: Step) -> bool:
+    """Whether `products` are faster: on the CPU, unless they would make far more channels than x has."""
+    channels = A.shape[0] * A[0, 0].numel()
+    return (
+        x.device.type == "cpu" and step.groups == 1 and set(step.stride) == {1} and channels <= 2 * x.shape[1]
+    )
+
+
+def _sampled(x: Tensor, step: Step) -> Tensor:
+    """x at the positions that a 1×1 kernel with a stride reads, packed."""
+    if set(step.stride) == {1}:
+        return x
+    return x[_sample(step)].contiguous(memory_format=memory_format(x))
+
+
+def _unsampled(part: Tensor, x: Tensor, step: Step) -> Tensor:
+    """`_sampled` undone: zeros elsewhere."""
+    if set(step.stride) == {1}:
+        return part
+    whole = torch.zeros_like(x)
+    whole[_sample(step)] = part
+    return whole
+
+
+def _sample(step: Step) -> tuple[slice, ...]:
+    return slice(None), slice(None), *(slice(None, None, s) for s in step.stride)
+
+
+def _masked(x: Tensor, mask: Tensor) -> Tensor:
+    """x where the mask is true; x * mask would take three times as long."""
+    return mask.to(x.dtype).mul_(x)
+
+
+def _scale(step: Step) -> float:
+    return 0.0 if step.dropout == 1 else 1 / (1 - step.dropout)
+
+
+def _per_channel(values: Tensor, step: Step) -> Tensor:
+    return values.view(-1, *[1] * len(step.stride))
+
+
+def memory_format(x: Tensor) -> torch.memory_format:
+    """Channels last where x is so and not also contiguous."""
+    for dimensions, last in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if x.dim() == dimensions and not x.is_contiguous() and x.is_contiguous(memory_format=last):
+            return last
+    return torch.contiguous_format
+
+
+def _dense_in(format: torch.memory_format, *tensors: Tensor) -> list[Tensor]:
+    return [t.contiguous(memory_format=format) for t in tensors]

@@ -1,0 +1,128 @@
+"""Saved-source recomputation: an input that can be made again from what its maker saved is not saved.
+
+A layer norm saves its own input, mean and reciprocal deviation for its backward; GELU and SiLU save their
+input. A LoRA layer behind one of them needs its input again for A's gradient: it keeps references to those
+tensors, which are alive anyway, and computes its input from them, a few rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Source:
+    """A matrix (rows, columns) as a function of saved tensors.
+
+    Attributes:
+        rowwise: tensors of as many rows.
+        shared: tensors that are the same for all rows.
+        compute: (*rowwise, *shared, buffer) -> the matrix, for any part of the rows; it may be written
+            into the buffer, of its shape and dtype. None allocates.
+    """
+
+    rowwise: tuple[Tensor, ...]
+    shared: tuple[Tensor | None, ...]
+    compute: Callable[..., Tensor]
+
+    @property
+    def is_input(self) -> bool:
+        """Whether it is the matrix itself."""
+        return self.compute is itself
+
+
+def source_of(x: Tensor, recompute: bool = True) -> Source:
+    """Where to get x from in the backward: x itself, or what the function that made it saved.
+
+    Args:
+        x: (..., columns).
+        recompute: false always keeps x itself.
+    """
+    maker = x.grad_fn
+    find = _FINDERS.get(maker.name()) if recompute and maker is not None else None
+    if find is not None and x._version == 0 and x.is_contiguous():
+        try:
+            found = find(maker, x)
+        except RuntimeError:  # its saved tensors were freed, or changed in place
+            found = None
+        if found is not None:
+            return found
+    return Source((x,), (), itself)
+
+
+def itself(x: Tensor, buffer: Tensor | None) -> Tensor:
+    return x
+
+
+def _layer_norm(maker: Any, x: Tensor) -> Source | None:
+    source, mean, deviation = (_saved(maker, name) for name in ("input", "result1", "result2"))
+    if source is None or mean is None or deviation is None:
+        return None
+    last_dimension = tuple(maker._saved_normalized_shape) == x.shape[-1:]
+    if not last_dimension or not source.is_contiguous() or source.shape != x.shape or mean.element_size() < 4:
+        return None
+    shared = _saved(maker, "weight"), _saved(maker, "bias")
+    return Source((source, mean, deviation), shared, partial(_normalize, x.dtype))
+
+
+def _normalize(
+    dtype: torch.dtype,
+    x: Tensor,
+    mean: Tensor,
+    deviation: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    buffer: Tensor | None,
+) -> Tensor:
+    """In the order of operations of torch's kernel, so that the result is the same to the last bit."""
+    if buffer is not None and buffer.dtype != mean.dtype:
+        buffer = None
+    y = torch.sub(x.to(mean.dtype), mean, out=buffer)
+    y = torch.mul(y, deviation, out=buffer)
+    if weight is not None and bias is not None:
+        y = torch.addcmul(bias.to(y.dtype), y, weight.to(y.dtype), out=buffer)
+    elif weight is not None:
+        y = torch.mul(y, weight.to(y.dtype), out=buffer)
+    return y.to(dtype)
+
+
+def _activation(function: Callable[..., Tensor], maker: Any, x: Tensor) -> Source | None:
+    source = _saved(maker, "self")
+    if source is None or source.shape != x.shape or not source.is_contiguous():
+        return None
+    return Source((source,), (), partial(_activate, function))
+
+
+def _activate(function: Callable[..., Tensor], x: Tensor, buffer: Tensor | None) -> Tensor:
+    return function(x) if buffer is None else function(x, out=buffer)
+
+
+def _gelu(maker: Any, x: Tensor) -> Source | None:
+    return _activation(partial(torch._C._nn.gelu, approximate=maker._saved_approximate), maker, x)
+
+
+_FINDERS: dict[str, Callable[[Any, Tensor], Source | None]] = {
+    "NativeLayerNormBackward0": _layer_norm,
+    "GeluBackward0": _gelu,
+    "SiluBackward0": partial(_activation, torch._C._nn.silu),
+}
+
+
+def _saved(maker: Any, name: str) -> Tensor | None:
+    """A saved tensor of an autograd node.
+
+    Raises:
+        RuntimeError: it is gone, or a hook packed it: unpacking could recompute a whole checkpointed
+            block. A hook that packs tensors as themselves says so by an attribute `identity`.
+    """
+    raw = getattr(maker, f"_raw_saved_{name}")
+    if raw.unpack_hook is not None and not getattr(raw.unpack_hook, "identity", False):
+        raise RuntimeError("packed by a hook")
+    tensor: Tensor | None = getattr(maker, f"_saved_{name}")
+    return tensor

@@ -1,0 +1,63 @@
+"""Sharded parameters: what is left of them in one process, and how they are gathered."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+from lora_lightning.errors import UserError
+
+FSDP_WRAPPER = "_fsdp_wrapped_module."  # in the names below a module that FSDP has wrapped
+
+
+def is_shard(weight: Tensor) -> bool:
+    """Whether this is a part of a weight, as FSDP and FSDP2 leave it outside the forward, or a view whose
+    memory FSDP has given back. It is then FSDP that reads it, to see whether it still is the parameter
+    that it put there."""
+    flat = getattr(weight, "_fsdp_flattened", False)
+    return flat or hasattr(weight, "full_tensor") or weight.untyped_storage().size() == 0
+
+
+def is_flattened(model: nn.Module) -> bool:
+    """Whether FSDP (`FullyShardedDataParallel`) has made a flat parameter of the model's parameters."""
+    return any(getattr(p, "_fsdp_flattened", False) for p in model.parameters())
+
+
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each process holds only parts of the model's parameters, by FSDP, FSDP2 or tensor
+    parallelism."""
+    return is_flattened(model) or any(hasattr(p, "full_tensor") for p in model.parameters())
+
+
+WHOLE = "Save the adapter and load it into a whole model: docs/distributed.md shows how."
+FIRST = "Do that first and shard the model then."
+
+
+def refuse_sharded(model: nn.Module, action: str, remedy: str = WHOLE) -> None:
+    """Refuse what only whole parameters allow.
+
+    Raises:
+        UserError: the model is sharded; nothing was done.
+    """
+    if is_sharded(model):
+        raise UserError(
+            f"{action}: the model is sharded, and this process holds parts of its parameters. {remedy}"
+        )
+
+
+def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The whole of each tensor, by its name. Every process must call this, with the same names."""
+    return {n: whole(t) for n, t in tensors.items()}
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor, gathered from all processes where FSDP2 has sharded it."""
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def named_parameters(model: nn.Module, all_names: bool = False) -> dict[str, nn.Parameter]:
+    """The model's parameters by the names that they have without FSDP's wrappers; with `all_names` a tied
+    one by each of its names."""
+    parameters = model.named_parameters(remove_duplicate=not all_names)
+    return {n.replace(FSDP_WRAPPER, ""): p for n, p in parameters}

@@ -1,0 +1,156 @@
+"""An adapter wherever it is stored: a folder of ours or PEFT's, or a Trainer's checkpoint; and its run."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+from torch import Tensor
+
+from lora_lightning.adapter_file import SavedAdapter, described, read_adapter, read_config
+from lora_lightning.errors import AdapterFileError, UserError, did_you_mean, nearest
+from lora_lightning.layers.layer import slot_key
+from lora_lightning.layers.update import LEAVES
+from lora_lightning.peft_format import is_peft, read_peft
+
+KEY = "lora_lightning"  # of the adapter's description in a Trainer's checkpoint
+RUN_FILE = "config.yaml"
+ABOVE = 3  # folders between a run's folder and what it saved
+
+
+@dataclass(frozen=True)
+class Source:
+    """An adapter and what stands around it.
+
+    Attributes:
+        kind: what it was read from.
+        base: the base's tensors by the adapter's names, where a checkpoint holds them too.
+        run: folder of the training application's run, if it is one's.
+    """
+
+    path: Path
+    kind: str
+    saved: SavedAdapter
+    base: dict[str, Tensor] = field(default_factory=dict)
+    run: Path | None = None
+
+    def run_config(self) -> dict[str, Any]:
+        """The run's configuration; empty without one."""
+        return _yaml(self.run / RUN_FILE) if self.run else {}
+
+    def recipe(self) -> str:
+        """Name of the run's recipe; empty where it is not known."""
+        choices = _yaml(self.run / ".hydra" / "hydra.yaml") if self.run else {}
+        for key in ("hydra", "runtime", "choices", "recipe"):
+            choices = choices.get(key, {}) if isinstance(choices, dict) else {}
+        return choices if isinstance(choices, str) else ""
+
+
+def read_any(folder: str | os.PathLike[str]) -> SavedAdapter:
+    """An adapter's folder, of ours or of PEFT.
+
+    Raises:
+        AdapterFileError: it is neither, or damaged.
+    """
+    return read_peft(folder) if is_peft(read_config(folder)) else read_adapter(folder)
+
+
+def read_source(path: str | os.PathLike[str], adapter: str | None = None) -> Source:
+    """An adapter's folder, or a Trainer's checkpoint that LoRACallback wrote.
+
+    Args:
+        adapter: which one of a checkpoint that holds several; None is the one that was selected.
+
+    Raises:
+        AdapterFileError: there is no adapter, or a damaged one; nothing in the file is executed.
+    """
+    path = Path(path)
+    if path.is_dir():
+        kind = "PEFT's format" if is_peft(read_config(path)) else "adapter folder"
+        return Source(path, kind, read_any(path), run=_run_of(path))
+    if not path.is_file():
+        folder = path.parent if path.parent.is_dir() else Path()
+        near = nearest(path.name, [p.name for p in folder.iterdir()])
+        hint = f" Did you mean {folder / near[0]}?" if near else ""
+        raise AdapterFileError(
+            f"{path} is not an adapter: it does not exist. Give an adapter's folder or a Trainer's "
+            f"checkpoint.{hint}"
+        )
+    checkpoint = load_checkpoint(path)
+    saved, base = from_checkpoint(checkpoint, str(path), adapter)
+    return Source(path, "Trainer checkpoint", saved, base, _run_of(path))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """A Trainer's checkpoint, read without running anything in it.
+
+    Raises:
+        AdapterFileError: it is damaged, holds code, or is no Trainer's checkpoint.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged, foreign and unsafe files
+        unsafe = "unsupported global" in str(error).lower()
+        reason = "it holds code; nothing in it was run" if unsafe else "it is damaged or no checkpoint"
+        raise AdapterFileError(
+            f"{path} cannot be read: {reason}. Give an adapter's folder or a Trainer's checkpoint."
+        ) from None
+    if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
+        raise AdapterFileError(f"{path} is not a Trainer's checkpoint: it has no state_dict.")
+    if not isinstance(checkpoint.get(KEY), dict):
+        raise AdapterFileError(f"{path} holds no adapter: it was not saved with LoRACallback.")
+    return checkpoint
+
+
+def from_checkpoint(
+    checkpoint: Mapping[str, Any], where: str, adapter: str | None = None
+) -> tuple[SavedAdapter, dict[str, Tensor]]:
+    """The adapter in a Trainer's checkpoint, and the base's tensors if they are in it too."""
+    about = checkpoint[KEY]
+    adapters, active = about.get("adapters"), about.get("active")
+    if not (isinstance(adapters, dict) and isinstance(active, list) and active):
+        raise AdapterFileError(f"{where} is damaged: it does not say which adapters it holds.")
+    name = active[0] if adapter is None else adapter
+    if name not in adapters:
+        holds = ", ".join(adapters)
+        raise UserError(f"adapter={name}: {where} holds {holds}.{did_you_mean(name, adapters)}")
+    chosen = adapters[name]
+    if not (isinstance(chosen, dict) and isinstance(chosen.get("own"), list)):
+        raise AdapterFileError(f"{where} is damaged: it does not say what was trained.")
+    saved = described({**about, **chosen}, {}, where)
+    state = {n: t for n, t in checkpoint["state_dict"].items() if isinstance(t, Tensor) and t.numel()}
+    values = {**state, **chosen.get("values", {})}
+    tensors = {n: values[n] for n in chosen["own"] if n in values}
+    for layer in saved.plan.layers:
+        prefix = f"{layer.module}.lora.{name}.{slot_key(layer.slot)}.".lstrip(".")
+        for part in LEAVES:
+            if f"{prefix}{part}" in state:
+                tensors[layer.tensor(part)] = state[f"{prefix}{part}"]
+    weights = [f"{p.module}.{saved.slots[p.name].parameter}".lstrip(".") for p in saved.plan.layers]
+    whole = all(w in state for w in weights)
+    top = f"{about['network']}." if about.get("network") else ""
+    base = {
+        n.removeprefix(top): t
+        for n, t in state.items()
+        if whole and n.startswith(top) and ".lora." not in f".{n}"
+    }
+    return replace(saved, tensors=tensors), base
+
+
+def _run_of(path: Path) -> Path | None:
+    folders = [path, *path.absolute().parents][: ABOVE + 1]
+    return next((f for f in folders if "model" in _yaml(f / RUN_FILE)), None)
+
+
+def _yaml(path: Path) -> dict[str, Any]:
+    """A mapping in a YAML file of plain values; empty when there is none."""
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return {}
+    return values if isinstance(values, dict) else {}

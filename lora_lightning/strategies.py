@@ -1,0 +1,34 @@
+"""What Lightning's sharding strategies need beyond the hooks on the module."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning.pytorch as pl
+import torch
+
+from lora_lightning.state_hooks import keep_trained_only_of, refuse_misfit
+from lora_lightning.twins import is_a
+
+
+def prepare_restore(trainer: pl.Trainer, model: pl.LightningModule) -> None:
+    """ModelParallelStrategy loads parameter by parameter, without the module's own hooks: forgive what is
+    frozen by `strict_loading`, and check here what must be in the checkpoint.
+
+    Raises:
+        AdapterFileError: the checkpoint does not fit the model's updates.
+    """
+    if not is_a(trainer.strategy, "ModelParallelStrategy"):
+        return
+    model.strict_loading = False
+    path = trainer.ckpt_path
+    if path is not None and Path(path).is_file():
+        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
+        refuse_misfit(model, state, strict=True)
+
+
+def prepare_saving(trainer: pl.Trainer, model: pl.LightningModule) -> None:
+    """FSDP gathers the parameters of its own wrapper, around the module."""
+    wrapper = trainer.strategy.model
+    if is_a(trainer.strategy, "FSDPStrategy") and wrapper is not None and wrapper is not model:
+        keep_trained_only_of(wrapper, model)

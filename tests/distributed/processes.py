@@ -1,0 +1,61 @@
+"""Programs of several processes for the tests: free ports, a time limit each, nothing left running."""
+
+import contextlib
+import os
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+# What an earlier test, or a launcher around all of them, may have left, and Lightning would go by.
+LEFT = ("PL_GLOBAL_SEED", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE")
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+def environment(**more: object) -> dict[str, str]:
+    """This process's, without what would make a child believe that it is part of another run."""
+    kept = {name: value for name, value in os.environ.items() if name not in LEFT}
+    path = os.pathsep.join(filter(None, [str(ROOT), str(ROOT / "tests"), kept.get("PYTHONPATH")]))
+    return kept | {"OMP_NUM_THREADS": "1", "PYTHONPATH": path} | {n: str(v) for n, v in more.items()}
+
+
+def start(command: list, prefix: tuple = (), cwd: Path | None = None, **more: object) -> subprocess.Popen:
+    """A Python program in a session of its own, so that it can be ended with all its children."""
+    return subprocess.Popen(
+        [*prefix, sys.executable, "-u", *map(str, command)],
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
+        env=environment(**more), cwd=cwd,
+    )  # fmt: skip
+
+
+def end(process: subprocess.Popen) -> None:
+    """Kill the program and every child of it."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+
+
+def finish(process: subprocess.Popen, timeout: float = 300) -> tuple[int, str, str]:
+    """Exit code, output and errors; in the end nothing of it runs."""
+    try:
+        output, errors = process.communicate(timeout=timeout)
+        return process.returncode, output, errors
+    finally:
+        end(process)
+
+
+def run(script: str, *arguments: object, timeout: float = 300, **more: object) -> str:
+    """The output of a program of this folder that must succeed; Lightning or it starts the others."""
+    code, output, errors = finish(
+        start([HERE / script, *arguments], MASTER_PORT=free_port(), **more), timeout
+    )
+    assert code == 0, f"exit code {code}\n{output[-4000:]}\n{errors[-8000:]}"
+    return output + errors

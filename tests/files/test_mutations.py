@@ -1,0 +1,345 @@
+"""Damaged and forged files: none loads with other content, none touches the model, none takes memory
+without bound, and every refusal is an error of ours."""
+
+import json
+import multiprocessing
+import os
+import random
+import resource
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from small import mlp
+
+import lora_lightning as ll
+from lora_lightning.adapter_file import CONFIG_FILE, TENSOR_FILE, digest_of, read_adapter, write_adapter
+
+
+def base():
+    torch.manual_seed(0)
+    return mlp()
+
+
+def adapter(folder, seed, format="lora_lightning", **options):
+    model = base()
+    ll.inject(model, ll.LoRAConfig(**{"rank": 2, **options}))
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    ll.save_adapter(model, folder, format=format)
+    return {n: t.clone() for n, t in ll.lora_state_dict(model).items()}
+
+
+class Mutator:
+    """Ways in which files are damaged, cut, mixed and forged; each gives new contents of both files."""
+
+    def __init__(self, one, other, seed):
+        self.files = {n: (one / n).read_bytes() for n in (CONFIG_FILE, TENSOR_FILE)}
+        self.others = {n: (other / n).read_bytes() for n in (CONFIG_FILE, TENSOR_FILE)}
+        self.random = random.Random(seed)
+        self.ways = [
+            self.flip,
+            self.cut,
+            self.splice,
+            self.swap,
+            self.header,
+            self.edit,
+            self.noise,
+            self.grow,
+        ]
+
+    def __call__(self):
+        way = self.random.choice(self.ways)
+        return way.__name__, {**self.files, **way()}
+
+    def _one(self):
+        return self.random.choice([CONFIG_FILE, TENSOR_FILE])
+
+    def flip(self):
+        name = self._one()
+        data = bytearray(self.files[name])
+        for _ in range(self.random.choice([1, 1, 1, 2, 8])):
+            data[self.random.randrange(len(data))] ^= 1 << self.random.randrange(8)
+        return {name: bytes(data)}
+
+    def cut(self):
+        name = self._one()
+        return {name: self.files[name][: self.random.randrange(len(self.files[name]))]}
+
+    def splice(self):
+        name = self._one()
+        data, other = self.files[name], self.others[self._one()]
+        i, j = sorted(self.random.randrange(len(data)) for _ in range(2))
+        k = self.random.randrange(len(other))
+        return {name: data[:i] + other[k : k + j - i] + data[j:]}
+
+    def swap(self):
+        name = self._one()
+        return {name: self.others[name]}
+
+    def noise(self):
+        return {self._one(): self.random.randbytes(self.random.choice([0, 1, 7, 8, 9, 1000]))}
+
+    def grow(self):
+        name = self._one()
+        return {name: self.files[name] + self.random.randbytes(self.random.choice([1, 8, 4096]))}
+
+    def header(self):
+        """The header of the tensor file edited: claims of sizes, types, places and names."""
+        data = self.files[TENSOR_FILE]
+        size = struct.unpack("<Q", data[:8])[0]
+        header = json.loads(data[8 : 8 + size])
+        self._edit(header)
+        text = json.dumps(header).encode()
+        claim = self.random.choice([len(text)] * 6 + [2**63, 2**40, len(text) + 10**6, 0])
+        return {TENSOR_FILE: struct.pack("<Q", claim) + text + data[8 + size :]}
+
+    def edit(self):
+        about = json.loads(self.files[CONFIG_FILE])
+        self._edit(about)
+        return {CONFIG_FILE: json.dumps(about).encode()}
+
+    def _edit(self, node):
+        """One value somewhere in a tree of JSON replaced, removed or repeated."""
+        while True:
+            keys = list(node) if isinstance(node, dict) else list(range(len(node)))
+            key = self.random.choice(keys)
+            below = node[key]
+            if isinstance(below, (dict, list)) and below and self.random.random() < 0.8:
+                node = below
+                continue
+            break
+        values = [
+            None, True, -1, 0, 3, 10**9, 10**30, 1.5, float("nan"), float("inf"), "", "x", "F64", "BF16",
+            "U8", "blocks.0", [], {}, [10**12, 10**12], [0, 2**60], [[]], {"a": 1}, "0" * 64, [1], "lora_A",
+        ]  # fmt: skip
+        if self.random.random() < 0.2:
+            del node[key]
+        else:
+            node[key] = self.random.choice(values)
+
+
+def trial(folder, contents, wanted):
+    """Load the files into a fresh base: whether they were refused; nothing else may have happened."""
+    for name, data in contents.items():
+        (folder / name).write_bytes(data)
+    model = base()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    try:
+        ll.load_adapter(model, folder)
+    except (ll.AdapterFileError, ll.ConfigError):
+        after = model.state_dict()
+        assert before.keys() == after.keys()
+        assert all(torch.equal(before[n], t) for n, t in after.items())
+        assert all(p.requires_grad for p in model.parameters())
+        assert not hasattr(model, "lora_injection")
+        return True
+    loaded = ll.lora_state_dict(model)
+    if wanted is not None:
+        assert loaded.keys() == wanted.keys()
+        assert all(torch.equal(t, wanted[n]) for n, t in loaded.items())
+    return False
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(10_000, marks=pytest.mark.slow)])
+def test_no_mutated_file_loads_with_other_content_or_touches_the_model(count, tmp_path):
+    wanted = adapter(tmp_path / "one", 1)
+    adapter(tmp_path / "other", 2)
+    mutate = Mutator(tmp_path / "one", tmp_path / "other", seed=count)
+    place = tmp_path / "place"
+    place.mkdir()
+    refused = sum(trial(place, mutate()[1], wanted) for _ in range(count))
+    assert refused > 0.9 * count  # the others changed spaces in JSON, or a value to what it was
+
+
+@pytest.mark.parametrize("count", [100, pytest.param(3_000, marks=pytest.mark.slow)])
+def test_a_mutated_folder_of_peft_is_refused_or_loads_whole(count, tmp_path):
+    """PEFT's files hold no digest: what loads may differ, what is refused leaves the model alone."""
+    adapter(tmp_path / "one", 1, "peft")
+    adapter(tmp_path / "other", 2, "peft")
+    for folder in (tmp_path / "one", tmp_path / "other"):  # as PEFT itself writes it, without our digest
+        save_file(load_file(folder / TENSOR_FILE), folder / TENSOR_FILE, {"format": "pt"})
+    mutate = Mutator(tmp_path / "one", tmp_path / "other", seed=count)
+    place = tmp_path / "place"
+    place.mkdir()
+    assert sum(trial(place, mutate()[1], None) for _ in range(count)) > count // 3
+
+
+def forged(folder, target, change):
+    """An adapter whose description was changed and given a right digest: damage of a clever kind."""
+    saved = read_adapter(folder)
+    about = json.loads(json.dumps(saved.description()))
+    change(about)
+    digest = digest_of(about, saved.tensors)
+    target.mkdir()
+    save_file(saved.tensors, target / TENSOR_FILE, {"format": "pt", "sha256": digest})
+    (target / CONFIG_FILE).write_text(json.dumps({**about, "sha256": digest}))
+    return target
+
+
+FORGED = [
+    (lambda a: [layer.update(rank=10**9) for layer in a["plan"]["layers"]], "1000000000"),
+    (lambda a: a["plan"]["layers"][0].update(shape=[10**9, 10**9]), "in the file"),
+    (lambda a: a["plan"]["layers"][0].update(rank=-1), "another kind"),
+    (lambda a: a["plan"]["layers"][0].update(rank=2.0), "another kind"),
+    (lambda a: a["plan"]["layers"][0].update(alpha="x"), "another kind"),
+    (lambda a: a["plan"]["layers"][0].update(name="5.lora"), "damaged"),
+    (lambda a: a["plan"]["layers"][0].update(module="nowhere"), "no layer|damaged"),
+    (lambda a: a["plan"]["layers"].append(a["plan"]["layers"][0]), "twice"),
+    (lambda a: a["plan"].update(layers=[{}] * 10**5), "damaged"),
+    (lambda a: a["plan"].update(heads=["x"]), "no module x"),
+    (lambda a: a["plan"].update(heads="x"), "another kind"),
+    (lambda a: a["plan"].update(scope="x"), "no backbone x"),
+    (lambda a: a["slots"]["0"].update(groups=2), "in the model"),
+    (lambda a: a["slots"]["0"].update(groups=0), "groups=0"),
+    (lambda a: a["slots"]["0"].update(rows=[5, 2]), "rows="),
+    (lambda a: a["slots"]["0"].update(parameter=3), "parameter=3"),
+    (lambda a: a["slots"]["0"].update(unknown=3), "damaged"),
+    (lambda a: a["config"].update(rank=10**30, target_modules="a{9999999999}"), "damaged|problem"),
+    (lambda a: a["config"].update(dropout=float("nan")), "dropout"),
+    (lambda a: a["config"].update(extra=1), "extra"),
+    (lambda a: a["config"].update(use_dora=True), "lora_magnitude is missing"),
+    (lambda a: a.update(base={"x": 1}), "base"),
+    (lambda a: a.update(base=[]), "base"),
+    (lambda a: a.update(config=[]), "damaged"),
+    (lambda a: a.update(plan="x" * 1000), "damaged"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), FORGED)
+def test_a_forged_description_is_refused(change, told, tmp_path):
+    adapter(tmp_path / "one", 1)
+    folder = forged(tmp_path / "one", tmp_path / "forged", change)
+    model = base()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    with pytest.raises((ll.AdapterFileError, ll.ConfigError), match=told):
+        ll.load_adapter(model, folder)
+    assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
+    assert not hasattr(model, "lora_injection")
+
+
+def test_updates_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path):
+    adapter(tmp_path / "one", 1)
+    saved = read_adapter(tmp_path / "one")
+    saved.tensors["0.lora_A"][0, 0] = float("inf")
+    write_adapter(tmp_path / "broken", saved)
+    with pytest.raises(ll.AdapterFileError, match=r"0.lora_A holds NaN or infinity"):
+        ll.load_adapter(base(), tmp_path / "broken")
+    model = base()
+    ll.inject(model, ll.LoRAConfig(rank=2))
+    with torch.no_grad():
+        ll.lora_parameters(model)[0].fill_(float("nan"))
+    with pytest.raises(ll.UserError, match=r"0.lora_A hold NaN or infinity.*Nothing was written"):
+        ll.save_adapter(model, tmp_path / "one")
+    ll.load_adapter(base(), tmp_path / "one")
+
+
+def load_within(memory, folders, answers):
+    """In a process of its own, with so many bytes above what it has already."""
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + memory, used + memory))
+    model = base()
+    for folder in folders:
+        try:
+            ll.load_adapter(model, folder)
+            answers.put("loaded")
+        except ll.AdapterFileError as error:
+            answers.put(str(error))
+        except BaseException as error:
+            answers.put(repr(error))
+
+
+def test_no_claim_of_a_size_takes_memory(tmp_path):
+    """Half a GiB above what the program takes is enough to refuse terabytes, and a plan of millions."""
+    adapter(tmp_path / "one", 1)
+    whole = (tmp_path / "one" / TENSOR_FILE).read_bytes()
+    text = (tmp_path / "one" / CONFIG_FILE).read_bytes()
+    header = {"a": {"dtype": "F32", "shape": [2**40], "data_offsets": [0, 2**42]}}
+    claims = json.dumps(header).encode()
+    folders = []
+    for name, files in {
+        "terabytes": (struct.pack("<Q", len(claims)) + claims, text),
+        "header": (struct.pack("<Q", 2**50) + whole[8:], text),
+        "layers": (whole, b'{"format": "lora_lightning", "plan": [' + b"{}," * 4_000_000 + b"{}]}"),
+        "config": (whole, b'{"x": "' + b"x" * 2**26 + b'"}'),
+        "deep": (whole, b"[" * 10**6),
+        "number": (whole, b'{"format": ' + b"9" * 10**6 + b"}"),
+    }.items():
+        folders.append(tmp_path / name)
+        folders[-1].mkdir()
+        for file, data in zip((TENSOR_FILE, CONFIG_FILE), files):
+            (folders[-1] / file).write_bytes(data)
+    forged_rank = forged(
+        tmp_path / "one", tmp_path / "rank", lambda a: [p.update(rank=10**9) for p in a["plan"]["layers"]]
+    )
+    folders.append(forged_rank)
+    context = multiprocessing.get_context("fork")
+    answers = context.SimpleQueue()
+    process = context.Process(target=load_within, args=(2**29, folders, answers))
+    process.start()
+    for folder in folders:
+        assert str(folder) in (answer := answers.get()) and "Error(" not in answer, answer
+    process.join()
+    assert process.exitcode == 0
+
+
+def test_things_that_are_no_files(tmp_path, monkeypatch):
+    adapter(tmp_path / "one", 1)
+    (tmp_path / "link").symlink_to(tmp_path / "one")
+    ll.load_adapter(base(), tmp_path / "link")
+    linked = tmp_path / "linked"
+    linked.mkdir()
+    for name in (CONFIG_FILE, TENSOR_FILE):  # as in the cache of a hub
+        (linked / name).symlink_to(tmp_path / "one" / name)
+    ll.load_adapter(base(), linked)
+    broken, folder, file = tmp_path / "broken", tmp_path / "folder", tmp_path / "file"
+    broken.mkdir()
+    (broken / CONFIG_FILE).symlink_to(tmp_path / "nowhere")
+    with pytest.raises(ll.AdapterFileError, match=r"has no adapter_config.json .a link that leads nowhere"):
+        ll.load_adapter(base(), broken)
+    (folder / CONFIG_FILE).mkdir(parents=True)
+    with pytest.raises(ll.AdapterFileError, match="is a folder, not a file"):
+        ll.load_adapter(base(), folder)
+    with pytest.raises(IsADirectoryError, match="a folder stands in the place of the file"):
+        adapter(folder, 1)
+    assert sorted(p.name for p in folder.iterdir()) == [CONFIG_FILE]
+    file.touch()
+    with pytest.raises(ll.AdapterFileError, match="is not an adapter"):
+        ll.load_adapter(base(), file)
+    with pytest.raises(NotADirectoryError, match="the adapter's folder is a file"):
+        adapter(file, 1)
+
+    def denied(*args, **options):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("lora_lightning.adapter_file.safe_open", denied)
+    with pytest.raises(ll.AdapterFileError, match="cannot be read: Permission denied"):
+        ll.load_adapter(base(), tmp_path / "one")
+    monkeypatch.setattr("lora_lightning.adapter_file.open", denied, raising=False)
+    with pytest.raises(ll.AdapterFileError, match="cannot be read: Permission denied"):
+        ll.load_adapter(base(), tmp_path / "one")
+
+
+def test_a_crash_between_the_two_files_is_told(tmp_path, monkeypatch):
+    """Both are complete on the disk before the first is renamed; between the renames stands one of each."""
+    adapter(tmp_path / "one", 1)
+    replace, renamed = os.replace, []
+
+    def crash(source, target):
+        if renamed:
+            raise KeyboardInterrupt
+        renamed.append(target)
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", crash)
+    with pytest.raises(KeyboardInterrupt):
+        adapter(tmp_path / "one", 2)
+    monkeypatch.undo()
+    with pytest.raises(ll.AdapterFileError, match="two different saves"):
+        ll.load_adapter(base(), tmp_path / "one")
+    assert sorted(p.name for p in (tmp_path / "one").iterdir()) == [CONFIG_FILE, TENSOR_FILE]
