@@ -126,7 +126,6 @@ class LoRACallback(pl.Callback):
             self._first_steps = FirstSteps(pl_module)
             if self._order is not None:
                 check_order(self._order, optimized_names(trainer, pl_module))
-        self._order = None
         self._warn_of_hparams(trainer, pl_module)
         if self.verbose:
             rank_zero_info(f"\n{self.plan}\n")
@@ -137,6 +136,7 @@ class LoRACallback(pl.Callback):
         if is_a(trainer.strategy, *UNSHARDED):  # sharded ones hand other tensors to the optimizer
             self._refuse_untrained(trainer, pl_module)
         align_loaders(trainer)
+        self._order = None
         if self._progress is not None:
             go_on(trainer, pl_module, self._progress)
             self._progress = None
@@ -204,6 +204,8 @@ class LoRACallback(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        if trainer.state.fn != "fit":
+            return
         about = checkpoint.get(KEY, {})
         self._progress, self._order = about.get("progress"), about.get("optimized")
 

@@ -98,7 +98,7 @@ def test_lightnings_way_of_leaving_after_ctrl_c(tmp_path: Path) -> None:
     assert caught.value.code == INTERRUPTED
     assert explain(SystemExit(3)) is None
     assert explain(caught.value) is None  # reported already
-    assert "ckpt_path=checkpoints/last.ckpt" in explain(KeyboardInterrupt(), tmp_path)[0]  # type: ignore[index]
+    assert f"resume={os.path.relpath(tmp_path)}" in explain(KeyboardInterrupt(), tmp_path)[0]  # type: ignore[index]
 
 
 def test_no_space_while_saving_leaves_nothing_half_written(

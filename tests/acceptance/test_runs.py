@@ -307,7 +307,7 @@ def test_ctrl_c(trainer: str, tmp_path: Path) -> None:
     _, message = process.communicate(timeout=120)
     assert process.returncode == 130
     assert len(message.strip().splitlines()) == 1
-    assert message.strip().startswith("Interrupted. Go on with ckpt_path=outputs/vit_digits/")
-    checkpoint = message.split("ckpt_path=")[1].strip()
-    assert "state_dict" in torch.load(tmp_path / checkpoint, weights_only=True)
+    assert message.strip().startswith("Interrupted. Go on with resume=outputs/vit_digits/")
+    folder = tmp_path / message.split("resume=")[1].strip()
+    assert "state_dict" in torch.load(folder / "checkpoints" / "last.ckpt", weights_only=True)
     assert not list(tmp_path.rglob("*.tmp"))
