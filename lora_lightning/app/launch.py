@@ -31,7 +31,7 @@ MISTAKE, LOST, INTERRUPTED = 2, 3, 130  # exit codes
 LOST_PEER = (
     "Connection closed by peer",
     "Connection reset by peer",
-    "Broken pipe",
+    "caused pair closure",
     "Timed out waiting",
     "NCCL communicator was aborted",
     "Watchdog caught collective operation timeout",
@@ -91,7 +91,7 @@ def reported(folder: Path | None = None) -> Iterator[None]:
         if explained is None or _Tracebacks.wanted:
             raise
         message, code = explained
-        if on_rank_zero():
+        if on_rank_zero() or code == LOST:  # the first process may be the one that has gone
             print(f"\n{message}", file=sys.stderr, flush=True)
         raise SystemExit(code) from None
 

@@ -6,12 +6,16 @@ import signal
 import socket
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 # What an earlier test, or a launcher around all of them, may have left, and Lightning would go by.
 LEFT = ("PL_GLOBAL_SEED", "MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "RANK", "WORLD_SIZE")
+
+
+MARK = "LORA_LIGHTNING_TEST_RUN"  # in the environment of every process of a run
 
 
 def free_port() -> int:
@@ -28,18 +32,24 @@ def environment(**more: object) -> dict[str, str]:
 
 
 def start(command: list, prefix: tuple = (), cwd: Path | None = None, **more: object) -> subprocess.Popen:
-    """A Python program in a session of its own, so that it can be ended with all its children."""
-    return subprocess.Popen(
+    """A Python program in a session of its own, marked so that it can be ended with all that it starts."""
+    mark = f"{MARK}={uuid.uuid4().hex}"
+    process = subprocess.Popen(
         [*prefix, sys.executable, "-u", *map(str, command)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
-        env=environment(**more), cwd=cwd,
+        env=environment(**more) | dict([mark.split("=")]), cwd=cwd,
     )  # fmt: skip
+    process.mark = mark.encode()
+    return process
 
 
 def end(process: subprocess.Popen) -> None:
-    """Kill the program and every child of it."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, signal.SIGKILL)
+    """Kill the program and all that it has started: torchrun's workers have sessions of their own."""
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if process.mark in (folder / "environ").read_bytes().split(b"\0"):
+                os.kill(int(folder.name), signal.SIGKILL)
+    process.kill()
     process.wait()
 
 

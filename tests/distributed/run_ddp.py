@@ -1,24 +1,43 @@
-"""Trains a small module on the CPU and saves its weights, one file a rank: run by test_distributed.py.
+"""Trains a small module on the CPU by DDP and saves its weights, one file a rank: run by test_ddp.py.
 
-Arguments: number of processes, folder.
+Arguments: number of processes; samples; samples a batch in each process; batches a step; folder.
 """
 
 import sys
 from pathlib import Path
 
 import torch
+from lightning.pytorch.strategies import DDPStrategy
 from small import Classifier, loader, trainer
+from torch.utils.data import DataLoader
 
 import lora_lightning as ll
 
+
+class Counting(DDPStrategy):
+    """Counts the backwards that exchange gradients."""
+
+    synced = total = 0
+
+    def backward(self, *arguments, **options):
+        Counting.total += 1
+        Counting.synced += self.model.require_backward_grad_sync
+        return super().backward(*arguments, **options)
+
+
 if __name__ == "__main__":
-    processes, folder = int(sys.argv[1]), Path(sys.argv[2])
+    processes, samples, batch, accumulate = map(int, sys.argv[1:5])
+    folder = Path(sys.argv[5])
     torch.set_num_threads(1)
     torch.manual_seed(0)
     module = Classifier(lr=0.01)
-    strategy = {"strategy": "ddp", "devices": processes} if processes > 1 else {}
-    run = trainer(folder, ll.LoRACallback(rank=2), max_epochs=8, **strategy)
-    # One global batch is the whole data, so that the sampler's order cannot matter.
-    run.fit(module, loader(size=4, batch_size=4 // processes))
+    strategy = {"strategy": Counting(find_unused_parameters=False)} if processes > 1 else {}
+    run = trainer(
+        folder, ll.LoRACallback(rank=2), max_epochs=8, devices=processes,
+        accumulate_grad_batches=accumulate, **strategy,
+    )  # fmt: skip
+    run.fit(module, DataLoader(loader(size=samples).dataset, batch))
     run.save_checkpoint(folder / "x.ckpt")
+    ll.save_adapter(module, folder / f"adapter{run.global_rank}")
     torch.save(dict(module.state_dict()), folder / f"rank{run.global_rank}.pt")
+    (folder / f"synced{run.global_rank}.txt").write_text(f"{Counting.synced} {Counting.total}")

@@ -1,5 +1,5 @@
 """Trains a module with an unused layer in two processes, with and without DDP's search for unused
-parameters, and saves what each of them raised: run by test_distributed.py.
+parameters, and saves what each of them raised: run by test_ddp.py.
 
 Argument: folder.
 """

@@ -1,47 +1,86 @@
-"""Two processes train what one does."""
+"""Several processes train what one does."""
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
+import pytest
 import torch
+from processes import run
+from small import Classifier, loader, trainer
+
+import lora_lightning as ll
 
 
-def train(processes: int, folder: Path) -> list[dict[str, torch.Tensor]]:
+def train(folder: Path, processes: int, samples: int, batch: int, accumulate: int = 1) -> list[dict]:
     folder.mkdir()
-    script = Path(__file__).parent / "ddp_run.py"
-    # Lightning's DDP seeds again with what an earlier seed_everything has left in the environment.
-    environment = {name: value for name, value in os.environ.items() if name != "PL_GLOBAL_SEED"}
-    subprocess.run(
-        [sys.executable, script, str(processes), str(folder)],
-        check=True,
-        capture_output=True,
-        timeout=300,
-        env=environment,
-    )
+    run("run_ddp.py", processes, samples, batch, accumulate, folder)
     return [torch.load(folder / f"rank{i}.pt") for i in range(processes)]
 
 
+def same(ranks: list[dict]) -> bool:
+    return all(torch.equal(ranks[0][n], rank[n]) for rank in ranks for n in ranks[0])
+
+
+def close(found: dict, wanted: dict) -> None:
+    assert found.keys() == wanted.keys() and any("lora_B" in n and t.any() for n, t in wanted.items())
+    for name, tensor in wanted.items():  # a mean over shares rounds otherwise than over the whole
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)
+
+
 def test_two_processes_end_as_one_with_the_same_global_batch(tmp_path):
-    (single,) = train(1, tmp_path / "one")
-    first, second = train(2, tmp_path / "two")
-    assert any("lora_B" in n and t.any() for n, t in single.items())
-    assert all(torch.equal(first[n], second[n]) for n in single)
-    for name, tensor in single.items():  # the mean over two halves rounds otherwise than over the whole
-        torch.testing.assert_close(first[name], tensor, rtol=1e-4, atol=1e-6)
+    """One global batch is the whole data, so that the sampler's order cannot matter."""
+    (single,) = train(tmp_path / "one", 1, samples=4, batch=4)
+    ranks = train(tmp_path / "two", 2, samples=4, batch=2)
+    assert same(ranks)
+    close(ranks[0], single)
     checkpoint = torch.load(tmp_path / "two" / "x.ckpt", weights_only=True)
-    assert set(checkpoint["state_dict"]) == set(single)
+    trained = {n: t for n, t in checkpoint["state_dict"].items() if t.numel()}
+    assert trained.keys() == single.keys()
+    assert [p.name for p in (tmp_path / "two").glob("**/*.ckpt") if "epoch" not in p.name] == ["x.ckpt"]
+    assert list((tmp_path / "two" / "checkpoints").iterdir())
+    for rank in range(2):
+        torch.manual_seed(0)
+        model = Classifier()
+        ll.load_adapter(model, tmp_path / "two" / f"adapter{rank}")
+        stored = model.state_dict()
+        assert all(torch.equal(stored[n], t) for n, t in ranks[0].items())
+
+
+def test_a_checkpoint_of_two_processes_goes_on_in_one_and_back(tmp_path):
+    train(tmp_path / "two", 2, samples=4, batch=2)
+    torch.manual_seed(0)
+    module = Classifier(lr=0.01)
+    again = trainer(tmp_path, ll.LoRACallback(rank=2), max_epochs=9)
+    again.fit(module, loader(size=4), ckpt_path=tmp_path / "two" / "x.ckpt", weights_only=True)
+    assert again.global_step == 9
+    state = torch.load(tmp_path / "two" / "rank0.pt")
+    moved = [n for n, t in module.state_dict().items() if not torch.equal(t, state[n])]
+    assert any("lora_A" in n for n in moved)
+
+
+@pytest.mark.slow
+def test_three_processes_with_accumulation_exchange_once_a_step(tmp_path):
+    (single,) = train(tmp_path / "one", 1, samples=12, batch=12)
+    ranks = train(tmp_path / "three", 3, samples=12, batch=2, accumulate=2)
+    assert same(ranks)
+    close(ranks[0], single)
+    for rank in range(3):
+        synced, total = map(int, (tmp_path / "three" / f"synced{rank}.txt").read_text().split())
+        assert (synced, total) == (8, 16)
+
+
+@pytest.mark.slow
+def test_uneven_shares_and_last_batches(tmp_path):
+    """11 samples for two processes in batches of 4: the sampler pads, the last batches have 2."""
+    ranks = train(tmp_path / "two", 2, samples=11, batch=4)
+    assert same(ranks)
 
 
 def test_an_unused_layer_stops_every_process_and_is_named(tmp_path):
-    script = Path(__file__).parent / "ddp_unused.py"
-    run = subprocess.run([sys.executable, script, tmp_path], capture_output=True, text=True, timeout=300)
-    assert run.returncode == 0, run.stderr
+    said = run("run_unused.py", tmp_path)
     for rank in range(2):
         strict, ddp = (tmp_path / f"rank{rank}.txt").read_text().split("\n---\n")
         assert (
             "UserError: 1 of 4 adapted layers got no gradient in the first 5 training steps: spare." in strict
         )
         assert "not used in producing the loss" in ddp  # DDP's own error, which names nothing
-    assert "1 of 4 adapted layers got no gradient in the first 1 training steps: spare." in run.stderr
+    assert "1 of 4 adapted layers got no gradient in the first 1 training steps: spare." in said

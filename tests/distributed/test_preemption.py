@@ -21,7 +21,7 @@ def slow(processes: int, seconds: float, folder: Path):
 
 
 def complete(processes: int, folder: Path) -> list[dict[str, torch.Tensor]]:
-    code, _output, errors = finish(slow(processes, 0, folder))
+    code, _, errors = finish(slow(processes, 0, folder))
     assert code == 0, errors
     return [torch.load(folder / f"rank{i}.pt") for i in range(processes)]
 
@@ -41,11 +41,11 @@ def test_a_preempted_run_ends_as_one_that_never_stopped(processes, everyone, tmp
     try:
         until(process, "step 6")  # in the second epoch
         (os.killpg if everyone else os.kill)(process.pid, signal.SIGTERM)
-        _output, errors = process.communicate(timeout=120)
+        _, errors = process.communicate(timeout=120)
     finally:
         end(process)
     assert process.returncode == PREEMPTED, errors
-    assert f"Ended by SIGTERM. Go on with resume={short_path(folder.parent)}" in errors
+    assert f"Ended by SIGTERM. Go on with ckpt_path={short_path(folder / 'last.ckpt')}" in errors
     assert 6 <= torch.load(folder / "last.ckpt", weights_only=True)["global_step"] < 24
     for found in complete(processes, folder):
         assert found.keys() == wanted.keys()
