@@ -1,4 +1,4 @@
-"""pytorch_lightning, the package that lightning.pytorch is also published as: its Trainer with our callback."""
+"""pytorch_lightning, the twin of lightning.pytorch: its Trainer with our callback."""
 
 import pytest
 import pytorch_lightning as twin
