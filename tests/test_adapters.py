@@ -380,7 +380,7 @@ def test_a_trainers_checkpoint_holds_every_adapter(tmp_path):
         ll.select(model, "one")
     assert torch.equal(resumed.eval()(x), trained.eval()(x))
     single = alone(lambda: Classifier(cnn()), "one", 1, rank=2)
-    for other, says in [(module("one"), "select the same"), (single, "size|not selected|Unexpected")]:
+    for other, says in [(module("one"), "select the same"), (single, "select the same")]:
         with pytest.raises((ll.UserError, RuntimeError), match=says):
             fit(other, tmp_path / "run.ckpt")
 
