@@ -131,8 +131,8 @@ def _adopt(module: Any, any_base: bool, base: dict[str, str] | None, checkpoint:
     here = injection_of(module)
     if active != here.active and set(active) <= here.adapters.keys() | adapters.keys():
         raise AdapterFileError(
-            f"the checkpoint was saved with the adapter {active[0]!r} selected, and heads and norms are its "
-            f"own; the module has {here.active[0]!r} selected. Give LoRACallback(adapter={active[0]!r})."
+            f"the checkpoint was saved with {', '.join(active)} selected and holds their heads; the "
+            f"module has {', '.join(here.active)}: select the same, LoRACallback(adapter={active[0]!r})."
         )
     differ = [(n, a.plan) for n, a in adapters.items()] != [(n, a.plan) for n, a in here.adapters.items()]
     same = all(n in adapters and adapters[n].config == a.config for n, a in here.adapters.items())

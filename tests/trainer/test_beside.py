@@ -186,6 +186,8 @@ def test_fit_then_fit_with_another_adapter(tmp_path):
     run.save_checkpoint(tmp_path / "x.ckpt")
     ll.select(module, "default")
     assert torch.equal(outputs(module), first)
+    trainer(tmp_path, ll.LoRACallback(rank=2)).test(module, loader(), verbose=False)
+    assert torch.equal(outputs(module), first)  # a callback without a name takes what is selected
     run.test(module, loader(), verbose=False)  # the callback's adapter is selected again
     assert torch.equal(outputs(module), second)
     for fresh in (Owner(), ll.load_from_checkpoint(Owner, tmp_path / "x.ckpt")):
@@ -195,7 +197,7 @@ def test_fit_then_fit_with_another_adapter(tmp_path):
         ll.select(fresh, "default")
         assert torch.equal(fresh.model[9].weight, first_head)
         assert torch.equal(outputs(fresh), first)
-    with pytest.raises(ll.AdapterFileError, match=r"Give LoRACallback\(adapter='scottish'\)"):
+    with pytest.raises(ll.AdapterFileError, match=r"select the same, LoRACallback\(adapter='scottish'\)"):
         trainer(tmp_path, ll.LoRACallback(rank=2)).test(Owner(), loader(), ckpt_path=tmp_path / "x.ckpt")
     resumed = Owner()
     run = trainer(tmp_path, ll.LoRACallback(rank=3, adapter="scottish"), max_epochs=5)

@@ -1,4 +1,4 @@
-"""pytorch_lightning, the twin of lightning.pytorch: its Trainer with our callback."""
+"""pytorch_lightning, the package with the same classes as lightning.pytorch: its Trainer, our callback."""
 
 import pytest
 import pytorch_lightning as twin
