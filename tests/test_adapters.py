@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from small import BATCHES, Classifier, cnn, encoder, mlp, vit
+from small import BATCHES, Classifier, cnn, encoder, loader, mlp, trainer, vit
 from torch import nn
 
 import lora_lightning as ll
@@ -354,8 +354,6 @@ def test_a_lightning_module_with_two_adapters_saves_the_right_one(tmp_path):
     assert torch.equal(bare(x), module(x))
 
 
-<<<<<<< HEAD
-=======
 def test_a_trainers_checkpoint_holds_every_adapter(tmp_path):
     """The heads of adapters that are not selected too; other adapters or another selection are refused."""
 
@@ -387,7 +385,6 @@ def test_a_trainers_checkpoint_holds_every_adapter(tmp_path):
             fit(other, tmp_path / "run.ckpt")
 
 
->>>>>>> trainer
 def test_the_examples_of_the_documentation(tmp_path, monkeypatch):
     page = (Path(__file__).parents[1] / "docs" / "adapters.md").read_text(encoding="utf-8")
     monkeypatch.chdir(tmp_path)
