@@ -33,8 +33,8 @@ MOST_PEFT = 100
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="vit_tiny_patch16_224")
-    parser.add_argument("--rows", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=9)
+    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 3, 10, 32, 100, 316, 1000])
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--name", default="adapters_for")
