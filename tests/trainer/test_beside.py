@@ -31,6 +31,9 @@ class Owner(Classifier):
     def __init__(self, lr: float = 0.05) -> None:
         torch.manual_seed(11)
         super().__init__(cnn(), lr)
+        for index in (1, 4):  # as a pretrained model has them
+            self.model[index].running_mean.normal_()
+            self.model[index].running_var.uniform_(0.5, 2)
 
 
 def names(module, trained=False):
