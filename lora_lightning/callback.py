@@ -42,7 +42,8 @@ class LoRACallback(pl.Callback):
     Args:
         config: what to adapt and how.
         adapter: name of the updates. A module that is adapted already, by an earlier fit, gets one more
-            adapter of this name; the earlier ones stay in it and in its checkpoints, and do not train.
+            adapter of this name; the earlier ones stay in it and in its checkpoints, and do not train. None
+            is "default", or what is selected in a module that is adapted already.
         checkpoint: "adapter", or "full" for checkpoints with the frozen weights too; a run with either
             resumes from both.
         verbose: print the plan when a fit begins.
@@ -69,7 +70,7 @@ class LoRACallback(pl.Callback):
         self,
         config: LoRAConfig | None = None,
         *,
-        adapter: str = "default",
+        adapter: str | None = None,
         checkpoint: str = "adapter",
         verbose: bool = True,
         verify_strict: bool = False,
@@ -126,7 +127,6 @@ class LoRACallback(pl.Callback):
             self._first_steps = FirstSteps(pl_module)
             if self._order is not None:
                 check_order(self._order, optimized_names(trainer, pl_module))
-        self._order = None
         self._warn_of_hparams(trainer, pl_module)
         if self.verbose:
             rank_zero_info(f"\n{self.plan}\n")
@@ -137,6 +137,7 @@ class LoRACallback(pl.Callback):
         if is_a(trainer.strategy, *UNSHARDED):  # sharded ones hand other tensors to the optimizer
             self._refuse_untrained(trainer, pl_module)
         align_loaders(trainer)
+        self._order = None
         if self._progress is not None:
             go_on(trainer, pl_module, self._progress)
             self._progress = None
@@ -204,26 +205,29 @@ class LoRACallback(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
+        if trainer.state.fn != "fit":
+            return
         about = checkpoint.get(KEY, {})
         self._progress, self._order = about.get("progress"), about.get("optimized")
 
     def _inject(self, pl_module: pl.LightningModule) -> None:
         refuse_sharded(pl_module, "inject", FIRST)
         self.plan = plan(pl_module, self.config)
-        carry_out(pl_module, self.config, self.plan, self.adapter)
+        carry_out(pl_module, self.config, self.plan, self.adapter or "default")
 
     def _reuse(self, pl_module: pl.LightningModule) -> None:
         """setup runs again for validate, test, predict and a second fit."""
         injection = injection_of(pl_module)
-        if self.adapter not in injection.adapters:
-            add_adapter(pl_module, self.adapter, self.config)
-        elif injection.adapters[self.adapter].config != self.config:
+        name = self.adapter or injection.adapter
+        if name not in injection.adapters:
+            add_adapter(pl_module, name, self.config)
+        elif injection.adapters[name].config != self.config:
             raise ConfigError([
                 "the model is adapted already, with another configuration: give this one another name, "
                 "LoRACallback(adapter=NAME), or call lora_lightning.eject(model) before."
             ])  # fmt: skip
-        if self.adapter not in injection.active:
-            select(pl_module, self.adapter)
+        if name not in injection.active:
+            select(pl_module, name)
         self.plan = injection.plan
 
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -11,11 +11,15 @@ from lora_lightning.export import merge_files
 from lora_lightning.inspection import inspect, rounding_text
 from lora_lightning.report import listed
 
+MERGE_OPTIONS = {
+    "ckpt": str, "out": str, "base": str, "adapter": str, "overwrite": bool, "any_base": bool,
+}  # fmt: skip
 COMMANDS = ("train", "merge", "inspect")
 USAGE = """\
 lora-lightning train [recipe=NAME] [group=choice] [key=value]   adapt a model; train --help lists all
 lora-lightning merge ckpt=PATH out=FILE.safetensors             plain weights, the adapter merged into them
     base=FILE.safetensors   the base's weights, where the run of PATH cannot tell them
+    adapter=NAME            which one of a checkpoint that holds several
     overwrite=true          replace FILE
     any_base=true           accept other base weights than those that it was trained on
 lora-lightning inspect PATH [base=FILE.safetensors]             what an adapter, checkpoint or merged file is
@@ -49,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def _merge(words: Sequence[str]) -> str:
-    given = _options(words, {"ckpt": str, "out": str, "base": str, "overwrite": bool, "any_base": bool})
+    given = _options(words, MERGE_OPTIONS)
     if missing := [name for name in ("ckpt", "out") if name not in given]:
         raise UserError(f"give {' and '.join(f'{n}=...' for n in missing)}.\n{USAGE}")
     path, out = given.pop("ckpt"), given.pop("out")

@@ -237,7 +237,7 @@ def _update(saved: SavedAdapter, name: str, weight: Tensor) -> LowRankUpdate:
         use_dora=saved.config.use_dora,
     ).requires_grad_(False)
     for part, parameter in update.named_parameters():
-        parameter.copy_(saved.tensors[f"{name}.{part}"])
+        parameter.copy_(saved.tensors[layer.tensor(part)])
     return update
 
 

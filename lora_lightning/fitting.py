@@ -134,9 +134,9 @@ def update_shapes(planned: Plan, slots: dict[str, Slot], config: LoRAConfig) -> 
     shapes: dict[str, tuple[int, ...]] = {}
     for layer in planned.layers:
         A, B = slots[layer.name].factors(layer.shape, layer.rank)
-        shapes[f"{layer.name}.lora_A"], shapes[f"{layer.name}.lora_B"] = A, B
+        shapes[layer.tensor("lora_A")], shapes[layer.tensor("lora_B")] = A, B
         if config.use_dora:
-            shapes[f"{layer.name}.lora_magnitude"] = layer.shape[:1]
+            shapes[layer.tensor("lora_magnitude")] = layer.shape[:1]
     return shapes
 
 

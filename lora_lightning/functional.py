@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.kernels import autocasts, is_plain, product_dtype, without_autocast
+from lora_lightning.kernels import autocasts, is_plain, keep_mask, product_dtype, without_autocast
 from lora_lightning.kernels.conv import DenseConv, FactoredConv, Step, choose_form, convolve, reference
 from lora_lightning.kernels.linear import LoRALinearFunction, Options, forward, plain
 from lora_lightning.kernels.sources import source_of
@@ -54,10 +54,8 @@ def lora_linear(
     """
     if not _fast(x, weight, bias, A, B, magnitude, kernel):
         return plain(x, weight, bias, A, B, magnitude, scaling, F.dropout(x, dropout, dropout > 0))
-    mask = None
-    if dropout:
-        mask = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - dropout).contiguous()
-    options = Options(scaling, 1 - dropout, merged, product_dtype(x))
+    mask, keep = keep_mask(x, dropout) if dropout else (None, 1.0)
+    options = Options(scaling, keep, merged, product_dtype(x))
     if not torch.is_grad_enabled():
         with without_autocast(x.device.type):
             return forward(x, weight, bias, A, B, magnitude, mask, options)[0]
@@ -137,7 +135,7 @@ def lora_conv(
     with without_autocast(x.device.type):
         x = x.to(dtype)
         bias = None if bias is None else bias.to(dtype)
-        step = step._replace(form=choose_form(x, weight, A, B, magnitude is not None, step))
+        step = step._replace(form=choose_form(x, weight, bias, A, B, magnitude is not None, step))
         if source is None or step.form == "reference":
             return reference(x, weight, bias, A, B, magnitude, step)
         function = DenseConv if step.form == "dense" else FactoredConv

@@ -99,7 +99,7 @@ def effective_rank(values: Tensor) -> float:
 
 def _measures(saved: SavedAdapter, layer: LayerPlan, weights: Mapping[str, Tensor]) -> dict[str, float]:
     slot = saved.slots[layer.name]
-    A, B = (saved.tensors[f"{layer.name}.lora_{k}"].double().cpu() for k in "AB")
+    A, B = (saved.tensors[layer.tensor(f"lora_{k}")].double().cpu() for k in "AB")
     s, groups = saved.config.scaling(layer.rank, layer.alpha), slot.groups
     if slot.transposed:
         left, right = A.reshape(groups, layer.rank, -1).mT, B.reshape(groups, layer.rank, -1)

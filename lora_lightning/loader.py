@@ -115,8 +115,9 @@ class SeededSamples(Dataset[Any]):
     def __len__(self) -> int:
         return len(cast(Sized, self.dataset))
 
-    def __getitem__(self, key: Key) -> Any:
-        return self.__getitems__([key])[0]
+    def __getitem__(self, key: Key | int) -> Any:
+        """A plain index, which no loader gives, is the dataset's own affair."""
+        return self.__getitems__([key])[0] if isinstance(key, tuple) else self.dataset[key]
 
     def __getitems__(self, keys: list[Key]) -> list[Any]:
         epoch, first = keys[0]

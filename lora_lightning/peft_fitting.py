@@ -35,7 +35,7 @@ def in_model(saved: SavedAdapter, model: nn.Module, where: str | os.PathLike[str
         shape = layer.shape
         if type(module).__name__ == "Conv1D" and not layer.slot:
             slots[layer.name] = slots_of(layer.module, module)[""]
-            tensors[f"{layer.name}.lora_B"] = tensors[f"{layer.name}.lora_B"].t().contiguous()
+            tensors[layer.tensor("lora_B")] = tensors[layer.tensor("lora_B")].t().contiguous()
             shape = (shape[1], shape[0])
         layers.append(
             LayerPlan(

@@ -135,7 +135,7 @@ def _own_parts(
 
 def own_names_of(saved: SavedAdapter) -> list[str]:
     """Names of the tensors that are no updates."""
-    names = {f"{p.name}.lora_{k}" for p in saved.plan.layers for k in ("A", "B", "magnitude")}
+    names = {p.tensor(f"lora_{k}") for p in saved.plan.layers for k in ("A", "B", "magnitude")}
     return [n for n in saved.tensors if n not in names]
 
 
@@ -155,7 +155,7 @@ def _updates(saved: SavedAdapter, modules: dict[str, nn.Module]) -> dict[str, Up
     """By PEFT's names of the layers: of an attention both projections under one rank and alpha."""
     updates: dict[str, Update] = {}
     for layer in saved.plan.layers:
-        A, B = (saved.tensors[f"{layer.name}.lora_{k}"].detach().cpu() for k in "AB")
+        A, B = (saved.tensors[layer.tensor(f"lora_{k}")].detach().cpu() for k in "AB")
         module = modules[layer.module]
         if saved.slots[layer.name].transposed:
             B = B.t()  # (r, out) -> (out, r)
@@ -221,7 +221,7 @@ def _magnitudes(saved: SavedAdapter, modules: dict[str, nn.Module]) -> dict[str,
     """Convolutions' are (1, out, 1, 1)."""
     found = {}
     for layer in saved.plan.layers if saved.config.use_dora else []:
-        m = saved.tensors[f"{layer.name}.lora_magnitude"]
+        m = saved.tensors[layer.tensor("lora_magnitude")]
         m = m if len(layer.shape) == 2 else m.view(1, -1, *[1] * (len(layer.shape) - 2))
         found[f"{PREFIX}{layer.module}.lora_magnitude_vector"] = m
     return found

@@ -33,6 +33,10 @@ class LayerPlan:
     alpha: float
     parameters: int
 
+    def tensor(self, part: str) -> str:
+        """Name in a file of `lora_A`, `lora_B` or `lora_magnitude`."""
+        return f"{self.name}.{part}" if self.name else part
+
 
 @dataclass(frozen=True)
 class Plan:

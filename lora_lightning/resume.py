@@ -6,7 +6,6 @@ from __future__ import annotations
 from typing import Any
 
 import torch.distributed as dist
-from lightning.pytorch.loops.loop import _Loop
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 
@@ -47,7 +46,8 @@ def align_loaders(trainer: Any) -> None:
     epoch = loop.epoch_progress.current
     if loop.restarting and epoch.ready == epoch.processed:
         # With max_steps, Lightning takes a finished epoch for one to go on with, and counts an empty one.
-        _Loop.restarting.fset(loop, False)  # type: ignore[attr-defined]
+        base: Any = next(c for c in type(loop).__mro__ if c.__name__ == "_Loop")
+        base.restarting.fset(loop, False)
         epoch.completed = epoch.processed
     batch = loop.epoch_loop.batch_progress.current.processed if loop.restarting else 0
     for loader in CombinedLoader(trainer.train_dataloader).flattened:

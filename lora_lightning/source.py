@@ -78,7 +78,8 @@ def read_source(path: str | os.PathLike[str], adapter: str | None = None) -> Sou
         near = nearest(path.name, [p.name for p in folder.iterdir()])
         hint = f" Did you mean {folder / near[0]}?" if near else ""
         raise AdapterFileError(
-            f"{path} does not exist. Give an adapter's folder or a Trainer's checkpoint.{hint}"
+            f"{path} is not an adapter: it does not exist. Give an adapter's folder or a Trainer's "
+            f"checkpoint.{hint}"
         )
     checkpoint = load_checkpoint(path)
     saved, base = from_checkpoint(checkpoint, str(path), adapter)
@@ -129,7 +130,7 @@ def from_checkpoint(
         prefix = f"{layer.module}.lora.{name}.{slot_key(layer.slot)}.".lstrip(".")
         for part in LEAVES:
             if f"{prefix}{part}" in state:
-                tensors[f"{layer.name}.{part}"] = state[f"{prefix}{part}"]
+                tensors[layer.tensor(part)] = state[f"{prefix}{part}"]
     weights = [f"{p.module}.{saved.slots[p.name].parameter}".lstrip(".") for p in saved.plan.layers]
     whole = all(w in state for w in weights)
     top = f"{about['network']}." if about.get("network") else ""

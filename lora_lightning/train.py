@@ -18,7 +18,16 @@ from lora_lightning.app.check import LAST, last_checkpoint
 from lora_lightning.app.command_line import CONF, CONFIG_NAME, VERSION_BASE, check_command_line, flags_first
 from lora_lightning.app.compare import HEADER, Job, Result, main_method, results_table, save_results
 from lora_lightning.app.launch import hydra_raises, one_job, quiet, reported
-from lora_lightning.app.loggers import build_loggers, finish, log_start, log_table, short_path, where
+from lora_lightning.app.loggers import (
+    build_loggers,
+    finish,
+    log_start,
+    log_table,
+    on_rank_zero,
+    short_path,
+    where,
+)
+from lora_lightning.app.resume import continue_logs, resumed
 from lora_lightning.checkpoint import save_adapter
 from lora_lightning.report import format_table, percent
 
@@ -26,7 +35,7 @@ FILES = {
     "adapter": "the adapter: lora_lightning.load_adapter(model, FOLDER)",
     "model.safetensors": "the trained weights: model.checkpoint=FILE",
     "checkpoints/best.ckpt": "the epoch that was tested",
-    "checkpoints/last.ckpt": "the last one: go on with ckpt_path=FILE trainer.max_epochs=MORE",
+    "checkpoints/last.ckpt": "the last one: go on with resume=FOLDER trainer.max_epochs=MORE",
     "csv/metrics.csv": "every metric",
     "tensorboard": "tensorboard --logdir FOLDER",
     "wandb": "the W&B run",
@@ -49,9 +58,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: 2 after a user's mistake, 130 after Ctrl-C.
     """
     script = sys.argv[0] if arguments is None else __file__
-    sys.argv = [script, *flags_first(sys.argv[1:] if arguments is None else arguments)]
+    given = sys.argv[1:] if arguments is None else arguments
     FINISHED.clear()
     with hydra_raises(), reported():
+        sys.argv = [script, *flags_first(resumed(given))]
         check_command_line(sys.argv[1:])
         application()
         if len(FINISHED) > 1:
@@ -70,6 +80,8 @@ def run(config: DictConfig) -> float | None:
     folder = Path(config.run_dir)
     if config.ckpt_path == LAST:
         config.ckpt_path = last_checkpoint(folder, config.trainer.max_epochs)
+        if on_rank_zero():
+            continue_logs(config, folder)
     say(_title(config, folder))
     plain = OmegaConf.to_container(config, resolve=True)
     _write_config(plain, folder / "config.yaml")

@@ -19,7 +19,7 @@ from lora_lightning.checkpoint import checkpoint_entry
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError
 from lora_lightning.fingerprint import fingerprint, refusal_of_base
-from lora_lightning.inject import activate, carry_out, grow, replace
+from lora_lightning.inject import activate, carry_out, eject, grow
 from lora_lightning.layers import lora_layers
 from lora_lightning.plans import Plan
 from lora_lightning.record import Adapter, injection_of, is_injected
@@ -80,9 +80,7 @@ def load_from_checkpoint(
     module.__class__ = module_class
     adapters, active = _read(checkpoint[KEY])
     try:
-        for name, adapter in adapters.items():
-            make = grow if is_injected(module) else carry_out
-            make(module, adapter.config, adapter.plan, name)
+        _make(module, adapters, active)
     except (AttributeError, KeyError) as error:
         raise AdapterFileError(
             f"{path} adapts a layer that {module_class.__name__} does not have: {error}. Build all layers in "
@@ -90,7 +88,6 @@ def load_from_checkpoint(
         ) from None
     if not any_base:
         _check_base(fingerprint(module), checkpoint, str(path))
-    activate(module, active)
     _give_values(module, adapters)
     keep_trained_only(module)
     module.load_state_dict(checkpoint["state_dict"])
@@ -134,21 +131,23 @@ def _adopt(module: Any, any_base: bool, base: dict[str, str] | None, checkpoint:
     here = injection_of(module)
     if active != here.active and set(active) <= here.adapters.keys() | adapters.keys():
         raise AdapterFileError(
-            f"the checkpoint was saved with the adapter {active[0]!r} selected, and heads and norms are its "
-            f"own; the module has {here.active[0]!r} selected. Give LoRACallback(adapter={active[0]!r})."
+            f"the checkpoint was saved with {', '.join(active)} selected and holds their heads; the "
+            f"module has {', '.join(here.active)}: select the same, LoRACallback(adapter={active[0]!r})."
         )
-    changed = False
-    for name, adapter in adapters.items():
-        if name not in here.adapters:
-            grow(module, adapter.config, adapter.plan, name)
-        elif adapter.config == here.adapters[name].config and adapter.plan != here.adapters[name].plan:
-            replace(module, adapter.config, adapter.plan, name)
-        else:
-            continue
-        changed = True
-    _give_values(module, adapters)
-    if changed:
+    differ = [(n, a.plan) for n, a in adapters.items()] != [(n, a.plan) for n, a in here.adapters.items()]
+    same = all(n in adapters and adapters[n].config == a.config for n, a in here.adapters.items())
+    if differ and same:  # in the order of the file, which is that of the optimizer's state
+        eject(module)
+        _make(module, adapters, here.active)
         average_the_adapted(module.trainer, module)
+    _give_values(module, adapters)
+
+
+def _make(module: nn.Module, adapters: dict[str, Adapter], active: tuple[str, ...]) -> None:
+    for name, adapter in adapters.items():
+        make = grow if is_injected(module) else carry_out
+        make(module, adapter.config, adapter.plan, name)
+    activate(module, active)
 
 
 def _check_base(here: dict[str, str], checkpoint: dict[str, Any], where: str) -> None:
@@ -163,7 +162,7 @@ def _check_base(here: dict[str, str], checkpoint: dict[str, Any], where: str) ->
 def _give_values(module: nn.Module, adapters: dict[str, Adapter]) -> None:
     """Those of the selected adapter stand in the model, and in the checkpoint's state_dict."""
     here = injection_of(module)
-    for name in adapters.keys() - set(here.active[:1]):
+    for name in (adapters.keys() & here.adapters.keys()) - set(here.active[:1]):
         here.adapters[name].values.update(adapters[name].values)
 
 

@@ -2,10 +2,12 @@
 
 import copy
 import pickle
+import re
+from pathlib import Path
 
 import pytest
 import torch
-from small import BATCHES, Classifier, cnn, encoder, mlp, vit
+from small import BATCHES, Classifier, cnn, encoder, loader, mlp, trainer, vit
 from torch import nn
 
 import lora_lightning as ll
@@ -350,3 +352,45 @@ def test_a_lightning_module_with_two_adapters_saves_the_right_one(tmp_path):
     assert not torch.equal(bare(x), module(x))
     ll.select(module, "two")
     assert torch.equal(bare(x), module(x))
+
+
+def test_a_trainers_checkpoint_holds_every_adapter(tmp_path):
+    """The heads of adapters that are not selected too; other adapters or another selection are refused."""
+
+    def module(*selected: str) -> Classifier:
+        model = two(lambda: Classifier(cnn()), **OTHERS["own"])
+        ll.select(model, *selected)
+        return model
+
+    def fit(model, path=None):
+        callback = ll.LoRACallback(model.lora_injection.config, verbose=False)
+        run = trainer(tmp_path, callback, max_epochs=1 if path is None else 2, enable_checkpointing=False)
+        run.fit(model, loader(), ckpt_path=path)
+        run.save_checkpoint(tmp_path / "run.ckpt")
+
+    trained, x = module("two"), BATCHES[cnn]()
+    with torch.no_grad():
+        for value in trained.lora_injection.adapters["one"].values.values():
+            value.add_(1)
+    fit(trained)
+    resumed = module("two")
+    fit(resumed, tmp_path / "run.ckpt")
+    assert not torch.equal(resumed.eval()(x), trained.eval()(x))
+    for model in (trained, resumed):
+        ll.select(model, "one")
+    assert torch.equal(resumed.eval()(x), trained.eval()(x))
+    single = alone(lambda: Classifier(cnn()), "one", 1, rank=2)
+    for other, says in [(module("one"), "select the same"), (single, "select the same")]:
+        with pytest.raises((ll.UserError, RuntimeError), match=says):
+            fit(other, tmp_path / "run.ckpt")
+
+
+def test_the_examples_of_the_documentation(tmp_path, monkeypatch):
+    page = (Path(__file__).parents[1] / "docs" / "adapters.md").read_text(encoding="utf-8")
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
+        exec(compile(block, "adapters.md", "exec"), names)
+    model = names["model"]
+    assert ll.adapter_names(model) == ["scottish", "visitor", "irish", "both", "short", "ties"]
+    assert names["y"].shape == (4, 10)

@@ -19,7 +19,7 @@ def test_inspect_shows_an_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[
     main(["inspect", str(tmp_path / "adapter")])
     out = capsys.readouterr().out
     assert "8×6" in out
-    assert "rank=2, target_modules=all, modules_to_save=None" in out
+    assert "target_modules=all, modules_to_save=None" in out
     assert "4 tensors" in out
 
 
@@ -27,7 +27,7 @@ def test_inspect_shows_an_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[
     ("words", "told"),
     [
         (["inspect", "nowhere"], "nowhere is not an adapter"),
-        (["inspect"], "Give one folder"),
+        (["inspect"], "give one path"),
         (["trian"], "Did you mean 'train'?"),
         (["train", "lora.rank=0"], "lora.rank=0: give a whole number"),
     ],
@@ -46,7 +46,7 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(["--help"])
     assert caught.value.code == 0
-    assert "lora-lightning inspect FOLDER" in capsys.readouterr().out
+    assert "lora-lightning inspect PATH" in capsys.readouterr().out
 
 
 def test_a_damaged_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -112,19 +112,18 @@ def test_lightnings_way_of_leaving_after_ctrl_c(tmp_path: Path) -> None:
     assert caught.value.code == INTERRUPTED
     assert explain(SystemExit(3)) is None
     assert explain(caught.value) is None  # reported already
-    assert "ckpt_path=checkpoints/last.ckpt" in explain(KeyboardInterrupt(), tmp_path)[0]  # type: ignore[index]
+    assert f"resume={os.path.relpath(tmp_path)}" in explain(KeyboardInterrupt(), tmp_path)[0]  # type: ignore[index]
 
 
 def test_no_space_while_saving_leaves_nothing_half_written(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    import lora_lightning.checkpoint as checkpoint
 
     def full(tensors: object, path: str, metadata: object) -> None:
         Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device", path)
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr("lora_lightning.adapter_file.save_file", full)
     code, message = fails(TINY, capsys)
     assert code == MISTAKE
     assert len(message.strip().splitlines()) == 1

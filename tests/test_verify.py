@@ -7,7 +7,7 @@ from test_inject import adapted
 from torch import nn
 
 import lora_lightning as ll
-from lora_lightning.layers import lora_layers
+from lora_lightning.functional import lora_linear
 
 
 @pytest.mark.parametrize("build", [mlp, cnn, vit, encoder])
@@ -54,8 +54,11 @@ def test_a_frozen_tensor_that_moves_is_named():
 
 def test_a_layer_whose_branch_disagrees_with_its_weight_is_found(monkeypatch):
     model = adapted(mlp)
-    branch = type(lora_layers(model)["0"]).branch
-    monkeypatch.setattr("lora_lightning.layers.linear.LoRALinear.branch", lambda *a: 2 * branch(*a))
+
+    def doubled(x, W, bias, A, B, scaling, **options):
+        return lora_linear(x, W, bias, A, B, 2 * scaling, **options)
+
+    monkeypatch.setattr("lora_lightning.layers.linear.lora_linear", doubled)
     assert any("merged outputs differ" in failure for failure in ll.verify(model, torch.randn(2, 6)))
 
 

@@ -138,7 +138,7 @@ def explain(error: BaseException, folder: Path | None = None) -> tuple[str, int]
 
 def _resume(folder: Path | None) -> str:
     last = folder / "checkpoints" / "last.ckpt" if folder else None
-    return f" Go on with ckpt_path={short_path(last)}" if last and last.exists() else ""
+    return f" Go on with resume={short_path(last.parents[1])}" if last and last.exists() else ""
 
 
 def _chain(error: BaseException | None) -> Iterator[BaseException]:

@@ -30,6 +30,7 @@ def wandb_logger(
     name: str | None = None,
     entity: str | None = None,
     group: str | None = None,
+    id: str | None = None,
     tags: Sequence[str] = (),
     save_dir: str = ".",
     offline: bool | None = None,
@@ -37,6 +38,7 @@ def wandb_logger(
     """Lightning's WandbLogger, which works without a key: then the run is kept in `save_dir`.
 
     Args:
+        id: of a run to go on with; `resume=FOLDER` gives it.
         tags: words to find the run by.
         offline: None decides by WANDB_MODE if that is set, else by whether there is a key.
     """
@@ -53,6 +55,7 @@ def wandb_logger(
         save_dir=save_dir,
         entity=entity,
         group=group,
+        id=id,
         tags=list(tags),
         mode=mode or "online",
         settings=wandb.Settings(silent=True),  # `where` says what is worth saying

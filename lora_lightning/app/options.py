@@ -159,6 +159,7 @@ RULES: dict[str, Rule] = {
     "logger.wandb.name": or_null(TEXT),
     "logger.wandb.entity": or_null(TEXT),
     "logger.wandb.group": or_null(TEXT),
+    "logger.wandb.id": or_null(TEXT),
     "logger.wandb.tags": TEXTS,
     "logger.wandb.offline": or_null(FLAG),
 }

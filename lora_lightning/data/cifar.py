@@ -21,6 +21,7 @@ from torchvision.transforms import v2
 from lora_lightning.data.cifar_files import bad_files, download_files, require_files
 from lora_lightning.data.images import ImageArrays, stratified_split
 from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.loader import ResumableLoader
 
 DATASETS: dict[str, type[CIFAR10]] = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 CLASSES = {"cifar10": 10, "cifar100": 100}
@@ -147,14 +148,8 @@ class CIFARDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         transform = self._transform(training=True)
-        rank = 0 if self.trainer is None else self.trainer.global_rank
-        generator = torch.Generator().manual_seed(self.seed + rank)
-        return self._loader(
-            ImageArrays(*self.train_images, transform),
-            shuffle=True,
-            drop_last=True,
-            generator=generator,
-        )
+        images = ImageArrays(*self.train_images, transform)
+        return self._loader(images, ResumableLoader, shuffle=True, drop_last=True, seed=self.seed)
 
     def val_dataloader(self) -> DataLoader:
         return self._loader(ImageArrays(*self.val_images, self._transform(training=False)))
@@ -240,12 +235,14 @@ class CIFARDataModule(L.LightningDataModule):
             options["crop_pct"] = 1.0
         return timm.data.create_transform(**options)
 
-    def _loader(self, images: ImageArrays, **options: Any) -> DataLoader:
+    def _loader(
+        self, images: ImageArrays, make: Callable[..., DataLoader] = DataLoader, **options: Any
+    ) -> DataLoader:
         workers = self.num_workers
         if workers is None:
             processes = 1 if self.trainer is None else self.trainer.world_size
             workers = max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes))
-        return DataLoader(
+        return make(
             images,
             batch_size=self.batch_size,
             num_workers=workers,

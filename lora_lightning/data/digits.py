@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.loader import ResumableLoader
 
 SIZE = 16
 DOMAINS = ("source", "target")
@@ -77,8 +78,7 @@ class DigitsDataModule(L.LightningDataModule):
         self.test_set = TensorDataset(self._render_fixed(scans[test], TEST_SEED), labels[test])
 
     def train_dataloader(self) -> DataLoader:
-        order = torch.Generator().manual_seed(self.seed)
-        return DataLoader(self.train_set, self.batch_size, shuffle=True, generator=order)
+        return ResumableLoader(self.train_set, self.batch_size, shuffle=True, seed=self.seed)
 
     def val_dataloader(self) -> DataLoader:
         return DataLoader(self.val_set, EVAL_BATCH_SIZE)

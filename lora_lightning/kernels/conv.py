@@ -3,8 +3,8 @@
 A step takes one of three forms, by a rule over its shapes (`choose_form`):
 
 - "dense": W' = W + s·B·A is the convolution's weight, and its dense gradient gives those of A and B.
-  For DoRA, whose magnitudes need it, and where a weight is no larger than its factors: depthwise and
-  most grouped convolutions.
+  Where a weight is no larger than its factors, depthwise and most grouped convolutions; and for DoRA
+  with a bias.
 - "merged": W' forward and for dX; with G = s·Bᵀ·dY, dA comes from G and x, dB from dY and conv(x, A).
 - "branch": W and the factors apart, where making W' would move more memory than the low-rank passes do.
 
@@ -46,7 +46,9 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, step: Step, groups:
     return convolution(x, weight, bias, step.stride, step.padding, step.dilation, groups or step.groups)
 
 
-def choose_form(x: Tensor, weight: Tensor, A: Tensor, B: Tensor, dora: bool, step: Step) -> str:
+def choose_form(
+    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dora: bool, step: Step
+) -> str:
     """The rule. With T positions (batch times output) and N numbers in W, the factored gradients take
     4·T·r·(columns + out) operations a group, the dense one 2·T·columns·out. Merging, twice a step, moves
     4·N numbers; the branch 2·T·(in + out), for it adds to the output and to dX. Half precision never merges:
@@ -54,9 +56,14 @@ def choose_form(x: Tensor, weight: Tensor, A: Tensor, B: Tensor, dora: bool, ste
     half = x.dtype.itemsize < 4
     rows, columns, rank = weight.shape[0] // step.groups, weight[0].numel(), B.shape[1]
     if dora or factor_groups(A, B) != step.groups:
-        return "reference" if half or step.dropout else "dense"
+        if half or step.dropout:
+            return "reference"
+        if factor_groups(A, B) != step.groups:
+            return "dense"
     if 2 * rank * (rows + columns) >= rows * columns and not (half or step.dropout):
         return "dense"
+    if dora:  # y / m is what its magnitudes' gradients are made from; y - b may have lost its digits
+        return "merged" if bias is None else "dense"
     positions = x.shape[0]
     for size, stride in zip(x.shape[2:], step.stride, strict=True):
         positions *= size // stride
@@ -77,7 +84,7 @@ def reference(
 ) -> Tensor:
     """The same in plain autograd; `mask` is what a dropout that is done already has kept."""
     y = convolve(x, weight.to(x.dtype), bias, step)
-    kept = F.dropout(x, step.dropout) if mask is None else _dropped(x, mask, step)
+    kept = F.dropout(x, step.dropout) if mask is None else x * mask * _scale(step)
     if factor_groups(A, B) != step.groups:  # across the channels: the update is as small as the weight
         change = convolve(kept, update_of(weight, A, B, step.scaling).to(x.dtype), None, step)
     else:
@@ -126,54 +133,76 @@ class DenseConv(Function):
 
 
 class FactoredConv(Function):
-    """The forms "merged" and "branch"; arguments as of `reference`. It saves x, with the branch also
-    conv(x, A), whose channels are few, and the mask of a dropout."""
+    """The forms "merged" and "branch"; arguments as of `reference`. It saves x; with the branch also
+    conv(x, A), whose channels are few, and the mask of a dropout; with DoRA y."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor,
-                magnitude: None, step: Step, source: Source) -> Tensor:  # fmt: skip
-        ctx.step = step
+                magnitude: Tensor | None, step: Step, source: Source) -> Tensor:  # fmt: skip
+        ctx.step, ctx.watched = step, None
         h = mask = None
         if step.form == "merged":
-            y = convolve(x, sum_of(weight, A, B, step.scaling).to(x.dtype), bias, step)
+            W, _ = _scaled_sum(weight, A, B, magnitude, step)
+            y = convolve(x, W.to(x.dtype), bias, step)
         else:
-            y = convolve(x, weight.to(x.dtype), bias, step)
-            kept = x
+            y, kept = convolve(x, weight.to(x.dtype), bias, step), x
             if step.dropout:
-                kept, mask = torch.native_dropout(x, step.dropout, True)
+                mask = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - step.dropout)
+                kept = _masked(x, mask)
             h = _reduce(kept, A.to(x.dtype), step)
-            y = _add_expanded(y, h, B.to(x.dtype), step)
-        _save(ctx, x, source, weight, bias, A, B, magnitude, mask, h)
+            y = _add_expanded(y, h, B.to(x.dtype), _branch_step(step))
+        if magnitude is not None:
+            # Saved as an output it could not be changed in place, as by ReLU(inplace=True): watched here.
+            ctx.watched = y.detach(), y._version
+        output = None if magnitude is None else y.data
+        _save(ctx, x, source, weight, bias, A, B, magnitude, mask, h, output)
         return y
 
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, A, B, magnitude, mask, h = _saved(ctx)
-        step: Step = ctx.step
+        x, weight, bias, A, B, magnitude, mask, h, y = _saved(ctx)
         if torch.is_grad_enabled():
             return _by_the_reference(ctx, dY, (x, weight, bias, A, B, magnitude), mask)
-        need_x, need_A, need_B = (ctx.needs_input_grad[i] for i in (0, 3, 4))
+        step: Step = _branch_step(ctx.step)
+        need_x, need_A, need_B, need_m = (ctx.needs_input_grad[i] for i in (0, 3, 4, 5))
         whole, (x, dY) = x, _dense_in(memory_format(x), x, dY)
         if sampled := _is_pointwise(weight, step):
             mask = None if mask is None else _sampled(mask, step)
             x, step = _sampled(x, step), step._replace(stride=(1,) * len(step.stride))
-        merged, low = step.form == "merged", A.to(x.dtype)
-        kept = x if mask is None else _dropped(x, mask, step)
-        dX = dA = dB = None
+        merged, low, high = step.form == "merged", A.to(x.dtype), B
+        kept = x if mask is None else _masked(x, mask)
+        dX = dA = dB = dm = norms = None
+        if merged and (need_x or magnitude is not None):
+            weight, norms = _scaled_sum(weight, A, B, magnitude, step)
         if need_x:
-            W = sum_of(weight, A, B, step.scaling) if merged else weight
-            dX, _ = _gradients(dY, x, W.to(x.dtype), step, True, False)
+            dX, _ = _gradients(dY, x, weight.to(x.dtype), step, True, False)
+        if norms is not None:  # W' = c · (W + s·B·A), c = m / norm held constant but for m
+            c = (magnitude / norms).unsqueeze(1)
+            high = B * c
         if need_B:
             dB = _B_gradient(dY, _reduce(kept, low, step) if h is None else h, step).to(B.dtype)
+            dB = dB if norms is None else dB * c
+        if need_m:
+            if ctx.watched[0]._version != ctx.watched[1]:
+                y = convolve(x, weight, bias, step)
+            dm = (
+                torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(dY, y, strict=True)]).sum(0)
+                / magnitude
+            )
         if need_A or (need_x and not merged):
-            G = _expand_transposed(dY, B.to(x.dtype), step)  # (n, groups·r, *out)
+            G = _expand_transposed(dY, high.to(x.dtype), step)  # (n, groups·r, *out)
             change, dA = _reduce_gradients(G, kept, low, step, need_x and not merged)
             if dX is not None and change is not None:
-                dX = dX.add_(change) if mask is None else dX.addcmul_(change, mask, value=_scale(step))
+                dX = dX.add_(change if mask is None else change.mul_(mask))
             dA = None if dA is None else dA.to(A.dtype)
         if dX is not None and sampled:
             dX = _unsampled(dX, whole, ctx.step)
-        return dX, None, _bias_gradient(ctx, dY), dA, dB, None, None, None
+        return dX, None, _bias_gradient(ctx, dY), dA, dB, dm, None, None
+
+
+def _branch_step(step: Step) -> Step:
+    """With the dropout's 1 / (1 - p) in the scaling, which spares a pass over x."""
+    return step._replace(scaling=step.scaling * _scale(step)) if step.dropout else step
 
 
 def _scaled_sum(
@@ -317,8 +346,9 @@ def _sample(step: Step) -> tuple[slice, ...]:
     return slice(None), slice(None), *(slice(None, None, s) for s in step.stride)
 
 
-def _dropped(x: Tensor, mask: Tensor, step: Step) -> Tensor:
-    return x * mask * _scale(step)
+def _masked(x: Tensor, mask: Tensor) -> Tensor:
+    """x where the mask is true; x * mask would take three times as long."""
+    return mask.to(x.dtype).mul_(x)
 
 
 def _scale(step: Step) -> float:

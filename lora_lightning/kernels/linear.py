@@ -176,11 +176,21 @@ def forward(
         y, y.shape
     )  # autograd lets nobody change a view from a function in place
     if not merge:
-        X = rows if mask is None else rows * mask.view(rows.shape)
-        XA = X @ cast(A, dtype).t().contiguous()  # (T, r)
+        XA = _narrow(rows, mask, cast(A, dtype).t().contiguous())
         up = B if factors is None else B * factors[:, None]
         y.view(-1, W.shape[0]).addmm_(XA, cast(up, dtype).t(), alpha=scaling / keep)
     return y, low, XA, factors
+
+
+def _narrow(x: Tensor, mask: Tensor | None, down: Tensor) -> Tensor:
+    """X̃·down, (T, r), dropping a few rows at a time."""
+    if mask is None:
+        return x @ down
+    XA = x.new_empty(x.shape[0], down.shape[1])
+    step = chunks(len(x), x.shape[1], x)
+    for part, kept, out in zip(*(pieces(t, step) for t in (x, mask.view(x.shape), XA)), strict=True):
+        torch.mm(part * kept, down, out=out)
+    return XA
 
 
 def _choose(merged: bool | None, touched: int, size: int, dtype: torch.dtype) -> bool:

@@ -125,7 +125,7 @@ def test_one_of_two_machines_is_killed(machines, victim, tmp_path):
     code, errors, seconds = lose(machines, folder, victim, silently=False)
     assert code != 0
     assert "Another process of this run has gone" in errors, errors
-    assert "Go on with ckpt_path=" in errors
+    assert "Go on with resume=" in errors
     assert seconds < 90
     assert torch.load(folder / "last.ckpt", weights_only=True)["global_step"] == 8
     resumed = complete(machines, folder)

@@ -89,7 +89,7 @@ def test_another_base_is_refused_unless_asked(tmp_path):
     assert all(torch.equal(before[n], t) for n, t in other.state_dict().items())
     assert not hasattr(other, "lora_injection")
     ll.load_adapter(other, tmp_path, any_base=True)
-    adapted = seeded(Classifier, 1)
+    adapted = Classifier(seeded(cnn, 1))
     ll.inject(adapted, ll.LoRAConfig(rank=2, target_modules=["model.3", "model.6"]))
     ll.save_adapter(adapted, tmp_path)
     with pytest.raises(ll.AdapterFileError, match="another base model"):

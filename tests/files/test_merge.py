@@ -12,6 +12,7 @@ from lora_lightning.checkpoint import checkpoint_entry
 from lora_lightning.cli import main
 from lora_lightning.export import merge_files, merge_state
 from lora_lightning.inspection import effective_rank, inspect
+from lora_lightning.layers import lora_layers
 from lora_lightning.source import KEY, read_source
 
 
@@ -185,7 +186,7 @@ def test_a_run_of_another_origin_is_not_executed(tmp_path):
         (["merge", "ckpt=a", "out=b", "bsae=c"], "bsae=c: there is no such option. Did you mean 'base'?"),
         (["merge", "ckpt=a", "ckpt=b"], "ckpt is given twice"),
         (["merge", "ckpt=", "overwrite=yes"], "overwrite=yes: give overwrite=true"),
-        (["merge", "ckpt=nowhere", "out=x.safetensors"], "nowhere does not exist"),
+        (["merge", "ckpt=nowhere", "out=x.safetensors"], "nowhere is not an adapter: it does not exist"),
         (["inspect", "a", "b"], "give one path"),
         (["inspect", "a", "bsae=c"], "Did you mean 'base'?"),
     ],
@@ -241,3 +242,24 @@ def test_norms_and_effective_ranks_are_those_of_the_updates(build, options, tmp_
 def test_the_effective_rank_of_equal_values_is_their_number():
     assert effective_rank(torch.tensor([2.0, 2, 2, 0])) == pytest.approx(3)
     assert effective_rank(torch.zeros(3)) == 0
+
+
+def test_one_of_several_adapters_of_a_checkpoint(tmp_path):
+    model = trained(vit, holder=Classifier)
+    ll.add_adapter(model, "other")
+    with torch.no_grad():
+        for layer in lora_layers(model).values():
+            for update in layer.updates("other"):
+                update.lora_B.add_(0.1 * torch.randn_like(update.lora_B))
+    state = {n: t for n, t in model.state_dict().items() if "lora" in n or "head" in n}
+    torch.save({"state_dict": state, KEY: checkpoint_entry(model)}, tmp_path / "last.ckpt")
+    base, x = base_file(vit, tmp_path), BATCH[vit]()
+    for name in ("default", "other"):
+        ll.select(model, name)
+        out = tmp_path / f"{name}.safetensors"
+        main(["merge", f"ckpt={tmp_path / 'last.ckpt'}", f"out={out}", f"base={base}", f"adapter={name}"])
+        plain = vit()
+        plain.load_state_dict(load_file(out))
+        assert torch.allclose(plain.eval()(x), model.eval()(x), atol=1e-5)
+    with pytest.raises(ll.UserError, match=r"adapter=othr: .* holds default, other.*Did you mean 'other'"):
+        read_source(tmp_path / "last.ckpt", "othr")

@@ -11,9 +11,12 @@ from torch import nn
 
 import lora_lightning as ll
 from lora_lightning.functional import lora_linear
+from lora_lightning.kernels import keep_mask
 from lora_lightning.kernels import linear as kernel
+from lora_lightning.kernels.linear import plain
 from lora_lightning.layers import lora_layers
 
+NAMES = ("x", "weight", "bias", "A", "B", "magnitude")
 GIVEN = ("x", "bias", "A", "B", "magnitude")
 
 
@@ -33,9 +36,12 @@ def arguments(shape=(3, 5, 6), d_out=4, rank=2, bias=True, dora=False, dtype=tor
     return made
 
 
-def call(given, **options):
+def call(given, kernel="auto", dropout=0.0, **options):
     torch.manual_seed(3)
-    return lora_linear(**given, scaling=2.0, **options)
+    if kernel == "reference" and dropout:  # with the fast function's own random numbers
+        mask, keep = keep_mask(given["x"], dropout)
+        return plain(*(given[n] for n in NAMES), 2.0, given["x"] * mask / keep)
+    return lora_linear(**given, scaling=2.0, kernel=kernel, dropout=dropout, **options)
 
 
 def gradients(given, create_graph=False, **options):
@@ -267,3 +273,15 @@ def test_dropout_masks_are_saved_as_bytes_and_follow_train_and_eval():
     assert {t.dtype for t in saved if t.shape == x.shape and t is not x} == {torch.bool}
     model.eval()
     assert torch.equal(model(x), model(x))
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.5, 0.9])
+def test_the_mask_keeps_as_many_as_it_says_in_every_place(dropout):
+    x = torch.empty(400, 999)  # not a multiple of four
+    mask, keep = keep_mask(x, dropout)
+    assert keep == pytest.approx(1 - dropout, abs=1e-5)
+    for place in range(4):
+        part = mask.flatten()[place::4].float()
+        assert part.mean().item() == pytest.approx(keep, abs=5 * 0.5 / part.numel() ** 0.5)
+    pairs = (mask[:, 1:] == mask[:, :-1]).float().mean().item()  # neighbours do not know each other
+    assert pairs == pytest.approx(keep**2 + (1 - keep) ** 2, abs=0.005)

@@ -152,6 +152,28 @@ def test_first_and_second_derivatives(name):
     assert gradcheck(function, inputs) and gradgradcheck(function, inputs)
 
 
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no-bias"])
+@pytest.mark.parametrize("name", [n for n in FORMS if "depthwise" not in n])
+def test_dora(name, bias):
+    _, shape, o, kernel, options = FORMS[name]
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    W, b, *others = make(shape[1], o, (kernel,) * (x.dim() - 2), 1, options.get("groups", 1), dora=True)
+    agree(x, (W, b if bias else None, *others), **options)
+
+
+def test_doras_output_may_be_changed_in_place():
+    torch.manual_seed(0)
+    x = torch.randn(2, 12, 9, 9, dtype=torch.float64, requires_grad=True)
+    W, _, *others = make(12, 12, (3, 3), 1, dora=True)
+    found = []
+    for kernel in ("auto", "reference"):
+        y = lora_conv(x, W, None, others[0], others[1], 0.7, magnitude=others[2], kernel=kernel).relu_()
+        found.append(torch.autograd.grad(y.square().sum(), (x, *others)))
+    for got, wanted in zip(*found, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+
+
 def test_what_is_saved_is_the_input_alone():
     x = torch.randn(2, 16, 20, 20, requires_grad=True)
     W, bias, A, B, _ = make(16, 16, (3, 3), 2, dtype=torch.float32)

@@ -1,9 +1,12 @@
 """Trains a small module with everything that a resume must restore: run and killed by test_killed_runs.py."""
 
+import multiprocessing
 import os
 import random
 import signal
+import stat
 import sys
+import time
 from multiprocessing.synchronize import Semaphore
 from pathlib import Path
 
@@ -58,11 +61,16 @@ class Module(pl.LightningModule):
 
 
 class Count(pl.Callback):
-    def __init__(self, batches: Semaphore) -> None:
-        self.batches = batches
+    """Says that a batch begins; at the last one that is asked for, waits to be killed."""
+
+    def __init__(self, batches: Semaphore, last: int) -> None:
+        self.batches, self.left = batches, last
 
     def on_train_batch_start(self, *_) -> None:
         self.batches.release()
+        self.left -= 1
+        if self.left == 0:
+            time.sleep(600)
 
 
 def die_while_writing(where: str) -> None:
@@ -70,6 +78,8 @@ def die_while_writing(where: str) -> None:
     written = []
 
     def fsync(descriptor: int) -> None:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            return  # the folder
         written.append(descriptor)
         if len(written) == int(nth):
             if how == "half":
@@ -85,14 +95,16 @@ def main(folder: Path, workers: int, where: str, batches: Semaphore) -> None:
 
     Args:
         where: to die by its own hand: "half N", with half of the Nth checkpoint written, or "whole N",
-            before the Nth checkpoint takes its place.
+            before the Nth checkpoint takes its place; or to wait for it: "batch N", when that begins.
         batches: released with each batch.
     """
     sys.stdout = sys.stderr = open(folder / "log.txt", "a")  # noqa: SIM115
     torch.set_num_threads(1)
+    multiprocessing.set_start_method("fork", force=True)  # of the workers, as it is in a process of its own
     os.environ["WANDB_SILENT"] = "true"
     if where.startswith(("half", "whole")):
         die_while_writing(where)
+    last = int(where.split()[1]) if where.startswith("batch") else -1
     pl.seed_everything(1, verbose=False)
     module = Module()
     ema = EMAWeightAveraging(decay=0.9)
@@ -110,7 +122,7 @@ def main(folder: Path, workers: int, where: str, batches: Semaphore) -> None:
             ema,
             ll.LoRACallback(rank=2, dropout=0.1, train_norm="stats", verbose=False),
             saver,
-            Count(batches),
+            Count(batches, last),
         ],
         logger=WandbLogger(save_dir=folder, id="one", offline=True),
         enable_progress_bar=False,

@@ -5,6 +5,7 @@ import multiprocessing
 import os
 import random
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,14 +27,18 @@ def _found_by_the_forkserver() -> Iterator[None]:
 
 
 def run(folder: Path, workers: int, where: str = "") -> int | None:
-    """Begin, or go on; to the end, or to be killed: at "batch N", or while a checkpoint is being written."""
+    """Begin, or go on; to the end, or to be killed: when "batch N" begins, "later N" hundredths of a second
+    after the first one began, or while a checkpoint is being written."""
     batches = processes.Semaphore(0)
     process = processes.Process(target=main, args=(folder, workers, where, batches))
     process.start()
-    if where.startswith("batch"):
-        for _ in range(int(where.split()[1])):
+    if where.startswith(("batch", "later")):
+        number = int(where.split()[1])
+        for _ in range(number if where.startswith("batch") else 1):
             while not batches.acquire(timeout=1):
                 assert process.is_alive(), (folder / "log.txt").read_text()
+        if where.startswith("later"):
+            time.sleep(number / 100)
         process.kill()
     process.join(300)
     return process.exitcode
@@ -77,7 +82,8 @@ def test_killed_and_resumed_equals_unstopped(workers, deaths, unstopped, tmp_pat
 def test_killed_at_random_moments(trial, unstopped, tmp_path):
     chance = random.Random(trial)
     for _ in range(chance.randint(1, 3)):
-        where = f"{chance.choice(('batch', 'half', 'whole'))} {chance.randint(1, 8)}"
+        where = f"{chance.choice(('batch', 'half', 'whole', 'later'))} {chance.randint(1, 8)}"
+        where += "0" * where.startswith("later")
         code = run(tmp_path, chance.choice((0, 1, 2)), where)
         assert code == -9 or (code == 0 and "batch" not in where), (tmp_path / "log.txt").read_text()
     assert not differences(finish(tmp_path, chance.choice((0, 2))), unstopped)

@@ -65,7 +65,7 @@ def fit(folder, saver, options, workers=0, path=None):
 def test_resumed_from_each_checkpoint_the_run_ends_the_same(saver, options, tmp_path):
     wanted, files = fit(tmp_path / "straight", saver, options)
     assert len(files) >= 2
-    chosen = files if saver != "steps" else random.Random(0).sample(files, 3)
+    chosen = files if len(files) < 4 else random.Random(0).sample(files, 3)
     for file in chosen:
         found, _ = fit(tmp_path / file.stem, saver, options, path=file)
         differ = sum(not torch.equal(a, b) for a, b in zip(wanted, found))

@@ -1,0 +1,67 @@
+"""`python train.py resume=FOLDER`: the same run, in its folder, under its W&B id."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from safetensors.torch import load_file
+
+import lora_lightning as ll
+from lora_lightning.app.resume import resumed, wandb_run
+from lora_lightning.train import main
+
+ROOT = Path(__file__).parents[2]
+WORDS = ["data.train_size=64", "compare=false", "logger=many", "trainer.enable_progress_bar=false"]
+
+
+def test_the_words_that_began_the_run_come_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "a'b"
+    (run / ".hydra").mkdir(parents=True)
+    (run / ".hydra" / "overrides.yaml").write_text("- recipe=resnet_digits\n- +x=1\n- ckpt_path=old\n")
+    given = ["--config-dir", "mine", "resume=a'b", "x=2"]
+    own = [r"hydra.run.dir='a\'b'", "ckpt_path=last"]
+    assert resumed(given) == ["--config-dir", "mine", "x=2", "recipe=resnet_digits", *own]
+    for name in ("run-20260102_000000-old-id", "offline-run-20260103_000000-new-id", "latest-run"):
+        (run / "wandb" / name).mkdir(parents=True)
+    assert wandb_run(run) == "new-id"
+    assert resumed(["lora.rank=2"]) == ["lora.rank=2"]
+    with pytest.raises(ll.ConfigError, match=r"resume=a'c: is not a run's folder.*Did you mean \"a'b\""):
+        resumed(["resume=a'c"])
+
+
+def test_a_run_goes_on_in_its_folder(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    main([*WORDS, "trainer.max_epochs=1", "hydra.run.dir=run"])
+    began = wandb_run(tmp_path / "run")
+    main(["resume=run", "trainer.max_epochs=2"])
+    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 2
+    assert wandb_run(tmp_path / "run") == began
+    assert {p.name for p in (tmp_path / "run" / "csv").iterdir()} >= {"metrics.csv", "metrics.1.csv"}
+    assert [p.name for p in tmp_path.iterdir()] == ["run"]
+    with pytest.raises(SystemExit):
+        main(["resume=run", "trainer.max_epochs=2"])
+    assert "epochs behind it; give trainer.max_epochs above" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_killed_and_resumed_it_ends_with_the_same_adapter(tmp_path):
+    command = [sys.executable, "-u", str(ROOT / "train.py")]
+    words = [*WORDS[:2], "lora.dropout=0.1", "trainer.max_epochs=12", "trainer.accumulate_grad_batches=2"]
+    options = {"cwd": tmp_path, "env": {**os.environ, "OMP_NUM_THREADS": "1"}, "text": True}
+    subprocess.run([*command, *words, "hydra.run.dir=whole"], check=True, capture_output=True, **options)
+    to_kill = [*command, *words, "hydra.run.dir=killed"]
+    process = subprocess.Popen(to_kill, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, **options)
+    shown = (line for line in process.stdout if line.startswith("LoRA "))
+    next(shown), next(shown)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    subprocess.run([*command, "resume=killed"], check=True, capture_output=True, **options)
+    file = Path("adapter") / "adapter_model.safetensors"
+    one, other = (load_file(tmp_path / run / file) for run in ("whole", "killed"))
+    assert one.keys() == other.keys()
+    assert all((one[name] == other[name]).all() for name in one)
