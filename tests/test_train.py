@@ -13,12 +13,24 @@ from typing import Any
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
 
 from lora_lightning import train
 from lora_lightning.app.check import checkpoint_problems
 from lora_lightning.app.compare import Result, results_table
-from lora_lightning.app.launch import INTERRUPTED, MISTAKE, explain, hydra_raises, one_job, quiet, reported
+from lora_lightning.app.launch import (
+    INTERRUPTED,
+    LOST,
+    MISTAKE,
+    PROGRAM,
+    explain,
+    hydra_raises,
+    one_job,
+    quiet,
+    reported,
+)
+from lora_lightning.app.preemption import PREEMPTED
 from lora_lightning.errors import ConfigError, MissingFileError
 from lora_lightning.train import main
 
@@ -54,6 +66,8 @@ def raising(error: BaseException) -> Any:
         (RuntimeError("write: No space left on device (os error 28)"), MISTAKE, "hydra.run.dir=FOLDER"),
         (PermissionError(errno.EACCES, "Permission denied", "/x"), MISTAKE, "Cannot write /x"),
         (KeyboardInterrupt(), INTERRUPTED, "Interrupted."),
+        (RuntimeError("[pair.cc] Connection closed by peer [10.0.0.2]:1"), LOST, "of this run has gone"),
+        (SIGTERMException(), PREEMPTED, "Ended by SIGTERM."),
         (torch.OutOfMemoryError("CUDA out of memory"), MISTAKE, "data.batch_size"),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, BaseException) else None,
@@ -219,7 +233,7 @@ def test_a_started_process_runs_its_job_alone(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "--config-dir", "mine", "lora.rank=2,4"])
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with hydra_raises(), one_job():
-        assert sys.argv == ["train.py", "--config-dir", "mine", "lora.rank=4", "hydra.mode=RUN"]
+        assert sys.argv == [str(PROGRAM), "--config-dir", "mine", "lora.rank=4", "hydra.mode=RUN"]
         assert HydraConfig.get().run.dir == "/s/1"
         assert "HYDRA_FULL_ERROR" not in os.environ
         os.environ["LOCAL_RANK"] = "0"  # as Lightning's launcher does

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import functools
 from collections.abc import Iterator, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -32,6 +33,7 @@ PACKAGE = Path(__file__).parents[1]
 HOME = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONF, RECIPES = HOME / "conf", HOME / "recipes"
 CONFIG_NAME, VERSION_BASE = "train", "1.3"
+SUBMITIT = ("slurm", "local")  # launchers
 UNCHECKED = ("--hydra-help", "--version", "--shell-completion", "-sc", "--experimental-rerun")
 
 
@@ -191,7 +193,7 @@ def _check_variant(loader: ConfigLoaderImpl, overrides: Sequence[Override]) -> l
     groups, values = [], []
     for override in overrides:
         if choices := _choices(loader, override.key_or_group):
-            if problem := _bad_choice(override, choices):
+            if problem := _missing_launcher(override) or _bad_choice(override, choices):
                 problems.append(problem)
             else:
                 groups.append(str(override.input_line))
@@ -225,6 +227,15 @@ def _check_variant(loader: ConfigLoaderImpl, overrides: Sequence[Override]) -> l
 
 def _keys(overrides: Sequence[Override]) -> list[str]:
     return [o.key_or_group for o in overrides]
+
+
+def _missing_launcher(override: Override) -> str | None:
+    """Hydra finds no launcher whose plugin is not installed, and names neither."""
+    value = override.value()
+    asked = override.key_or_group == "hydra/launcher" and str(value).removeprefix("submitit_") in SUBMITIT
+    if asked and find_spec("hydra_plugins.hydra_submitit_launcher") is None:
+        return f"hydra/launcher={value}: needs submitit: pip install 'lora-lightning[slurm]'"
+    return None
 
 
 def _bad_choice(override: Override, choices: Sequence[str]) -> str | None:

@@ -25,8 +25,9 @@ from lora_lightning.app.loggers import on_rank_zero, short_path
 from lora_lightning.app.preemption import PREEMPTED, Preempted
 from lora_lightning.errors import UserError
 
+PROGRAM = Path(__file__).parents[1] / "train.py"
 TRACEBACKS = "HYDRA_FULL_ERROR"
-MISTAKE, LOST, INTERRUPTED = 2, 3, 130  # exit codes
+FAILED, MISTAKE, LOST, INTERRUPTED = 1, 2, 3, 130  # exit codes
 # What gloo and NCCL say when a process at the other end has ended, or its machine is silent.
 LOST_PEER = (
     "Connection closed by peer",
@@ -114,6 +115,8 @@ def explain(error: BaseException, folder: Path | None = None) -> tuple[str, int]
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_PEER):
         first = str(error).strip().splitlines()[0]
         return f"Another process of this run has gone: {first[:200]}\n{_resume(folder).strip()}", LOST
+    if type(error).__module__.startswith("submitit."):
+        return f"A job of the sweep failed. {error}", FAILED
     if isinstance(error, torch.OutOfMemoryError):
         return (
             "The device's memory is full. Give a smaller data.batch_size with"
@@ -185,15 +188,19 @@ def one_job() -> Iterator[None]:
     before = os.environ.pop(TRACEBACKS, None)
     if _Tracebacks.wanted:
         os.environ[TRACEBACKS] = "1"
+    launched: Any = sys.modules["__main__"]
+    module = getattr(launched, "__spec__", None)
     words = [w for w in hydra.overrides.hydra if not w.lstrip("+").startswith(("hydra.mode", "hydra.sweep"))]
-    sys.argv = [arguments[0], *_config_dir(arguments), *hydra.overrides.task, *words, "hydra.mode=RUN"]
+    # Whatever has started this process, submitit for one, the others start from the application.
+    launched.__spec__ = None
+    sys.argv = [str(PROGRAM), *_config_dir(arguments), *hydra.overrides.task, *words, "hydra.mode=RUN"]
     node: Any = hydra
     with read_write(node), open_dict(node):
         node.run.dir = hydra.runtime.output_dir
     try:
         yield
     finally:
-        sys.argv = arguments
+        sys.argv, launched.__spec__ = arguments, module
         _restore(TRACEBACKS, before)
         if environment["LOCAL_RANK"] is None:
             _end_processes()

@@ -1,8 +1,10 @@
 """Trains a small module on the CPU by DDP and saves its weights, one file a rank: run by test_ddp.py.
 
-Arguments: number of processes; samples; samples a batch in each process; batches a step; folder.
+Arguments: number of processes; samples; samples a batch in each process; batches a step; folder; a
+checkpoint to go on from.
 """
 
+import os
 import sys
 from pathlib import Path
 
@@ -25,19 +27,22 @@ class Counting(DDPStrategy):
         return super().backward(*arguments, **options)
 
 
-if __name__ == "__main__":
-    processes, samples, batch, accumulate = map(int, sys.argv[1:5])
-    folder = Path(sys.argv[5])
+def train(processes: int, samples: int, batch: int, accumulate: int, folder: Path, go_on: str = "") -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
     module = Classifier(lr=0.01)
     strategy = {"strategy": Counting(find_unused_parameters=False)} if processes > 1 else {}
     run = trainer(
-        folder, ll.LoRACallback(rank=2), max_epochs=8, devices=processes,
+        folder, ll.LoRACallback(rank=2), max_epochs=int(os.environ.get("EPOCHS", 8)), devices=processes,
         accumulate_grad_batches=accumulate, **strategy,
     )  # fmt: skip
-    run.fit(module, DataLoader(loader(size=samples).dataset, batch))
+    data = DataLoader(loader(size=samples).dataset, batch)
+    run.fit(module, data, ckpt_path=go_on or None, weights_only=True)
     run.save_checkpoint(folder / "x.ckpt")
     ll.save_adapter(module, folder / f"adapter{run.global_rank}")
     torch.save(dict(module.state_dict()), folder / f"rank{run.global_rank}.pt")
     (folder / f"synced{run.global_rank}.txt").write_text(f"{Counting.synced} {Counting.total}")
+
+
+if __name__ == "__main__":
+    train(*map(int, sys.argv[1:5]), Path(sys.argv[5]), *sys.argv[6:])

@@ -3,16 +3,20 @@
 from pathlib import Path
 
 import pytest
+import run_ddp
 import torch
 from processes import run
-from small import Classifier, loader, trainer
+from small import Classifier
 
 import lora_lightning as ll
 
 
-def train(folder: Path, processes: int, samples: int, batch: int, accumulate: int = 1) -> list[dict]:
+def train(folder: Path, processes: int, samples: int, batch: int, accumulate: int = 1, *more) -> list[dict]:
     folder.mkdir()
-    run("run_ddp.py", processes, samples, batch, accumulate, folder)
+    if processes == 1:
+        run_ddp.train(1, samples, batch, accumulate, folder, *more)
+    else:
+        run("run_ddp.py", processes, samples, batch, accumulate, folder, *more)
     return [torch.load(folder / f"rank{i}.pt") for i in range(processes)]
 
 
@@ -45,16 +49,17 @@ def test_two_processes_end_as_one_with_the_same_global_batch(tmp_path):
         assert all(torch.equal(stored[n], t) for n, t in ranks[0].items())
 
 
-def test_a_checkpoint_of_two_processes_goes_on_in_one_and_back(tmp_path):
-    train(tmp_path / "two", 2, samples=4, batch=2)
-    torch.manual_seed(0)
-    module = Classifier(lr=0.01)
-    again = trainer(tmp_path, ll.LoRACallback(rank=2), max_epochs=9)
-    again.fit(module, loader(size=4), ckpt_path=tmp_path / "two" / "x.ckpt", weights_only=True)
-    assert again.global_step == 9
-    state = torch.load(tmp_path / "two" / "rank0.pt")
-    moved = [n for n, t in module.state_dict().items() if not torch.equal(t, state[n])]
-    assert any("lora_A" in n for n in moved)
+@pytest.mark.slow
+@pytest.mark.parametrize(("first", "second"), [(1, 2), (2, 1)])
+def test_a_checkpoint_goes_on_with_another_number_of_processes(first, second, tmp_path, monkeypatch):
+    """Four epochs here and four there end as eight of one process."""
+    (wanted,) = train(tmp_path / "straight", 1, samples=4, batch=4)
+    monkeypatch.setenv("EPOCHS", "4")
+    train(tmp_path / "first", first, 4, 4 // first)
+    monkeypatch.setenv("EPOCHS", "8")
+    ranks = train(tmp_path / "second", second, 4, 4 // second, 1, tmp_path / "first" / "x.ckpt")
+    assert same(ranks)
+    close(ranks[0], wanted)
 
 
 @pytest.mark.slow

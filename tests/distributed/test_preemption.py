@@ -30,10 +30,8 @@ def until(process, line: str) -> None:
     assert any(line in text for text in process.stdout), process.stderr.read()
 
 
-@pytest.mark.parametrize(
-    ("processes", "everyone"),
-    [(1, False), *[pytest.param(2, everyone, marks=pytest.mark.slow) for everyone in (False, True)]],
-)
+@pytest.mark.slow
+@pytest.mark.parametrize(("processes", "everyone"), [(1, False), (2, False), (2, True)])
 def test_a_preempted_run_ends_as_one_that_never_stopped(processes, everyone, tmp_path):
     (wanted, *_) = complete(processes, tmp_path / "straight")
     folder = tmp_path / "preempted" / "checkpoints"
