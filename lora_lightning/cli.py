@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -42,14 +43,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
         if command == "train":
             _train(rest)
         elif command == "merge":
-            print(_merge(rest))
+            print(_merge(rest), flush=True)
         elif command == "inspect":
-            print(_inspect(rest))
+            print(_inspect(rest), flush=True)
         else:
             raise UserError(f"{command}: there is no such command.{did_you_mean(command, COMMANDS)}\n{USAGE}")
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
+    except BrokenPipeError:  # of `lora-lightning inspect … | head`; Python would flush once more at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _merge(words: Sequence[str]) -> str:
