@@ -43,7 +43,7 @@ def test_a_preempted_run_ends_as_one_that_never_stopped(processes, everyone, tmp
     finally:
         end(process)
     assert process.returncode == PREEMPTED, errors
-    assert f"Ended by SIGTERM. Go on with ckpt_path={short_path(folder / 'last.ckpt')}" in errors
+    assert f"Ended by SIGTERM. Go on with resume={short_path(folder.parent)}" in errors
     assert 6 <= torch.load(folder / "last.ckpt", weights_only=True)["global_step"] < 24
     for found in complete(processes, folder):
         assert found.keys() == wanted.keys()
