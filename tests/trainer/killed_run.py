@@ -102,6 +102,7 @@ def main(folder: Path, workers: int, where: str, batches: Semaphore) -> None:
     torch.set_num_threads(1)
     multiprocessing.set_start_method("fork", force=True)  # of the workers, as it is in a process of its own
     os.environ["WANDB_SILENT"] = "true"
+    os.environ.pop("WANDB_SERVICE", None)  # of the tests' own process, which survives this one
     if where.startswith(("half", "whole")):
         die_while_writing(where)
     last = int(where.split()[1]) if where.startswith("batch") else -1
