@@ -147,11 +147,11 @@ class EpochOrder(DistributedSampler[Any]):
     def __iter__(self) -> Iterator[Key]:
         with seeded(self.seed, self.epoch):
             order = list(self.inner)
-        rank, processes = processes()
-        padding = len(self) * processes - len(order)
-        order += (order * processes)[:padding]  # as DistributedSampler: every process gets as many
+        rank, count = processes()
+        padding = len(self) * count - len(order)
+        order += (order * count)[:padding]  # as DistributedSampler: every process gets as many
         skip, self.skip = self.skip, 0
-        yield from ((self.epoch, index) for index in order[rank::processes][skip:])
+        yield from ((self.epoch, index) for index in order[rank::count][skip:])
 
 
 def processes() -> tuple[int, int]:

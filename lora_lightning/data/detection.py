@@ -64,9 +64,10 @@ def read_image(file: str | os.PathLike[str]) -> Tensor:
     path = Path(file)
     try:
         if path.suffix.lower() in DECODED:
-            return decode_image(str(path), mode=ImageReadMode.RGB)
-        with Image.open(path) as image:
-            return torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1).contiguous()
+            image = decode_image(str(path), mode=ImageReadMode.RGB)
+            return image if image.dtype == torch.uint8 else (image.int() // 257).to(torch.uint8)
+        with Image.open(path) as opened:
+            return torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1).contiguous()
     except (OSError, RuntimeError, ValueError, UnidentifiedImageError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path} cannot be read as an image ({reason}).") from None
@@ -128,11 +129,6 @@ def collate(batch: list[tuple[Tensor, dict[str, Any]]]) -> Batch:
     return list(images), list(targets)
 
 
-def empty_arrays() -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Boxes, labels, crowd and area of an image without objects."""
-    return np.zeros((0, 4), np.float32), np.zeros(0, np.int64), np.zeros(0, bool), np.zeros(0, np.float32)
-
-
 class DetectionDataModule(L.LightningDataModule):
     """Loaders over samples; a data set says in `read` where they come from.
 
@@ -149,8 +145,7 @@ class DetectionDataModule(L.LightningDataModule):
         problems: what a subclass has found wrong with its own options.
 
     Attributes:
-        provides: num_classes, the background included as torchvision counts it, and class_names, which
-            begin with the background's.
+        provides: num_classes, the background not counted, and class_names, that of label 1 first.
         findings: the table of what the check has found, after setup; an empty text if nothing.
 
     Raises:
@@ -186,7 +181,7 @@ class DetectionDataModule(L.LightningDataModule):
         self._class_names: list[str] = []
 
     def read(self, findings: Findings) -> tuple[dict[Part, list[Sample]], list[str]]:
-        """All parts and the names of the classes, "background" first; what is wrong goes into `findings`.
+        """All parts and the names of the classes from label 1; what is wrong goes into `findings`.
 
         Raises:
             MissingFileError: the data set is not there.

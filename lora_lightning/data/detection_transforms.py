@@ -105,13 +105,13 @@ class DetectionTransform:
         clean = [v2.ClampBoundingBoxes(), v2.SanitizeBoundingBoxes(labels_getter=_of_each_box)]
         self.steps = v2.Compose([*steps, *clean]) if steps else None
 
-    def __call__(self, image: Tensor, target: Mapping[str, Any]) -> tuple[Tensor, dict[str, Any]]:
+    def __call__(self, image: Tensor, target: dict[str, Any]) -> tuple[Tensor, dict[str, Any]]:
         """An image (3, height, width) of uint8 and its target, plain tensors both in and out."""
         target = dict(target)
         if self.steps is None:
             return image, target
         size = (int(image.shape[-2]), int(image.shape[-1]))
-        target["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)  # type: ignore[call-overload]
+        target["boxes"] = tv_tensors.BoundingBoxes(target["boxes"], format="XYXY", canvas_size=size)
         if "masks" in target:
             target["masks"] = tv_tensors.Mask(target["masks"])
         image, target = self.steps(tv_tensors.Image(image), target)

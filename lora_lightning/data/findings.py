@@ -62,10 +62,13 @@ class Findings:
 
     def table(self) -> str:
         """Kinds, counts, the first places of each, and what happens to them."""
-        rows = [
-            (what, kind.count, _places(kind), kind.remedy)
-            for what, kind in sorted(self._kinds.items(), key=lambda item: item[1].harmless)
-        ]
+        rows: list[tuple[str, ...]] = []
+        for what, kind in sorted(self._kinds.items(), key=lambda item: item[1].harmless):
+            first, *others = kind.places
+            rows.append((what, f"{kind.count:,}", first, kind.remedy))
+            rows += [("", "", place, "") for place in others]
+            if (more := kind.count - len(kind.places)) > 0:
+                rows.append(("", "", f"and {more:,} more", ""))
         return format_table(("what", "count", "where", "with data.strict=false"), rows)
 
     def settle(self, strict: bool) -> str:
@@ -80,8 +83,3 @@ class Findings:
                 "Mend the files, or give data.strict=false, which treats them as the last column says."
             )
         return self.table() if self else ""
-
-
-def _places(kind: _Kind) -> str:
-    more = kind.count - len(kind.places)
-    return "; ".join(kind.places) + (f"; and {more:,} more" if more else "")
