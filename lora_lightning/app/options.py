@@ -172,6 +172,10 @@ CLASS_RULES: dict[str, dict[str, Rule]] = {
         **dict.fromkeys(("hflip", "random_erasing", "mix_prob"), SHARE),
     },
     "lora_lightning.tasks.classification.ImageClassifier": {"label_smoothing": number(0, 1)},
+    "lora_lightning.tasks.detection.ObjectDetector": {
+        "area_scale": Rule("a number above 0; 1 for COCO's own sizes", lambda v: _is_number(v) and v > 0),
+        "score_threshold": SHARE,
+    },
 }
 
 REQUIRED = ("model", "data", "task", "lora", "optim", "trainer", "peers")

@@ -42,7 +42,7 @@ def pretrained_file(name: str, cache_dir: str | None = None) -> Path:
         return hub_files(name, repo, [filename], f"weights/{filename}", revision or None, cache_dir)[0]
     if cfg is not None and cfg.url:
         url = cfg.url if isinstance(cfg.url, str) else cfg.url[0]
-        return _url_file(name, url, cache_dir)
+        return url_file(name, url, cache_dir)
     raise ConfigError([_no_weights(name)])
 
 
@@ -102,7 +102,8 @@ def hub_files(
     )
 
 
-def _url_file(name: str, url: str, cache_dir: str | None) -> Path:
+def url_file(name: str, url: str, cache_dir: str | None = None) -> Path:
+    """The file of an address: from torch's cache, else downloaded, else one MissingFileError."""
     folder = Path(cache_dir or Path(torch.hub.get_dir()) / "checkpoints").absolute()
     path = folder / Path(urlparse(url).path).name
     if path.is_file():
