@@ -324,3 +324,18 @@ def provided(data: Any, node: Mapping[str, Any]) -> dict[str, Any]:
     """What the data say of themselves (`provides`) and the class of this node asks for."""
     facts = getattr(data, "provides", {})
     return {name: value for name, value in facts.items() if takes(node["_target_"], name)}
+
+
+def lacking(node: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """What the class of this node needs beyond its options and these facts."""
+    signature, _ = _signature(node["_target_"])
+    parameters = signature.parameters.items() if signature else ()
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return [
+        name
+        for name, parameter in parameters
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind not in variable
+        and name not in node
+        and name not in facts
+    ]

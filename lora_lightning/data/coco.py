@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
+
 from lora_lightning.data.coco_files import CocoCheck, categories_of, read_coco
 from lora_lightning.data.detection import DetectionDataModule, Part, Sample
 from lora_lightning.data.findings import DataError, Findings
 from lora_lightning.data.options import flag, path
-from lora_lightning.errors import MissingFileError, UserError
+from lora_lightning.errors import MissingFileError, did_you_mean
 
 GAP = "N/A"  # what torchvision calls a category id that no category has
 
@@ -67,49 +69,54 @@ class CocoFormatDataModule(DetectionDataModule):
             for part, (images, notes) in given.items()
         }
         self.keep_category_ids, self.masks = keep_category_ids, masks
-        self.category_ids: list[int] = []
 
     def require_files(self) -> None:
-        """Raises:
-        MissingFileError: every folder that is not there.
-        """
-        gone = [str(images) for images, _ in self.files.values() if not images.is_dir()]
-        if gone:
-            raise MissingFileError("\n".join(f"images {folder}: there is no such folder." for folder in gone))
+        """Nothing if every folder and file is there.
 
-    def read(self, findings: Findings) -> tuple[dict[Part, list[Sample]], list[str]]:
+        Raises:
+            MissingFileError: which are not.
+        """
+        gone = [f"images {f}: there is no such folder." for f, _ in self.files.values() if not f.is_dir()]
+        for _, notes in self.files.values():
+            if not notes.is_file():
+                hint = did_you_mean(notes.name, [p.name for p in notes.parent.glob("*.json")])
+                gone.append(f"annotations {notes}: there is no such file.{hint}")
+        if gone:
+            raise MissingFileError("\n".join(gone))
+
+    def read(self, findings: Findings) -> dict[Part, list[Sample]]:
         contents = self._contents()
-        names = categories_of([(self.files[p][1], c) for p, c in contents.items()], findings)
-        if not names:
-            raise DataError(f"{self.name}: there is no category at all.")
-        if self.keep_category_ids:
-            labels = {category: category for category in names if category > 0}
-            class_names = [names.get(label, GAP) for label in range(1, max(names) + 1)]
-        else:
-            labels = {category: label for label, category in enumerate(names, 1)}
-            class_names = list(names.values())
+        labels = self._labels(
+            categories_of([(self.files[p][1], c) for p, c in contents.items()], findings), findings
+        )
         parts: dict[Part, list[Sample]] = {}
         for part, content in contents.items():
             images, notes = self.files[part]
             parts[part] = CocoCheck(notes, images, labels, findings, self.masks).samples(content)
-        return parts, class_names
+        return parts
+
+    def _labels(self, names: Mapping[int, str], findings: Findings) -> dict[int, int]:
+        """Category id -> label; sets `class_names`."""
+        if self.keep_category_ids:
+            labels = {category: category for category in names if category > 0}
+            self.class_names = [names.get(label, GAP) for label in range(1, max(names, default=0) + 1)]
+        else:
+            labels = {category: label for label, category in enumerate(names, 1)}
+            self.class_names = list(names.values())
+        return labels
 
     def _contents(self) -> Mapping[Part, dict[str, list[Any]]]:
         """All files, or everything that is wrong with any."""
-        errors: list[UserError] = []
+        self.require_files()
+        errors: list[str] = []
         contents: dict[Part, dict[str, list[Any]]] = {}
-        try:
-            self.require_files()
-        except MissingFileError as error:
-            errors.append(error)
         for part, (_, notes) in self.files.items():
             try:
                 contents[part] = read_coco(notes)
-            except UserError as error:
-                errors.append(error)
+            except DataError as error:
+                errors.append(str(error))
         if errors:
-            kind = MissingFileError if isinstance(errors[0], MissingFileError) else DataError
-            raise kind("\n".join(map(str, errors)))
+            raise DataError("\n".join(errors))
         return contents
 
 
@@ -137,6 +144,8 @@ class CocoDataModule(CocoFormatDataModule):
     ) -> None:
         self.root = Path(root).expanduser().absolute()
         notes = self.root / "annotations"
+        names = FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"]
+        self.categories = {number: name for number, name in enumerate(names) if number and name != GAP}
         super().__init__(
             train_images=str(self.root / "train2017"),
             train_annotations=str(notes / "instances_train2017.json"),
@@ -150,6 +159,18 @@ class CocoDataModule(CocoFormatDataModule):
             augment=augment,
             strict=strict,
         )
+
+        # Known without the files, so that a model's missing weights are named together with them.
+        self.class_names = list(names[1:]) if keep_category_ids else list(self.categories.values())
+
+    def _labels(self, names: Mapping[int, str], findings: Findings) -> dict[int, int]:
+        for category, name in names.items():
+            if self.categories.get(category) != name:
+                told = f"{category} {name!r}: give data=coco_format for other classes"
+                findings.add("a category that COCO does not have", told, "dropped")
+        known = {number: label for label, number in enumerate(self.categories, 1)}
+        labels = {number: number for number in known} if self.keep_category_ids else known
+        return {n: label for n, label in labels.items() if names.get(n) == self.categories[n]}
 
     def require_files(self) -> None:
         wanted = [p for images, notes in self.files.values() for p in (images, notes)]

@@ -15,7 +15,6 @@ from faster_coco_eval.core import mask as rle
 
 from lora_lightning.data.detection import Sample, image_size
 from lora_lightning.data.findings import DataError, Findings
-from lora_lightning.errors import MissingFileError, did_you_mean
 
 PARTS = ("images", "annotations", "categories")
 HEADERS_AT_ONCE = 16
@@ -33,13 +32,8 @@ def read_coco(file: Path) -> dict[str, list[dict[str, Any]]]:
     """The three lists of an annotation file.
 
     Raises:
-        MissingFileError: there is no such file.
         DataError: it is no JSON, or JSON of another format.
     """
-    if not file.is_file():
-        where = file.parent if file.parent.is_dir() else Path()
-        hint = did_you_mean(file.name, [p.name for p in where.glob("*.json")])
-        raise MissingFileError(f"annotations {file}: there is no such file.{hint}")
     try:
         content = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:

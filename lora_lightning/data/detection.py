@@ -146,6 +146,7 @@ class DetectionDataModule(L.LightningDataModule):
 
     Attributes:
         provides: num_classes, the background not counted, and class_names, that of label 1 first.
+        class_names: that of label 1 first.
         findings: the table of what the check has found, after setup; an empty text if nothing.
 
     Raises:
@@ -177,11 +178,11 @@ class DetectionDataModule(L.LightningDataModule):
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.augment, self.strict = augment, strict
         self.findings = ""
+        self.class_names: list[str] = []
         self._parts: dict[Part, list[Sample]] = {}
-        self._class_names: list[str] = []
 
-    def read(self, findings: Findings) -> tuple[dict[Part, list[Sample]], list[str]]:
-        """All parts and the names of the classes from label 1; what is wrong goes into `findings`.
+    def read(self, findings: Findings) -> dict[Part, list[Sample]]:
+        """All parts; what is wrong goes into `findings`. Sets `class_names` where only the files say them.
 
         Raises:
             MissingFileError: the data set is not there.
@@ -191,8 +192,9 @@ class DetectionDataModule(L.LightningDataModule):
 
     @property
     def provides(self) -> dict[str, Any]:
-        self._read()
-        return {"num_classes": len(self._class_names), "class_names": list(self._class_names)}
+        if not self.class_names:
+            self._read()
+        return {"num_classes": len(self.class_names), "class_names": list(self.class_names)}
 
     def prepare_data(self) -> None:
         self._read()
@@ -206,11 +208,11 @@ class DetectionDataModule(L.LightningDataModule):
         if self._parts:
             return
         findings = Findings(self.name)
-        parts, names = self.read(findings)
+        parts = self.read(findings)
         self.findings = findings.settle(self.strict)
         if not any(len(s.labels) - s.crowd.sum() for s in parts["train"]):
             raise DataError(f"{self.name}: no box is left to train on.\n\n{self.findings}".rstrip())
-        self._parts, self._class_names = parts, names
+        self._parts = parts
 
     def samples(self, part: Part) -> list[Sample]:
         """The images of a part; the test images are the validation images where there are no others."""

@@ -51,8 +51,9 @@ class PennFudanDataModule(DetectionDataModule):
         super().__init__(batch_size, num_workers, seed, augment, strict, problems)
         self.root = Path(root).expanduser().absolute()
         self.val_size, self.test_size = val_size, test_size
+        self.class_names = ["person"]
 
-    def read(self, findings: Findings) -> tuple[dict[Part, list[Sample]], list[str]]:
+    def read(self, findings: Findings) -> dict[Part, list[Sample]]:
         folder = self.root / FOLDER
         files = sorted((folder / "PNGImages").glob("*.png"))
         if not files or not (folder / "PedMasks").is_dir():
@@ -75,7 +76,7 @@ class PennFudanDataModule(DetectionDataModule):
             "val": sorted(order[train : train + self.val_size]),
             "test": sorted(order[train + self.val_size :]),
         }
-        return {p: [samples[n] for n in ns if n in samples] for p, ns in split.items()}, ["person"]
+        return {p: [samples[n] for n in ns if n in samples] for p, ns in split.items()}
 
 
 def _sample(image_id: int, file: Path, findings: Findings) -> Sample | None:

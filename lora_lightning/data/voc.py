@@ -76,9 +76,10 @@ class VOCDataModule(DetectionDataModule):
         self.lists: dict[Part, list[str]] = {"train": list(train), "val": list(val)}
         if test is not None:
             self.lists["test"] = list(test)
+        self.class_names = list(class_names)
         self.labels = {name: label for label, name in enumerate(class_names, 1)}
 
-    def read(self, findings: Findings) -> tuple[dict[Part, list[Sample]], list[str]]:
+    def read(self, findings: Findings) -> dict[Part, list[Sample]]:
         self._require_files()
         parts: dict[Part, list[Sample]] = {}
         first = 0
@@ -86,7 +87,7 @@ class VOCDataModule(DetectionDataModule):
             files = list(dict.fromkeys(f for name in lists for f in self._annotations(name)))
             parts[part] = self._samples(files, first, findings)
             first += len(files)
-        return parts, list(self.labels)
+        return parts
 
     def _list_file(self, name: str) -> Path:
         year, _, listed = name.partition("_")

@@ -228,11 +228,30 @@ def test_missing_folders_and_files_in_one_message(tmp_path):
 
 
 def test_coco_itself(tmp_path):
-    data = CocoDataModule(str(write_coco_2017(tmp_path)), num_workers=0)
+    """Its classes are known without its files, by their ids or without gaps."""
+    data = CocoDataModule(str(tmp_path), num_workers=0)
+    assert data.provides["num_classes"] == 90
+    write_coco_2017(tmp_path)
     data.prepare_data()
-    assert data.provides["num_classes"] == 18
+    assert data.provides["class_names"][17] == "dog"
+    assert data.samples("train")[0].labels.tolist() == [18, 3, 3]
+    dense = CocoDataModule(str(tmp_path), keep_category_ids=False)
+    names = dense.provides["class_names"]
+    assert len(names) == dense.provides["num_classes"] == 80
+    assert [names[n - 1] for n in dense.samples("train")[0].labels] == ["dog", "car", "car"]
     assert len(data.samples("train")) == 6
     assert data.samples("test") is data.samples("val")
+
+
+def test_coco_with_other_categories(tmp_path):
+    write_coco_2017(tmp_path)
+    file = tmp_path / "annotations" / "instances_train2017.json"
+    content = json.loads(file.read_text())
+    content["categories"][0]["name"] = "wolf"
+    file.write_text(json.dumps(content))
+    with pytest.raises(DataError, match="a category that COCO does not have") as error:
+        CocoDataModule(str(tmp_path)).prepare_data()
+    assert "18 'wolf': give data=coco_format" in str(error.value)
 
 
 def test_coco_missing_says_what_to_fetch_and_where_to_put_it(tmp_path):
