@@ -161,6 +161,8 @@ def _rebuilt(config: Mapping[str, Any], source: Source) -> dict[str, Tensor]:
         from hydra.errors import InstantiationException
         from hydra.utils import get_object, instantiate
         from omegaconf import OmegaConf
+
+        from lora_lightning.app.check import provided
     except ModuleNotFoundError as error:
         raise UserError(
             f"rebuilding the base needs {error.name}: pip install 'lora-lightning[recipes]', or give "
@@ -178,7 +180,7 @@ def _rebuilt(config: Mapping[str, Any], source: Source) -> dict[str, Tensor]:
     whole: Any = OmegaConf.create(dict(config))
     try:
         data = instantiate(whole.data, _convert_="all")
-        model = instantiate(whole.model, num_classes=data.num_classes, _convert_="all")
+        model = instantiate(whole.model, **provided(data, whole.model), _convert_="all")
     except (UserError, InstantiationException) as error:
         reason = error if isinstance(error, UserError) else error.__cause__ or error
         raise UserError(

@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 
 from lora_lightning.app.check import LAST, last_checkpoint
 from lora_lightning.app.command_line import CONF, CONFIG_NAME, VERSION_BASE, check_command_line, flags_first
-from lora_lightning.app.compare import HEADER, Job, Result, main_method, results_table, save_results
+from lora_lightning.app.compare import Job, Result, header, main_method, results_table, save_results
 from lora_lightning.app.launch import hydra_raises, one_job, quiet, reported
 from lora_lightning.app.loggers import (
     build_loggers,
@@ -30,6 +30,7 @@ from lora_lightning.app.loggers import (
 from lora_lightning.app.resume import continue_logs, resumed
 from lora_lightning.checkpoint import save_adapter
 from lora_lightning.report import format_table, percent
+from lora_lightning.tasks.scores import Score
 
 FILES = {
     "adapter": "the adapter: lora_lightning.load_adapter(model, FOLDER)",
@@ -43,7 +44,7 @@ FILES = {
     "results.json": "the table above",
     "config.yaml": "the whole configuration",
 }
-FINISHED: list[tuple[list[str], Result]] = []  # overrides and result of each job of this process
+FINISHED: list[tuple[list[str], Result, Sequence[Score]]] = []  # overrides, result, scores of each job
 say = rank_zero_only(print)
 
 
@@ -101,13 +102,14 @@ def run(config: DictConfig) -> float | None:
         if config.compare:
             others = {name: Job(config, name, folder / name).run() for name in ("before", "probe", "full")}
             results = [others["before"], others["probe"], *results, others["full"]]
-        log_table(loggers, "results", HEADER, [r.row() for r in results])
+        scores = job.task.scores
+        log_table(loggers, "results", header(scores), [r.row(scores) for r in results])
         status = "success"
     finally:
         finish(loggers, status)
-    _report(results, folder)
+    _report(results, job, folder)
     result = next(r for r in results if r.method == method)
-    FINISHED.append((list(HydraConfig.get().overrides.task), result))
+    FINISHED.append((list(HydraConfig.get().overrides.task), result, job.task.scores))
     return result.best_validation
 
 
@@ -125,12 +127,13 @@ def _title(config: DictConfig, folder: Path) -> str:
 
 def _sweep_table() -> str:
     """Each job of a sweep by the overrides in which it differs from another."""
-    shared = set.intersection(*(set(overrides) for overrides, _ in FINISHED))
+    shared = set.intersection(*(set(overrides) for overrides, _, _ in FINISHED))
+    scores = list(dict.fromkeys(score for _, _, scores in FINISHED for score in scores))
     rows = [
-        (" ".join(o for o in overrides if o not in shared), *result.row()[1:])
-        for overrides, result in FINISHED
+        (" ".join(o for o in overrides if o not in shared), *result.row(scores)[1:])
+        for overrides, result, _ in FINISHED
     ]
-    return format_table(("job", *HEADER[1:]), rows)
+    return format_table(("job", *header(scores)[1:]), rows)
 
 
 def _full_plan(job: Job) -> str:
@@ -154,9 +157,14 @@ def _save_weights(job: Job, folder: Path) -> None:
 
 
 @rank_zero_only
-def _report(results: list[Result], folder: Path) -> None:
+def _report(results: list[Result], job: Job, folder: Path) -> None:
+    """The table, what the task itself has to say, and what lies in the folder."""
     save_results(results, folder / "results.json")
-    print(f"\n{results_table(results)}\n\nIn {short_path(folder)}:")
+    print(f"\n{results_table(results, job.task.scores)}\n")
+    if hasattr(job.task, "report"):
+        for line in job.task.report(job.data, folder):
+            print(line)
+    print(f"In {short_path(folder)}:")
     width = max(map(len, FILES))
     for name, meaning in FILES.items():
         if (folder / name).exists():

@@ -32,6 +32,7 @@ from lora_lightning.app.launch import (
 )
 from lora_lightning.app.preemption import PREEMPTED
 from lora_lightning.errors import ConfigError, MissingFileError
+from lora_lightning.tasks.classification import ImageClassifier
 from lora_lightning.train import main
 
 TINY = ["debug=fast", "compare=false", "trainer.enable_progress_bar=false", "hydra.run.dir=run"]
@@ -242,8 +243,11 @@ def test_a_started_process_runs_its_job_alone(monkeypatch: pytest.MonkeyPatch) -
 
 
 def test_the_table_of_results() -> None:
-    results = [Result("before", 0.337, 0, 1000), Result("lora", 0.634, 50, 1050, 12.34, 360_000)]
-    table = results_table(results).splitlines()
+    results = [
+        Result("before", {"acc": 0.337}, 0, 1000),
+        Result("lora", {"acc": 0.634}, 50, 1050, 12.34, 360_000),
+    ]
+    table = results_table(results, ImageClassifier.scores).splitlines()
     assert table[2].split() == ["before", "adaptation", "33.7", "0", "0.00", "–", "–"]
     assert table[3].split() == ["LoRA", "63.4", "50", "4.76", "12.3", "0.36"]
     assert len({len(line) for line in table[1:]}) == 1

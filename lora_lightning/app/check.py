@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_lightning.app.options import OPTIONAL, PROVIDED, REQUIRED, RULES, Rule, show
+from lora_lightning.app.options import OPTIONAL, PROVIDED, REQUIRED, Rule, rules_of, show
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, did_you_mean, nearest
 from lora_lightning.tasks.optim import OptimConfig
@@ -35,7 +35,8 @@ def problems_of(config: DictConfig) -> list[str]:
     """
     problems: list[str] = []
     values = _resolved(config, "", problems)
-    known = sorted({path.split(".")[0] for path in RULES} | {*REQUIRED, *OPTIONAL})
+    rules = rules_of(values)
+    known = sorted({path.split(".")[0] for path in rules} | {*REQUIRED, *OPTIONAL})
     problems += [
         f"{name}={show(value)}: there is no such option.{did_you_mean(name, known)}"
         for name, value in values.items()
@@ -45,7 +46,7 @@ def problems_of(config: DictConfig) -> list[str]:
         value = values.get(section)
         if not isinstance(value, dict) and not (value is None and section in OPTIONAL):
             problems.append(f"{section}={show(value)}: give {section}=NAME; --help lists the names.")
-    for path, rule in RULES.items():
+    for path, rule in rules.items():
         if not _refers(config, path):
             problems += [p for value in _at(values, path) if (p := _broken(path, rule, value))]
     problems += _strays(values.get("peers"), "peers", ("probe", "full"))
@@ -317,3 +318,9 @@ def takes(target: str, argument: str | None) -> bool:
     if argument is None:
         return inspect.Parameter.VAR_KEYWORD in kinds
     return argument in signature.parameters
+
+
+def provided(data: Any, node: Mapping[str, Any]) -> dict[str, Any]:
+    """What the data say of themselves (`provides`) and the class of this node asks for."""
+    facts = getattr(data, "provides", {})
+    return {name: value for name, value in facts.items() if takes(node["_target_"], name)}

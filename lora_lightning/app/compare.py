@@ -18,6 +18,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
+from lora_lightning.app.check import provided
 from lora_lightning.app.loggers import on_rank_zero
 from lora_lightning.app.progress import Progress
 from lora_lightning.callback import LoRACallback
@@ -30,6 +31,7 @@ from lora_lightning.report import format_table
 from lora_lightning.state_hooks import keep_trained_only
 from lora_lightning.targets import plan, plan_probe
 from lora_lightning.tasks.optim import OptimConfig
+from lora_lightning.tasks.scores import Score
 
 LABELS = {
     "before": "before adaptation",
@@ -38,26 +40,26 @@ LABELS = {
     "full": "full fine-tuning",
     "scratch": "from scratch",
 }
-HEADER = ("method", "test accuracy %", "trained parameters", "% of total", "seconds", "checkpoint MB")
+COSTS = ("trained parameters", "% of total", "seconds", "checkpoint MB")
 
 
 @dataclass(frozen=True)
 class Result:
-    """What one method gave. Accuracy in [0, 1]; None where nothing was trained or saved."""
+    """What one method gave; None where nothing was trained or saved."""
 
     method: str
-    accuracy: float | None
+    scores: dict[str, float]  # of the test data, by name, as the task logs them
     trained: int
     total: int
     seconds: float | None = None
     checkpoint_bytes: int | None = None
     best_validation: float | None = None
 
-    def row(self) -> tuple[str, ...]:
-        """The cells of HEADER."""
+    def row(self, scores: Sequence[Score]) -> tuple[str, ...]:
+        """The cells under `header(scores)`."""
         return (
             LABELS[self.method],
-            "–" if self.accuracy is None else f"{100 * self.accuracy:.1f}",
+            *(score.show(self.scores.get(score.name)) for score in scores),
             f"{self.trained:,}",
             f"{100 * self.trained / self.total:.2f}",
             "–" if self.seconds is None else f"{self.seconds:.1f}",
@@ -100,8 +102,8 @@ class Job:
             return instantiate(
                 self.config.task,
                 model=model,
-                num_classes=self.data.num_classes,
                 optim=self._optim(),
+                **provided(self.data, self.config.task),
                 _convert_="all",
             )
 
@@ -120,7 +122,7 @@ class Job:
             ckpt_path: a Trainer checkpoint to resume from.
         """
         if self.method == "before":
-            return Result("before", self._test(None)["test/acc"], 0, self.total)
+            return Result("before", self._scores(self._test(None)), 0, self.total)
         loggers = self._own_loggers() if loggers is None else loggers
         trainer = self._trainer(loggers)
         started = time.perf_counter()
@@ -139,13 +141,16 @@ class Job:
             logger.save()
         return Result(
             self.method,
-            metrics["test/acc"],
+            self._scores(metrics),
             self.trained,
             self.total,
             seconds,
             _size(Path(best)) if best else None,
             None if score is None else float(score),
         )
+
+    def _scores(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        return {s.name: metrics[f"test/{s.name}"] for s in self.task.scores if f"test/{s.name}" in metrics}
 
     def _own_loggers(self) -> list[Logger]:
         csv = (self.config.get("logger") or {}).get("csv")
@@ -229,9 +234,14 @@ def lora_config(config: DictConfig) -> LoRAConfig:
     return LoRAConfig(**options)
 
 
-def results_table(results: Sequence[Result]) -> str:
+def header(scores: Sequence[Score]) -> tuple[str, ...]:
+    """The head of a table of results."""
+    return ("method", *(f"test {score.label}" for score in scores), *COSTS)
+
+
+def results_table(results: Sequence[Result], scores: Sequence[Score]) -> str:
     """All results in one plain table."""
-    return format_table(HEADER, [result.row() for result in results])
+    return format_table(header(scores), [result.row(scores) for result in results])
 
 
 def save_results(results: Sequence[Result], path: Path) -> None:
@@ -271,8 +281,7 @@ def _data_and_model(config: DictConfig) -> tuple[Any, Any]:
         errors.append(error)
     try:
         with _named("model"):
-            classes = getattr(data, "num_classes", None)
-            model = instantiate(config.model, num_classes=classes, _convert_="all")
+            model = instantiate(config.model, **provided(data, config.model), _convert_="all")
     except UserError as error:
         errors.append(error)
     if errors and all(isinstance(e, ConfigError) for e in errors):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
@@ -89,32 +89,13 @@ RULES: dict[str, Rule] = {
     "run_dir": TEXT,
     "lora.enabled": FLAG,
     "model._target_": TEXT,
-    "model.name": TEXT,
     "model.checkpoint": or_null(TEXT),
     "model.pretrained": FLAG,
-    "model.img_size": whole(1),
-    "model.patch_size": whole(1),
-    "model.embed_dim": whole(1),
-    "model.depth": whole(1),
-    "model.num_heads": whole(1),
-    "model.drop_path_rate": or_null(number(0, 1)),
     "data._target_": TEXT,
-    "data.domain": choice("source", "target"),
-    "data.train_size": whole(1, 900),
     "data.batch_size": whole(1),
     "data.seed": whole(0, 2**32 - 1),
-    "data.name": choice("cifar10", "cifar100"),
-    "data.root": TEXT,
-    "data.download": FLAG,
     "data.num_workers": or_null(whole(0)),
-    "data.val_size": whole(1, 49_999),
-    "data.mixup": number(0),
-    "data.cutmix": number(0),
-    "data.image_size": or_null(whole(8)),
-    "data.auto_augment": or_null(TEXT),
-    **dict.fromkeys(("data.hflip", "data.random_erasing", "data.mix_prob"), SHARE),
     "task._target_": TEXT,
-    "task.label_smoothing": number(0, 1),
     "trainer._target_": TEXT,
     "trainer.accelerator": choice(*ACCELERATORS),
     "trainer.devices": DEVICES,
@@ -164,17 +145,43 @@ RULES: dict[str, Rule] = {
     "logger.wandb.offline": or_null(FLAG),
 }
 
+# Options that only one class has: of the section whose `_target_` it is.
+CLASS_RULES: dict[str, dict[str, Rule]] = {
+    "lora_lightning.models.timm.timm_model": {
+        "name": TEXT,
+        "img_size": whole(1),
+        "patch_size": whole(1),
+        "embed_dim": whole(1),
+        "depth": whole(1),
+        "num_heads": whole(1),
+        "drop_path_rate": or_null(number(0, 1)),
+    },
+    "lora_lightning.data.digits.DigitsDataModule": {
+        "domain": choice("source", "target"),
+        "train_size": whole(1, 900),
+    },
+    "lora_lightning.data.cifar.CIFARDataModule": {
+        "name": choice("cifar10", "cifar100"),
+        "root": TEXT,
+        "download": FLAG,
+        "val_size": whole(1, 49_999),
+        "mixup": number(0),
+        "cutmix": number(0),
+        "image_size": or_null(whole(8)),
+        "auto_augment": or_null(TEXT),
+        **dict.fromkeys(("hflip", "random_erasing", "mix_prob"), SHARE),
+    },
+    "lora_lightning.tasks.classification.ImageClassifier": {"label_smoothing": number(0, 1)},
+}
+
 REQUIRED = ("model", "data", "task", "lora", "optim", "trainer", "peers")
 OPTIONAL = ("callbacks", "logger")
 
 # Arguments that the application passes itself, and what to do instead.
+OF_THE_DATA = dict.fromkeys(("num_classes", "class_names", "vocabulary"), "the data decides")
 PROVIDED: dict[str, dict[str, str]] = {
-    "model": {"num_classes": "the data decides"},
-    "task": {
-        "model": "use model=NAME",
-        "num_classes": "the data decides",
-        "optim": "use optim.KEY=VALUE",
-    },
+    "model": OF_THE_DATA,
+    "task": {**OF_THE_DATA, "model": "use model=NAME", "optim": "use optim.KEY=VALUE"},
     "trainer": {
         "logger": "use logger=NAME",
         "plugins": "it writes checkpoints whole",
@@ -183,6 +190,17 @@ PROVIDED: dict[str, dict[str, str]] = {
         "enable_model_summary": "the plan is printed instead",
     },
 }
+
+
+def rules_of(values: Mapping[str, Any]) -> dict[str, Rule]:
+    """Every rule for a configuration: the general ones, and those of the classes that it builds."""
+    rules = dict(RULES)
+    for section in ("model", "data", "task"):
+        node = values.get(section)
+        target = node.get("_target_") if isinstance(node, Mapping) else None
+        own = CLASS_RULES.get(target, {}) if isinstance(target, str) else {}
+        rules |= {f"{section}.{name}": rule for name, rule in own.items()}
+    return rules
 
 
 def show(value: Any) -> str:

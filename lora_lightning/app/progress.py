@@ -59,14 +59,14 @@ class Progress(ProgressBar):
         if not self.enabled or trainer.sanity_checking or trainer.state.fn != "fit":
             return
         if self._bar is not None:
-            self._bar.set_postfix_str(_state(trainer))
+            self._bar.set_postfix_str(_state(trainer, pl_module))
             return
         epoch, last = trainer.current_epoch + 1, trainer.max_epochs
         due = LINES if not last or last < 0 else math.ceil(LINES * epoch / last)
         if due > self._shown or epoch == last:
             self._shown = due
             seconds = time.perf_counter() - self._start
-            print(f"{self.label:<{WIDTH}} {_state(trainer)}  {seconds:5.0f} s", flush=True)
+            print(f"{self.label:<{WIDTH}} {_state(trainer, pl_module)}  {seconds:5.0f} s", flush=True)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._close()
@@ -80,14 +80,15 @@ class Progress(ProgressBar):
             self._bar = None
 
 
-def _state(trainer: pl.Trainer) -> str:
-    """`epoch 3/20  train/loss 1.204  val/acc 61.3 %`"""
+def _state(trainer: pl.Trainer, task: pl.LightningModule) -> str:
+    """`epoch 3/20  train/loss 1.204  val/acc 61.3`"""
     last = trainer.max_epochs if trainer.max_epochs and trainer.max_epochs > 0 else None
     epoch = f"{trainer.current_epoch + 1:>{len(str(last or 1))}}" + (f"/{last}" if last else "")
     parts = [f"epoch {epoch}"]
     metrics = trainer.callback_metrics
     if "train/loss" in metrics:
         parts.append(f"train/loss {float(metrics['train/loss']):.3f}")
-    if "val/acc" in metrics:
-        parts.append(f"val/acc {100 * float(metrics['val/acc']):4.1f} %")
+    for score in task.scores[:1]:  # type: ignore[index]
+        if (name := f"val/{score.name}") in metrics:
+            parts.append(f"{name} {score.show(float(metrics[name])):>4}")
     return "  ".join(parts)

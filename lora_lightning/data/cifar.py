@@ -105,7 +105,7 @@ class CIFARDataModule(L.LightningDataModule):
         if found := [p for p in problems if p]:
             raise ConfigError(found)
         self.dataset = DATASETS[name]
-        self.num_classes = CLASSES[name]
+        self.provides = {"num_classes": CLASSES[name]}
         self.root = Path(root).expanduser().absolute()
         self.download = download
         self.batch_size = batch_size
@@ -120,7 +120,7 @@ class CIFARDataModule(L.LightningDataModule):
         self.classes: list[str] = []
         self._constants: dict[tuple[Any, ...], Any] = {}
         mixes = [
-            mix(alpha=float(alpha), num_classes=self.num_classes)
+            mix(alpha=float(alpha), num_classes=CLASSES[name])
             for mix, alpha in ((v2.MixUp, mixup), (v2.CutMix, cutmix))
             if alpha > 0
         ]

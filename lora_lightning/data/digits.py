@@ -41,8 +41,6 @@ class DigitsDataModule(L.LightningDataModule):
         ConfigError: one line for each bad option.
     """
 
-    num_classes = 10
-
     def __init__(
         self,
         domain: Literal["source", "target"] = "target",
@@ -62,6 +60,7 @@ class DigitsDataModule(L.LightningDataModule):
         if found := [p for p in problems if p]:
             raise ConfigError(found)
         self.save_hyperparameters()
+        self.provides = {"num_classes": 10}
         self.domain, self.train_size, self.batch_size, self.seed = (
             domain,
             train_size,

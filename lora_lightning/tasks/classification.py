@@ -15,6 +15,7 @@ from torchmetrics.classification import MulticlassAccuracy
 
 from lora_lightning.errors import ConfigError
 from lora_lightning.tasks.optim import OptimConfig, adamw, head_parameters, parameter_groups
+from lora_lightning.tasks.scores import Score
 
 
 class ImageClassifier(L.LightningModule):
@@ -32,6 +33,8 @@ class ImageClassifier(L.LightningModule):
     Raises:
         ConfigError: one line for each bad option.
     """
+
+    scores = (Score("acc", "accuracy %"),)
 
     def __init__(
         self,

@@ -289,7 +289,7 @@ def test_two_processes(sweep: bool, command: bool, tmp_path: Path) -> None:
     assert done.stdout.count("adapted layers") == len(jobs)
     for job in jobs:
         assert len(list((tmp_path / job).glob("wandb/offline-run-*"))) == 1
-        assert json.loads((tmp_path / job / "results.json").read_text())[0]["accuracy"] > 0
+        assert json.loads((tmp_path / job / "results.json").read_text())[0]["scores"]["acc"] > 0
     assert sorted(p.name for p in tmp_path.iterdir()) == [jobs[0].split("/")[0]]
 
 

@@ -10,11 +10,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_lightning.app.command_line import _choices, _compose, _leaves, _loader
-from lora_lightning.app.options import RULES, show
+from lora_lightning.app.options import rules_of, show
 from lora_lightning.train import main
 
 LOADER = _loader(None)
 CONFIG = _compose(LOADER, ())
+RULES = rules_of(CONFIG)  # type: ignore[arg-type]
 KEYS = [key for key in _leaves(CONFIG) if not key.startswith(("logger.", "callbacks."))]  # type: ignore[arg-type]
 GROUPS = [g for g in LOADER.list_groups("") if g != "hydra"]
 NAMES = {part for key in KEYS for part in key.split(".")} | set(GROUPS)

@@ -114,12 +114,12 @@ def test_parts_and_batches(cifar10):
     assert images.shape == (8, 3, 32, 32)
     assert images.dtype == torch.uint8
     assert labels.shape == (8,)
-    assert data.num_classes == len(data.classes) == 10
+    assert data.provides["num_classes"] == len(data.classes) == 10
 
 
 def test_cifar100(cifar100):
     data = module(cifar100, name="cifar100", val_size=100)
-    assert data.num_classes == 100
+    assert data.provides["num_classes"] == 100
     assert data.classes[7] == "fine 7"
     assert torch.bincount(data.val_images[1]).tolist() == [1] * 100
 

@@ -61,7 +61,7 @@ def test_every_class_is_in_every_split():
     data = DigitsDataModule()
     data.setup()
     for split in (data.train_set, data.val_set, data.test_set):
-        counts = torch.bincount(split.tensors[1], minlength=data.num_classes)
+        counts = torch.bincount(split.tensors[1], minlength=data.provides["num_classes"])
         assert len(counts) == 10
         assert counts.min() >= 0.05 * len(split)
 

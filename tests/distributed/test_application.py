@@ -71,7 +71,7 @@ def test_last_is_the_runs_own_checkpoint_or_none(tmp_path):
 
 
 def accuracy(folder: Path) -> float:
-    return json.loads((folder / "results.json").read_text())[0]["accuracy"]
+    return json.loads((folder / "results.json").read_text())[0]["scores"]["acc"]
 
 
 @pytest.mark.slow
