@@ -84,7 +84,8 @@ class Job:
         self.data, model = _data_and_model(self.config)
         self.task = self._task(model)
         self.total = sum(p.numel() for p in self.task.parameters())
-        self.trained = self.total if method in ("full", "scratch") else 0
+        trains = method in ("full", "scratch")
+        self.trained = sum(p.numel() for p in self.task.parameters() if p.requires_grad) if trains else 0
         self.plan: Plan | None = None
         if method == "lora":
             with _named("lora"):

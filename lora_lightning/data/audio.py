@@ -6,14 +6,16 @@ import functools
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import soundfile
 import torch
 from torch import Tensor
 from torchaudio.transforms import Resample
 
+from lora_lightning.data.speech import SAMPLE_RATE
 from lora_lightning.errors import UserError
 
-RATE = 16_000  # Hz, of every recognizer here
+WHOLE = 0.95  # least share of the samples that a header promises which a sound file holds
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au", ".w64", ".caf", ".sph")
 
 
@@ -40,7 +42,7 @@ def audio_info(path: str | Path) -> AudioInfo:
 
 
 def read_audio(
-    path: str | Path, start: float | None = None, end: float | None = None, rate: int = RATE
+    path: str | Path, start: float | None = None, end: float | None = None, rate: int = SAMPLE_RATE
 ) -> Tensor:
     """A file, or a part of it, as float32 in [-1, 1]: decoded by libsndfile, channels averaged, resampled
     by torchaudio (windowed sinc).
@@ -57,6 +59,17 @@ def read_audio(
     Raises:
         AudioError: missing, not audio, damaged, or without a sample in the part asked for.
     """
+    samples, own = decode(path, start, end)
+    wave = torch.from_numpy(samples).mean(1)
+    return wave if own == rate else _resampler(own, rate)(wave)
+
+
+def decode(path: str | Path, start: float | None = None, end: float | None = None) -> tuple[np.ndarray, int]:
+    """The samples (samples, channels) of a file or a part of it, as they are, and their rate in Hz.
+
+    Raises:
+        AudioError: as `read_audio`.
+    """
     with _opened(path) as file:
         try:
             first = round((start or 0) * file.samplerate)
@@ -68,11 +81,10 @@ def read_audio(
             samples = file.read(last - first, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
             raise AudioError(f"{path}: is damaged ({_reason(error)})") from error
-        own = file.samplerate
-    wave = torch.from_numpy(samples).mean(1)
-    if not len(wave):
-        raise AudioError(f"{path}: is damaged (no sample can be decoded)")
-    return wave if own == rate else _resampler(own, rate)(wave)
+        if len(samples) < WHOLE * (last - first):
+            held, promised = len(samples) / file.samplerate, (last - first) / file.samplerate
+            raise AudioError(f"{path}: is cut short ({held:.1f} of {promised:.1f} s can be decoded)")
+        return samples, file.samplerate
 
 
 @functools.lru_cache(maxsize=16)

@@ -66,7 +66,9 @@ def vctk(root: Path, subsets: Sequence[str]) -> list[Row]:
         text = root / "txt" / path.parent.name / f"{name}.txt"
         if text.is_file():
             speaker = path.parent.name
-            rows.append(Row(str(path), text.read_text("utf-8").strip(), name, accents.get(speaker, ""), speaker))
+            rows.append(
+                Row(str(path), text.read_text("utf-8").strip(), name, accents.get(speaker, ""), speaker)
+            )
     return rows
 
 
@@ -90,7 +92,9 @@ def l2_arctic(root: Path, subsets: Sequence[str]) -> list[Row]:
         if text.is_file():
             speaker = folder.name
             accent = L2_ARCTIC_ACCENTS.get(speaker, "")
-            rows.append(Row(str(path), text.read_text("utf-8").strip(), f"{speaker}-{path.stem}", accent, speaker))
+            rows.append(
+                Row(str(path), text.read_text("utf-8").strip(), f"{speaker}-{path.stem}", accent, speaker)
+            )
     return rows
 
 
@@ -170,7 +174,9 @@ def read_corpus(corpus: str, root: str | Path, subsets: Sequence[str] | None = N
         ConfigError: there is no such corpus, or it has no subsets to choose from.
     """
     if corpus not in CORPORA:
-        raise ConfigError([f"corpus={corpus!r}: give one of {', '.join(CORPORA)}.{did_you_mean(corpus, CORPORA)}"])
+        raise ConfigError(
+            [f"corpus={corpus!r}: give one of {', '.join(CORPORA)}.{did_you_mean(corpus, CORPORA)}"]
+        )
     about = CORPORA[corpus]
     if subsets and not about.subsets:
         raise ConfigError([f"subsets={list(subsets)}: {about.name} has none; give subsets=null."])

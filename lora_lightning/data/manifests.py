@@ -8,7 +8,7 @@ import math
 import random
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -204,14 +204,13 @@ def split_rows(
     if all(row.split for row in rows):
         parts = {part: [r for r in rows if r.split == part] for part in PARTS}
         return _filled(parts, "the corpus's own split leaves"), 0
-    assigned = [_assigned(rows, field, val, test, seed) for field in by]
-    parts = defaultdict(list)
-    for row in rows:
-        places = {places[_key(row, field)] for places, field in zip(assigned, by, strict=True)}
-        if len(places) == 1:
-            parts[places.pop()].append(replace(row, split=""))
-    found = {part: parts[part] for part in PARTS}
-    return _filled(found, f"split_by={list(by)} leaves"), len(rows) - sum(map(len, found.values()))
+    kept, part_of = rows, dict[Row, str]()
+    for field in by:
+        places = _assigned(kept, part_of, field, val, test, seed)
+        kept = [row for row in kept if part_of.get(row, places[_key(row, field)]) == places[_key(row, field)]]
+        part_of = {row: places[_key(row, field)] for row in kept}
+    parts = {part: [row for row in kept if part_of[row] == part] for part in PARTS}
+    return _filled(parts, f"split_by={','.join(by)} leaves"), len(rows) - len(kept)
 
 
 def _filled(parts: dict[str, list[Row]], what: str) -> dict[str, list[Row]]:
@@ -224,9 +223,16 @@ def _key(row: Row, field: str) -> str:
     return {"speaker": row.speaker, "text": row.text.lower(), "utterance": row.id}[field]
 
 
-def _assigned(rows: Sequence[Row], field: str, val: float, test: float, seed: int) -> dict[str, str]:
-    """Value of a field -> part."""
-    counts = Counter(_key(row, field) for row in rows)
+def _assigned(
+    rows: Sequence[Row], part_of: Mapping[Row, str], field: str, val: float, test: float, seed: int
+) -> dict[str, str]:
+    """Value of a field -> part. A value whose rows are all in one part already stays there; the others are
+    drawn, until test and validation have their shares of the rows."""
+    counts: Counter[str] = Counter()
+    seen = defaultdict(set)
+    for row in rows:
+        counts[_key(row, field)] += 1
+        seen[_key(row, field)].add(part_of.get(row))
     if len(counts) < len(PARTS):
         others = [f for f in SPLIT_BY if f != field and len({_key(r, f) for r in rows}) >= len(PARTS)]
         remedy = f" Give split_by={others[0]}." if others else " Give more rows."
@@ -234,16 +240,14 @@ def _assigned(rows: Sequence[Row], field: str, val: float, test: float, seed: in
         raise ConfigError([
             f"split_by={field}: the rows name {named}; three parts need at least 3.{remedy}"
         ])  # fmt: skip
-    order = sorted(counts)
-    random.Random(seed).shuffle(order)
-    places = dict.fromkeys(order, "train")
-    for part, share in (("test", test), ("val", val)):
+    places = {value: parts.copy().pop() or "" for value, parts in seen.items() if len(parts) == 1}
+    free = sorted(value for value in counts if not places.get(value))
+    random.Random(seed).shuffle(free)
+    total = sum(counts[value] for value in free)
+    for part, share, later in (("test", test, 2), ("val", val, 1)):
         filled = 0
-        free = [value for value in order if places[value] == "train"]
-        later = 2 if part == "test" else 1  # values to leave for the other parts
-        for value in free[: len(free) - later]:
-            if filled >= share * len(rows):
-                break
+        while filled < share * total and len(free) > later:
+            value = free.pop()
             places[value] = part
             filled += counts[value]
-    return places
+    return {**places, **dict.fromkeys(free, "train")}

@@ -1,4 +1,4 @@
-"""Text of a transcript as the symbols of a recognizer: normalized, counted, encoded and decoded."""
+"""Text of a transcript as the symbols of a recognizer: normalized, and counted."""
 
 from __future__ import annotations
 
@@ -29,7 +29,8 @@ def normalize(text: str, vocabulary: Sequence[str] | None = None) -> str:
     """
     text = unicodedata.normalize("NFKC", text).lower().translate(REPLACED)
     kept = (c if c == "'" or unicodedata.category(c)[0] in "LMN" else " " * c.isspace() for c in text)
-    words = (word.strip("'") if word.startswith("'") and word.endswith("'") else word for word in "".join(kept).split())
+    quoted = "".join(kept).split()
+    words = (w.strip("'") if w.startswith("'") and w.endswith("'") else w for w in quoted)
     text = " ".join(word for word in words if word)
     if vocabulary is None:
         return text
@@ -53,14 +54,3 @@ def unknown(texts: Iterable[str], vocabulary: Sequence[str]) -> Counter[str]:
 def vocabulary_of(texts: Iterable[str]) -> list[str]:
     """The blank, the space and every character of normalized texts in Unicode's order."""
     return [BLANK, SPACE, *sorted({c for text in texts for c in text} - {SPACE})]
-
-
-def encode(text: str, vocabulary: Sequence[str]) -> list[int]:
-    """Indices of a normalized text's characters; those that the vocabulary lacks are left out."""
-    index = {symbol: i for i, symbol in enumerate(vocabulary)}
-    return [index[c] for c in text if c in index]
-
-
-def decode(indices: Iterable[int], vocabulary: Sequence[str]) -> str:
-    """The text of indices, blanks left out: `decode(encode(t, v), v) == t` where `v` has all of `t`."""
-    return "".join(vocabulary[i] for i in indices if i)
