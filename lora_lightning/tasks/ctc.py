@@ -20,7 +20,7 @@ from lora_lightning.tasks.optim import OptimConfig, adamw, head_parameters, para
 from lora_lightning.tasks.scores import Score
 
 BLANK = 0
-Decoder = Callable[[Tensor, Tensor], list[str]]
+Decoder = Callable[[Tensor, Tensor, Sequence[str]], list[str]]
 
 
 class SpeechRecognizer(L.LightningModule):
@@ -37,8 +37,8 @@ class SpeechRecognizer(L.LightningModule):
             is the space; entries of several characters are never decoded.
         optim: the optimizer's options, also as a plain mapping; None takes the defaults.
         kept: accents that are tested beside those of the training data.
-        decoder: (log-probabilities (batch, frames, vocabulary), lengths (batch,)) -> texts, for testing;
-            None takes the best output of each frame.
+        decoder: (log-probabilities (batch, frames, vocabulary), lengths (batch,), vocabulary) -> texts, such
+            as `lora_lightning.decoding.BeamDecoder`; None takes the best output of each frame.
 
     Attributes:
         transcripts: what the last validation or test has heard, in the order of the data.
@@ -93,9 +93,7 @@ class SpeechRecognizer(L.LightningModule):
 
     def decode(self, log_probs: Tensor, lengths: Tensor) -> list[str]:
         """Texts of log-probabilities (batch, frames, vocabulary) of these lengths in frames."""
-        return (
-            self.decoder(log_probs, lengths) if self.decoder else greedy(log_probs, lengths, self.vocabulary)
-        )
+        return (self.decoder or greedy)(log_probs, lengths, self.vocabulary)
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
         log_probs, frames = self(batch.waves, batch.lengths)
