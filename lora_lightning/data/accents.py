@@ -32,7 +32,7 @@ class AccentsDataModule(L.LightningDataModule):
 
     Args:
         accent: which to train, validate and test on; one or a list.
-        kept: accents that are tested beside it.
+        kept: accents that are validated and tested beside it.
         train_size: how many training utterances are used, the first ones of each accent; None takes all.
         batch_size: training utterances a batch.
         root: a folder that `python -m lora_lightning.data.espeak_corpus` has made; None takes the
@@ -88,7 +88,7 @@ class AccentsDataModule(L.LightningDataModule):
         self.train_set = [
             u for a in self.accents for u in utterances(self.root, a, "train")[: self.train_size]
         ]
-        self.val_set = [u for a in self.accents for u in utterances(self.root, a, "val")]
+        self.val_set = [u for a in [*self.accents, *self.kept] for u in utterances(self.root, a, "val")]
         self.test_set = [u for a in [*self.accents, *self.kept] for u in utterances(self.root, a, "test")]
 
     def train_dataloader(self) -> DataLoader:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -15,9 +16,11 @@ from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from lora_lightning.data.speech import SpeechBatch
 from lora_lightning.errors import ConfigError, UserError
-from lora_lightning.tasks.error_rates import Transcript
+from lora_lightning.tasks.error_rates import Transcript, error_rate
 from lora_lightning.tasks.optim import OptimConfig, adamw, head_parameters, parameter_groups
+from lora_lightning.tasks.routing import report_together
 from lora_lightning.tasks.scores import Score
+from lora_lightning.tasks.speech_report import report
 
 BLANK = 0
 Decoder = Callable[[Tensor, Tensor, Sequence[str]], list[str]]
@@ -27,8 +30,8 @@ class SpeechRecognizer(L.LightningModule):
     """Trains `model` by CTC (Graves et al. 2006) on batches of utterances, `SpeechBatch`.
 
     Logs train/loss, val/loss, val/wer, val/cer, test/loss, test/wer and test/cer, error rates as fractions
-    of all words and characters. Of test batches that hold utterances of the accents `kept`, those are
-    logged as test/wer_ACCENT and belong to no other number.
+    of all words and characters. Utterances of the accents `kept` in those batches count for val/wer_ACCENT
+    and test/wer_ACCENT alone.
 
     Args:
         model: (waves (batch, samples), lengths (batch,)) -> (logits (batch, frames, vocabulary), lengths
@@ -36,7 +39,7 @@ class SpeechRecognizer(L.LightningModule):
         vocabulary: what each output stands for: first the blank, then characters, of which " " or "|"
             is the space; entries of several characters are never decoded.
         optim: the optimizer's options, also as a plain mapping; None takes the defaults.
-        kept: accents that are tested beside those of the training data.
+        kept: accents that are validated and tested beside those of the training data.
         decoder: (log-probabilities (batch, frames, vocabulary), lengths (batch,), vocabulary) -> texts, such
             as `lora_lightning.decoding.BeamDecoder`; None takes the best output of each frame.
 
@@ -47,7 +50,7 @@ class SpeechRecognizer(L.LightningModule):
         ConfigError: one line for each bad option.
     """
 
-    scores: tuple[Score, ...] = (Score("wer", "WER %"), Score("cer", "CER %"))
+    scores: tuple[Score, ...] = (Score("wer", "WER %", fewer=True), Score("cer", "CER %"))
 
     def __init__(
         self,
@@ -76,7 +79,7 @@ class SpeechRecognizer(L.LightningModule):
         self.rates = nn.ModuleDict({
             stage: nn.ModuleDict(
                 {"wer": WordErrorRate(), "cer": CharErrorRate()}
-                | {f"wer_{a}": WordErrorRate() for a in self.kept if stage == "test_rates"}
+                | {f"wer_{accent}": WordErrorRate() for accent in self.kept}
             )
             for stage in ("val_rates", "test_rates")
         })  # fmt: skip
@@ -127,7 +130,7 @@ class SpeechRecognizer(L.LightningModule):
         heard = self.decode(log_probs, frames)
         rates: Any = self.rates[f"{stage}_rates"]
         for accent, said, text in zip(batch.accents, batch.texts, heard, strict=True):
-            names = [f"wer_{accent}"] if stage == "test" and accent in self.kept else ["wer", "cer"]
+            names = [f"wer_{accent}"] if accent in self.kept else ["wer", "cer"]
             for name in names:
                 rates[name].update([text], [said])
         rows = zip(batch.ids, batch.accents, batch.speakers, batch.texts, heard, strict=True)
@@ -137,6 +140,27 @@ class SpeechRecognizer(L.LightningModule):
         self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
         for name, rate in rates.items():
             self.log(f"{stage}/{name}", rate, on_epoch=True, batch_size=size, prog_bar=name == "wer")
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The interval of each score of the last test, that covers it with a probability of 95 %."""
+        found = {}
+        for score in self.scores:
+            name, _, accent = score.name.partition("_")
+            heard = [
+                t for t in self.transcripts if (t.accent == accent if accent else t.accent not in self.kept)
+            ]
+            if heard:
+                interval = error_rate(heard, "word" if name == "wer" else "character")
+                found[score.name] = (interval.low, interval.high)
+        return found
+
+    def report(self, data: Any, folder: Path) -> list[str]:
+        """Tables by accent, and report.html, of the test utterances in `data.test_set`."""
+        return report(self, data.test_set, folder)
+
+    def report_together(self, data: dict[str, Any], folder: Path) -> list[str]:
+        """The test utterances of several data modules by all adapters of this model, routed."""
+        return report_together(self, data, folder)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         steps = self.trainer.estimated_stepping_batches
