@@ -31,6 +31,7 @@ from lora_lightning.app.loggers import (
 from lora_lightning.app.resume import continue_logs, resumed
 from lora_lightning.checkpoint import load_adapter, save_adapter
 from lora_lightning.report import format_table, percent
+from lora_lightning.source import FACTS_FILE
 from lora_lightning.tasks.scores import Score
 
 FILES = {
@@ -120,6 +121,7 @@ def train_one(config: DictConfig, adapter: str = "") -> tuple[float | None, Job]
         torch.set_num_threads(config.threads)
     method = main_method(config)
     job = Job(config, method, folder)
+    _write_config(dict(getattr(job.data, "provides", {})), folder / FACTS_FILE)
     say(f"\n{job.plan or _full_plan(job)}\n")
     loggers = build_loggers(config)
     status = "failed"

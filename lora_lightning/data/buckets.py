@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from torch.utils.data import Dataset
 
@@ -44,14 +44,14 @@ class Batches(Dataset[SpeechBatch]):
 
     Args:
         batches: indices of each.
-        utterance: index -> utterance.
+        utterances: what the indices stand for.
     """
 
-    def __init__(self, batches: Sequence[Sequence[int]], utterance: Callable[[int], Utterance]) -> None:
-        self.batches, self.utterance = batches, utterance
+    def __init__(self, batches: Sequence[Sequence[int]], utterances: Sequence[Utterance]) -> None:
+        self.batches, self.utterances = batches, utterances
 
     def __len__(self) -> int:
         return len(self.batches)
 
     def __getitem__(self, index: int) -> SpeechBatch:
-        return collate([self.utterance(i) for i in self.batches[index]])
+        return collate([self.utterances[i] for i in self.batches[index]])

@@ -170,6 +170,11 @@ class RecordingsDataModule(L.LightningDataModule):
         name = f"{self.corpus} {self.manifest or self.root} {self.accents}"
         return check(self.rows, self.vocabulary, self.limits, cache_file(name))
 
+    @property
+    def test_set(self) -> Utterances:
+        """The test utterances, for a report; each is read when it is asked for."""
+        return Utterances(list(self.parts["test"]), self.vocabulary)
+
     def train_dataloader(self) -> DataLoader:
         return self._loader("train", ResumableLoader, shuffle=True, seed=self.seed)
 
@@ -187,7 +192,7 @@ class RecordingsDataModule(L.LightningDataModule):
         batches = bucketed(seconds, self.batch_seconds / longest, self.seed if training else None)
         workers = self._workers()
         return make(
-            Batches(batches, _Reader(rows, self.vocabulary, self.augment if training else None)),
+            Batches(batches, Utterances(rows, self.vocabulary, self.augment if training else None)),
             batch_size=None,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
@@ -209,13 +214,21 @@ class RecordingsDataModule(L.LightningDataModule):
         )
 
 
-class _Reader:
-    """Index of a row -> utterance; a class of its own, so that workers can be sent it."""
+class Utterances(Sequence[Utterance]):
+    """Rows as utterances, each read and augmented when it is asked for."""
 
-    def __init__(self, rows: Sequence[Row], vocabulary: Sequence[str], augment: Augmentation | None) -> None:
+    def __init__(
+        self, rows: Sequence[Row], vocabulary: Sequence[str], augment: Augmentation | None = None
+    ) -> None:
         self.rows, self.vocabulary, self.augment = rows, vocabulary, augment
 
-    def __call__(self, index: int) -> Utterance:
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        """An utterance, or those of a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
         row = self.rows[index]
         wave = read_audio(row.path, row.start, row.end)
         if self.augment is not None:

@@ -198,6 +198,6 @@ def test_every_bad_option_at_once():
 
 
 def test_a_loader_without_workers_gives_whole_batches():
-    batches = Batches([[0, 1], [2]], lambda i: Utterance(torch.ones(i + 1), id=str(i)))
+    batches = Batches([[0, 1], [2]], [Utterance(torch.ones(i + 1), id=str(i)) for i in range(3)])
     first, second = DataLoader(batches, batch_size=None)
     assert first.ids == ["0", "1"] and second.waves.shape == (1, 3)
