@@ -225,7 +225,7 @@ def fasterrcnn_small(num_classes: int, min_size: int = 128, max_size: int = 128,
     options = {
         "rpn_pre_nms_top_n_train": 300, "rpn_post_nms_top_n_train": 100,
         "rpn_pre_nms_top_n_test": 200, "rpn_post_nms_top_n_test": 60,
-        "box_batch_size_per_image": 64, "box_detections_per_img": 40, **kwargs,
+        "box_batch_size_per_image": 32, "box_detections_per_img": 40, **kwargs,
     }  # fmt: skip
     anchors = AnchorGenerator(((12, 20), (32, 48), (72, 96)), ((1.0,),) * 3)
     return FasterRCNN(
@@ -236,7 +236,7 @@ def fasterrcnn_small(num_classes: int, min_size: int = 128, max_size: int = 128,
         image_std=[0.25] * 3,
         rpn_anchor_generator=anchors,
         rpn_head=RPNHead(NECK, 2),
-        box_roi_pool=MultiScaleRoIAlign(["0", "1"], 5, 2, canonical_scale=32, canonical_level=3),
+        box_roi_pool=MultiScaleRoIAlign(["0", "1"], 5, 1, canonical_scale=32, canonical_level=3),
         box_head=TwoMLPHead(NECK * 25, 128),
         box_predictor=FastRCNNPredictor(128, num_classes),
         **options,
