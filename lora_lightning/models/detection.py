@@ -152,9 +152,9 @@ def _with_backbone(name: str, num_classes: int, kwargs: Mapping[str, Any]) -> nn
 def _loaded(name: str, num_classes: int, state: State, path: Path, kwargs: Mapping[str, Any]) -> nn.Module:
     if not any(layer in state for layer in CLASS_LAYERS):
         state = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")} or state
-    model = _trained_form(name, _build(name, num_classes, kwargs))
+    model = trained_form(name, _build(name, num_classes, kwargs))
     classes = _classes_of(model.state_dict(), state, num_classes)
-    source = model if classes == num_classes else _trained_form(name, _build(name, classes, kwargs))
+    source = model if classes == num_classes else trained_form(name, _build(name, classes, kwargs))
     try:
         source.load_state_dict(state)  # torchvision renames what older files call otherwise
     except RuntimeError as error:
@@ -178,7 +178,7 @@ def _classes_of(ours: State, state: State, num_classes: int) -> int:
     return num_classes
 
 
-def _trained_form(name: str, model: nn.Module) -> nn.Module:
+def trained_form(name: str, model: nn.Module) -> nn.Module:
     """With frozen norms where torchvision builds its trained models so."""
     eps = TORCHVISION.get(name)
     if eps is not None:
