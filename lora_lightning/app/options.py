@@ -157,6 +157,12 @@ CLASS_RULES: dict[str, dict[str, Rule]] = {
         "num_heads": whole(1),
         "drop_path_rate": or_null(number(0, 1)),
     },
+    "lora_lightning.models.detection.detector": {"name": TEXT, "pretrained_backbone": FLAG},
+    "lora_lightning.data.shapes.ShapesDataModule": {
+        "domain": choice("source", "target"),
+        "side": whole(32),
+        **dict.fromkeys(("train_size", "val_size", "test_size"), whole(1)),
+    },
     "lora_lightning.data.digits.DigitsDataModule": {
         "domain": choice("source", "target"),
         "train_size": whole(1, 900),

@@ -152,9 +152,9 @@ def _with_backbone(name: str, num_classes: int, kwargs: Mapping[str, Any]) -> nn
 def _loaded(name: str, num_classes: int, state: State, path: Path, kwargs: Mapping[str, Any]) -> nn.Module:
     if not any(layer in state for layer in CLASS_LAYERS):
         state = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")} or state
-    model = _trained_form(name, _build(name, num_classes, kwargs))
+    model = trained_form(name, _build(name, num_classes, kwargs))
     classes = _classes_of(model.state_dict(), state, num_classes)
-    source = model if classes == num_classes else _trained_form(name, _build(name, classes, kwargs))
+    source = model if classes == num_classes else trained_form(name, _build(name, classes, kwargs))
     try:
         source.load_state_dict(state)  # torchvision renames what older files call otherwise
     except RuntimeError as error:
@@ -178,7 +178,7 @@ def _classes_of(ours: State, state: State, num_classes: int) -> int:
     return num_classes
 
 
-def _trained_form(name: str, model: nn.Module) -> nn.Module:
+def trained_form(name: str, model: nn.Module) -> nn.Module:
     """With frozen norms where torchvision builds its trained models so."""
     eps = TORCHVISION.get(name)
     if eps is not None:
@@ -225,7 +225,7 @@ def fasterrcnn_small(num_classes: int, min_size: int = 128, max_size: int = 128,
     options = {
         "rpn_pre_nms_top_n_train": 300, "rpn_post_nms_top_n_train": 100,
         "rpn_pre_nms_top_n_test": 200, "rpn_post_nms_top_n_test": 60,
-        "box_batch_size_per_image": 64, "box_detections_per_img": 40, **kwargs,
+        "box_batch_size_per_image": 32, "box_detections_per_img": 40, **kwargs,
     }  # fmt: skip
     anchors = AnchorGenerator(((12, 20), (32, 48), (72, 96)), ((1.0,),) * 3)
     return FasterRCNN(
@@ -236,7 +236,7 @@ def fasterrcnn_small(num_classes: int, min_size: int = 128, max_size: int = 128,
         image_std=[0.25] * 3,
         rpn_anchor_generator=anchors,
         rpn_head=RPNHead(NECK, 2),
-        box_roi_pool=MultiScaleRoIAlign(["0", "1"], 5, 2, canonical_scale=32, canonical_level=3),
+        box_roi_pool=MultiScaleRoIAlign(["0", "1"], 5, 1, canonical_scale=32, canonical_level=3),
         box_head=TwoMLPHead(NECK * 25, 128),
         box_predictor=FastRCNNPredictor(128, num_classes),
         **options,
