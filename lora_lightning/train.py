@@ -41,6 +41,8 @@ FILES = {
     "tensorboard": "tensorboard --logdir FOLDER",
     "wandb": "the W&B run",
     "fit-profile.txt": "seconds of each step of the loop",
+    "contact_sheet.png": "what was found in the first test images, before and after",
+    "report.html": "more of it, and the worst mistakes",
     "results.json": "the table above",
     "config.yaml": "the whole configuration",
 }

@@ -41,7 +41,7 @@ def pretrained_file(name: str, cache_dir: str | None = None) -> Path:
         return _hub_file(name, repo, revision or None, cfg.hf_hub_filename or WEIGHTS, cache_dir)
     if cfg is not None and cfg.url:
         url = cfg.url if isinstance(cfg.url, str) else cfg.url[0]
-        return _url_file(name, url, cache_dir)
+        return url_file(name, url, cache_dir)
     raise ConfigError([_no_weights(name)])
 
 
@@ -81,7 +81,8 @@ def _hub_file(name: str, repo: str, revision: str | None, filename: str, cache_d
     )
 
 
-def _url_file(name: str, url: str, cache_dir: str | None) -> Path:
+def url_file(name: str, url: str, cache_dir: str | None = None) -> Path:
+    """The file of an address: from torch's cache, else downloaded, else one MissingFileError."""
     folder = Path(cache_dir or Path(torch.hub.get_dir()) / "checkpoints").absolute()
     path = folder / Path(urlparse(url).path).name
     if path.is_file():
