@@ -17,7 +17,15 @@ from safetensors.torch import save_file
 from lora_lightning.app.adapters import config_of
 from lora_lightning.app.check import LAST, last_checkpoint
 from lora_lightning.app.command_line import CONF, CONFIG_NAME, VERSION_BASE, check_command_line, flags_first
-from lora_lightning.app.compare import Job, Result, header, main_method, results_table, save_results
+from lora_lightning.app.compare import (
+    Job,
+    Result,
+    header,
+    main_method,
+    results_rows,
+    results_table,
+    save_results,
+)
 from lora_lightning.app.launch import hydra_raises, one_job, quiet, reported
 from lora_lightning.app.loggers import (
     build_loggers,
@@ -134,12 +142,7 @@ def train_one(config: DictConfig, adapter: str = "") -> tuple[float | None, Job]
             others = {name: Job(config, name, folder / name).run() for name in ("before", "probe", "full")}
             results = [others["before"], others["probe"], *results, others["full"]]
         scores = job.task.scores
-        log_table(
-            loggers,
-            "results",
-            header(scores),
-            [r.row(scores, results[0] if config.compare else None) for r in results],
-        )
+        log_table(loggers, "results", *results_rows(results, scores))
         status = "success"
     finally:
         finish(loggers, status)
