@@ -80,5 +80,17 @@ def keep_mask(x: Tensor, dropout: float) -> tuple[Tensor, float]:
         return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - dropout), 1 - dropout
     dropped = round(dropout * 2**16)
     bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
-    mask = bits.view(torch.int16)[: x.numel()] >= dropped - 2**15
+    # compared in place and made bool afterwards: a comparison into another dtype is not vectorized
+    mask = bits.view(torch.int16).ge_(dropped - 2**15)[: x.numel()].to(torch.bool)
     return mask.view(x.shape), 1 - dropped / 2**16
+
+
+def masked(x: Tensor, mask: Tensor) -> Tensor:
+    """x with zeros where the mask is false.
+
+    On a CPU a product of a float and a bool tensor is not vectorized, one with bytes made floats is: 3.0
+    against 1.0 ns an entry.
+    """
+    if x.device.type != "cpu":
+        return x * mask
+    return torch.empty_like(x).copy_(mask.view(torch.uint8)).mul_(x)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from lora_lightning.kernels import products, row_norms
+from lora_lightning.kernels import keep_mask, masked, products, row_norms
 from lora_lightning.kernels.sources import Source
 from lora_lightning.kernels.weights import factor_groups, factors_gradient, sum_of, update_of
 
@@ -147,8 +147,10 @@ class FactoredConv(Function):
         else:
             y, kept = convolve(x, weight.to(x.dtype), bias, step), x
             if step.dropout:
-                mask = torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - step.dropout)
-                kept = _masked(x, mask)
+                mask, keep = keep_mask(x, step.dropout)
+                mask = mask.as_strided(x.shape, torch.empty_like(x, device="meta").stride())  # x's format
+                ctx.step = step = step._replace(dropout=1 - keep)
+                kept = masked(x, mask)
             h = _reduce(kept, A.to(x.dtype), step)
             y = _add_expanded(y, h, B.to(x.dtype), _branch_step(step))
         if magnitude is not None:
@@ -170,7 +172,7 @@ class FactoredConv(Function):
             mask = None if mask is None else _sampled(mask, step)
             x, step = _sampled(x, step), step._replace(stride=(1,) * len(step.stride))
         merged, low, high = step.form == "merged", A.to(x.dtype), B
-        kept = x if mask is None else _masked(x, mask)
+        kept = x if mask is None else masked(x, mask)
         dX = dA = dB = dm = norms = None
         if merged and (need_x or magnitude is not None):
             weight, norms = _scaled_sum(weight, A, B, magnitude, step)
@@ -193,7 +195,7 @@ class FactoredConv(Function):
             G = _expand_transposed(dY, high.to(x.dtype), step)  # (n, groups·r, *out)
             change, dA = _reduce_gradients(G, kept, low, step, need_x and not merged)
             if dX is not None and change is not None:
-                dX = dX.add_(change if mask is None else change.mul_(mask))
+                dX = dX.add_(change if mask is None else masked(change, mask))
             dA = None if dA is None else dA.to(A.dtype)
         if dX is not None and sampled:
             dX = _unsampled(dX, whole, ctx.step)
@@ -344,11 +346,6 @@ def _unsampled(part: Tensor, x: Tensor, step: Step) -> Tensor:
 
 def _sample(step: Step) -> tuple[slice, ...]:
     return slice(None), slice(None), *(slice(None, None, s) for s in step.stride)
-
-
-def _masked(x: Tensor, mask: Tensor) -> Tensor:
-    """x where the mask is true; x * mask would take three times as long."""
-    return mask.to(x.dtype).mul_(x)
 
 
 def _scale(step: Step) -> float:

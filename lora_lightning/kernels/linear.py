@@ -20,7 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.kernels import cast, chunks, pieces, row_norms, without_autocast
+from lora_lightning.kernels import cast, chunks, masked, pieces, row_norms, without_autocast
 from lora_lightning.kernels.sources import Source
 
 MERGE_FROM = 2  # fresh memory for W' costs about as much again as the sum
@@ -189,7 +189,7 @@ def _narrow(x: Tensor, mask: Tensor | None, down: Tensor) -> Tensor:
     XA = x.new_empty(x.shape[0], down.shape[1])
     step = chunks(len(x), x.shape[1], x)
     for part, kept, out in zip(*(pieces(t, step) for t in (x, mask.view(x.shape), XA)), strict=True):
-        torch.mm(part * kept, down, out=out)
+        torch.mm(masked(part, kept), down, out=out)
     return XA
 
 
@@ -238,7 +238,7 @@ def _factor_gradients(
         if reads_x:
             made = None if buffer is None else buffer[: len(dy)]
             X = cast(source.compute(*(part[i] for part in parts), *source.shared, made), dY.dtype)
-            X = X if masks is None else X * masks[i]
+            X = X if masks is None else masked(X, masks[i])
         if dA is not None:
             dA.addmm_(g.t(), X, beta=beta, alpha=alpha)
         if dBt is not None:
@@ -277,7 +277,7 @@ def _input_gradient(
         return dX.addmm_(G, cast(A, W.dtype), alpha=scaling)
     step = chunks(len(dX), dX.shape[1], dX)
     for x, g, m in zip(*(pieces(t, step) for t in (dX, G, mask.view(dX.shape))), strict=True):
-        x.add_((g @ cast(A, W.dtype)).mul_(m), alpha=scaling / keep)
+        x.add_(masked(g @ cast(A, W.dtype), m), alpha=scaling / keep)
     return dX
 
 

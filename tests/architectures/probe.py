@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.utils._pytree import KeyPath, keystr, tree_map_with_path
 
 import lora_lightning as ll
 from lora_lightning.layers import LoRALayer, lora_layers
@@ -68,11 +69,20 @@ def batch(name: str, train: bool) -> Any:
     return architecture.train_batch() if train and architecture.train_batch else architecture.batch()
 
 
-def run(name: str, model: nn.Module, train: bool, *, dtype: torch.dtype | None = None) -> list[Tensor]:
+def run(
+    name: str, model: nn.Module, train: bool, *, dtype: torch.dtype | None = None, double: bool = False
+) -> list[Tensor]:
     """The floating-point tensors of the output, with the same random numbers in every call. The frozen
-    normalization of an adapted model has its counterpart in the base's put into eval mode."""
+    normalization of an adapted model has its counterpart in the base's put into eval mode.
+
+    Args:
+        dtype: of autocast; None leaves it off.
+        double: give the inputs in float64.
+    """
     set_mode(model, train)
     inputs = batch(name, train)
+    if double:
+        inputs = tree_map_with_path(_double, inputs)
     torch.manual_seed(2)
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         return call(model, inputs)
@@ -128,7 +138,13 @@ def distance(ones: list[Tensor], others: list[Tensor]) -> float:
 
 
 def _floats(values: list[Tensor]) -> list[Tensor]:
-    return [t.detach().float() for t in values]
+    return [t.detach().double() for t in values]
+
+
+def _double(path: KeyPath, value: Any) -> Any:
+    is_float = isinstance(value, Tensor) and value.is_floating_point()
+    # torchvision takes keypoints in float32 alone
+    return value.double() if is_float and "keypoints" not in keystr(path) else value
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import json
 import pickle
 import re
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -273,30 +274,34 @@ def test_compiles_where_the_base_does(name, train):
     """In one graph where the base model is one, else with breaks."""
     model = adapted(name)
     with torch.set_grad_enabled(train):
-        expected = run(name, model, train)
-
-        def in_one_graph(model: nn.Module) -> list[torch.Tensor]:
-            torch.compiler.reset()
-            return run(name, torch.compile(model, backend="eager", fullgraph=True), train)
-
-        def with_breaks(model: nn.Module) -> list[torch.Tensor]:
-            torch.compiler.reset()
-            return run(name, torch.compile(model, backend="eager"), train)
-
-        try:
-            got = as_the_base_does(name, model, in_one_graph)
-        except pytest.skip.Exception:
-            got = as_the_base_does(name, model, with_breaks)
+        expected, got = run(name, model, train), compiled(name, model, train)
     assert distance(expected, got) <= tolerance(name, "compile", 1e-5)
-    if train:
-        wanted, found = (gradients_of(model, outputs) for outputs in (expected, got))
-        assert distance(wanted, found) <= tolerance(name, "compile", 1e-4)
+    if train and gradients_apart(model, expected, got) > tolerance(name, "compile", 1e-4):
+        # Rounding, where some gradients are a millionth of the others? Then not in float64.
+        model = adapted(name).double()
+        expected, got = (f(name, model, train, double=True) for f in (run, compiled))
+        assert gradients_apart(model, expected, got) <= 1e-10
 
 
-def gradients_of(model: nn.Module, outputs: list[torch.Tensor]) -> list[torch.Tensor]:
-    model.zero_grad()
-    loss(outputs).backward()
-    return [p.grad.clone() for p in ll.lora_parameters(model) if p.grad is not None]
+def compiled(name: str, model: nn.Module, train: bool, double: bool = False) -> list[torch.Tensor]:
+    def of(model: nn.Module, in_one_graph: bool) -> list[torch.Tensor]:
+        torch.compiler.reset()
+        found = torch.compile(model, backend="eager", fullgraph=in_one_graph)
+        return run(name, found, train, double=double)
+
+    try:
+        return as_the_base_does(name, model, partial(of, in_one_graph=True))
+    except pytest.skip.Exception:
+        return as_the_base_does(name, model, partial(of, in_one_graph=False))
+
+
+def gradients_apart(model: nn.Module, *outputs: list[torch.Tensor]) -> float:
+    found = []
+    for output in outputs:
+        model.zero_grad()
+        loss(output).backward()
+        found.append([p.grad.clone() for p in ll.lora_parameters(model) if p.grad is not None])
+    return distance(*found)
 
 
 @pytest.mark.parametrize("name", ALL_SLOW)

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-import torch.nn.functional as F
 from families import CASES, CONV, TRANSPOSED, adapted, base_model, config, reference, run
 from torch import nn
 
@@ -46,13 +45,12 @@ def test_rank_is_bounded_by_the_matrix_of_a_group(build, side):
 
 
 @pytest.mark.parametrize("name", [n for n in {**CONV, **TRANSPOSED} if "dora" not in n])
-def test_dropout_drops_entries_of_the_branchs_input(name):
-    """y = f(x, W) + b + f(dropout(x), s·B·A), with the dropout's own random numbers."""
+def test_dropout_drops_entries_of_the_branchs_input(name, drops_alike):
+    """y = f(x, W) + b + f(dropout(x), s·B·A)."""
     model, base = adapted(name, torch.float64, dropout=0.5), base_model(name, torch.float64)
     (x,) = CASES[name].inputs(torch.float64)
     plain, weights = reference(name, model)
-    torch.manual_seed(7)
-    dropped = F.dropout(x, 0.5)
+    dropped = drops_alike(x, 0.5)
     biases = {n: torch.zeros_like(p) for n, p in base.named_parameters() if n.endswith("bias")}
     change = {n: W - base.get_parameter(n) for n, W in weights.items()}
     wanted = base(x) + torch.func.functional_call(plain, {**change, **biases}, (dropped,))
