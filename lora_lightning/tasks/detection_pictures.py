@@ -157,7 +157,8 @@ def _examples(model: nn.Module, data: L.LightningDataModule, threshold: float) -
     adapted = any(isinstance(module, LoRALayer) for module in model.modules())
     data.setup("test")
     examples: list[Example] = []
-    for images, targets in data.test_dataloader():
+    for batch in data.test_dataloader():
+        images, targets = data.on_after_batch_transfer(batch, 0)  # as a Trainer would
         inputs = [image.to(device) for image in images]
         found: dict[str, list[Picture]] = {}
         for state in ("before", "after") if adapted else ("after",):

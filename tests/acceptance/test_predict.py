@@ -21,6 +21,7 @@ from tests.data.detection_sets import coco_content, picture, write_coco
 
 MODEL = [
     "model.name=fcos_small",
+    "model.pretrained=false",
     "model.checkpoint=base.safetensors",
     "model.min_size=64",
     "model.max_size=96",
@@ -125,7 +126,7 @@ def test_a_recipe_without_an_adapter(trained, tmp_path, monkeypatch):
     [
         (["images=nowhere", "out=a", "recipe=fcos_coco"], "images=nowhere: there is no such folder"),
         (["out=a", "recipe=fcos_coco"], "give images=FOLDER"),
-        (["images=run", "out=a", "recipe=fcos_coco"], "images=run: holds no image"),
+        (["images=run/checkpoints", "out=a", "recipe=fcos_coco"], "holds no image"),
         (["images=images", "out=run", "recipe=fcos_coco"], "out=run is not empty"),
         (["images=images", "out=a"], "give recipe=NAME"),
         (["images=images", "out=a", "recipe=fcos_coc"], "Did you mean 'fcos_coco'"),
