@@ -17,7 +17,15 @@ from safetensors.torch import save_file
 from lora_lightning.app.adapters import config_of
 from lora_lightning.app.check import LAST, last_checkpoint
 from lora_lightning.app.command_line import CONF, CONFIG_NAME, VERSION_BASE, check_command_line, flags_first
-from lora_lightning.app.compare import Job, Result, header, main_method, results_table, save_results
+from lora_lightning.app.compare import (
+    Job,
+    Result,
+    header,
+    main_method,
+    results_rows,
+    results_table,
+    save_results,
+)
 from lora_lightning.app.launch import hydra_raises, one_job, quiet, reported
 from lora_lightning.app.loggers import (
     build_loggers,
@@ -43,6 +51,7 @@ FILES = {
     "tensorboard": "tensorboard --logdir FOLDER",
     "wandb": "the W&B run",
     "fit-profile.txt": "seconds of each step of the loop",
+    "report.html": "what was heard, to read and to play",
     "results.json": "the table above",
     "config.yaml": "the whole configuration",
 }
@@ -87,7 +96,7 @@ def run(config: DictConfig) -> float | None:
     done = {name: train_one(config_of(config, name), name) for name in config.adapters}
     if on_rank_zero():
         for line in _together(config, {name: job for name, (_, job) in done.items()}, folder):
-            say(line)
+            print(line)
     best = [score for score, _ in done.values() if score is not None]
     return sum(best) / len(best) if best else None
 
@@ -135,19 +144,16 @@ def train_one(config: DictConfig, adapter: str = "") -> tuple[float | None, Job]
             others = {name: Job(config, name, folder / name).run() for name in ("before", "probe", "full")}
             results = [others["before"], others["probe"], *results, others["full"]]
         scores = job.task.scores
-        log_table(
-            loggers,
-            "results",
-            header(scores),
-            [r.row(scores, results[0] if config.compare else None) for r in results],
-        )
+        log_table(loggers, "results", *results_rows(results, scores))
         status = "success"
     finally:
         finish(loggers, status)
     _report(results, job, folder)
     result = next(r for r in results if r.method == method)
-    words = [*HydraConfig.get().overrides.task, *([adapter] if adapter else [])]
-    FINISHED.append((words, result, job.task.scores))
+    context = HydraConfig.get()
+    if not adapter or context.mode == RunMode.MULTIRUN:
+        words = [*context.overrides.task, *([adapter] if adapter else [])]
+        FINISHED.append((words, result, job.task.scores))
     return result.best_validation, job
 
 
@@ -155,7 +161,7 @@ def _title(config: DictConfig, folder: Path, adapter: str) -> str:
     context = HydraConfig.get()
     words = [f"recipe {context.runtime.choices.get('recipe')}", f"seed {config.seed}"]
     if adapter:
-        words.insert(1, f"adapter {adapter}")
+        words[0] = f"\n{words[0]} · adapter {adapter}"
     if context.mode == RunMode.MULTIRUN:
         words.insert(
             0, f"{chr(10) * bool(FINISHED)}job {context.job.num}: {' '.join(context.overrides.task)}"

@@ -62,8 +62,8 @@ class Result:
         for score in scores:
             value = self.scores.get(score.name)
             cells.append(score.show(value, self.intervals.get(score.name)))
-            if score.fewer:
-                base = before.scores.get(score.name) if before and before is not self else None
+            if score.fewer and before:
+                base = before.scores.get(score.name) if before is not self else None
                 cells.append(f"{100 * (1 - value / base):.0f}" if base and value is not None else "–")
         return (
             LABELS[self.method],
@@ -249,16 +249,25 @@ def lora_config(config: DictConfig) -> LoRAConfig:
     return LoRAConfig(**options)
 
 
-def header(scores: Sequence[Score]) -> tuple[str, ...]:
+def header(scores: Sequence[Score], before: Result | None = None) -> tuple[str, ...]:
     """The head of a table of results."""
-    labels = [label for s in scores for label in (f"test {s.label}", *(["fewer %"] if s.fewer else []))]
+    fewer = ["fewer %"] if before else []
+    labels = [label for s in scores for label in (f"test {s.label}", *(fewer if s.fewer else []))]
     return ("method", *labels, *COSTS)
 
 
 def results_table(results: Sequence[Result], scores: Sequence[Score]) -> str:
     """All results in one plain table."""
+    head, rows = results_rows(results, scores)
+    return format_table(head, rows)
+
+
+def results_rows(
+    results: Sequence[Result], scores: Sequence[Score]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of that table."""
     before = next((r for r in results if r.method == "before"), None)
-    return format_table(header(scores), [result.row(scores, before) for result in results])
+    return header(scores, before), [result.row(scores, before) for result in results]
 
 
 def save_results(results: Sequence[Result], path: Path) -> None:

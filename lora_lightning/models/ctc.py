@@ -41,7 +41,7 @@ class ConformerCTC(nn.Module):
         self,
         vocabulary: int,
         width: int = 128,
-        depth: int = 3,
+        depth: int = 2,
         heads: int = 4,
         kernel: int = 15,
         dropout: float = 0.0,
@@ -52,7 +52,7 @@ class ConformerCTC(nn.Module):
         super().__init__()
         # Zeros at both ends, as behind a shorter utterance in a batch.
         self.spectrogram = MelSpectrogram(
-            SAMPLE_RATE, 512, 400, HOP, f_min=60.0, f_max=7600.0, n_mels=MELS, pad_mode="constant"
+            SAMPLE_RATE, 512, 400, HOP, f_min=60.0, f_max=7600.0, n_mels=MELS, power=None, pad_mode="constant"
         )
         self.masks = nn.ModuleList(
             mask
@@ -96,7 +96,9 @@ class ConformerCTC(nn.Module):
 
     def log_mels(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, 40, frames) of mean 0 and variance 1 in each utterance, 0 behind it; frames (batch,)."""
-        mels = (self.spectrogram(waves) + 1e-6).log()
+        spectrum = self.spectrogram.spectrogram(waves)
+        power = spectrum.real.square() + spectrum.imag.square()  # faster than torchaudio's abs()
+        mels = (self.spectrogram.mel_scale(power) + 1e-6).log()
         frames = lengths // HOP + 1
         padding = beyond(frames, mels.shape[-1])[:, None]
         count = (MELS * frames)[:, None, None]

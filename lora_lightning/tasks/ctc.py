@@ -21,6 +21,7 @@ from lora_lightning.tasks.optim import OptimConfig, adamw, head_parameters, para
 from lora_lightning.tasks.routing import report_together
 from lora_lightning.tasks.scores import Score
 from lora_lightning.tasks.speech_report import report
+from lora_lightning.tasks.speech_samples import Samples, samples_of
 
 BLANK = 0
 Decoder = Callable[[Tensor, Tensor, Sequence[str]], list[str]]
@@ -84,6 +85,14 @@ class SpeechRecognizer(L.LightningModule):
             for stage in ("val_rates", "test_rates")
         })  # fmt: skip
         self.transcripts: list[Transcript] = []
+        self._samples: Samples | None = None
+
+    def on_fit_start(self) -> None:
+        self._samples = samples_of(self)
+
+    def on_fit_end(self) -> None:
+        if self._samples is not None:
+            self._samples.log(self)
 
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities (batch, frames, vocabulary) and lengths in frames (batch,)."""
@@ -146,6 +155,8 @@ class SpeechRecognizer(L.LightningModule):
         size = len(heard)
         self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
         for name, rate in rates.items():
+            if not rate.update_called:  # no utterance of that accent yet
+                continue
             self.log(f"{stage}/{name}", rate, on_epoch=True, batch_size=size, prog_bar=name == "wer")
 
     def intervals(self) -> dict[str, tuple[float, float]]:

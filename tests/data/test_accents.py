@@ -69,7 +69,7 @@ def test_training_batches_are_of_similar_lengths_and_random() -> None:
 
 
 def test_collate_pads_with_zeros() -> None:
-    batch = collate([Utterance(torch.ones(3), "a", "1", "us", "m1"), Utterance(torch.ones(5), "b", "2", "us")])
+    batch = collate([Utterance(torch.ones(3), "a", "1", "us", "m1"), Utterance(torch.ones(5), "b", "2")])
     assert batch.waves.tolist() == [[1, 1, 1, 0, 0], [1, 1, 1, 1, 1]]
     assert batch.lengths.tolist() == [3, 5]
     assert (batch.texts, batch.ids, batch.speakers) == (["a", "b"], ["1", "2"], ["m1", ""])
@@ -78,14 +78,15 @@ def test_collate_pads_with_zeros() -> None:
 def test_every_problem_at_once() -> None:
     with pytest.raises(ConfigError) as caught:
         AccentsDataModule("scotish", kept=["uss"], train_size=0, batch_size=2.5)  # type: ignore[arg-type]
-    assert [p.partition("=")[0] for p in caught.value.problems] == ["accent", "kept", "train_size", "batch_size"]
+    named = [problem.partition("=")[0] for problem in caught.value.problems]
+    assert named == ["accent", "kept", "train_size", "batch_size"]
     assert "Did you mean 'scottish'?" in caught.value.problems[0]
     with pytest.raises(ConfigError, match=r"us: accents has no training part.*--accents us --tested"):
         AccentsDataModule("us")
 
 
 def test_a_corpus_that_is_not_there_or_was_changed(tmp_path: Path) -> None:
-    with pytest.raises(MissingFileError, match="python -m lora_lightning.data.espeak_corpus"):
+    with pytest.raises(MissingFileError, match=r"python -m lora_lightning\.data\.espeak_corpus"):
         AccentsDataModule(root=str(tmp_path))
     copy = tmp_path / "copy"
     shutil.copytree(EMBEDDED, copy)
