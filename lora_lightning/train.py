@@ -14,9 +14,18 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
+from lora_lightning.app.adapters import config_of
 from lora_lightning.app.check import LAST, last_checkpoint
 from lora_lightning.app.command_line import CONF, CONFIG_NAME, VERSION_BASE, check_command_line, flags_first
-from lora_lightning.app.compare import Job, Result, header, main_method, results_table, save_results
+from lora_lightning.app.compare import (
+    Job,
+    Result,
+    header,
+    main_method,
+    results_rows,
+    results_table,
+    save_results,
+)
 from lora_lightning.app.launch import hydra_raises, one_job, quiet, reported
 from lora_lightning.app.loggers import (
     build_loggers,
@@ -28,8 +37,9 @@ from lora_lightning.app.loggers import (
     where,
 )
 from lora_lightning.app.resume import continue_logs, resumed
-from lora_lightning.checkpoint import save_adapter
+from lora_lightning.checkpoint import load_adapter, save_adapter
 from lora_lightning.report import format_table, percent
+from lora_lightning.source import FACTS_FILE
 from lora_lightning.tasks.scores import Score
 
 FILES = {
@@ -42,7 +52,7 @@ FILES = {
     "wandb": "the W&B run",
     "fit-profile.txt": "seconds of each step of the loop",
     "contact_sheet.png": "what was found in the first test images, before and after",
-    "report.html": "more of it, and the worst mistakes",
+    "report.html": "examples from the test data, before and after, and the worst mistakes",
     "results.json": "the table above",
     "config.yaml": "the whole configuration",
 }
@@ -79,19 +89,49 @@ def application(config: DictConfig) -> float | None:
 
 
 def run(config: DictConfig) -> float | None:
-    """Train, test, compare and save as configured, and print what was done."""
+    """Train what is configured: one model, or each of several adapters and then all in one model."""
+    if not config.adapters:
+        return train_one(config)[0]
+    folder = Path(config.run_dir)
+    _write_config(OmegaConf.to_container(config, resolve=True), folder / "config.yaml")
+    done = {name: train_one(config_of(config, name), name) for name in config.adapters}
+    if on_rank_zero():
+        for line in _together(config, {name: job for name, (_, job) in done.items()}, folder):
+            print(line)
+    best = [score for score, _ in done.values() if score is not None]
+    return sum(best) / len(best) if best else None
+
+
+def _together(config: DictConfig, jobs: dict[str, Job], folder: Path) -> list[str]:
+    """All adapters in one model, and what the task has to say of it."""
+    first = next(iter(jobs))
+    task = Job(config_of(config, first), "before", folder).task
+    if not hasattr(task, "report_together"):
+        return []
+    for name in jobs:
+        load_adapter(task, folder / name / "adapter", adapter=name)
+    return task.report_together({name: job.data for name, job in jobs.items()}, folder)
+
+
+def train_one(config: DictConfig, adapter: str = "") -> tuple[float | None, Job]:
+    """Train, test, compare and save one model, and print what was done.
+
+    Returns:
+        The best validation score, and the job, whose task holds what was tested.
+    """
     folder = Path(config.run_dir)
     if config.ckpt_path == LAST:
         config.ckpt_path = last_checkpoint(folder, config.trainer.max_epochs)
         if on_rank_zero():
             continue_logs(config, folder)
-    say(_title(config, folder))
+    say(_title(config, folder, adapter))
     plain = OmegaConf.to_container(config, resolve=True)
     _write_config(plain, folder / "config.yaml")
     if config.threads:
         torch.set_num_threads(config.threads)
     method = main_method(config)
     job = Job(config, method, folder)
+    _write_config(dict(getattr(job.data, "provides", {})), folder / FACTS_FILE)
     say(f"\n{job.plan or _full_plan(job)}\n")
     loggers = build_loggers(config)
     status = "failed"
@@ -105,19 +145,24 @@ def run(config: DictConfig) -> float | None:
             others = {name: Job(config, name, folder / name).run() for name in ("before", "probe", "full")}
             results = [others["before"], others["probe"], *results, others["full"]]
         scores = job.task.scores
-        log_table(loggers, "results", header(scores), [r.row(scores) for r in results])
+        log_table(loggers, "results", *results_rows(results, scores))
         status = "success"
     finally:
         finish(loggers, status)
     _report(results, job, folder)
     result = next(r for r in results if r.method == method)
-    FINISHED.append((list(HydraConfig.get().overrides.task), result, job.task.scores))
-    return result.best_validation
+    context = HydraConfig.get()
+    if not adapter or context.mode == RunMode.MULTIRUN:
+        words = [*context.overrides.task, *([adapter] if adapter else [])]
+        FINISHED.append((words, result, job.task.scores))
+    return result.best_validation, job
 
 
-def _title(config: DictConfig, folder: Path) -> str:
+def _title(config: DictConfig, folder: Path, adapter: str) -> str:
     context = HydraConfig.get()
     words = [f"recipe {context.runtime.choices.get('recipe')}", f"seed {config.seed}"]
+    if adapter:
+        words[0] = f"\n{words[0]} · adapter {adapter}"
     if context.mode == RunMode.MULTIRUN:
         words.insert(
             0, f"{chr(10) * bool(FINISHED)}job {context.job.num}: {' '.join(context.overrides.task)}"

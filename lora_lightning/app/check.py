@@ -16,6 +16,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from lora_lightning.app.adapters import adapters_problems, config_of
 from lora_lightning.app.options import OPTIONAL, PROVIDED, REQUIRED, Rule, rules_of, show
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, did_you_mean, nearest
@@ -65,6 +66,14 @@ def problems_of(config: DictConfig) -> list[str]:
         problems.append("compare=true: lora=none leaves no LoRA to compare; give compare=false.")
     if isinstance(checkpoint := values.get("ckpt_path"), str) and checkpoint != LAST:
         problems += checkpoint_problems(checkpoint, _section(values, "trainer").get("max_epochs"))
+    if adapters := values.get("adapters"):
+        problems += adapters_problems(adapters) or [
+            problem if problem in problems else f"adapters.{name}: {problem}"
+            for name in adapters
+            for problem in problems_of(config_of(config, name))
+        ]
+        if _section(values, "lora").get("enabled") is False:
+            problems.append("adapters: lora=none leaves no adapters to train; give adapters=null.")
     return list(dict.fromkeys(problems))
 
 
@@ -324,3 +333,18 @@ def provided(data: Any, node: Mapping[str, Any]) -> dict[str, Any]:
     """What the data say of themselves (`provides`) and the class of this node asks for."""
     facts = getattr(data, "provides", {})
     return {name: value for name, value in facts.items() if takes(node["_target_"], name)}
+
+
+def lacking(node: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """What the class of this node needs beyond its options and these facts."""
+    signature, _ = _signature(node["_target_"])
+    parameters = signature.parameters.items() if signature else ()
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return [
+        name
+        for name, parameter in parameters
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind not in variable
+        and name not in node
+        and name not in facts
+    ]

@@ -7,7 +7,7 @@ import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from lora_lightning.app.check import provided
+from lora_lightning.app.check import lacking, provided
 from lora_lightning.app.loggers import on_rank_zero
 from lora_lightning.app.progress import Progress
 from lora_lightning.callback import LoRACallback
@@ -28,6 +28,7 @@ from lora_lightning.files import WholeCheckpointIO
 from lora_lightning.inject import freeze
 from lora_lightning.plans import Plan
 from lora_lightning.report import format_table
+from lora_lightning.resume import ExactResume
 from lora_lightning.state_hooks import keep_trained_only
 from lora_lightning.targets import plan, plan_probe
 from lora_lightning.tasks.optim import OptimConfig
@@ -54,12 +55,20 @@ class Result:
     seconds: float | None = None
     checkpoint_bytes: int | None = None
     best_validation: float | None = None
+    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # of scores, by name
 
-    def row(self, scores: Sequence[Score]) -> tuple[str, ...]:
-        """The cells under `header(scores)`."""
+    def row(self, scores: Sequence[Score], before: Result | None = None) -> tuple[str, ...]:
+        """The cells under `header(scores)`, and for error rates what has gone of those of `before`."""
+        cells = []
+        for score in scores:
+            value = self.scores.get(score.name)
+            cells.append(score.show(value, self.intervals.get(score.name)))
+            if score.fewer and before:
+                base = before.scores.get(score.name) if before is not self else None
+                cells.append(f"{100 * (1 - value / base):.0f}" if base and value is not None else "–")
         return (
             LABELS[self.method],
-            *(score.show(self.scores.get(score.name)) for score in scores),
+            *cells,
             f"{self.trained:,}",
             f"{100 * self.trained / self.total:.2f}",
             "–" if self.seconds is None else f"{self.seconds:.1f}",
@@ -84,7 +93,8 @@ class Job:
         self.data, model = _data_and_model(self.config)
         self.task = self._task(model)
         self.total = sum(p.numel() for p in self.task.parameters())
-        self.trained = self.total if method in ("full", "scratch") else 0
+        trains = method in ("full", "scratch")
+        self.trained = sum(p.numel() for p in self.task.parameters() if p.requires_grad) if trains else 0
         self.plan: Plan | None = None
         if method == "lora":
             with _named("lora"):
@@ -122,7 +132,8 @@ class Job:
             ckpt_path: a Trainer checkpoint to resume from.
         """
         if self.method == "before":
-            return Result("before", self._scores(self._test(None)), 0, self.total)
+            scores = self._scores(self._test(None))
+            return Result("before", scores, 0, self.total, intervals=self._intervals())
         loggers = self._own_loggers() if loggers is None else loggers
         trainer = self._trainer(loggers)
         started = time.perf_counter()
@@ -147,10 +158,15 @@ class Job:
             seconds,
             _size(Path(best)) if best else None,
             None if score is None else float(score),
+            self._intervals(),
         )
 
     def _scores(self, metrics: Mapping[str, float]) -> dict[str, float]:
         return {s.name: metrics[f"test/{s.name}"] for s in self.task.scores if f"test/{s.name}" in metrics}
+
+    def _intervals(self) -> dict[str, tuple[float, float]]:
+        """Of the scores just tested, where the task knows them."""
+        return self.task.intervals() if hasattr(self.task, "intervals") else {}
 
     def _own_loggers(self) -> list[Logger]:
         csv = (self.config.get("logger") or {}).get("csv")
@@ -191,7 +207,7 @@ class Job:
 
     def _adapting(self) -> list[Callback]:
         if self.method != "lora":
-            return []
+            return [ExactResume()]
         return [LoRACallback(lora_config(self.config), verbose=False)]
 
     def _make_trainer(self, **options: Any) -> pl.Trainer:
@@ -234,14 +250,25 @@ def lora_config(config: DictConfig) -> LoRAConfig:
     return LoRAConfig(**options)
 
 
-def header(scores: Sequence[Score]) -> tuple[str, ...]:
+def header(scores: Sequence[Score], before: Result | None = None) -> tuple[str, ...]:
     """The head of a table of results."""
-    return ("method", *(f"test {score.label}" for score in scores), *COSTS)
+    fewer = ["fewer %"] if before else []
+    labels = [label for s in scores for label in (f"test {s.label}", *(fewer if s.fewer else []))]
+    return ("method", *labels, *COSTS)
 
 
 def results_table(results: Sequence[Result], scores: Sequence[Score]) -> str:
     """All results in one plain table."""
-    return format_table(header(scores), [result.row(scores) for result in results])
+    head, rows = results_rows(results, scores)
+    return format_table(head, rows)
+
+
+def results_rows(
+    results: Sequence[Result], scores: Sequence[Score]
+) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of that table."""
+    before = next((r for r in results if r.method == "before"), None)
+    return header(scores, before), [result.row(scores, before) for result in results]
 
 
 def save_results(results: Sequence[Result], path: Path) -> None:
@@ -279,9 +306,16 @@ def _data_and_model(config: DictConfig) -> tuple[Any, Any]:
                 data.prepare_data()
     except UserError as error:
         errors.append(error)
+    facts: dict[str, Any] = {}
+    try:
+        with _named("data"):
+            facts = provided(data, config.model)
+    except UserError as error:
+        errors = errors or [error]  # what could not be prepared cannot be asked either, for the same reason
     try:
         with _named("model"):
-            model = instantiate(config.model, **provided(data, config.model), _convert_="all")
+            if not (errors and lacking(config.model, facts)):
+                model = instantiate(config.model, **facts, _convert_="all")
     except UserError as error:
         errors.append(error)
     if errors and all(isinstance(e, ConfigError) for e in errors):

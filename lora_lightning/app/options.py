@@ -84,6 +84,7 @@ RULES: dict[str, Rule] = {
     "ckpt_path": or_null(TEXT),
     "tags": TEXTS,
     "compare": FLAG,
+    "adapters": MAPPING,
     "peers.probe.lr": RATE,
     "peers.full.lr": RATE,
     "run_dir": TEXT,
@@ -188,7 +189,7 @@ REQUIRED = ("model", "data", "task", "lora", "optim", "trainer", "peers")
 OPTIONAL = ("callbacks", "logger")
 
 # Arguments that the application passes itself, and what to do instead.
-OF_THE_DATA = dict.fromkeys(("num_classes", "class_names", "vocabulary"), "the data decides")
+OF_THE_DATA = dict.fromkeys(("num_classes", "class_names", "vocabulary", "kept"), "the data decides")
 PROVIDED: dict[str, dict[str, str]] = {
     "model": OF_THE_DATA,
     "task": {**OF_THE_DATA, "model": "use model=NAME", "optim": "use optim.KEY=VALUE"},

@@ -27,7 +27,7 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
 from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
-from lora_lightning.models.hub import url_file
+from lora_lightning.models.download import url_file
 
 State = Mapping[str, Tensor]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 
@@ -15,7 +16,12 @@ class Score(NamedTuple):
     label: str  # the head of its column: "accuracy %"
     scale: float = 100  # from what is logged to what is shown
     digits: int = 1
+    fewer: bool = False  # an error rate: the table also says how much of it the model before it has lost
 
-    def show(self, value: float | None) -> str:
-        """The value as it stands in a table, without its unit; a dash for None."""
-        return "–" if value is None else f"{self.scale * value:.{self.digits}f}"
+    def show(self, value: float | None, interval: Sequence[float] | None = None) -> str:
+        """The value as it stands in a table, without its unit, with its interval if there is one; a dash
+        for None."""
+        if value is None:
+            return "–"
+        low, high = (f"{self.scale * bound:.{self.digits}f}" for bound in interval or (value, value))
+        return f"{self.scale * value:.{self.digits}f}" + (f" ({low}–{high})" if interval else "")

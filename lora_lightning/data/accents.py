@@ -1,0 +1,180 @@
+"""AccentsDataModule: a corpus of `espeak_corpus`, the embedded one or another, accent by accent."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import soundfile
+import torch
+from torch.utils.data import DataLoader, Sampler
+
+from lora_lightning.data.speech import SAMPLE_RATE, Utterance, collate
+from lora_lightning.errors import AdapterFileError, ConfigError, MissingFileError, did_you_mean
+from lora_lightning.loader import ResumableLoader
+
+EMBEDDED = Path(__file__).parent / "accents"
+VOCABULARY = ["_", " ", "'", *"abcdefghijklmnopqrstuvwxyz"]
+EVAL_BATCH_SIZE = 64
+
+
+class AccentsDataModule(L.LightningDataModule):
+    """Synthetic speech in several accents, split by speaker and by sentence.
+
+    Batches are `SpeechBatch`. The embedded corpus has US, Scottish and Caribbean English; its US English
+    has no training part.
+
+    Args:
+        accent: which to train, validate and test on; one or a list.
+        kept: accents that are validated and tested beside it.
+        train_size: how many training utterances are used, the first ones of each accent; None takes all.
+        batch_size: training utterances a batch.
+        root: a folder that `python -m lora_lightning.data.espeak_corpus` has made; None takes the
+            embedded corpus.
+        seed: the order of the training utterances.
+
+    Raises:
+        ConfigError: one line for each bad option.
+        MissingFileError: `root` is no such folder.
+    """
+
+    def __init__(
+        self,
+        accent: str | Sequence[str] = "scottish",
+        kept: Sequence[str] = ("us",),
+        train_size: int | None = None,
+        batch_size: int = 32,
+        root: str | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.accents = [accent] if isinstance(accent, str) else list(accent)
+        self.kept = [a for a in kept if a not in self.accents]
+        self.root = EMBEDDED if root is None else Path(root)
+        rows = manifest(self.root)
+        found = list(dict.fromkeys(row["accent"] for row in rows))
+        trained = {row["accent"] for row in rows if row["split"] == "train"}
+        problems = [
+            f"{name}={given}: {self.root.name} has {', '.join(found)}.{did_you_mean(given, found)}"
+            for name, values in (("accent", self.accents), ("kept", self.kept))
+            for given in values
+            if given not in found
+        ]
+        problems += [
+            f"accent={given}: {self.root.name} has no training part of it; make one by python -m"
+            f" lora_lightning.data.espeak_corpus FOLDER --accents {given} --tested; give data.root=FOLDER."
+            for given in self.accents
+            if given in found and given not in trained
+        ]
+        if not self.accents:
+            problems.append("accent=[]: give at least one.")
+        for name, value in (("train_size", train_size), ("batch_size", batch_size)):
+            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
+            if not whole and not (value is None and name == "train_size"):
+                problems.append(f"{name}={value!r}: give a whole number of at least 1.")
+        if problems:
+            raise ConfigError(problems)
+        self.save_hyperparameters()
+        self.train_size, self.batch_size, self.seed = train_size, batch_size, seed
+        self.provides: dict[str, Any] = {"vocabulary": VOCABULARY, "kept": self.kept}
+
+    def setup(self, stage: str | None = None) -> None:
+        self.train_set = [
+            u for a in self.accents for u in utterances(self.root, a, "train")[: self.train_size]
+        ]
+        self.val_set = [u for a in [*self.accents, *self.kept] for u in utterances(self.root, a, "val")]
+        self.test_set = [u for a in [*self.accents, *self.kept] for u in utterances(self.root, a, "test")]
+
+    def train_dataloader(self) -> DataLoader:
+        sampler = SimilarLengths([len(u.wave) for u in self.train_set], self.batch_size)
+        return ResumableLoader(
+            self.train_set,  # type: ignore[arg-type]
+            self.batch_size,
+            sampler=sampler,
+            seed=self.seed,
+            collate_fn=collate,
+        )
+
+    def val_dataloader(self) -> DataLoader:
+        return DataLoader(self.val_set, EVAL_BATCH_SIZE, collate_fn=collate)  # type: ignore[arg-type]
+
+    def test_dataloader(self) -> DataLoader:
+        return DataLoader(self.test_set, EVAL_BATCH_SIZE, collate_fn=collate)  # type: ignore[arg-type]
+
+
+class SimilarLengths(Sampler[int]):
+    """Random order in which each batch's utterances are of similar length, so that little is padding.
+
+    Draws from torch's global generator, which ResumableLoader seeds.
+    """
+
+    def __init__(self, lengths: Sequence[int], batch_size: int) -> None:
+        self.lengths, self.batch_size = torch.tensor(lengths, dtype=torch.float), batch_size
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __iter__(self) -> Iterator[int]:
+        jitter = 0.2 * self.lengths.std(unbiased=False) * torch.randn(len(self.lengths))
+        batches = list((self.lengths + jitter).argsort().split(self.batch_size))
+        for index in torch.randperm(len(batches)).tolist():
+            yield from batches[index].tolist()
+
+
+def manifest(root: Path) -> list[dict[str, str]]:
+    """The rows of a corpus's manifest.
+
+    Raises:
+        MissingFileError: there is none.
+    """
+    path = root / "manifest.tsv"
+    if not path.is_file():
+        raise MissingFileError(
+            f"root={root}: there is no manifest.tsv. Make the corpus: python -m"
+            f" lora_lightning.data.espeak_corpus {root} (its --help lists accents and sizes)."
+        )
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file, delimiter="\t"))
+
+
+@functools.lru_cache(maxsize=32)
+def utterances(root: Path, accent: str, split: str) -> list[Utterance]:
+    """A part of a corpus, decoded once a process.
+
+    Raises:
+        AdapterFileError: the audio is not what the corpus was made with.
+    """
+    rows = [r for r in manifest(root) if (r["accent"], r["split"]) == (accent, split)]
+    waves = {name: _read(root, name) for name in {row["path"] for row in rows}}
+    return [
+        Utterance(
+            waves[r["path"]][_sample(r["start"]) : _sample(r["end"])],
+            r["text"],
+            r["id"],
+            accent,
+            r["speaker"],
+        )
+        for r in rows
+    ]
+
+
+def _sample(seconds: str) -> int:
+    return round(float(seconds) * SAMPLE_RATE)
+
+
+def _read(root: Path, name: str) -> torch.Tensor:
+    path = root / name
+    expected = json.loads((root / "corpus.json").read_text())["sha256"].get(name)
+    if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != expected:
+        raise AdapterFileError(
+            f"{path} is missing or not the file that {root / 'corpus.json'} describes: make the corpus anew."
+        )
+    wave, rate = soundfile.read(path, dtype="float32")
+    assert rate == SAMPLE_RATE, rate
+    return torch.from_numpy(wave)

@@ -1,0 +1,222 @@
+"""SpeechRecognizer: CTC loss and error rates for any model that maps speech to characters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+from torchmetrics.text import CharErrorRate, WordErrorRate
+
+from lora_lightning.data.speech import SpeechBatch
+from lora_lightning.errors import ConfigError, UserError
+from lora_lightning.tasks.error_rates import Transcript, error_rate
+from lora_lightning.tasks.optim import OptimConfig, adamw, head_parameters, parameter_groups
+from lora_lightning.tasks.routing import report_together
+from lora_lightning.tasks.scores import Score
+from lora_lightning.tasks.speech_report import report
+from lora_lightning.tasks.speech_samples import Samples, samples_of
+
+BLANK = 0
+Decoder = Callable[[Tensor, Tensor, Sequence[str]], list[str]]
+
+
+class SpeechRecognizer(L.LightningModule):
+    """Trains `model` by CTC (Graves et al. 2006) on batches of utterances, `SpeechBatch`.
+
+    Logs train/loss, val/loss, val/wer, val/cer, test/loss, test/wer and test/cer, error rates as fractions
+    of all words and characters. Utterances of the accents `kept` in those batches count for val/wer_ACCENT
+    and test/wer_ACCENT alone.
+
+    Args:
+        model: (waves (batch, samples), lengths (batch,)) -> (logits (batch, frames, vocabulary), lengths
+            of each in frames (batch,)).
+        vocabulary: what each output stands for: first the blank, then characters, of which " " or "|"
+            is the space; entries of several characters are never decoded.
+        optim: the optimizer's options, also as a plain mapping; None takes the defaults.
+        kept: accents that are validated and tested beside those of the training data.
+        decoder: (log-probabilities (batch, frames, vocabulary), lengths (batch,), vocabulary) -> texts, such
+            as `lora_lightning.decoding.BeamDecoder`; None takes the best output of each frame.
+
+    Attributes:
+        transcripts: what the last validation or test has heard, in the order of the data.
+
+    Raises:
+        ConfigError: one line for each bad option.
+    """
+
+    scores: tuple[Score, ...] = (Score("wer", "WER %", fewer=True), Score("cer", "CER %"))
+
+    def __init__(
+        self,
+        model: nn.Module,
+        vocabulary: Sequence[str],
+        optim: OptimConfig | Mapping[str, Any] | None = None,
+        kept: Sequence[str] = (),
+        decoder: Decoder | None = None,
+    ) -> None:
+        super().__init__()
+        options = optim.to_dict() if isinstance(optim, OptimConfig) else dict(optim or {})
+        vocabulary = list(vocabulary)
+        problems = [*OptimConfig.problems(options), *vocabulary_problems(vocabulary)]
+        if problems:
+            raise ConfigError(problems)
+        self.model = model
+        self.vocabulary = vocabulary
+        self.optim = OptimConfig(**options)
+        self.kept = list(kept)
+        self.scores = (*self.scores, *(Score(f"wer_{a}", f"{a} WER %") for a in self.kept))
+        self.decoder = decoder
+        # Plain types, so that the checkpoint loads with weights_only=True.
+        self.save_hyperparameters(
+            {"vocabulary": vocabulary, "optim": self.optim.to_dict(), "kept": self.kept}
+        )
+        self.rates = nn.ModuleDict({
+            stage: nn.ModuleDict(
+                {"wer": WordErrorRate(), "cer": CharErrorRate()}
+                | {f"wer_{accent}": WordErrorRate() for accent in self.kept}
+            )
+            for stage in ("val_rates", "test_rates")
+        })  # fmt: skip
+        self.transcripts: list[Transcript] = []
+        self._samples: Samples | None = None
+
+    def on_fit_start(self) -> None:
+        self._samples = samples_of(self)
+
+    def on_fit_end(self) -> None:
+        if self._samples is not None:
+            self._samples.log(self)
+
+    def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities (batch, frames, vocabulary) and lengths in frames (batch,)."""
+        logits, frames = self.model(waves, lengths)
+        return logits.float().log_softmax(-1), frames
+
+    def transcribe(self, waves: Tensor, lengths: Tensor) -> list[str]:
+        """What is said in waves (batch, samples) of these lengths."""
+        return self.decode(*self(waves, lengths))
+
+    def decode(self, log_probs: Tensor, lengths: Tensor) -> list[str]:
+        """Texts of log-probabilities (batch, frames, vocabulary) of these lengths in frames."""
+        return (self.decoder or greedy)(log_probs, lengths, self.vocabulary)
+
+    def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
+        log_probs, frames = self(batch.waves, batch.lengths)
+        loss = self.loss(log_probs, frames, batch)
+        self.log("train/loss", loss, batch_size=len(batch.lengths))
+        return loss
+
+    def loss(self, log_probs: Tensor, frames: Tensor, batch: SpeechBatch) -> Tensor:
+        """CTC loss a character, averaged over the utterances. One whose text needs more frames than it
+        has cannot be aligned and counts as 0: data modules look for those before training."""
+        targets, lengths = encode(batch.texts, batch.ids, self.vocabulary)
+        targets, lengths = targets.to(log_probs.device), lengths.to(log_probs.device)
+        return F.ctc_loss(
+            log_probs.transpose(0, 1), targets, frames, lengths, blank=BLANK, zero_infinity=True
+        )
+
+    def on_validation_epoch_start(self) -> None:
+        self.transcripts = []
+
+    def on_test_epoch_start(self) -> None:
+        self.transcripts = []
+
+    def validation_step(self, batch: SpeechBatch, batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: SpeechBatch, batch_idx: int) -> None:
+        self._evaluate("test", batch)
+
+    def _evaluate(self, stage: str, batch: SpeechBatch) -> None:
+        log_probs, frames = self(batch.waves, batch.lengths)
+        heard = self.decode(log_probs, frames)
+        rates: Any = self.rates[f"{stage}_rates"]
+        for accent, said, text in zip(batch.accents, batch.texts, heard, strict=True):
+            names = [f"wer_{accent}"] if accent in self.kept else ["wer", "cer"]
+            for name in names:
+                rates[name].update([text], [said])
+        rows = zip(batch.ids, batch.accents, batch.speakers, batch.texts, heard, strict=True)
+        self.transcripts += [Transcript(*row) for row in rows]
+        size = len(heard)
+        loss = self.loss(log_probs, frames, batch)
+        self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
+        for name, rate in rates.items():
+            if not rate.update_called:  # no utterance of that accent yet
+                continue
+            self.log(f"{stage}/{name}", rate, on_epoch=True, batch_size=size, prog_bar=name == "wer")
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The interval of each score of the last test, that covers it with a probability of 95 %."""
+        found = {}
+        for score in self.scores:
+            name, _, accent = score.name.partition("_")
+            heard = [
+                t for t in self.transcripts if (t.accent == accent if accent else t.accent not in self.kept)
+            ]
+            if heard:
+                interval = error_rate(heard, "word" if name == "wer" else "character")
+                found[score.name] = (interval.low, interval.high)
+        return found
+
+    def report(self, data: Any, folder: Path) -> list[str]:
+        """Tables by accent, and report.html, of the test utterances in `data.test_set`."""
+        return report(self, data.test_set, folder)
+
+    def report_together(self, data: dict[str, Any], folder: Path) -> list[str]:
+        """The test utterances of several data modules by all adapters of this model, routed."""
+        return report_together(self, data, folder)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        steps = self.trainer.estimated_stepping_batches
+        if math.isinf(steps):
+            raise ConfigError(["trainer.max_epochs=-1: give trainer.max_epochs or trainer.max_steps."])
+        groups = parameter_groups(self, head_parameters(self.model), self.optim)
+        optimizer, scheduler = adamw(groups, self.optim, int(steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def encode(texts: Sequence[str], ids: Sequence[str], vocabulary: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """Texts as indices of the vocabulary, one after the other (sum of lengths,), and lengths (batch,).
+
+    Raises:
+        UserError: a character that the vocabulary lacks.
+    """
+    index = {character: i for i, character in enumerate(vocabulary)}
+    index.setdefault(" ", index.get("|", -1))
+    missing = {c: name for text, name in zip(texts, ids, strict=True) for c in text if index.get(c, -1) < 1}
+    if missing:
+        where = ", ".join(f"{c!r} in {name or 'an utterance'}" for c, name in sorted(missing.items()))
+        raise UserError(f"the vocabulary lacks {where}: normalize the texts, or add to the vocabulary.")
+    flat = [index[c] for text in texts for c in text]
+    return torch.tensor(flat, dtype=torch.int64), torch.tensor([len(text) for text in texts])
+
+
+def greedy(log_probs: Tensor, lengths: Tensor, vocabulary: Sequence[str]) -> list[str]:
+    """The most probable output of each frame, with repetitions and blanks taken out.
+
+    Args:
+        log_probs: (batch, frames, vocabulary); logits serve as well.
+        lengths: (batch,), in frames.
+        vocabulary: what each output stands for; 0 is the blank.
+    """
+    texts = []
+    for row, length in zip(log_probs.argmax(-1).tolist(), lengths.tolist(), strict=True):
+        path = row[:length]
+        kept = [i for i, before in zip(path, [BLANK, *path], strict=False) if i not in (BLANK, before)]
+        characters = (vocabulary[i] for i in kept if len(vocabulary[i]) == 1)
+        texts.append(" ".join("".join(characters).replace("|", " ").split()))
+    return texts
+
+
+def vocabulary_problems(vocabulary: list[str]) -> list[str]:
+    """Why a list of characters cannot be a recognizer's outputs, if it cannot."""
+    if len(vocabulary) < 2 or len(set(vocabulary)) < len(vocabulary):
+        return [f"vocabulary={vocabulary!r}: give the blank and at least one character, each once."]
+    return []

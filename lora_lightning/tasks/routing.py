@@ -1,0 +1,124 @@
+"""Which adapter an utterance goes to: by its label, or by a router for speech without labels."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from lora_lightning.adapters import adapters_off, select
+from lora_lightning.data.speech import Utterance, collate
+from lora_lightning.mixed import adapters_for
+from lora_lightning.report import format_table
+from lora_lightning.tasks.error_rates import Transcript
+from lora_lightning.tasks.speech_report import percent, transcribe_all
+
+if TYPE_CHECKING:
+    from lora_lightning.tasks.ctc import SpeechRecognizer
+
+MIXED = 32  # utterances of a mixed batch
+SHRINKAGE = 0.1  # of the covariance towards its diagonal
+
+
+class Router:
+    """The nearest centroid in the space of a base model's mean features.
+
+    Distances are Mahalanobis's under one covariance for all groups (Fisher's linear discriminant), because
+    most of what differs between utterances is the speaker and the words, not the accent.
+    """
+
+    def __init__(self, features: Tensor, labels: Sequence[str]) -> None:
+        """Fit to features (n, dim) and the label of each."""
+        self.names = sorted(set(labels))
+        member = torch.tensor([self.names.index(label) for label in labels])
+        self.centroids = torch.stack([features[member == i].mean(0) for i in range(len(self.names))])
+        within = features - self.centroids[member]
+        covariance = within.T @ within / len(within)
+        covariance = (1 - SHRINKAGE) * covariance + SHRINKAGE * torch.diag(covariance.diagonal() + 1e-6)
+        self.precision = torch.linalg.inv(covariance)
+
+    def __call__(self, features: Tensor) -> list[str]:
+        """The label of each row of features (n, dim)."""
+        gaps = features[:, None] - self.centroids  # (n, groups, dim)
+        distances = torch.einsum("ngi,ij,ngj->ng", gaps, self.precision, gaps)
+        return [self.names[i] for i in distances.argmin(1).tolist()]
+
+
+def mean_features(task: SpeechRecognizer, utterances: Sequence[Utterance]) -> Tensor:
+    """(n, width): what the base model's head sees, averaged over the frames of each utterance."""
+    rows = []
+    task.eval()
+    with torch.no_grad(), adapters_off(task):
+        for start in range(0, len(utterances), MIXED):
+            batch = collate(utterances[start : start + MIXED])
+            x, frames = task.model.features(batch.waves.to(task.device), batch.lengths.to(task.device))  # type: ignore[operator]
+            inside = torch.arange(x.shape[1], device=x.device) < frames[:, None]
+            rows.append((x * inside[..., None]).sum(1) / frames[:, None])
+    return torch.cat(rows).cpu()
+
+
+def transcribe_mixed(
+    task: SpeechRecognizer, utterances: Sequence[Utterance], adapters: Sequence[str | None]
+) -> list[Transcript]:
+    """What is heard in each utterance by its own adapter, in batches in which all adapters meet."""
+    heard: list[str] = [""] * len(utterances)
+    order = torch.randperm(len(utterances), generator=torch.Generator().manual_seed(0)).tolist()
+    task.eval()
+    for start in range(0, len(order), MIXED):
+        rows = order[start : start + MIXED]
+        batch = collate([utterances[i] for i in rows])
+        with torch.no_grad(), adapters_for(task, [adapters[i] for i in rows]):
+            texts = task.transcribe(batch.waves.to(task.device), batch.lengths.to(task.device))
+        for i, text in zip(rows, texts, strict=True):
+            heard[i] = text
+    return [Transcript(u.id, u.accent, u.speaker, u.text, h) for u, h in zip(utterances, heard, strict=True)]
+
+
+def report_together(task: SpeechRecognizer, data: dict[str, Any], folder: Path) -> list[str]:
+    """Several adapters in one model: each accent by the base, by every adapter, routed by its label, and
+    by a router that has not seen the label.
+
+    Args:
+        task: with all adapters loaded.
+        data: the data module that each adapter was trained on, set up.
+
+    Returns:
+        Lines to print; the same as numbers are in adapters.json.
+    """
+    tested = {u.id: u for module in data.values() for u in module.test_set}
+    utterances = list(tested.values())
+    owner = {u.accent: name for name, module in data.items() for u in module.train_set}
+    own = [owner.get(u.accent) for u in utterances]
+    heard: dict[str, list[Transcript]] = {}
+    with adapters_off(task):
+        heard["base"] = transcribe_all(task, utterances)
+    for name in data:
+        select(task, name)
+        heard[name] = transcribe_all(task, utterances)
+    heard["routed by label"] = transcribe_mixed(task, utterances, own)
+    lines: list[str] = []
+    if hasattr(task.model, "features"):
+        known = {u.id: u for module in data.values() for u in [*module.train_set, *module.val_set]}
+        labels = [owner.get(u.accent) or "base" for u in known.values()]
+        router = Router(mean_features(task, list(known.values())), labels)
+        guessed = router(mean_features(task, utterances))
+        heard["routed by nearest centroid"] = [
+            heard[name][i] for i, name in enumerate(guessed)
+        ]  # each row as alone: what a mixed batch promises
+        right = sum(g == (o or "base") for g, o in zip(guessed, own, strict=True))
+        lines.append(f"The router sends {100 * right / len(own):.1f} % of the utterances to the right one.")
+    alone = [heard[o or "base"][i].hypothesis for i, o in enumerate(own)]
+    same = sum(a == t.hypothesis for a, t in zip(alone, heard["routed by label"], strict=True))
+    lines.append(f"Mixed batches: {same} of {len(own)} transcripts are those of the adapter by itself.")
+    accents = list(dict.fromkeys(u.accent for u in utterances))
+    rows = [
+        (accent, *(percent([t for t in part if t.accent == accent]) for part in heard.values()))
+        for accent in accents
+    ]
+    header = ("WER %", *heard)
+    (folder / "adapters.json").write_text(json.dumps({"header": header, "rows": rows}, indent=2) + "\n")
+    return ["", "All adapters in one model", "", format_table(header, rows), "", *lines]
