@@ -11,8 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 from faster_coco_eval.core import mask as rle
-from hydra.utils import get_object
+from hydra.utils import get_object, instantiate
 from lightning.fabric import Fabric
+from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -21,7 +22,7 @@ from lora_lightning.adapter_file import write_adapter
 from lora_lightning.adapters import merge as merge_adapters
 from lora_lightning.app.command_line import command_config
 from lora_lightning.checkpoint import load_adapter
-from lora_lightning.data.picture_folder import PictureFolder
+from lora_lightning.data.picture_folder import PictureFolder, draw_pictures
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.export import rebuilt_model
 from lora_lightning.files import write_whole
@@ -33,7 +34,9 @@ OPTIONS = {
     "images": str, "out": str, "adapter": str, "ckpt": str, "batch_size": int, "num_workers": int,
     "score": float, "overwrite": bool, "any_base": bool,
 }  # fmt: skip
-RESULTS, IMAGES, PICTURES = "predictions.json", "images.json", "pictures"
+RESULTS, IMAGES, PICTURES, DRAWN = "predictions.json", "images.json", "pictures", "images"
+EMBEDDED = ("lora_lightning.data.shapes.ShapesDataModule",)  # data that are drawn, not found
+LEAST_WIDTH = 320  # of a picture, in pixels: captions would hide a smaller one
 COLOURS = ("#ff5a5f", "#3d8bfd", "#2fbf4f", "#f2c316", "#b36bff", "#ff9f40", "#20c5c5", "#ff77c8")
 
 
@@ -44,7 +47,8 @@ def predict(options: Mapping[str, Any], words: Sequence[str]) -> str:
     its numbers mean, in COCO's format; and `pictures/`, each image with what was found.
 
     Args:
-        options: by OPTIONS.
+        options: by OPTIONS. Without `images`, a recipe whose pictures are drawn has its test pictures
+            drawn into `out/images`.
         words: `recipe=NAME key=value …`; none takes the run that the adapter or checkpoint lies in.
 
     Returns:
@@ -54,6 +58,9 @@ def predict(options: Mapping[str, Any], words: Sequence[str]) -> str:
         UserError: every mistake in one message, before the model is built.
     """
     source, config, folder = _checked(options, words)
+    out = Path(options["out"]).expanduser()
+    if folder is None:
+        folder = draw_pictures(instantiate(OmegaConf.create(dict(config["data"]))), out / DRAWN)
     known = source.facts() if source and words else None
     model, facts = rebuilt_model(config, None if words else source, known)
     if source:
@@ -61,7 +68,6 @@ def predict(options: Mapping[str, Any], words: Sequence[str]) -> str:
     trainer = config["trainer"]
     score = options.get("score", config["task"].get("score_threshold", 0.5))
     finder = Finder(model, trainer["accelerator"], trainer["precision"])
-    out = Path(options["out"]).expanduser()
     writer = Writer(out, folder, facts, score)
     loader = DataLoader(
         folder,
@@ -132,11 +138,9 @@ class Writer:
             (box, COLOURS[label % len(COLOURS)], f"{self.names[label - 1]} {score:.2f}")
             for box, label, score in zip(sure["boxes"].tolist(), labels, sure["scores"].tolist(), strict=True)
         ]
-        path = (self.out / PICTURES / picture.name).with_suffix(
-            ".png" if picture.name.endswith("png") else ".jpg"
-        )
+        path = self.out / PICTURES / picture.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        drawn(image, boxes, sure.get("masks"), width=max(picture.width, 160)).save(path)
+        drawn(image, boxes, sure.get("masks"), width=max(picture.width, LEAST_WIDTH)).save(path)
 
     def close(self) -> None:
         """Write both files, whole or not at all."""
@@ -173,9 +177,9 @@ def _write_json(path: Path, content: Any) -> None:
 
 def _checked(
     options: Mapping[str, Any], words: Sequence[str]
-) -> tuple[Source | None, Mapping[str, Any], PictureFolder]:
-    """The adapter, the configuration and the images, or every mistake at once."""
-    problems = [f"give {name}=FOLDER." for name in ("images", "out") if name not in options]
+) -> tuple[Source | None, Mapping[str, Any], PictureFolder | None]:
+    """The adapter, the configuration and the images (None: to be drawn), or every mistake at once."""
+    problems = [] if "out" in options else ["give out=FOLDER."]
     if "adapter" in options and "ckpt" in options:
         problems.append("adapter and ckpt: give one of the two.")
     for name, least in (("batch_size", 1), ("num_workers", 0)):
@@ -205,7 +209,9 @@ def _checked(
         problems += error.problems
     except UserError as error:
         problems.append(str(error))
-    if problems or folder is None:
+    if "images" not in options and config.get("data", {}).get("_target_") not in EMBEDDED:
+        problems.append("give images=FOLDER.")
+    if problems:
         raise UserError("\n".join(problems))
     return source, config, folder
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import Any, Literal
 import lightning as L
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -129,6 +130,12 @@ def collate(batch: list[tuple[Tensor, dict[str, Any]]]) -> Batch:
     return list(images), list(targets)
 
 
+@functools.cache  # once, though several trainings of one program may use the data
+def tell(text: str) -> None:
+    """Print on rank zero."""
+    rank_zero_only(print)(text, flush=True)
+
+
 class DetectionDataModule(L.LightningDataModule):
     """Loaders over samples; a data set says in `read` where they come from.
 
@@ -202,7 +209,7 @@ class DetectionDataModule(L.LightningDataModule):
     def prepare_data(self) -> None:
         self._read()
         if self.findings:
-            rank_zero_info(f"{self.name}:\n{self.findings}")
+            tell(f"{self.name}:\n\n{self.findings}\n")
 
     def setup(self, stage: str | None = None) -> None:
         self._read()

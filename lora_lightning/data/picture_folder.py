@@ -5,8 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
+from torchvision.io import write_png
 
 from lora_lightning.data.detection import image_size, read_image
 from lora_lightning.errors import UserError
@@ -59,6 +61,16 @@ class PictureFolder(Dataset[tuple[int, Tensor]]):
 
     def __getitem__(self, index: int) -> tuple[int, Tensor]:
         return index, read_image(self.folder / self.pictures[index].name).float() / 255
+
+
+def draw_pictures(data: LightningDataModule, folder: Path) -> PictureFolder:
+    """The test pictures of data that have no files, as PNG, named by their `image_id`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    data.setup("test")
+    for images, targets in data.test_dataloader():
+        for image, target in zip(images, targets, strict=True):
+            write_png((image * 255).round().byte(), str(folder / f"{int(target['image_id']):05d}.png"))
+    return PictureFolder(folder)
 
 
 def _numbers(files: list[Path]) -> list[int]:

@@ -12,15 +12,12 @@ import torch
 from safetensors.torch import save_file
 from torchvision.models import get_model_weights
 
+from lora_lightning.cli import main as predict
 from lora_lightning.models.detection import detector
+from lora_lightning.models.rtdetr import rtdetr
 from lora_lightning.train import main
-from tests.data.detection_sets import (
-    coco_content,
-    write_coco,
-    write_coco_2017,
-    write_pennfudan,
-    write_voc,
-)
+from tests.data.detection_sets import coco_content, write_coco, write_coco_2017, write_pennfudan, write_voc
+from tests.models.test_rtdetr import SMALL
 
 FAST = ["debug=fast", "logger=csv", "trainer=cpu", "data.num_workers=0", "hydra.run.dir=run"]
 TINY = ["model.min_size=64", "model.max_size=96"]
@@ -107,6 +104,22 @@ def test_own_classes_in_cocos_format(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert "test mAP" in out
     trained = json.loads((tmp_path / "run" / "adapter" / "adapter_config.json").read_text())
     assert "lora_lightning" in json.dumps(trained)
+
+
+def test_rtdetr_on_own_classes_and_what_it_finds(tmp_path: Path) -> None:
+    """From a folder of weights for other classes to boxes on pictures: the fresh layers come back."""
+    small = rtdetr(80, pretrained=False, image_size=64, **SMALL)
+    small.model.save_pretrained(tmp_path / "weights")
+    write_coco(tmp_path / "train", tmp_path / "train.json", coco_content())
+    write_coco(tmp_path / "val", tmp_path / "val.json", coco_content(3, first=6))
+    paths = [f"data.{p}_images={p}" for p in ("train", "val")]
+    paths += [f"data.{p}_annotations={p}.json" for p in ("train", "val")]
+    model = ["model.checkpoint=weights", "model.image_size=64"]
+    main(["recipe=rtdetr_coco", "data=coco_format", *paths, *model, "data.batch_size=2", *FAST])
+    assert results(tmp_path)["scores"]["map"] >= 0
+    predict(["predict", "images=val", "out=found", "adapter=run/adapter"])
+    found = json.loads((tmp_path / "found" / "predictions.json").read_text())
+    assert len(found) == 60 and {r["category_id"] for r in found} <= {3, 18}
 
 
 @pytest.mark.slow

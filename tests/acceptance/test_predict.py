@@ -15,7 +15,9 @@ from safetensors.torch import save_file
 import lora_lightning as ll
 from lora_lightning.cli import main as command
 from lora_lightning.data.detection import read_image
+from lora_lightning.data.shapes import Shapes
 from lora_lightning.models.detection import detector
+from lora_lightning.tasks.average_precision import AveragePrecision
 from lora_lightning.train import main as train
 from tests.data.detection_sets import coco_content, picture, write_coco
 
@@ -77,7 +79,7 @@ def test_results_and_pictures(trained, tmp_path, monkeypatch, capsys):
         p.relative_to(out / "pictures").as_posix(): Image.open(p).size
         for p in (out / "pictures").rglob("*.*")
     }
-    assert sizes == {"a.jpg": (160, 107), "c.jpg": (200, 120), "more/b.png": (160, 240)}
+    assert sizes == {"a.jpg": (320, 213), "c.bmp": (320, 192), "more/b.png": (320, 480)}
 
 
 def test_merged_predictions_are_the_adapted_models(trained, tmp_path, monkeypatch):
@@ -119,6 +121,26 @@ def test_a_recipe_without_an_adapter(trained, tmp_path, monkeypatch):
     _, images = read(tmp_path / "out")
     assert images["images"][0]["id"] == 139
     assert len(images["categories"]) == 90
+
+
+def test_an_embedded_recipe_draws_its_pictures(tmp_path, monkeypatch):
+    """The shipped base finds the shapes of its own domain, where they are."""
+    monkeypatch.chdir(tmp_path)
+    command(["predict", "recipe=fcos_shapes", "data.domain=source", "data.test_size=8", "out=out"])
+    results, images = read(tmp_path / "out")
+    assert [i["file_name"] for i in images["images"]] == [f"{n:05d}.png" for n in range(8)]
+    precision = AveragePrecision()
+    scenes = Shapes("source", "test", 8, 128)
+    for n in range(8):
+        target = scenes[n][1]
+        assert (tmp_path / "out" / "pictures" / f"{n:05d}.png").exists()
+        found = [r for r in results if r["image_id"] == n]
+        boxes = torch.tensor([r["bbox"] for r in found])
+        boxes[:, 2:] += boxes[:, :2]
+        scores = torch.tensor([r["score"] for r in found])
+        labels = torch.tensor([r["category_id"] for r in found])
+        precision.update([{"boxes": boxes, "scores": scores, "labels": labels}], [target])
+    assert float(precision.compute()["map"]) > 0.5
 
 
 @pytest.mark.parametrize(
