@@ -14,10 +14,12 @@ from torch.nn.utils.rnn import pad_sequence
 from torchaudio.functional import forced_align, merge_tokens
 
 from lora_lightning.data.speech import SAMPLE_RATE
-from lora_lightning.tasks.ctc import Decoder, encode, greedy
+from lora_lightning.tasks.ctc import BLANK, Decoder, encode, greedy
 
 PROBES = (2 * SAMPLE_RATE, 10 * SAMPLE_RATE)  # samples of the silences that tell how far apart outputs are
 SPACES = (" ", "|")
+SILENT = -30.0  # ln P of a letter where nothing sounds
+DYNAMICS, QUIETEST = 35.0, -60.0  # dB below the loudest parts, and of full scale, that count as silence
 
 
 @dataclass(frozen=True)
@@ -56,13 +58,34 @@ class Transcription:
         return {"seconds": self.seconds, "text": self.text, "segments": [asdict(s) for s in self.segments]}
 
 
-class Transcriber:
-    """Recognizes waves of any length in overlapping chunks.
+@dataclass(eq=False)
+class _Wave:
+    """A wave in work: log-probabilities (frames, vocabulary) so far, and the chunks not yet heard."""
 
-    Of each chunk only the outputs are used that lie `overlap / 2` from its ends or more, where the model
-    has heard what comes before and after; they are put together output by output, since every model here
-    is the same for a wave that begins an output later. The whole is cut at pauses, each piece decoded by
-    itself, and its words placed by forced alignment (torchaudio; Pratap et al. 2023, arXiv 2305.13516).
+    log_probs: Tensor
+    samples: int
+    waiting: list[_Chunk]
+
+
+@dataclass(eq=False)
+class _Chunk:
+    """A part of a wave that is heard at once: its first frame, and the frames that are used."""
+
+    samples: Tensor
+    first: int
+    used: tuple[int, int]
+    whole: _Wave
+
+
+class Transcriber:
+    """Recognizes waves of any length, in overlapping chunks where they have no pauses.
+
+    What lies between two silences is heard by itself, as the utterances were that a model was trained on;
+    what is longer than a chunk, in chunks. Of each chunk only the outputs are used that lie `overlap / 2`
+    from its ends or more, where the model has heard what comes before and after; they are put together
+    output by output, since every model here is the same for a wave that begins an output later. Each piece
+    is decoded by itself, and its words placed by forced alignment (torchaudio; Pratap et al. 2023, arXiv
+    2305.13516).
 
     Args:
         model: (waves (batch, samples), lengths) -> (logits (batch, frames, vocabulary), lengths in frames).
@@ -99,21 +122,19 @@ class Transcriber:
 
     def all(self, waves: Iterable[Tensor]) -> Iterator[Transcription]:
         """What is said in each wave (samples,), in order; chunks of several are heard together."""
-        parts: list[Tensor] = []
-        wanted, samples = 0, 0
-        lengths: list[tuple[int, int]] = []  # of the waves in work: chunks and samples
-        for chunks in self._batches(waves, lengths):
-            parts += self._heard(chunks)
-            while lengths and len(parts) >= lengths[0][0]:
-                wanted, samples = lengths.pop(0)
-                log_probs = torch.cat([torch.zeros(0, len(self.vocabulary)), *parts[:wanted]])
-                del parts[:wanted]
-                yield self._transcription(log_probs, samples)
+        open_waves: list[_Wave] = []
+        for chunks in self._batches(waves, open_waves):
+            self._hear(chunks)
+            while open_waves and not open_waves[0].waiting:
+                done = open_waves.pop(0)
+                yield self._transcription(done.log_probs, done.samples)
 
     def log_probs(self, wave: Tensor) -> Tensor:
-        """(frames, vocabulary) of a wave (samples,) of any length."""
-        lengths: list[tuple[int, int]] = []
-        return torch.cat([part for chunks in self._batches([wave], lengths) for part in self._heard(chunks)])
+        """(frames, vocabulary) of a wave (samples,) of any length; certain blanks where it is silent."""
+        open_waves: list[_Wave] = []
+        for chunks in self._batches([wave], open_waves):
+            self._hear(chunks)
+        return open_waves[0].log_probs
 
     @torch.no_grad()
     def _hop(self) -> int:
@@ -123,42 +144,69 @@ class Transcriber:
             frames.append(int(self.model(wave, torch.tensor([samples], device=self.device))[1]))
         return round((PROBES[1] - PROBES[0]) / (frames[1] - frames[0]))
 
-    def _chunks(self, wave: Tensor) -> list[tuple[Tensor, int, int | None]]:
-        """Waves, and which of each one's outputs are used; the last of an end is None."""
-        size, stride = self.chunk * self.hop, (self.chunk - 2 * self.margin) * self.hop
-        count = 1 + max(0, math.ceil((len(wave) - size) / stride))
-        return [
-            (
-                wave[i * stride : i * stride + size],
-                self.margin if i else 0,
-                None if i == count - 1 else self.chunk - self.margin,
-            )
-            for i in range(count)
-        ]
+    def _chunks(self, wave: Tensor) -> _Wave:
+        """A wave's chunks, and room for what is heard in them."""
+        frames = math.ceil(len(wave) / self.hop)
+        log_probs = torch.full((frames, len(self.vocabulary)), SILENT)
+        log_probs[:, BLANK] = 0.0
+        whole = _Wave(log_probs, len(wave), [])
+        stride = self.chunk - 2 * self.margin
+        for begin, end in self._loud(wave):
+            count = 1 + max(0, math.ceil((end - begin - self.chunk) / stride))
+            for i in range(count):
+                first = begin + i * stride
+                last = min(end, first + self.chunk)
+                used = (first + (self.margin if i else 0), last - (self.margin if i < count - 1 else 0))
+                samples = wave[first * self.hop : last * self.hop]
+                whole.waiting.append(_Chunk(samples, first, used, whole))
+        return whole
 
-    def _batches(
-        self, waves: Iterable[Tensor], lengths: list[tuple[int, int]]
-    ) -> Iterator[list[tuple[Tensor, int, int | None]]]:
-        waiting: list[tuple[Tensor, int, int | None]] = []
+    def _loud(self, wave: Tensor) -> list[tuple[int, int]]:
+        """Frames at which sound begins and ends: between silences of `pause` seconds or more."""
+        padded = torch.nn.functional.pad(wave, (0, -len(wave) % self.hop)).view(-1, self.hop)
+        level = 10 * padded.square().mean(1).clamp(min=1e-12).log10()
+        if not len(level):
+            return []
+        loud = (level > max(float(level.quantile(0.95)) - DYNAMICS, QUIETEST)).nonzero()[:, 0].tolist()
+        spans: list[tuple[int, int]] = []
+        for t in loud:
+            if spans and t - spans[-1][1] < self.pause:
+                spans[-1] = (spans[-1][0], t + 1)
+            else:
+                spans.append((t, t + 1))
+        rim = int(self.pause / 3)
+        return [(max(0, begin - rim), min(len(level), end + rim)) for begin, end in spans]
+
+    def _batches(self, waves: Iterable[Tensor], open_waves: list[_Wave]) -> Iterator[list[_Chunk]]:
+        """Chunks of all waves, `batch` at a time; and an empty list for a wave that has none."""
+        waiting: list[_Chunk] = []
         for wave in waves:
-            chunks = self._chunks(wave)
-            lengths.append((len(chunks), len(wave)))
-            waiting += chunks
-            while len(waiting) >= self.batch:
+            whole = self._chunks(wave)
+            open_waves.append(whole)
+            waiting += whole.waiting
+            while len(waiting) >= self.batch or not whole.waiting:
                 yield waiting[: self.batch]
                 del waiting[: self.batch]
-        if waiting:
-            yield waiting
+                if not whole.waiting:
+                    break
+        while waiting:
+            yield waiting[: self.batch]
+            del waiting[: self.batch]
 
     @torch.inference_mode()
-    def _heard(self, chunks: Sequence[tuple[Tensor, int, int | None]]) -> list[Tensor]:
-        """Log-probabilities (frames, vocabulary) that each chunk contributes, on the CPU."""
-        waves = pad_sequence([wave for wave, _, _ in chunks], batch_first=True).to(self.device)
-        lengths = torch.tensor([len(wave) for wave, _, _ in chunks], device=self.device)
+    def _hear(self, chunks: Sequence[_Chunk]) -> None:
+        """Put what is heard in chunks where it belongs."""
+        if not chunks:
+            return
+        waves = pad_sequence([chunk.samples for chunk in chunks], batch_first=True).to(self.device)
+        lengths = torch.tensor([len(chunk.samples) for chunk in chunks], device=self.device)
         logits, frames = self.model(waves, lengths)
         rows = logits.float().log_softmax(-1).cpu()
-        ends = [int(n) if last is None else last for n, (_, _, last) in zip(frames, chunks, strict=True)]
-        return [row[first:end] for row, (_, first, _), end in zip(rows, chunks, ends, strict=True)]
+        for chunk, row, count in zip(chunks, rows, frames.tolist(), strict=True):
+            begin, end = chunk.used
+            end = min(end, chunk.first + count)
+            chunk.whole.log_probs[begin:end] = row[begin - chunk.first : end - chunk.first]
+            chunk.whole.waiting.remove(chunk)
 
     def _transcription(self, log_probs: Tensor, samples: int) -> Transcription:
         segments = []

@@ -317,7 +317,7 @@ def test_autocast():
 
 def test_a_compiled_model_takes_new_rows_without_compiling_anew():
     model = several(vit).eval()
-    x, graphs = batch(vit), []
+    x, graphs, counts = batch(vit), [], []
 
     def backend(graph, inputs):
         graphs.append(graph)
@@ -328,5 +328,5 @@ def test_a_compiled_model_takes_new_rows_without_compiling_anew():
         rows = [*ROWS[k:], *ROWS[:k]]
         with torch.no_grad(), ll.adapters_for(model, rows):
             assert torch.equal(compiled(x), model(x))
-        after_the_first = len(graphs) if k == 0 else after_the_first
-    assert graphs and len(graphs) == after_the_first
+        counts.append(len(graphs))
+    assert counts[0] == counts[-1] > 0

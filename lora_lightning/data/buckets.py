@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 
 from torch.utils.data import Dataset
 
-from lora_lightning.data.speech import SpeechBatch, Utterance, collate
+from lora_lightning.data.speech import SAMPLE_RATE, SpeechBatch, Utterance, collate
 
 
 def bucketed(seconds: Sequence[float], budget: float, seed: int | None = None) -> list[list[int]]:
@@ -36,6 +36,20 @@ def bucketed(seconds: Sequence[float], budget: float, seed: int | None = None) -
         else:
             batches.append([i])
     return batches
+
+
+def grouped(utterances: Iterable[Utterance], budget: float) -> Iterator[list[Utterance]]:
+    """Utterances in their order, as many together as stay within `budget` seconds, padding counted."""
+    group: list[Utterance] = []
+    longest = 0
+    for utterance in utterances:
+        longest = max(longest, len(utterance.wave))
+        if group and longest * (len(group) + 1) > budget * SAMPLE_RATE:
+            yield group
+            group, longest = [], len(utterance.wave)
+        group.append(utterance)
+    if group:
+        yield group
 
 
 class Batches(Dataset[SpeechBatch]):

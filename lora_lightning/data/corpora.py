@@ -129,7 +129,7 @@ CORPORA = {
     "common_voice": Corpus(
         "Common Voice",
         "https://commonvoice.mozilla.org/datasets (one language; unpack it)",
-        "train.tsv, dev.tsv, test.tsv and clips/",
+        "clips/ and a table of each subset: train.tsv, dev.tsv, test.tsv, validated.tsv",
         common_voice,
         ("train", "dev", "test"),
     ),
@@ -189,7 +189,7 @@ def read_corpus(corpus: str, root: str | Path, subsets: Sequence[str] | None = N
     if rows:
         return rows
     found = "which is there, without them" if folder.is_dir() else "which does not exist"
-    wanted = f" ({', '.join(chosen)})" if subsets else ""
+    wanted = f"; of the subsets {', '.join(chosen)}" if subsets else ""
     raise MissingFileError(
         f"{about.name} is not on this machine.\n"
         f"  looked for: {about.layout}{wanted}\n"

@@ -108,10 +108,19 @@ class SpeechRecognizer(L.LightningModule):
         return (self.decoder or greedy)(log_probs, lengths, self.vocabulary)
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
-        log_probs, frames = self(batch.waves, batch.lengths)
-        loss = self.loss(log_probs, frames, batch)
+        loss = self.batch_loss(batch)
         self.log("train/loss", loss, batch_size=len(batch.lengths))
         return loss
+
+    def batch_loss(self, batch: SpeechBatch) -> Tensor:
+        """What is trained to be small."""
+        log_probs, frames = self(batch.waves, batch.lengths)
+        return self.loss(log_probs, frames, batch)
+
+    def heard(self, batch: SpeechBatch) -> tuple[list[str], Tensor]:
+        """What the model hears in a batch, and its loss, by one forward."""
+        log_probs, frames = self(batch.waves, batch.lengths)
+        return self.decode(log_probs, frames), self.loss(log_probs, frames, batch)
 
     def loss(self, log_probs: Tensor, frames: Tensor, batch: SpeechBatch) -> Tensor:
         """CTC loss a character, averaged over the utterances. One whose text needs more frames than it
@@ -135,8 +144,7 @@ class SpeechRecognizer(L.LightningModule):
         self._evaluate("test", batch)
 
     def _evaluate(self, stage: str, batch: SpeechBatch) -> None:
-        log_probs, frames = self(batch.waves, batch.lengths)
-        heard = self.decode(log_probs, frames)
+        heard, loss = self.heard(batch)
         rates: Any = self.rates[f"{stage}_rates"]
         for accent, said, text in zip(batch.accents, batch.texts, heard, strict=True):
             names = [f"wer_{accent}"] if accent in self.kept else ["wer", "cer"]
@@ -145,7 +153,6 @@ class SpeechRecognizer(L.LightningModule):
         rows = zip(batch.ids, batch.accents, batch.speakers, batch.texts, heard, strict=True)
         self.transcripts += [Transcript(*row) for row in rows]
         size = len(heard)
-        loss = self.loss(log_probs, frames, batch)
         self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
         for name, rate in rates.items():
             if not rate.update_called:  # no utterance of that accent yet

@@ -17,6 +17,7 @@ from torchaudio.functional import forced_align
 from torchaudio.transforms import MelSpectrogram
 
 from lora_lightning.adapters import adapters_off
+from lora_lightning.data.buckets import grouped
 from lora_lightning.data.speech import SAMPLE_RATE, Utterance, collate
 from lora_lightning.record import is_injected
 from lora_lightning.report import format_table
@@ -25,7 +26,7 @@ from lora_lightning.tasks.error_rates import Transcript, confusions, count_error
 if TYPE_CHECKING:
     from lora_lightning.tasks.ctc import SpeechRecognizer
 
-BATCH_SIZE = 64
+BATCH_SECONDS = 120.0  # padding counted
 WORST = 12  # utterances on the page
 PIXELS = 4  # a frame of the spectrogram, and a mel
 PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
@@ -48,8 +49,8 @@ def transcribe_all(task: SpeechRecognizer, utterances: Sequence[Utterance]) -> l
     task.eval()
     heard: list[str] = []
     with torch.no_grad():
-        for start in range(0, len(utterances), BATCH_SIZE):
-            batch = collate(utterances[start : start + BATCH_SIZE])
+        for group in grouped(utterances, BATCH_SECONDS):
+            batch = collate(group)
             heard += task.transcribe(batch.waves.to(task.device), batch.lengths.to(task.device))
     task.train(training)
     return [Transcript(u.id, u.accent, u.speaker, u.text, h) for u, h in zip(utterances, heard, strict=True)]
@@ -162,6 +163,8 @@ def aligned(task: SpeechRecognizer, utterance: Utterance) -> list[tuple[str, flo
     the most probable CTC path; empty where the text does not fit into the frames."""
     from lora_lightning.tasks.ctc import encode
 
+    if not task.aligns:
+        return []
     batch = collate([utterance])
     with torch.no_grad():
         log_probs, frames = task.eval()(batch.waves.to(task.device), batch.lengths.to(task.device))
