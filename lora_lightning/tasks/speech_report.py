@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 64
 WORST = 12  # utterances on the page
-PIXELS = 4  # a frame of the spectrogram, and a mel
+PIXELS = 4  # a side of each cell of the spectrogram
 PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; color: #222 }}
@@ -148,7 +148,7 @@ def _picture(task: SpeechRecognizer, utterance: Utterance) -> str:
     mels = MelSpectrogram(SAMPLE_RATE, 512, hop_length=160, n_mels=32)(utterance.wave)
     mels = (mels + 1e-6).log().flip(0)
     shades = 255 * (1 - (mels - mels.min()) / (mels.max() - mels.min() + 1e-6))
-    image = Image.fromarray(shades.byte().numpy()).resize((PIXELS * mels.shape[1] // 2, PIXELS * len(mels)))
+    image = Image.fromarray(shades.byte().numpy()).resize((PIXELS * mels.shape[1], PIXELS * len(mels)))
     file = io.BytesIO()
     image.save(file, format="PNG")
     letters = "".join(
