@@ -46,13 +46,16 @@ def transcribe_all(task: SpeechRecognizer, utterances: Sequence[Utterance]) -> l
     """What the task's model hears in each utterance, in eval mode."""
     training = task.training
     task.eval()
-    heard: list[str] = []
+    heard: list[Transcript] = []
     with torch.no_grad():
         for start in range(0, len(utterances), BATCH_SIZE):
-            batch = collate(utterances[start : start + BATCH_SIZE])
-            heard += task.transcribe(batch.waves.to(task.device), batch.lengths.to(task.device))
+            rows = range(start, min(start + BATCH_SIZE, len(utterances)))
+            batch = collate([utterances[i] for i in rows])  # a dataset of recordings has no slices
+            texts = task.transcribe(batch.waves.to(task.device), batch.lengths.to(task.device))
+            columns = (batch.ids, batch.accents, batch.speakers, batch.texts, texts)
+            heard += [Transcript(*row) for row in zip(*columns, strict=True)]
     task.train(training)
-    return [Transcript(u.id, u.accent, u.speaker, u.text, h) for u, h in zip(utterances, heard, strict=True)]
+    return heard
 
 
 def report(task: SpeechRecognizer, utterances: Sequence[Utterance], folder: Path) -> list[str]:
@@ -76,7 +79,7 @@ def report(task: SpeechRecognizer, utterances: Sequence[Utterance], folder: Path
         f"<h2>The {WORST} worst utterances</h2>",
         *_worst(task, utterances, before, after),
     ]  # fmt: skip
-    accents = ", ".join(dict.fromkeys(u.accent for u in utterances))
+    accents = ", ".join(dict.fromkeys(t.accent or "unknown" for t in after))
     (folder / "report.html").write_text(
         PAGE.format(title=f"Heard: {html.escape(accents)}", body="\n".join(body))
     )
