@@ -19,6 +19,7 @@ from lora_lightning.inject import eject, freeze, inject
 from lora_lightning.loader import ResumableLoader
 from lora_lightning.mixed import adapters_for
 from lora_lightning.plans import LayerPlan, Plan
+from lora_lightning.resume import ExactResume
 from lora_lightning.targets import plan
 from lora_lightning.trainer_checkpoint import load_from_checkpoint
 from lora_lightning.verify import verify
@@ -26,6 +27,7 @@ from lora_lightning.verify import verify
 __all__ = [
     "AdapterFileError",
     "ConfigError",
+    "ExactResume",
     "LayerPlan",
     "LoRACallback",
     "LoRAConfig",

@@ -18,23 +18,21 @@ from lora_lightning.hparams import unsafe_hparams
 from lora_lightning.inject import carry_out, eject, freeze_norms
 from lora_lightning.layers.norm import FrozenNorm
 from lora_lightning.plans import Plan
-from lora_lightning.random_state import random_state, set_random_state
 from lora_lightning.record import injection_of, is_injected
 from lora_lightning.report import listed
-from lora_lightning.resume import align_loaders, check_order, go_on, optimized_names, progress_of
+from lora_lightning.resume import ExactResume
 from lora_lightning.sharding import FIRST, refuse_sharded
 from lora_lightning.state_hooks import keep_trained_only
-from lora_lightning.strategies import prepare_restore, prepare_saving
+from lora_lightning.strategies import UNSHARDED, prepare_restore, prepare_saving
 from lora_lightning.targets import plan
-from lora_lightning.trainer_checkpoint import KEY, describe_checkpoints
+from lora_lightning.trainer_checkpoint import describe_checkpoints
 from lora_lightning.twins import is_a
 from lora_lightning.verify import FirstSteps
 
-UNSHARDED = ("SingleDeviceStrategy", "DDPStrategy")  # every process holds the parameters themselves
 CHECKPOINTS = ("adapter", "full")
 
 
-class LoRACallback(pl.Callback):
+class LoRACallback(ExactResume):
     """Injects LoRA into the LightningModule at setup, freezes its backbone, keeps the Trainer's
     checkpoints down to what is trained, writes them whole or not at all, and lets a run resumed from one
     go on as if it had never stopped.
@@ -88,15 +86,12 @@ class LoRACallback(pl.Callback):
             problems.append(f"checkpoint={checkpoint!r}: give one of {', '.join(CHECKPOINTS)}.{near}")
         if problems:
             raise ConfigError(problems)
+        super().__init__()
         self.config = config or LoRAConfig(**options)
         self.adapter = adapter
         self.checkpoint, self.verbose, self.verify_strict = checkpoint, verbose, verify_strict
         self.any_base = any_base
         self.plan: Plan | None = None
-        self._progress: list[dict[str, Any]] | None = None  # of the run that is resumed
-        self._order: list[list[str]] | None = None
-        self._resumed = False  # and no batch done since
-        self._random: dict[str, Any] | None = None  # at the last training batch
         self._first_steps: FirstSteps | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -116,6 +111,7 @@ class LoRACallback(pl.Callback):
             self._after_configure_model(trainer, pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
         self.plan = injection_of(pl_module).plan  # a checkpoint may have brought another
         freeze_norms(pl_module)
         prepare_saving(trainer, pl_module)
@@ -125,33 +121,15 @@ class LoRACallback(pl.Callback):
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         if is_a(trainer.strategy, *UNSHARDED):
             self._first_steps = FirstSteps(pl_module)
-            if self._order is not None:
-                check_order(self._order, optimized_names(trainer, pl_module))
         self._warn_of_hparams(trainer, pl_module)
         if self.verbose:
             rank_zero_info(f"\n{self.plan}\n")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Refuse optimizers that were made without the updates: nothing would train. Then go on where the
-        checkpoint stopped."""
+        """Refuse optimizers that were made without the updates: nothing would train."""
         if is_a(trainer.strategy, *UNSHARDED):  # sharded ones hand other tensors to the optimizer
             self._refuse_untrained(trainer, pl_module)
-        align_loaders(trainer)
-        self._order = None
-        if self._progress is not None:
-            go_on(trainer, pl_module, self._progress)
-            self._progress = None
-            self._resumed = True
-        self._random = random_state()
-
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._resumed = False
-
-    def on_train_batch_start(self, *args: Any) -> None:
-        """In the middle of an epoch, Lightning makes validation's iterator before the first batch."""
-        if self._resumed and self._random is not None:
-            set_random_state(self._random)
-        self._resumed = False
+        super().on_train_start(trainer, pl_module)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._first_steps is not None:
@@ -159,18 +137,12 @@ class LoRACallback(pl.Callback):
             self._first_steps.after_backward(scaled=scaler is not None)
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        self._random = random_state()
+        super().on_train_batch_end(trainer, *args)
         if self._first_steps is not None and self._first_steps.after_step():
             self._conclude(trainer)
 
-    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Validation, whose loader alone draws a number, leaves the training's random numbers as they
-        were: a resumed run may validate at other moments, when a validation was due at the checkpoint."""
-        if self._random is not None and not trainer.sanity_checking:
-            set_random_state(self._random)
-
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._random = None
+        super().on_train_end(trainer, pl_module)
         if self._first_steps is not None and self._first_steps.observed:
             self._conclude(trainer)
 
@@ -195,20 +167,6 @@ class LoRACallback(pl.Callback):
 
     def state_dict(self) -> dict[str, Any]:
         return {"config": self.config.to_dict()}
-
-    def on_save_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        order = optimized_names(trainer, pl_module) if is_a(trainer.strategy, *UNSHARDED) else None
-        checkpoint[KEY] = {"progress": progress_of(trainer, pl_module), "optimized": order}
-
-    def on_load_checkpoint(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
-    ) -> None:
-        if trainer.state.fn != "fit":
-            return
-        about = checkpoint.get(KEY, {})
-        self._progress, self._order = about.get("progress"), about.get("optimized")
 
     def _inject(self, pl_module: pl.LightningModule) -> None:
         refuse_sharded(pl_module, "inject", FIRST)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import lightning.pytorch as pl
 import torch.distributed as dist
 from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
@@ -12,6 +13,75 @@ from torch import Tensor, nn
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.loader import ResumableLoader
 from lora_lightning.random_state import random_state, set_random_state
+from lora_lightning.strategies import UNSHARDED
+from lora_lightning.twins import is_a
+
+KEY = "lora_lightning_progress"  # in a Trainer's checkpoint
+
+
+class ExactResume(pl.Callback):
+    """Lets a run resumed from a Trainer's checkpoint end bit for bit as one that never stopped, on the CPU
+    and with a `ResumableLoader`, and refuses to give one parameter the optimizer state of another.
+
+    `LoRACallback` is one; a Trainer without LoRA may have it by itself.
+
+    Raises:
+        AdapterFileError: when training begins with parameters in another order than the checkpoint's.
+    """
+
+    def __init__(self) -> None:
+        self._progress: list[dict[str, Any]] | None = None  # of the run that is resumed
+        self._order: list[list[str]] | None = None
+        self._resumed = False  # and no batch done since
+        self._random: dict[str, Any] | None = None  # at the last training batch
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._order is not None and is_a(trainer.strategy, *UNSHARDED):
+            check_order(self._order, optimized_names(trainer, pl_module))
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        align_loaders(trainer)
+        self._order = None
+        if self._progress is not None:
+            go_on(trainer, pl_module, self._progress)
+            self._progress = None
+            self._resumed = True
+        self._random = random_state()
+
+    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._resumed = False
+
+    def on_train_batch_start(self, *args: Any) -> None:
+        """In the middle of an epoch, Lightning makes validation's iterator before the first batch."""
+        if self._resumed and self._random is not None:
+            set_random_state(self._random)
+        self._resumed = False
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        self._random = random_state()
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Validation, whose loader alone draws a number, leaves the training's random numbers as they
+        were: a resumed run may validate at other moments, when a validation was due at the checkpoint."""
+        if self._random is not None and not trainer.sanity_checking:
+            set_random_state(self._random)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._random = None
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        order = optimized_names(trainer, pl_module) if is_a(trainer.strategy, *UNSHARDED) else None
+        checkpoint[KEY] = {"processes": progress_of(trainer, pl_module), "optimized": order}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        if trainer.state.fn != "fit":
+            return
+        about = checkpoint.get(KEY, {})
+        self._progress, self._order = about.get("processes"), about.get("optimized")
 
 
 def progress_of(trainer: Any, model: nn.Module) -> list[dict[str, Any]]:

@@ -10,6 +10,8 @@ import torch
 from lora_lightning.state_hooks import keep_trained_only_of, refuse_misfit
 from lora_lightning.twins import is_a
 
+UNSHARDED = ("SingleDeviceStrategy", "DDPStrategy")  # every process holds the parameters themselves
+
 
 def prepare_restore(trainer: pl.Trainer, model: pl.LightningModule) -> None:
     """ModelParallelStrategy loads parameter by parameter, without the module's own hooks: forgive what is

@@ -21,7 +21,7 @@ def config_of(config: DictConfig, name: str) -> DictConfig:
     one.adapters = None
     wandb = (one.get("logger") or {}).get("wandb")
     if wandb:
-        wandb.group = wandb.group or Path(config.run_dir).name
+        wandb.group = wandb.group or Path(config.run_dir).absolute().name
         wandb.name = wandb.name or name
     return one
 

@@ -28,6 +28,7 @@ from lora_lightning.files import WholeCheckpointIO
 from lora_lightning.inject import freeze
 from lora_lightning.plans import Plan
 from lora_lightning.report import format_table
+from lora_lightning.resume import ExactResume
 from lora_lightning.state_hooks import keep_trained_only
 from lora_lightning.targets import plan, plan_probe
 from lora_lightning.tasks.optim import OptimConfig
@@ -206,7 +207,7 @@ class Job:
 
     def _adapting(self) -> list[Callback]:
         if self.method != "lora":
-            return []
+            return [ExactResume()]
         return [LoRACallback(lora_config(self.config), verbose=False)]
 
     def _make_trainer(self, **options: Any) -> pl.Trainer:

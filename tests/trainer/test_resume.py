@@ -49,13 +49,16 @@ RUNS = {
 }
 
 
-def fit(folder, saver, options, workers=0, path=None):
+def adapting():
+    return ll.LoRACallback(rank=2, dropout=0.2, train_norm="stats")
+
+
+def fit(folder, saver, options, workers=0, path=None, callback=adapting):
     module = Owner()
     torch.manual_seed(7), random.seed(7), np.random.seed(7)
     data = ll.ResumableLoader(Noisy(), 4, shuffle=True, seed=2, num_workers=workers)
     save = ModelCheckpoint(folder, "{step}", save_top_k=-1, **SAVERS[saver])
-    callback = ll.LoRACallback(rank=2, dropout=0.2, train_norm="stats")
-    run = trainer(folder, callback, save, val_check_interval=2, **RUNS[options])
+    run = trainer(folder, callback(), save, val_check_interval=2, **RUNS[options])
     run.fit(module, data, DataLoader(Noisy(), 4), ckpt_path=path, weights_only=True)
     return list(module.state_dict().values()), sorted(folder.glob("*.ckpt"))
 
@@ -70,6 +73,14 @@ def test_resumed_from_each_checkpoint_the_run_ends_the_same(saver, options, tmp_
         found, _ = fit(tmp_path / file.stem, saver, options, path=file)
         differ = sum(not torch.equal(a, b) for a, b in zip(wanted, found))
         assert not differ, f"{differ} of {len(wanted)} tensors, resumed from {file.name}"
+
+
+def test_without_lora_too(tmp_path):
+    wanted, files = fit(tmp_path / "straight", "steps", "epochs", callback=ll.ExactResume)
+    found, _ = fit(tmp_path / "resumed", "steps", "epochs", path=files[3], callback=ll.ExactResume)
+    assert all(torch.equal(a, b) for a, b in zip(wanted, found, strict=True))
+    plain, _ = fit(tmp_path / "plain", "steps", "epochs", path=files[3], callback=pl.Callback)
+    assert not all(torch.equal(a, b) for a, b in zip(wanted, plain, strict=True))
 
 
 def test_the_number_of_workers_does_not_matter(tmp_path):
@@ -186,7 +197,7 @@ def test_another_number_of_processes_goes_on_with_its_own_numbers(tmp_path):
     """A checkpoint of two processes holds the state of both, which one process cannot take up."""
     _, files = fit(tmp_path, "epochs", "epochs")
     checkpoint = torch.load(files[0], weights_only=True)
-    checkpoint["lora_lightning"]["progress"] *= 2
+    checkpoint["lora_lightning_progress"]["processes"] *= 2
     torch.save(checkpoint, tmp_path / "two.ckpt")
     pl.seed_everything(1)
     fit(tmp_path / "more", "epochs", "epochs", path=tmp_path / "two.ckpt")
