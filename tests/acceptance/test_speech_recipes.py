@@ -12,6 +12,7 @@ import pytest
 import speech_files
 import torch
 from safetensors.torch import save_file
+from small_whisper import small_whisper
 
 from lora_lightning import cli
 from lora_lightning.models.pipelines import labels
@@ -68,6 +69,27 @@ def test_a_corpus_is_trained_on(recipe: str, tmp_path: Path, capsys: pytest.Capt
     (result,) = json.loads(Path("run/results.json").read_text())
     assert result["method"] == "lora" and set(result["scores"]) == {"wer", "cer"}
     assert "trained in full: model.aux" in out and Path("run/adapter").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["whisper", "transducer"])
+def test_other_losses(kind: str, tmp_path: Path) -> None:
+    words = [f"data.manifest={speech_files.manifest(tmp_path)}", *QUICK]
+    if kind == "whisper":
+        (tmp_path / "whisper").mkdir()
+        small_whisper(tmp_path / "whisper")
+        main(["recipe=whisper_manifest", "model.checkpoint=whisper", "model.language=en", *words])
+    else:
+        words += [
+            "model=transducer",
+            "task=transducer",
+            "data.vocabulary=null",
+            "model.width=16",
+            "model.depth=1",
+        ]
+        main(["recipe=wav2vec2_manifest", *words])
+    (result,) = json.loads(Path("run/results.json").read_text())
+    assert set(result["scores"]) == {"wer", "cer"} and Path("run/report.html").is_file()
 
 
 @pytest.mark.slow
