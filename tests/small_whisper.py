@@ -15,7 +15,8 @@ from transformers import (
 
 END = "<|endoftext|>"
 SPECIAL = (
-    "startoftranscript", "en", "transcribe", "translate", "startoflm", "startofprev", "nospeech", "notimestamps",
+    "startoftranscript", "en", "transcribe", "translate", "startoflm", "startofprev", "nospeech",
+    "notimestamps",
 )  # fmt: skip
 
 
@@ -32,7 +33,8 @@ def small_whisper(path: Path) -> Path:
     network = WhisperForConditionalGeneration(
         WhisperConfig(
             vocab_size=len(tokenizer), d_model=32, encoder_layers=1, decoder_layers=1,
-            encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64, max_target_positions=40,
+            encoder_attention_heads=2, decoder_attention_heads=2, encoder_ffn_dim=64, decoder_ffn_dim=64,
+            max_target_positions=40,
             suppress_tokens=[], begin_suppress_tokens=[],
             decoder_start_token_id=tokenizer.convert_tokens_to_ids("<|startoftranscript|>"), **ends,
         )
