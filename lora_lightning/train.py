@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
-from lora_lightning.app.adapters import config_of
+from lora_lightning.app.adapters import config_of, names_of
 from lora_lightning.app.check import LAST, last_checkpoint
 from lora_lightning.app.command_line import CONF, CONFIG_NAME, VERSION_BASE, check_command_line, flags_first
 from lora_lightning.app.compare import (
@@ -89,11 +89,12 @@ def application(config: DictConfig) -> float | None:
 
 def run(config: DictConfig) -> float | None:
     """Train what is configured: one model, or each of several adapters and then all in one model."""
-    if not config.adapters:
+    names = names_of(config)
+    if not names:
         return train_one(config)[0]
     folder = Path(config.run_dir)
     _write_config(OmegaConf.to_container(config, resolve=True), folder / "config.yaml")
-    done = {name: _train_adapter(config, name) for name in config.adapters}
+    done = {name: _train_adapter(config, name) for name in names}
     if on_rank_zero():
         for line in _together(config, {name: job for name, (_, job) in done.items()}, folder):
             print(line)
