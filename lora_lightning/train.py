@@ -51,7 +51,8 @@ FILES = {
     "tensorboard": "tensorboard --logdir FOLDER",
     "wandb": "the W&B run",
     "fit-profile.txt": "seconds of each step of the loop",
-    "report.html": "what was heard, to read and to play",
+    "contact_sheet.png": "what was found in the first test images, before and after",
+    "report.html": "examples from the test data, before and after, and the worst mistakes",
     "results.json": "the table above",
     "config.yaml": "the whole configuration",
 }
