@@ -52,6 +52,7 @@ class SpeechRecognizer(L.LightningModule):
     """
 
     scores: tuple[Score, ...] = (Score("wer", "WER %", fewer=True), Score("cer", "CER %"))
+    aligns = True  # whether forward gives outputs by which a text can be aligned
 
     def __init__(
         self,
