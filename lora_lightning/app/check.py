@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.adapters import adapters_problems, config_of, names_of
-from lora_lightning.app.options import OF_THE_DATA, OPTIONAL, PROVIDED, REQUIRED, Rule, rules_of, show
+from lora_lightning.app.options import OPTIONAL, PROVIDED, REQUIRED, Rule, rules_of, show
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, did_you_mean, nearest
 from lora_lightning.tasks.optim import OptimConfig
