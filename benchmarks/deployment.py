@@ -5,7 +5,8 @@
 
 All ways run in turn, round after round, timed in CPU time; reported are the median and quartiles of the ratio
 to the peer of the same round. Writes benchmarks/results/deployment.json. With --check the exit code is 1 when
-injection takes more than half of PEFT's time, or merged inference more than the base's by over 5 %, the noise of a shared machine.
+injection takes more than half of PEFT's time, or merged inference over 5 % more than the base's (noise of a
+shared machine: the ejected model, plain layers again, differs as much).
 """
 
 from __future__ import annotations

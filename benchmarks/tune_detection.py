@@ -34,15 +34,15 @@ from lora_lightning.tasks.optim import OptimConfig
 Tested = tuple[L.LightningModule, L.LightningDataModule]
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
-EPOCHS = 12
+EPOCHS = 8
 AREA_SCALE = 4.0
 CLIP = 5.0
-LORA: dict[str, Any] = {"rank": 16, "scope": "all"}
-RATES = {
-    "probe": (2e-3, 5e-3, 1.25e-2),
-    "lora": (2e-3, 5e-3, 1.25e-2),
-    "peft": (2e-3, 5e-3, 1.25e-2),
-    "full": (8e-4, 2e-3, 5e-3),
+LORA: dict[str, Any] = {"rank": 8, "scope": "all", "train_norm": "stats"}
+RATES = {  # evenly spaced in the logarithm
+    "probe": (3e-3, 1e-2, 3e-2),
+    "lora": (3e-3, 8e-3, 2e-2),
+    "peft": (3e-3, 8e-3, 2e-2),
+    "full": (1e-3, 3e-3, 8e-3),
 }
 
 
@@ -98,7 +98,7 @@ def train(model: str, method: str, lr: float, seed: int) -> tuple[dict[str, Any]
     module = task(model, lr)
     callbacks = [LoRACallback(verbose=False, **LORA)] if method == "lora" else []
     if method == "probe":
-        freeze(module)
+        freeze(module, LoRAConfig(**LORA))
     if method == "peft":
         module = task(model, lr, adapt=peft_model)
     fitter = trainer(
