@@ -116,7 +116,7 @@ def _training_rate(options: argparse.Namespace, loader: Any) -> float:
     model = detector(options.model, 8, min_size=options.size, max_size=1333).to(options.device).train()
     for name, norm in model.named_modules():
         if name.endswith("bn3"):  # frozen norms that normalize nothing would let random branches explode
-            norm.weight.zero_()
+            torch.nn.init.zeros_(norm.weight)
     ll.inject(model, ll.LoRAConfig(rank=16))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4)
     batches = _batches(loader, options.device)
