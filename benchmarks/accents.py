@@ -36,6 +36,7 @@ RESULTS = Path(__file__).parent / "results" / "accents.json"
 ACCENTS = ("scottish", "caribbean")
 SEEDS = (0, 1, 2)
 EPOCHS = 10
+BATCH_SIZE = 16
 LORA: dict[str, Any] = {"rank": 8, "target_modules": "all", "train_norm": "affine"}
 RATES = {"probe": 3e-2, "lora": 8e-3, "full": 2e-3, "peft": 8e-3}
 NORMS = ["self_attn_layer_norm", "final_layer_norm", "layer_norm", "sequential.0", "sequential.3"]
@@ -103,7 +104,7 @@ def train(
         max_epochs=epochs, check_val_every_n_epoch=epochs, callbacks=callbacks, gradient_clip_val=5.0
     )
     start = time.process_time()  # one thread: what it would take on a core of its own
-    fitter.fit(task, datamodule=AccentsDataModule(accent, seed=seed))
+    fitter.fit(task, datamodule=AccentsDataModule(accent, batch_size=BATCH_SIZE, seed=seed))
     return task, time.process_time() - start, sum(p.numel() for p in task.parameters() if p.requires_grad)
 
 

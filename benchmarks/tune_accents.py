@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.accents import EPOCHS, LORA, quiet, train
+from benchmarks.accents import BATCH_SIZE, EPOCHS, LORA, quiet, train
 from lora_lightning.report import format_table
 from lora_lightning.tasks.error_rates import error_rate
 
@@ -73,7 +73,13 @@ def tried(done: list[dict[str, Any]], method: str, lr: float, variant: str) -> N
         }
     )
     print(json.dumps(done[-1]), flush=True)
-    about = {"accent": ACCENT, "lora": LORA, "epochs": EPOCHS, "torch": torch.__version__}
+    about = {
+        "accent": ACCENT,
+        "lora": LORA,
+        "epochs": EPOCHS,
+        "batch_size": BATCH_SIZE,
+        "torch": torch.__version__,
+    }
     RESULTS.write_text(json.dumps({**about, "runs": done}, indent=1) + "\n")
 
 

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
-from lora_lightning.app.adapters import config_of
+from lora_lightning.app.adapters import config_of, names_of
 from lora_lightning.app.check import LAST, last_checkpoint
 from lora_lightning.app.command_line import CONF, CONFIG_NAME, VERSION_BASE, check_command_line, flags_first
 from lora_lightning.app.compare import (
@@ -90,16 +90,27 @@ def application(config: DictConfig) -> float | None:
 
 def run(config: DictConfig) -> float | None:
     """Train what is configured: one model, or each of several adapters and then all in one model."""
-    if not config.adapters:
+    names = names_of(config)
+    if not names:
         return train_one(config)[0]
     folder = Path(config.run_dir)
     _write_config(OmegaConf.to_container(config, resolve=True), folder / "config.yaml")
-    done = {name: train_one(config_of(config, name), name) for name in config.adapters}
+    done = {name: _train_adapter(config, name) for name in names}
     if on_rank_zero():
         for line in _together(config, {name: job for name, (_, job) in done.items()}, folder):
             print(line)
     best = [score for score, _ in done.values() if score is not None]
     return sum(best) / len(best) if best else None
+
+
+def _train_adapter(config: DictConfig, name: str) -> tuple[float | None, Job]:
+    """One of several adapters; with resume=FOLDER one that is done is left as it is."""
+    one = config_of(config, name)
+    folder = Path(one.run_dir)
+    if config.ckpt_path == LAST and (folder / "results.json").is_file():
+        say(f"\nadapter {name}: is done, in {short_path(folder)}")
+        return None, Job(one, "before", folder)
+    return train_one(one, name)
 
 
 def _together(config: DictConfig, jobs: dict[str, Job], folder: Path) -> list[str]:
@@ -108,8 +119,9 @@ def _together(config: DictConfig, jobs: dict[str, Job], folder: Path) -> list[st
     task = Job(config_of(config, first), "before", folder).task
     if not hasattr(task, "report_together"):
         return []
-    for name in jobs:
+    for name, job in jobs.items():
         load_adapter(task, folder / name / "adapter", adapter=name)
+        job.data.setup()
     return task.report_together({name: job.data for name, job in jobs.items()}, folder)
 
 

@@ -174,8 +174,7 @@ class Transcriber:
                 spans[-1] = (spans[-1][0], t + 1)
             else:
                 spans.append((t, t + 1))
-        rim = int(self.pause / 3)
-        return [(max(0, begin - rim), min(len(level), end + rim)) for begin, end in spans]
+        return spans
 
     def _batches(self, waves: Iterable[Tensor], open_waves: list[_Wave]) -> Iterator[list[_Chunk]]:
         """Chunks of all waves, `batch` at a time; and an empty list for a wave that has none."""

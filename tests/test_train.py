@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import logging
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -33,6 +34,7 @@ from lora_lightning.app.launch import (
 from lora_lightning.app.preemption import PREEMPTED
 from lora_lightning.errors import ConfigError, MissingFileError
 from lora_lightning.tasks.classification import ImageClassifier
+from lora_lightning.tasks.scores import Score
 from lora_lightning.train import main
 
 TINY = ["debug=fast", "compare=false", "trainer.enable_progress_bar=false", "hydra.run.dir=run"]
@@ -251,3 +253,16 @@ def test_the_table_of_results() -> None:
     assert table[2].split() == ["before", "adaptation", "33.7", "0", "0.00", "–", "–"]
     assert table[3].split() == ["LoRA", "63.4", "50", "4.76", "12.3", "0.36"]
     assert len({len(line) for line in table[1:]}) == 1
+
+
+def test_error_rates_have_intervals_and_say_what_has_gone() -> None:
+    scores = (Score("wer", "WER %", fewer=True), Score("wer_us", "us WER %"))
+    results = [
+        Result("before", {"wer": 0.6, "wer_us": 0.05}, 0, 1000, intervals={"wer": (0.55, 0.66)}),
+        Result("lora", {"wer": 0.15, "wer_us": 0.2}, 50, 1050, intervals={"wer": (0.12, 0.18)}),
+    ]
+    lines = [re.split(r"\s{2,}", line.strip()) for line in results_table(results, scores).splitlines()]
+    assert lines[0][:4] == ["method", "test WER %", "fewer %", "test us WER %"]
+    assert lines[2][:4] == ["before adaptation", "60.0 (55.0–66.0)", "–", "5.0"]
+    assert lines[3][:4] == ["LoRA", "15.0 (12.0–18.0)", "75", "20.0"]
+    assert "fewer %" not in results_table(results[1:], scores)

@@ -11,12 +11,17 @@ from omegaconf import DictConfig, OmegaConf
 from lora_lightning.app.options import show
 
 
+def names_of(config: DictConfig) -> list[str]:
+    """The adapters to train; one that is null is left out."""
+    return [name for name, options in (config.get("adapters") or {}).items() if options is not None]
+
+
 def config_of(config: DictConfig, name: str) -> DictConfig:
     """The configuration that trains one of the adapters: in a folder of its own, its W&B run in one group
     with the others'."""
     one = config.copy()
     OmegaConf.set_struct(one, False)
-    one.merge_with(config.adapters[name] or {})
+    one.merge_with(config.adapters[name])
     one.run_dir = str(Path(config.run_dir) / name)
     one.adapters = None
     wandb = (one.get("logger") or {}).get("wandb")
@@ -38,6 +43,6 @@ def adapters_problems(adapters: Any) -> list[str]:
     values = [
         f"adapters.{name}={show(options)}: give options as a mapping, such as {{data: {{accent: scottish}}}}."
         for name, options in adapters.items()
-        if not isinstance(options, Mapping)
+        if not isinstance(options, (Mapping, type(None)))
     ]
     return names + values

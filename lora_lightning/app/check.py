@@ -16,7 +16,7 @@ from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_lightning.app.adapters import adapters_problems, config_of
+from lora_lightning.app.adapters import adapters_problems, config_of, names_of
 from lora_lightning.app.options import OPTIONAL, PROVIDED, REQUIRED, Rule, rules_of, show
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, did_you_mean, nearest
@@ -69,7 +69,7 @@ def problems_of(config: DictConfig) -> list[str]:
     if adapters := values.get("adapters"):
         problems += adapters_problems(adapters) or [
             problem if problem in problems else f"adapters.{name}: {problem}"
-            for name in adapters
+            for name in names_of(config)
             for problem in problems_of(config_of(config, name))
         ]
         if _section(values, "lora").get("enabled") is False:

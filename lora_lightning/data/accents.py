@@ -49,7 +49,7 @@ class AccentsDataModule(L.LightningDataModule):
         accent: str | Sequence[str] = "scottish",
         kept: Sequence[str] = ("us",),
         train_size: int | None = None,
-        batch_size: int = 32,
+        batch_size: int = 16,
         root: str | None = None,
         seed: int = 0,
     ) -> None:

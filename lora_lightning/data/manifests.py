@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 import random
@@ -79,10 +80,9 @@ def read_manifest(path: str | Path) -> list[Row]:
 
 def _records(file: Path) -> list[tuple[int, dict[str, Any]]]:
     """Line number and fields of each row."""
-    text = file.read_text(encoding="utf-8-sig")
+    lines = io.StringIO(file.read_text(encoding="utf-8-sig"))  # its lines end at line feeds alone
     if file.suffix.lower() in (".jsonl", ".json"):
-        return [(n, json.loads(line)) for n, line in enumerate(text.splitlines(), 1) if line.strip()]
-    lines = text.splitlines()
+        return [(n, json.loads(line)) for n, line in enumerate(lines, 1) if line.strip()]
     if file.suffix.lower() == ".tsv":  # quotes mean nothing in the tables of Common Voice
         reader = csv.DictReader(lines, delimiter="\t", quoting=csv.QUOTE_NONE)
     else:
@@ -215,7 +215,7 @@ def split_rows(
 
 def _filled(parts: dict[str, list[Row]], what: str) -> dict[str, list[Row]]:
     if empty := [part for part, rows in parts.items() if not rows]:
-        raise ConfigError([f"{what} no utterance for {part}." for part in empty])
+        raise ConfigError([f"{what} no utterance for {', '.join(empty)}: give more, or another split."])
     return parts
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import lightning as L
@@ -108,7 +109,6 @@ class RecordingsDataModule(L.LightningDataModule):
         self.batch_seconds, self.limits = batch_seconds, Limits(min_seconds, max_seconds)
         self.strict, self.num_workers, self.seed = strict, num_workers, seed
         self.augment = Augmentation(**augment) if isinstance(augment, Mapping) else augment
-        self._rows: list[Row] | None = None
         self.parts: dict[str, dict[Row, float]] = {}
 
     @property
@@ -119,7 +119,7 @@ class RecordingsDataModule(L.LightningDataModule):
         except UserError:
             return {}
 
-    @property
+    @cached_property
     def vocabulary(self) -> list[str]:
         """What the recognizer can write: the blank, then characters."""
         asked = self.asked_vocabulary
@@ -129,16 +129,14 @@ class RecordingsDataModule(L.LightningDataModule):
             return list(asked)
         return vocabulary_of(normalize(row.text) for row in self.rows)
 
-    @property
+    @cached_property
     def rows(self) -> list[Row]:
         """Every row of the source with the accents asked for, as it is written there."""
-        if self._rows is None:
-            if self.corpus == MANIFEST:
-                rows = read_manifest(str(self.manifest))
-            else:
-                rows = read_corpus(self.corpus, str(self.root), self.subsets)
-            self._rows = with_accent(rows, self.accents) if self.accents else rows
-        return self._rows
+        if self.corpus == MANIFEST:
+            rows = read_manifest(str(self.manifest))
+        else:
+            rows = read_corpus(self.corpus, str(self.root), self.subsets)
+        return with_accent(rows, self.accents) if self.accents else rows
 
     def prepare_data(self) -> None:
         found = self._checked()[1]

@@ -54,7 +54,7 @@ def without_unused_outputs(name: str, state: Mapping[str, Tensor]) -> dict[str, 
     torchaudio takes out; a state without them is returned as it is."""
     bundle, state = PIPELINES[name], dict(state)
     unused = getattr(bundle, "_remove_aux_axis", ())
-    for key in ("aux.weight", "aux.bias"):
+    for key in ("aux.weight", "aux.bias") if unused else ():
         if key in state and len(state[key]) == bundle._params["aux_num_out"] + len(unused):
             kept = [i for i in range(len(state[key])) if i not in unused]
             state[key] = state[key][kept]

@@ -132,7 +132,7 @@ def whisper(
             known = False
         if not known:
             raise ConfigError([f"language={language!r}: {name} does not know it; null for English alone."])
-    return Whisper(network, tokenizer, features)
+    return Whisper(network.train(), tokenizer, features)  # transformers hands it over in eval
 
 
 def _folder(name: str, checkpoint: str | None) -> Path:

@@ -52,6 +52,7 @@ class SpeechRecognizer(L.LightningModule):
     """
 
     scores: tuple[Score, ...] = (Score("wer", "WER %", fewer=True), Score("cer", "CER %"))
+    aligns = True  # whether forward gives outputs by which a text can be aligned
 
     def __init__(
         self,
@@ -155,8 +156,8 @@ class SpeechRecognizer(L.LightningModule):
         size = len(heard)
         self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
         for name, rate in rates.items():
-            if not rate.update_called:  # no utterance of that accent yet
-                continue
+            if not rate.update_called and self.trainer.world_size == 1:
+                continue  # no utterance of that accent yet; several processes must log alike
             self.log(f"{stage}/{name}", rate, on_epoch=True, batch_size=size, prog_bar=name == "wer")
 
     def intervals(self) -> dict[str, tuple[float, float]]:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 BATCH_SECONDS = 120.0  # padding counted
 WORST = 12  # utterances on the page
-PIXELS = 4  # a frame of the spectrogram, and a mel
+PIXELS = 4  # a side of each cell of the spectrogram
 PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
 <style>
 body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; color: #222 }}
@@ -47,13 +47,15 @@ def transcribe_all(task: SpeechRecognizer, utterances: Sequence[Utterance]) -> l
     """What the task's model hears in each utterance, in eval mode."""
     training = task.training
     task.eval()
-    heard: list[str] = []
+    heard: list[Transcript] = []
     with torch.no_grad():
         for group in grouped(utterances, BATCH_SECONDS):
             batch = collate(group)
-            heard += task.transcribe(batch.waves.to(task.device), batch.lengths.to(task.device))
+            texts = task.transcribe(batch.waves.to(task.device), batch.lengths.to(task.device))
+            columns = (batch.ids, batch.accents, batch.speakers, batch.texts, texts)
+            heard += [Transcript(*row) for row in zip(*columns, strict=True)]
     task.train(training)
-    return [Transcript(u.id, u.accent, u.speaker, u.text, h) for u, h in zip(utterances, heard, strict=True)]
+    return heard
 
 
 def report(task: SpeechRecognizer, utterances: Sequence[Utterance], folder: Path) -> list[str]:
@@ -77,7 +79,7 @@ def report(task: SpeechRecognizer, utterances: Sequence[Utterance], folder: Path
         f"<h2>The {WORST} worst utterances</h2>",
         *_worst(task, utterances, before, after),
     ]  # fmt: skip
-    accents = ", ".join(dict.fromkeys(u.accent for u in utterances))
+    accents = ", ".join(dict.fromkeys(t.accent or "unknown" for t in after))
     (folder / "report.html").write_text(
         PAGE.format(title=f"Heard: {html.escape(accents)}", body="\n".join(body))
     )
@@ -149,7 +151,7 @@ def _picture(task: SpeechRecognizer, utterance: Utterance) -> str:
     mels = MelSpectrogram(SAMPLE_RATE, 512, hop_length=160, n_mels=32)(utterance.wave)
     mels = (mels + 1e-6).log().flip(0)
     shades = 255 * (1 - (mels - mels.min()) / (mels.max() - mels.min() + 1e-6))
-    image = Image.fromarray(shades.byte().numpy()).resize((PIXELS * mels.shape[1] // 2, PIXELS * len(mels)))
+    image = Image.fromarray(shades.byte().numpy()).resize((PIXELS * mels.shape[1], PIXELS * len(mels)))
     file = io.BytesIO()
     image.save(file, format="PNG")
     letters = "".join(

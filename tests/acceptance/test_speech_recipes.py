@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 import speech_files
 import torch
 from safetensors.torch import save_file
+from small_whisper import small_whisper
 
 from lora_lightning import cli
 from lora_lightning.models.pipelines import labels
 from lora_lightning.models.speech import pretrained_recognizer
 from lora_lightning.train import main
 
+ROOT = Path(__file__).parents[2]
 SMALL = {
     "extractor_conv_layer_config": [[16, 10, 5], [16, 3, 2], [16, 3, 2]],
     "encoder_embed_dim": 32,
@@ -64,6 +69,40 @@ def test_a_corpus_is_trained_on(recipe: str, tmp_path: Path, capsys: pytest.Capt
     (result,) = json.loads(Path("run/results.json").read_text())
     assert result["method"] == "lora" and set(result["scores"]) == {"wer", "cer"}
     assert "trained in full: model.aux" in out and Path("run/adapter").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["whisper", "transducer"])
+def test_other_losses(kind: str, tmp_path: Path) -> None:
+    words = [f"data.manifest={speech_files.manifest(tmp_path)}", *QUICK]
+    if kind == "whisper":
+        (tmp_path / "whisper").mkdir()
+        small_whisper(tmp_path / "whisper")
+        main(["recipe=whisper_manifest", "model.checkpoint=whisper", "model.language=en", *words])
+    else:
+        words += [
+            "model=transducer",
+            "task=transducer",
+            "data.vocabulary=null",
+            "model.width=16",
+            "model.depth=1",
+        ]
+        main(["recipe=wav2vec2_manifest", *words])
+    (result,) = json.loads(Path("run/results.json").read_text())
+    assert set(result["scores"]) == {"wer", "cer"} and Path("run/report.html").is_file()
+
+
+@pytest.mark.slow
+def test_two_processes_drop_layers(tmp_path: Path) -> None:
+    manifest = speech_files.manifest(tmp_path, speakers=6)
+    words = ["recipe=wav2vec2_manifest", f"data.manifest={manifest}", *base("WAV2VEC2_ASR_BASE_960H")]
+    words += [*QUICK, "trainer=ddp_sim", "model.layer_drop=0.5", "data.batch_seconds=2"]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    run = subprocess.run(
+        [sys.executable, str(ROOT / "train.py"), *words], capture_output=True, text=True, env=environment
+    )
+    assert run.returncode == 0, run.stderr
+    assert Path("run/adapter").is_dir()
 
 
 @pytest.mark.slow

@@ -25,6 +25,11 @@ def test_names_of_other_tools(tmp_path):
     assert read_manifest(nemo) == [Row("/a/b.wav", "hi", "nemo-1", start=1.5, end=3.5)]
 
 
+def test_lines_end_where_the_format_says(tmp_path):
+    (tmp_path / "m.csv").write_text('path,text\na.wav,"one\ntwo"\nb.wav,thr\u2028ee\n')
+    assert [row.text for row in read_manifest(tmp_path / "m.csv")] == ["one\ntwo", "thr\u2028ee"]
+
+
 def test_every_problem_of_a_manifest_at_once(tmp_path):
     rows = [
         {"path": "a.wav", "text": "x", "start": "1", "end": "1", "split": "dev"},
