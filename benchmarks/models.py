@@ -27,7 +27,8 @@ class Workload:
 
     Attributes:
         build: the network.
-        batch: (batch size) -> inputs and integer labels of the outputs' first dimensions.
+        batch: (batch size) -> inputs and integer labels of the outputs' first dimensions; of a network
+            that gives its loss itself the labels are empty.
         size: the usual batch size.
         stem: the module below which no gradient flows at the floor; "" is the input itself.
         targets: regular expression of the adapted layers' full names.
@@ -90,6 +91,31 @@ class Wav2Vec2(nn.Module):
         return self.net(x)[0]
 
 
+class FasterRCNN(nn.Module):
+    """torchvision's, with the frozen norms of its trained form; gives the sum of its losses in two objects
+    an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from torchvision.models.detection import fasterrcnn_resnet50_fpn
+
+        from lora_lightning.models.detection import trained_form
+
+        net = fasterrcnn_resnet50_fpn(
+            weights=None, weights_backbone=None, num_classes=CLASSES, min_size=320, max_size=320
+        )
+        self.net = trained_form("fasterrcnn_resnet50_fpn", net)
+        for name, norm in self.net.named_modules():
+            if name.endswith("bn3"):
+                norm.weight.fill_(0.1)  # or random residual branches, not normalized, would add up
+
+    def forward(self, x: Tensor) -> Tensor:
+        boxes = torch.tensor([[20.0, 30, 140, 200], [150, 60, 300, 310]], device=x.device)
+        target = {"boxes": boxes, "labels": torch.tensor([1, 2], device=x.device)}
+        losses = self.net(list(x), [dict(target) for _ in x])
+        return torch.stack(list(losses.values())).sum()
+
+
 class Recurrent(nn.Module):
     """Three LSTM layers of 512 over 80 features and a head."""
 
@@ -103,11 +129,20 @@ class Recurrent(nn.Module):
 
 
 BLOCKS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
+PYRAMID = r"net\.backbone\.(body\.layer\d\.\d\.(conv\d|downsample\.0)|fpn\.\w+_blocks\.\d\.0)"
 ENCODER = r"net\.encoder\.transformer\.layers\.\d+\.(attention\.\w+_proj|feed_forward\.\w+_dense)"
 WORKLOADS = {
     "vit_small": Workload(vit("vit_small_patch16_224"), images, 8, "patch_embed", BLOCKS, "head"),
     "vit_base": Workload(vit("vit_base_patch16_224"), images, 8, "patch_embed", BLOCKS, "head"),
     "resnet50": Workload(resnet50, images, 8, "maxpool", r"layer\d\.\d\.(conv\d|downsample\.0)", "fc"),
+    "fasterrcnn_resnet50_fpn": Workload(
+        FasterRCNN,
+        lambda size: (torch.rand(size, 3, 320, 320), torch.empty(0)),
+        2,
+        "net.backbone.body.maxpool",
+        PYRAMID,
+        "net.roi_heads.box_predictor",
+    ),
     "wav2vec2_base": Workload(
         lambda: Wav2Vec2("base"), sounds, 4, "net.encoder.feature_projection", ENCODER, "net.aux"
     ),
@@ -163,6 +198,8 @@ def build(way: str, workload: Workload, **options: Any) -> nn.Module:
 
 
 def loss_of(outputs: Tensor, labels: Tensor) -> Tensor:
+    if not labels.numel():
+        return outputs
     return F.cross_entropy(outputs.flatten(0, -2).float(), labels.flatten())
 
 

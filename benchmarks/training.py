@@ -36,6 +36,7 @@ LIMITS = {
     "wav2vec2_base": (1.08, None),
     "lstm": (1.05, None),
 }
+FULL_LIMITS = {"fasterrcnn_resnet50_fpn": 0.8}  # model -> time / full fine-tuning's
 VARIANT_LIMIT = 0.7  # of PEFT's own time and bytes, with dropout or DoRA
 
 
@@ -129,6 +130,9 @@ def _too_much(options: argparse.Namespace, found: dict[str, Any]) -> list[str]:
     else:
         if slowest:
             checks.append(("time / floor", ours["ratio"], slowest))
+        if options.model in FULL_LIMITS and "full" in found:
+            share = ours["ratio"] / found["full"]["ratio"]
+            checks.append(("time / full", share, FULL_LIMITS[options.model]))
         if saved and peft:
             checks.append(("saved / PEFT", ours["saved_mib"] / peft["saved_mib"], saved))
     return [f"{what} is {value:.3f}, allowed {limit}" for what, value, limit in checks if value > limit]

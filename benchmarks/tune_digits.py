@@ -31,6 +31,7 @@ from lora_lightning.tasks.optim import OptimConfig
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)
+CLASSES = 10
 EPOCHS = 25
 MODELS: dict[str, dict[str, Any]] = {
     "vit": {
@@ -122,8 +123,8 @@ def run(name: str, method: str, lr: float) -> Trial:
 
 
 def classifier(name: str, lr: float) -> ImageClassifier:
-    model = timm_model(**MODELS[name], num_classes=DigitsDataModule.num_classes)
-    return ImageClassifier(model, DigitsDataModule.num_classes, OptimConfig(lr=lr))
+    model = timm_model(**MODELS[name], num_classes=CLASSES)
+    return ImageClassifier(model, CLASSES, OptimConfig(lr=lr))
 
 
 def trainer(**options: Any) -> L.Trainer:

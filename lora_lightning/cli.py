@@ -1,7 +1,8 @@
-"""The console command `lora-lightning`: train, merge an adapter into its base's weights, inspect one."""
+"""The console command `lora-lightning`: train, merge, inspect, transcribe, predict."""
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from lora_lightning.report import listed
 MERGE_OPTIONS = {
     "ckpt": str, "out": str, "base": str, "adapter": str, "overwrite": bool, "any_base": bool,
 }  # fmt: skip
-COMMANDS = ("train", "merge", "inspect")
+COMMANDS = ("train", "merge", "inspect", "transcribe", "predict")
 USAGE = """\
 lora-lightning train [recipe=NAME] [group=choice] [key=value]   adapt a model; train --help lists all
 lora-lightning merge ckpt=PATH out=FILE.safetensors             plain weights, the adapter merged into them
@@ -24,6 +25,16 @@ lora-lightning merge ckpt=PATH out=FILE.safetensors             plain weights, t
     overwrite=true          replace FILE
     any_base=true           accept other base weights than those that it was trained on
 lora-lightning inspect PATH [base=FILE.safetensors]             what an adapter, checkpoint or merged file is
+lora-lightning transcribe AUDIO... adapter=FOLDER               what is said in audio files and in folders
+    recipe=NAME             builds the model; without adapter=, its base alone is used
+    format=plain|srt|json   text, subtitles, or everything with the time of each word
+    out=FILE or FOLDER      instead of the screen
+    device=cuda             chunk=20 overlap=4 seconds, batch=4 chunks at once
+    beam=32 lm=FILE.arpa lexicon=FILE   beam search with a language model or a list of words
+lora-lightning predict images=FOLDER out=FOLDER adapter=FOLDER  what a detector finds: JSON and pictures
+    ckpt=FILE               a Trainer's checkpoint in place of the adapter's folder
+    recipe=NAME [key=value] builds the model; without adapter= and ckpt=, its base alone is used
+    score=0.5               least score of what pictures show; batch_size=8 num_workers=4 overwrite=true
 
 PATH is an adapter's folder (of PEFT, too) or a Trainer's checkpoint."""
 
@@ -46,6 +57,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(_merge(rest), flush=True)
         elif command == "inspect":
             print(_inspect(rest), flush=True)
+        elif command == "transcribe":
+            _transcribe(rest)
+        elif command == "predict":
+            print(_predict(rest), flush=True)
         else:
             raise UserError(f"{command}: there is no such command.{did_you_mean(command, COMMANDS)}\n{USAGE}")
     except UserError as error:
@@ -79,6 +94,28 @@ def _inspect(words: Sequence[str]) -> str:
     return inspect(paths[0], given.get("base"))
 
 
+def _transcribe(words: Sequence[str]) -> None:
+    try:
+        from lora_lightning.app.transcribe import OPTIONS, transcribe
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"`lora-lightning transcribe` needs {error.name}: pip install 'lora-lightning[recipes,speech]'"
+        ) from None
+    paths = [w for w in words if "=" not in w or os.path.exists(w)]
+    transcribe(paths, _options([w for w in words if w not in paths], OPTIONS))
+
+
+def _predict(words: Sequence[str]) -> str:
+    try:
+        from lora_lightning.app.predict import OPTIONS, predict
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"`lora-lightning predict` needs {error.name}: pip install 'lora-lightning[recipes]'"
+        ) from None
+    own = [w for w in words if w.partition("=")[0] in OPTIONS]
+    return predict(_options(own, OPTIONS), [w for w in words if w not in own])
+
+
 def _options(words: Sequence[str], kinds: Mapping[str, type]) -> dict[str, Any]:
     """`key=value` words as options; every mistake in one message.
 
@@ -95,13 +132,22 @@ def _options(words: Sequence[str], kinds: Mapping[str, type]) -> dict[str, Any]:
             problems.append(f"{word}: give {name}=VALUE.")
         elif name in given:
             problems.append(f"{word}: {name} is given twice.")
+        elif kinds[name] in (int, float) and not _is_number(value, kinds[name]):
+            problems.append(f"{word}: give a {'whole ' * (kinds[name] is int)}number.")
         elif kinds[name] is bool and value not in ("true", "false"):
             near = did_you_mean(value, ("true", "false"))
             problems.append(f"{word}: give {name}=true or {name}=false.{near}")
-        given[name] = value == "true" if kinds.get(name) is bool else value
+        given[name] = value
     if problems:
         raise UserError("\n".join([*problems, f"Options: {', '.join(kinds)}."]))
-    return given
+    return {n: v == "true" if kinds[n] is bool else kinds[n](v) for n, v in given.items()}
+
+
+def _is_number(value: str, kind: type) -> bool:
+    try:
+        return math.isfinite(kind(value))
+    except ValueError:
+        return False
 
 
 def _train(words: Sequence[str]) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from lora_lightning.errors import ConfigError, did_you_mean
 
 INITS = ("default", "gaussian")
+SCOPES = ("backbone", "neck", "all")
 TRAIN_BIAS = ("none", "all", "lora_only")
 TRAIN_NORM = ("frozen", "affine", "stats", "both")
 KERNELS = ("auto", "keep_inputs", "reference")
@@ -28,6 +29,9 @@ class LoRAConfig:
         alpha: numerator of the scaling alpha / rank; None means 2 * rank.
         target_modules: "auto" (by the model's structure), "all" (every supported layer but the head),
             a list of name suffixes or globs, or one regular expression that matches whole names.
+        scope: the part of a detector to which `target_modules` is confined: "backbone", "neck" (with the
+            feature pyramid) or "all" (with the RPN, the RoI heads, the towers of a head). None is "neck"
+            for "auto" in torchvision's detectors, else "all".
         exclude_modules: layers to leave alone: a list of suffixes or globs, or a regular expression.
         modules_to_save: modules trained in full and saved with the adapter: "auto" finds the head;
             a list of suffixes or globs; None for none.
@@ -56,6 +60,7 @@ class LoRAConfig:
     rank: int = 8
     alpha: float | None = None
     target_modules: str | list[str] = "auto"
+    scope: str | None = None
     exclude_modules: str | list[str] | None = None
     modules_to_save: str | list[str] | None = "auto"
     backbone: str | None = None
@@ -127,6 +132,7 @@ def _value_problems(config: LoRAConfig) -> list[str]:
         None
         if config.backbone is None or (isinstance(config.backbone, str) and config.backbone)
         else f"backbone={config.backbone!r}: give the name of a submodule, such as 'encoder', or null.",
+        None if config.scope is None else _choice("scope", config.scope, SCOPES),
         _fraction("dropout", config.dropout),
         _choice("init", config.init, INITS),
         _choice("train_bias", config.train_bias, TRAIN_BIAS),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -148,28 +148,57 @@ def base_of(source: Source, base: str | os.PathLike[str] | None) -> dict[str, Te
             f"{source.path} does not hold the base's weights and lies in no run of the training application, "
             "by which they could be rebuilt: give base=FILE.safetensors."
         )
-    return _rebuilt(config, source)
+    return dict(rebuilt_model(config, source)[0].state_dict())
 
 
-def _rebuilt(config: Mapping[str, Any], source: Source) -> dict[str, Tensor]:
-    """The base's weights as the run began with them.
+def rebuilt_model(
+    config: Mapping[str, Any], source: Source | None, facts: Mapping[str, Any] | None = None
+) -> tuple[torch.nn.Module, Mapping[str, Any]]:
+    """The model as a configuration builds it, and what its data say of themselves (`provides`).
 
-    A configuration may have come with a download, and building it calls what it names: only models and
-    data of this package are built.
+    A run's configuration may have come with a download, and building it calls what it names: only models
+    and data of this package are built. The data are not, where the run has kept what they said.
+
+    Args:
+        source: whose run's the configuration is; None is a recipe of this package or the user.
+        facts: what the data say, where it is known already.
+
+    Raises:
+        UserError: it would build something else, or cannot be built.
     """
     try:
         from hydra.errors import InstantiationException
         from hydra.utils import get_object, instantiate
         from omegaconf import OmegaConf
 
-        from lora_lightning.app.check import provided
+        from lora_lightning.app.check import takes
     except ModuleNotFoundError as error:
         raise UserError(
             f"rebuilding the base needs {error.name}: pip install 'lora-lightning[recipes]', or give "
             "base=FILE.safetensors."
         ) from None
-    targets = _targets([config.get("model"), config.get("data")])
+    if source is not None:
+        _refuse_foreign(config, source, get_object)
+    whole: Any = OmegaConf.create(dict(config))
+    try:
+        if facts is None and source:
+            facts = source.facts()
+        if facts is None:
+            facts = getattr(instantiate(whole.data, _convert_="all"), "provides", {})
+        given = {name: value for name, value in facts.items() if takes(whole.model["_target_"], name)}
+        return instantiate(whole.model, **given, _convert_="all"), facts
+    except (UserError, InstantiationException) as error:
+        reason = error if isinstance(error, UserError) else error.__cause__ or error
+        if source is None:
+            raise UserError(str(reason)) from None
+        raise UserError(
+            f"the base cannot be rebuilt as {source.run} says: {reason}\nOr give base=FILE.safetensors."
+        ) from None
+
+
+def _refuse_foreign(config: Mapping[str, Any], source: Source, get_object: Callable[[str], Any]) -> None:
     # The name alone is not enough: lora_lightning.models.timm.torch.load begins as it should.
+    targets = _targets([config.get("model"), config.get("data")])
     if foreign := [
         t for t in targets if not (t.startswith(SAFE) and get_object(t).__module__.startswith(SAFE))
     ]:
@@ -177,16 +206,6 @@ def _rebuilt(config: Mapping[str, Any], source: Source) -> dict[str, Tensor]:
             f"{source.run}: its configuration builds {listed(foreign)}, which is not run unasked. "
             "Give base=FILE.safetensors."
         )
-    whole: Any = OmegaConf.create(dict(config))
-    try:
-        data = instantiate(whole.data, _convert_="all")
-        model = instantiate(whole.model, **provided(data, whole.model), _convert_="all")
-    except (UserError, InstantiationException) as error:
-        reason = error if isinstance(error, UserError) else error.__cause__ or error
-        raise UserError(
-            f"the base cannot be rebuilt as {source.run} says: {reason}\nOr give base=FILE.safetensors."
-        ) from None
-    return dict(model.state_dict())
 
 
 def _targets(node: Any) -> list[str]:

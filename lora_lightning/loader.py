@@ -142,19 +142,19 @@ class EpochOrder(DistributedSampler[Any]):
         self.inner, self.seed, self.epoch, self.skip = sampler, seed, 0, 0
 
     def __len__(self) -> int:
-        return -(-len(cast(Sized, self.inner)) // _processes()[1])
+        return -(-len(cast(Sized, self.inner)) // processes()[1])
 
     def __iter__(self) -> Iterator[Key]:
         with seeded(self.seed, self.epoch):
             order = list(self.inner)
-        rank, processes = _processes()
-        padding = len(self) * processes - len(order)
-        order += (order * processes)[:padding]  # as DistributedSampler: every process gets as many
+        rank, count = processes()
+        padding = len(self) * count - len(order)
+        order += (order * count)[:padding]  # as DistributedSampler: every process gets as many
         skip, self.skip = self.skip, 0
-        yield from ((self.epoch, index) for index in order[rank::processes][skip:])
+        yield from ((self.epoch, index) for index in order[rank::count][skip:])
 
 
-def _processes() -> tuple[int, int]:
+def processes() -> tuple[int, int]:
     """Rank of this process and number of processes."""
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()

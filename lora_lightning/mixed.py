@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -175,7 +176,15 @@ class _Mixture:
             # within another module's call the rows are one adapter's already
             return mixed(*args, **kwargs) if rows.serving is None else original(*args, **kwargs)
 
-        module.forward = forward
+        module.forward = _not_compiled(forward)
+
+
+def _not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function, called as it is by compiled models too: each new list of rows would compile anew."""
+    if "torch._dynamo" not in sys.modules:  # no model is compiled yet, and its import takes seconds
+        return function
+    disabled: Callable[..., Any] = torch.compiler.disable(function)
+    return disabled
 
 
 @contextmanager

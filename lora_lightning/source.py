@@ -20,6 +20,7 @@ from lora_lightning.peft_format import is_peft, read_peft
 
 KEY = "lora_lightning"  # of the adapter's description in a Trainer's checkpoint
 RUN_FILE = "config.yaml"
+FACTS_FILE = "provides.yaml"
 ABOVE = 3  # folders between a run's folder and what it saved
 
 
@@ -42,6 +43,10 @@ class Source:
     def run_config(self) -> dict[str, Any]:
         """The run's configuration; empty without one."""
         return _yaml(self.run / RUN_FILE) if self.run else {}
+
+    def facts(self) -> dict[str, Any] | None:
+        """What the run's data said of themselves; None where it is not known."""
+        return _yaml(self.run / FACTS_FILE) or None if self.run else None
 
     def recipe(self) -> str:
         """Name of the run's recipe; empty where it is not known."""

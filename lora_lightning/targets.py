@@ -9,6 +9,7 @@ from dataclasses import replace
 from torch import nn
 
 from lora_lightning.config import LoRAConfig
+from lora_lightning.detectors import detectors, is_convolutional, within_part
 from lora_lightning.errors import ConfigError, did_you_mean
 from lora_lightning.heads import find_heads
 from lora_lightning.layers import LoRALayer
@@ -105,7 +106,8 @@ def assemble(
 
 
 def find_scope(model: nn.Module, config: LoRAConfig) -> str:
-    """Name of the backbone: `config.backbone`, else `model.backbone` if it is a module, else ""."""
+    """Name of the backbone: `config.backbone`, else `model.backbone` if it is a module, else ""; a detector,
+    whose other parts are pretrained too, is its own backbone."""
     names = dict(model.named_modules())
     if config.backbone is not None:
         if config.backbone not in names:
@@ -114,7 +116,7 @@ def find_scope(model: nn.Module, config: LoRAConfig) -> str:
                 f"{did_you_mean(config.backbone, names)}"
             ])  # fmt: skip
         return config.backbone
-    return "backbone" if isinstance(names.get("backbone"), nn.Module) else ""
+    return "backbone" if "backbone" in names and "" not in detectors(model) else ""
 
 
 def trained_names(
@@ -182,6 +184,9 @@ def _targets(
     else:
         chosen = matching("target_modules", config.target_modules, known, problems, refused)
         left = {n: "not a target" for n, t in known.items() if n not in chosen and not t.slot.part}
+    confined = _confined(backbone, config, chosen, problems)
+    left.update({n: f"outside scope={config.scope or 'neck'}" for n in chosen if n not in confined})
+    chosen = confined
     if config.exclude_modules is not None:
         everything = {**known, **dict.fromkeys(refused)}
         excluded = matching("exclude_modules", config.exclude_modules, everything, problems)
@@ -190,6 +195,19 @@ def _targets(
     if not chosen and not problems:
         problems.append(_nothing_to_adapt(config, refused))
     return _without_parts([known[n] for n in chosen]), {**left, **refused}
+
+
+def _confined(backbone: nn.Module, config: LoRAConfig, chosen: list[str], problems: list[str]) -> list[str]:
+    """Those of the chosen targets that lie in the part of the detector that `scope` names."""
+    if config.scope is None:
+        auto = config.target_modules == "auto" and is_convolutional(backbone)
+        return within_part(backbone, "neck", chosen) if auto else chosen
+    if not detectors(backbone):
+        problems.append(
+            f"scope={config.scope!r}: {type(backbone).__name__} is no detector: no backbone stands beside"
+            " an RPN, a head with anchors, or a decoder. Give scope=null; target_modules chooses the layers."
+        )
+    return within_part(backbone, config.scope, chosen)
 
 
 def _without_parts(chosen: list[Target]) -> list[Target]:

@@ -39,6 +39,7 @@ from lora_lightning.app.loggers import (
 from lora_lightning.app.resume import continue_logs, resumed
 from lora_lightning.checkpoint import load_adapter, save_adapter
 from lora_lightning.report import format_table, percent
+from lora_lightning.source import FACTS_FILE
 from lora_lightning.tasks.scores import Score
 
 FILES = {
@@ -50,7 +51,8 @@ FILES = {
     "tensorboard": "tensorboard --logdir FOLDER",
     "wandb": "the W&B run",
     "fit-profile.txt": "seconds of each step of the loop",
-    "report.html": "what was heard, to read and to play",
+    "contact_sheet.png": "what was found in the first test images, before and after",
+    "report.html": "examples from the test data, before and after, and the worst mistakes",
     "results.json": "the table above",
     "config.yaml": "the whole configuration",
 }
@@ -141,6 +143,7 @@ def train_one(config: DictConfig, adapter: str = "") -> tuple[float | None, Job]
         torch.set_num_threads(config.threads)
     method = main_method(config)
     job = Job(config, method, folder)
+    _write_config(dict(getattr(job.data, "provides", {})), folder / FACTS_FILE)
     say(f"\n{job.plan or _full_plan(job)}\n")
     loggers = build_loggers(config)
     status = "failed"

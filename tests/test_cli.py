@@ -28,7 +28,7 @@ def test_inspect_shows_an_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[
     [
         (["inspect", "nowhere"], "nowhere is not an adapter"),
         (["inspect"], "give one path"),
-        (["trian"], "Did you mean 'train'?"),
+        (["trian"], "Did you mean 'train'"),
         (["train", "lora.rank=0"], "lora.rank=0: give a whole number"),
     ],
 )

@@ -313,3 +313,20 @@ def test_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16), ll.adapters_for(model, ROWS):
         y = model(x)
     torch.testing.assert_close(y.float(), wanted, rtol=0.05, atol=0.05 * float(wanted.detach().abs().max()))
+
+
+def test_a_compiled_model_takes_new_rows_without_compiling_anew():
+    model = several(vit).eval()
+    x, graphs, counts = batch(vit), [], []
+
+    def backend(graph, inputs):
+        graphs.append(graph)
+        return graph.forward
+
+    compiled = torch.compile(model, backend=backend)
+    for k in range(len(ROWS)):
+        rows = [*ROWS[k:], *ROWS[:k]]
+        with torch.no_grad(), ll.adapters_for(model, rows):
+            assert torch.equal(compiled(x), model(x))
+        counts.append(len(graphs))
+    assert counts[0] == counts[-1] > 0

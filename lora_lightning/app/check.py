@@ -17,7 +17,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.adapters import adapters_problems, config_of, names_of
-from lora_lightning.app.options import OF_THE_DATA, OPTIONAL, PROVIDED, REQUIRED, Rule, rules_of, show
+from lora_lightning.app.options import OPTIONAL, PROVIDED, REQUIRED, Rule, rules_of, show
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, did_you_mean, nearest
 from lora_lightning.tasks.optim import OptimConfig
@@ -329,16 +329,22 @@ def takes(target: str, argument: str | None) -> bool:
     return argument in signature.parameters
 
 
-def needs_data(target: str) -> bool:
-    """Whether a callable cannot be called without what the data say of themselves."""
-    signature, _ = _signature(target)
-    return signature is not None and any(
-        name in signature.parameters and signature.parameters[name].default is inspect.Parameter.empty
-        for name in OF_THE_DATA
-    )
-
-
 def provided(data: Any, node: Mapping[str, Any]) -> dict[str, Any]:
     """What the data say of themselves (`provides`) and the class of this node asks for."""
     facts = getattr(data, "provides", {})
     return {name: value for name, value in facts.items() if takes(node["_target_"], name)}
+
+
+def lacking(node: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """What the class of this node needs beyond its options and these facts."""
+    signature, _ = _signature(node["_target_"])
+    parameters = signature.parameters.items() if signature else ()
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return [
+        name
+        for name, parameter in parameters
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind not in variable
+        and name not in node
+        and name not in facts
+    ]

@@ -188,6 +188,41 @@ def _compose(loader: ConfigLoaderImpl, groups: tuple[str, ...]) -> DictConfig | 
         return " ".join((str(error) or str(cause)).split())[:400]
 
 
+def recipe_config(recipe: str) -> dict[str, Any]:
+    """The configuration of a recipe as plain values, without Hydra's own.
+
+    Raises:
+        ConfigError: there is no such recipe.
+    """
+    loader = _loader(None)
+    names = _choices(loader, "recipe")
+    if recipe not in names:
+        near = did_you_mean(recipe, names)
+        raise ConfigError([f"recipe={recipe}: there is no such recipe.{near} Recipes: {', '.join(names)}."])
+    config = _compose(loader, (f"recipe={recipe}",))
+    if isinstance(config, str):
+        raise ConfigError([f"recipe={recipe}: {config}"])
+    return _plain(config)
+
+
+def command_config(words: Sequence[str]) -> dict[str, Any]:
+    """The configuration that `recipe=NAME key=value …` make, as plain values, without Hydra's own.
+
+    Raises:
+        ConfigError: one line for each mistake.
+    """
+    check_command_line(words)
+    return _plain(_loader(None).load_configuration(CONFIG_NAME, list(words), run_mode=RunMode.RUN))
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    config = config.copy()
+    with open_dict(config):
+        config.pop("hydra")
+        config.run_dir = "."
+    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+
+
 def _check_variant(loader: ConfigLoaderImpl, overrides: Sequence[Override]) -> list[str]:
     problems: list[str] = []
     groups, values = [], []

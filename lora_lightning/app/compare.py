@@ -18,7 +18,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from lora_lightning.app.check import needs_data, provided
+from lora_lightning.app.check import lacking, provided
 from lora_lightning.app.loggers import on_rank_zero
 from lora_lightning.app.progress import Progress
 from lora_lightning.callback import LoRACallback
@@ -93,7 +93,8 @@ class Job:
         self.data, model = _data_and_model(self.config)
         self.task = self._task(model)
         self.total = sum(p.numel() for p in self.task.parameters())
-        self.trained = self.total if method in ("full", "scratch") else 0
+        trains = method in ("full", "scratch")
+        self.trained = sum(p.numel() for p in self.task.parameters() if p.requires_grad) if trains else 0
         self.plan: Plan | None = None
         if method == "lora":
             with _named("lora"):
@@ -305,11 +306,16 @@ def _data_and_model(config: DictConfig) -> tuple[Any, Any]:
                 data.prepare_data()
     except UserError as error:
         errors.append(error)
-    if data is None and needs_data(config.model._target_):
-        raise errors[0]
+    facts: dict[str, Any] = {}
+    try:
+        with _named("data"):
+            facts = provided(data, config.model)
+    except UserError as error:
+        errors = errors or [error]  # what could not be prepared cannot be asked either, for the same reason
     try:
         with _named("model"):
-            model = instantiate(config.model, **provided(data, config.model), _convert_="all")
+            if not (errors and lacking(config.model, facts)):
+                model = instantiate(config.model, **facts, _convert_="all")
     except UserError as error:
         errors.append(error)
     if errors and all(isinstance(e, ConfigError) for e in errors):

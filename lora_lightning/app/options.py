@@ -157,6 +157,12 @@ CLASS_RULES: dict[str, dict[str, Rule]] = {
         "num_heads": whole(1),
         "drop_path_rate": or_null(number(0, 1)),
     },
+    "lora_lightning.models.detection.detector": {"name": TEXT, "pretrained_backbone": FLAG},
+    "lora_lightning.data.shapes.ShapesDataModule": {
+        "domain": choice("source", "target"),
+        "side": whole(32),
+        **dict.fromkeys(("train_size", "val_size", "test_size"), whole(1)),
+    },
     "lora_lightning.data.digits.DigitsDataModule": {
         "domain": choice("source", "target"),
         "train_size": whole(1, 900),
@@ -173,6 +179,10 @@ CLASS_RULES: dict[str, dict[str, Rule]] = {
         **dict.fromkeys(("hflip", "random_erasing", "mix_prob"), SHARE),
     },
     "lora_lightning.tasks.classification.ImageClassifier": {"label_smoothing": number(0, 1)},
+    "lora_lightning.tasks.detection.ObjectDetector": {
+        "area_scale": Rule("a number above 0; 1 for COCO's own sizes", lambda v: _is_number(v) and v > 0),
+        "score_threshold": SHARE,
+    },
 }
 
 REQUIRED = ("model", "data", "task", "lora", "optim", "trainer", "peers")

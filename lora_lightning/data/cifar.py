@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -20,6 +19,7 @@ from torchvision.transforms import v2
 
 from lora_lightning.data.cifar_files import bad_files, download_files, require_files
 from lora_lightning.data.images import ImageArrays, stratified_split
+from lora_lightning.data.options import flag, number, one_of, path, probability, whole
 from lora_lightning.errors import ConfigError, did_you_mean
 from lora_lightning.loader import ResumableLoader
 
@@ -84,23 +84,21 @@ class CIFARDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         problems = [
-            None
-            if isinstance(name, str) and name in CLASSES
-            else f"name={name!r}: give one of {', '.join(CLASSES)}.{did_you_mean(name, CLASSES)}",
-            None if isinstance(root, (str, os.PathLike)) and str(root) else f"root={root!r}: give a folder.",
-            None if isinstance(download, bool) else f"download={download!r}: give true or false.",
-            _whole("batch_size", batch_size, 1),
-            None if num_workers is None else _whole("num_workers", num_workers, 0, "or null"),
-            _whole("val_size", val_size, 1),
-            _whole("seed", seed, 0),
-            None if image_size is None else _whole("image_size", image_size, 8, "or null"),
+            one_of("name", name, CLASSES),
+            path("root", root),
+            flag("download", download),
+            whole("batch_size", batch_size, 1),
+            None if num_workers is None else whole("num_workers", num_workers, 0, "or null"),
+            whole("val_size", val_size, 1),
+            whole("seed", seed, 0),
+            None if image_size is None else whole("image_size", image_size, 8, "or null"),
             _scale("crop_scale", crop_scale),
-            _probability("hflip", hflip),
+            probability("hflip", hflip),
             _policy("auto_augment", auto_augment),
-            _probability("random_erasing", random_erasing),
+            probability("random_erasing", random_erasing),
             _alpha("mixup", mixup),
             _alpha("cutmix", cutmix),
-            _probability("mix_prob", mix_prob),
+            probability("mix_prob", mix_prob),
         ]
         if found := [p for p in problems if p]:
             raise ConfigError(found)
@@ -268,24 +266,8 @@ class CIFARDataModule(L.LightningDataModule):
             raise ConfigError(problems)
 
 
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _whole(name: str, value: Any, least: int, also: str = "") -> str | None:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= least:
-        return None
-    return f"{name}={value!r}: give a whole number of at least {least}{also and f', {also}'}."
-
-
-def _probability(name: str, value: Any) -> str | None:
-    if _is_number(value) and 0 <= value <= 1:
-        return None
-    return f"{name}={value!r}: give a probability from 0 to 1."
-
-
 def _alpha(name: str, value: Any) -> str | None:
-    if _is_number(value) and value >= 0:
+    if number(value) and value >= 0:
         return None
     return f"{name}={value!r}: give a number above 0 (0.8 or 1 are usual), or 0 to switch it off."
 
@@ -294,7 +276,7 @@ def _scale(name: str, value: Any) -> str | None:
     if (
         isinstance(value, Sequence)
         and len(value) == 2
-        and all(_is_number(v) for v in value)
+        and all(number(v) for v in value)
         and 0 < value[0] <= value[1] <= 1
     ):
         return None

@@ -9,7 +9,7 @@ from torchvision.datasets import CIFAR10
 from torchvision.datasets.utils import check_integrity
 
 from lora_lightning.errors import MissingFileError
-from lora_lightning.models.hub import PROBE_SECONDS, failure_text, request_failure
+from lora_lightning.models.download import PROBE_SECONDS, failure_text, request_failure
 
 
 def bad_files(dataset: type[CIFAR10], root: Path) -> list[str]:

@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import threading
-import urllib.request
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlparse
 
 import huggingface_hub as hub
 import timm
-import torch
 from timm.models import get_pretrained_cfg
 
 from lora_lightning.errors import ConfigError, MissingFileError, did_you_mean
+from lora_lightning.models.download import PROBE_SECONDS, failure_text, request_failure, url_file
 
 WEIGHTS = "model.safetensors"
-PROBE_SECONDS = 3.0  # the server answers a HEAD request within this time, or we are offline
 
 
 def pretrained_file(name: str, cache_dir: str | None = None) -> Path:
@@ -38,10 +34,11 @@ def pretrained_file(name: str, cache_dir: str | None = None) -> Path:
         return Path(cfg.file)
     if cfg is not None and cfg.hf_hub_id:
         repo, _, revision = cfg.hf_hub_id.partition("@")
-        return _hub_file(name, repo, revision or None, cfg.hf_hub_filename or WEIGHTS, cache_dir)
+        filename = cfg.hf_hub_filename or WEIGHTS
+        return hub_files(name, repo, [filename], f"weights/{filename}", revision or None, cache_dir)[0]
     if cfg is not None and cfg.url:
         url = cfg.url if isinstance(cfg.url, str) else cfg.url[0]
-        return _url_file(name, url, cache_dir)
+        return url_file(name, url, cache_dir)
     raise ConfigError([_no_weights(name)])
 
 
@@ -53,78 +50,49 @@ def _no_weights(name: str) -> str:
     return f"pretrained=True: timm has no weights for {name!r}. {remedy.strip()}"
 
 
-def _hub_file(name: str, repo: str, revision: str | None, filename: str, cache_dir: str | None) -> Path:
-    cached = hub.try_to_load_from_cache(repo, filename, cache_dir=cache_dir, revision=revision)
-    if isinstance(cached, str):
-        return Path(cached)
-    url = hub.hf_hub_url(repo, filename, revision=revision)
+def hub_files(
+    name: str,
+    repo: str,
+    filenames: Sequence[str],
+    checkpoint: str,
+    revision: str | None = None,
+    cache_dir: str | None = None,
+) -> list[Path]:
+    """Files of a repository: from the hub's cache, else downloaded, else one error at once.
+
+    Args:
+        name: of the model, for the error.
+        checkpoint: what to give as model.checkpoint after a download by hand into the folder `weights`.
+        cache_dir: in place of the hub's cache (HF_HOME).
+
+    Raises:
+        MissingFileError: they are not here and cannot be had now.
+    """
+    cached = [hub.try_to_load_from_cache(repo, f, cache_dir=cache_dir, revision=revision) for f in filenames]
+    found = [Path(path) for path in cached if isinstance(path, str)]
+    if len(found) == len(filenames):
+        return found
+    url = hub.hf_hub_url(repo, filenames[-1], revision=revision)
     if hub.constants.HF_HUB_OFFLINE:
         reason: str | None = "HF_HUB_OFFLINE is set"
     else:
         reason = request_failure(lambda: hub.get_hf_file_metadata(url, timeout=PROBE_SECONDS))
     if reason is None:
         try:
-            return Path(hub.hf_hub_download(repo, filename, revision=revision, cache_dir=cache_dir))
+            return [
+                Path(hub.hf_hub_download(repo, f, revision=revision, cache_dir=cache_dir)) for f in filenames
+            ]
         except Exception as error:  # requests, httpx or the hub's own, by version
             reason = failure_text(error)
     folder = Path(cache_dir or hub.constants.HF_HUB_CACHE).absolute()
     entry = f"models--{repo.replace('/', '--')}"
-    command = f"hf download {repo} {filename}" + (f" --revision {revision}" if revision else "")
+    command = f"hf download {repo} {' '.join(filenames)}" + (f" --revision {revision}" if revision else "")
     raise MissingFileError(
         f"The pretrained weights of {name} are not on this machine, and cannot be downloaded now"
         f" ({reason}).\n"
-        f"  file:       {filename} of {repo} on {hub.constants.ENDPOINT}\n"
+        f"  file:       {', '.join(filenames)} of {repo} on {hub.constants.ENDPOINT}\n"
         f"  looked for: {folder / entry} (HF_HOME sets another cache)\n"
         f"  to get it:  on a machine with internet, {command} --local-dir weights\n"
-        f"  then:       copy it here and give model.checkpoint=weights/{filename};\n"
+        f"  then:       copy it here and give model.checkpoint={checkpoint};\n"
         f"              or copy the folder {entry} from that machine's hub cache to {folder}"
     )
-
-
-def _url_file(name: str, url: str, cache_dir: str | None) -> Path:
-    folder = Path(cache_dir or Path(torch.hub.get_dir()) / "checkpoints").absolute()
-    path = folder / Path(urlparse(url).path).name
-    if path.is_file():
-        return path
-    request = urllib.request.Request(url, method="HEAD")
-    reason = request_failure(lambda: urllib.request.urlopen(request, timeout=PROBE_SECONDS).close())
-    if reason is None:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path))
-            return path
-        except OSError as error:
-            reason = failure_text(error)
-    raise MissingFileError(
-        f"The pretrained weights of {name} are not on this machine, and cannot be downloaded now"
-        f" ({reason}).\n"
-        f"  file:       {path.name} from {url}\n"
-        f"  looked for: {path} (TORCH_HOME sets another cache)\n"
-        f"  to get it:  on a machine with internet, curl -LO {url}\n"
-        f"  then:       copy it here as {path}"
-    )
-
-
-def request_failure(probe: Callable[[], object]) -> str | None:
-    """Why a network request fails, None if it succeeds; decided in 2 * PROBE_SECONDS.
-
-    It runs in a thread of its own, since looking up a host name has no timeout.
-    """
-    reasons = [f"no answer within {PROBE_SECONDS:g} s"]
-
-    def run() -> None:
-        try:
-            probe()
-            reasons.clear()
-        except Exception as error:  # requests, httpx or the hub's own, by version
-            reasons[:] = [failure_text(error)]
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(2 * PROBE_SECONDS)
-    return reasons[0] if reasons else None
-
-
-def failure_text(error: Exception) -> str:
-    """The error's own message on one line."""
-    return " ".join(str(error).split())[:300] or type(error).__name__

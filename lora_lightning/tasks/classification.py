@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,7 +13,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torchmetrics.classification import MulticlassAccuracy
 
 from lora_lightning.errors import ConfigError
-from lora_lightning.tasks.optim import OptimConfig, adamw, head_parameters, parameter_groups
+from lora_lightning.tasks.optim import OptimConfig, configured, head_parameters
 from lora_lightning.tasks.scores import Score
 
 
@@ -109,16 +108,4 @@ class ImageClassifier(L.LightningModule):
         self.log(f"{stage}/acc", accuracy, batch_size=size, prog_bar=True)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            problem = (
-                "trainer.max_epochs=-1: the learning rate falls to 0 at the last step, so the number"
-                " of steps must be known. Give trainer.max_epochs or trainer.max_steps."
-            )
-            raise ConfigError([problem])
-        groups = parameter_groups(self, head_parameters(self.model), self.optim)
-        optimizer, scheduler = adamw(groups, self.optim, int(steps))
-        return {
-            "optimizer": optimizer,
-            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
-        }
+        return configured(self, head_parameters(self.model), self.optim)

@@ -24,7 +24,7 @@ from lora_lightning.tasks.speech_report import report
 from lora_lightning.tasks.speech_samples import Samples, samples_of
 
 BLANK = 0
-Decoder = Callable[[Tensor, Tensor], list[str]]
+Decoder = Callable[[Tensor, Tensor, Sequence[str]], list[str]]
 
 
 class SpeechRecognizer(L.LightningModule):
@@ -41,8 +41,8 @@ class SpeechRecognizer(L.LightningModule):
             is the space; entries of several characters are never decoded.
         optim: the optimizer's options, also as a plain mapping; None takes the defaults.
         kept: accents that are validated and tested beside those of the training data.
-        decoder: (log-probabilities (batch, frames, vocabulary), lengths (batch,)) -> texts, for testing;
-            None takes the best output of each frame.
+        decoder: (log-probabilities (batch, frames, vocabulary), lengths (batch,), vocabulary) -> texts, such
+            as `lora_lightning.decoding.BeamDecoder`; None takes the best output of each frame.
 
     Attributes:
         transcripts: what the last validation or test has heard, in the order of the data.
@@ -52,6 +52,7 @@ class SpeechRecognizer(L.LightningModule):
     """
 
     scores: tuple[Score, ...] = (Score("wer", "WER %", fewer=True), Score("cer", "CER %"))
+    aligns = True  # whether forward gives outputs by which a text can be aligned
 
     def __init__(
         self,
@@ -105,15 +106,22 @@ class SpeechRecognizer(L.LightningModule):
 
     def decode(self, log_probs: Tensor, lengths: Tensor) -> list[str]:
         """Texts of log-probabilities (batch, frames, vocabulary) of these lengths in frames."""
-        return (
-            self.decoder(log_probs, lengths) if self.decoder else greedy(log_probs, lengths, self.vocabulary)
-        )
+        return (self.decoder or greedy)(log_probs, lengths, self.vocabulary)
 
     def training_step(self, batch: SpeechBatch, batch_idx: int) -> Tensor:
-        log_probs, frames = self(batch.waves, batch.lengths)
-        loss = self.loss(log_probs, frames, batch)
+        loss = self.batch_loss(batch)
         self.log("train/loss", loss, batch_size=len(batch.lengths))
         return loss
+
+    def batch_loss(self, batch: SpeechBatch) -> Tensor:
+        """What is trained to be small."""
+        log_probs, frames = self(batch.waves, batch.lengths)
+        return self.loss(log_probs, frames, batch)
+
+    def heard(self, batch: SpeechBatch) -> tuple[list[str], Tensor]:
+        """What the model hears in a batch, and its loss, by one forward."""
+        log_probs, frames = self(batch.waves, batch.lengths)
+        return self.decode(log_probs, frames), self.loss(log_probs, frames, batch)
 
     def loss(self, log_probs: Tensor, frames: Tensor, batch: SpeechBatch) -> Tensor:
         """CTC loss a character, averaged over the utterances. One whose text needs more frames than it
@@ -137,8 +145,7 @@ class SpeechRecognizer(L.LightningModule):
         self._evaluate("test", batch)
 
     def _evaluate(self, stage: str, batch: SpeechBatch) -> None:
-        log_probs, frames = self(batch.waves, batch.lengths)
-        heard = self.decode(log_probs, frames)
+        heard, loss = self.heard(batch)
         rates: Any = self.rates[f"{stage}_rates"]
         for accent, said, text in zip(batch.accents, batch.texts, heard, strict=True):
             names = [f"wer_{accent}"] if accent in self.kept else ["wer", "cer"]
@@ -147,7 +154,6 @@ class SpeechRecognizer(L.LightningModule):
         rows = zip(batch.ids, batch.accents, batch.speakers, batch.texts, heard, strict=True)
         self.transcripts += [Transcript(*row) for row in rows]
         size = len(heard)
-        loss = self.loss(log_probs, frames, batch)
         self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
         for name, rate in rates.items():
             if not rate.update_called and self.trainer.world_size == 1:

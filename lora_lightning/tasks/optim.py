@@ -7,7 +7,9 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+import lightning as L
 import torch
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
@@ -134,6 +136,25 @@ def adamw(
     """The optimizer of these groups and its schedule, to be stepped after each optimizer step."""
     optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
     return optimizer, LambdaLR(optimizer, warmup_cosine(total_steps, config.warmup))
+
+
+def configured(
+    module: L.LightningModule, head: set[nn.Parameter], config: OptimConfig
+) -> OptimizerLRScheduler:
+    """What `configure_optimizers` of a task returns: AdamW on what trains, its rate set at each step.
+
+    Raises:
+        ConfigError: the number of steps is not known; nothing trains.
+    """
+    steps = module.trainer.estimated_stepping_batches
+    if math.isinf(steps):
+        problem = (
+            "trainer.max_epochs=-1: the learning rate falls to 0 at the last step, so the number"
+            " of steps must be known. Give trainer.max_epochs or trainer.max_steps."
+        )
+        raise ConfigError([problem])
+    optimizer, scheduler = adamw(parameter_groups(module, head, config), config, int(steps))
+    return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
 
 def _between(name: str, value: Any, allowed: str, below: float = math.inf) -> str | None:

@@ -17,6 +17,7 @@ from torchaudio.functional import forced_align
 from torchaudio.transforms import MelSpectrogram
 
 from lora_lightning.adapters import adapters_off
+from lora_lightning.data.buckets import grouped
 from lora_lightning.data.speech import SAMPLE_RATE, Utterance, collate
 from lora_lightning.record import is_injected
 from lora_lightning.report import format_table
@@ -25,7 +26,7 @@ from lora_lightning.tasks.error_rates import Transcript, confusions, count_error
 if TYPE_CHECKING:
     from lora_lightning.tasks.ctc import SpeechRecognizer
 
-BATCH_SIZE = 64
+BATCH_SECONDS = 120.0  # padding counted
 WORST = 12  # utterances on the page
 PIXELS = 4  # a side of each cell of the spectrogram
 PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
@@ -48,9 +49,8 @@ def transcribe_all(task: SpeechRecognizer, utterances: Sequence[Utterance]) -> l
     task.eval()
     heard: list[Transcript] = []
     with torch.no_grad():
-        for start in range(0, len(utterances), BATCH_SIZE):
-            rows = range(start, min(start + BATCH_SIZE, len(utterances)))
-            batch = collate([utterances[i] for i in rows])  # a dataset of recordings has no slices
+        for group in grouped(utterances, BATCH_SECONDS):
+            batch = collate(group)
             texts = task.transcribe(batch.waves.to(task.device), batch.lengths.to(task.device))
             columns = (batch.ids, batch.accents, batch.speakers, batch.texts, texts)
             heard += [Transcript(*row) for row in zip(*columns, strict=True)]
@@ -165,6 +165,8 @@ def aligned(task: SpeechRecognizer, utterance: Utterance) -> list[tuple[str, flo
     the most probable CTC path; empty where the text does not fit into the frames."""
     from lora_lightning.tasks.ctc import encode
 
+    if not task.aligns:
+        return []
     batch = collate([utterance])
     with torch.no_grad():
         log_probs, frames = task.eval()(batch.waves.to(task.device), batch.lengths.to(task.device))

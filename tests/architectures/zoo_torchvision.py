@@ -137,7 +137,7 @@ _FINEST = {
     for i in (1, 2, 3)
 }
 _TWO_STAGE: dict[str, Any] = {
-    "dead_in_eval": {"rpn.head.conv": "proposals are detached from the graph", **_FINEST},
+    "dead_in_eval": _FINEST,
     "impossible": _DISCRETE,
 }
 _AUX = {"aux": "the auxiliary classifiers run in training alone"}
@@ -195,7 +195,7 @@ TORCHVISION = {
     "tv_ssdlite": Architecture(
         **detector(_ssd("ssdlite320_mobilenet_v3_large")),
         impossible=_DISCRETE,
-        dead_in_train={**_COARSE_SSD, "_head.module_list": "the same maps' predictors"},
+        dead_in_train=_COARSE_SSD,
     ),
     "tv_fasterrcnn_by_backbone": Architecture(
         _detector("FasterRCNN"), scenes(False), scenes(True), dead_in_eval=_FINEST, impossible=_DISCRETE

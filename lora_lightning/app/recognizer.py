@@ -1,0 +1,47 @@
+"""A trained recognizer rebuilt from an adapter and its run, or from a recipe."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from lora_lightning.app.command_line import recipe_config
+from lora_lightning.checkpoint import load_adapter
+from lora_lightning.errors import UserError
+from lora_lightning.export import rebuilt_model
+from lora_lightning.source import read_source
+
+CTC = "lora_lightning.tasks.ctc.SpeechRecognizer"
+
+
+def recognizer(
+    adapter: str | None, recipe: str | None = None, any_base: bool = False
+) -> tuple[nn.Module, list[str]]:
+    """A CTC recognizer and its vocabulary.
+
+    Args:
+        adapter: an adapter's folder; None gives the recipe's model as it is.
+        recipe: builds the model; None takes the run that the adapter lies in.
+        any_base: accept other base weights than those that the adapter was trained on.
+
+    Raises:
+        UserError: neither tells how the model is built, or it is no CTC recognizer.
+        MissingFileError: weights that are not on this machine.
+    """
+    source = read_source(adapter) if adapter else None
+    config: dict[str, Any] = recipe_config(recipe) if recipe else source.run_config() if source else {}
+    if not config:
+        raise UserError(
+            f"adapter={adapter}: lies in no run of the training application, by which its model could be "
+            "built: give recipe=NAME." if adapter else "give adapter=FOLDER, or recipe=NAME for its base."
+        )  # fmt: skip
+    where = f"recipe={recipe}" if recipe else str(adapter)
+    if config["task"].get("_target_") != CTC:
+        raise UserError(f"{where}: is no CTC recognizer ({config['task'].get('_target_')}).")
+    model, facts = rebuilt_model(config, None if recipe else source)
+    if "vocabulary" not in facts:
+        raise UserError(f"{where}: its data, which decide the vocabulary, are not on this machine.")
+    if adapter:
+        load_adapter(model, adapter, any_base=any_base)
+    return model, list(facts["vocabulary"])

@@ -1,0 +1,194 @@
+"""`lora-lightning transcribe`: recordings to text, subtitles or JSON with the time of every word."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from lora_lightning.app.recognizer import recognizer
+from lora_lightning.data.audio import SUFFIXES, AudioError, audio_info, read_audio
+from lora_lightning.decoding import BeamDecoder
+from lora_lightning.errors import UserError, did_you_mean
+from lora_lightning.files import write_whole
+from lora_lightning.transcription import Transcriber, Transcription, to_srt
+
+OPTIONS = {
+    "adapter": str, "recipe": str, "format": str, "out": str, "device": str, "chunk": float, "overlap": float,
+    "batch": int, "beam": int, "lm": str, "lexicon": str, "any_base": bool,
+}  # fmt: skip
+FORMATS = {"plain": ".txt", "srt": ".srt", "json": ".json"}
+AHEAD = 2  # files that are decoded while the model hears another
+
+
+def transcribe(paths: Sequence[str], options: Mapping[str, Any]) -> None:
+    """Print or write what is said in audio files and in those of folders.
+
+    Args:
+        paths: files and folders.
+        options: by OPTIONS.
+
+    Raises:
+        UserError: every mistake in one message, before the model is built; or, at the end, the files that
+            could not be read, when the others are done.
+    """
+    problems = _problems(options)
+    files, missing = _files(paths)
+    form = options.get("format", "plain")
+    out = Path(options["out"]) if "out" in options else None
+    folder = out is not None and (out.is_dir() or len(files) > 1 or not out.suffix)
+    if form == "srt" and len(files) > 1 and out is None:
+        problems.append("format=srt: several files need out=FOLDER.")
+    if problems := [*missing, *problems]:
+        raise UserError("\n".join(problems))
+    heard = _heard(files, options)
+    done: list[dict[str, Any]] = []
+    failed: list[str] = []
+    for path, result in heard:
+        if isinstance(result, AudioError):
+            failed.append(str(result))
+        elif out is not None and folder:
+            out.mkdir(parents=True, exist_ok=True)
+            _write(out / _name(path, files, FORMATS[form]), _text(path, result, form))
+        elif form == "json":
+            done.append({"path": str(path), **result.to_dict()})
+        else:
+            label = f"{path}\t" if len(files) > 1 else ""
+            text = label + _text(path, result, form)
+            _write(out, text) if out else print(text, flush=True)
+    if form == "json" and not folder and done:
+        whole = json.dumps(done if len(files) > 1 else done[0], indent=2, ensure_ascii=False)
+        _write(out, whole) if out else print(whole, flush=True)
+    if failed:
+        raise UserError("\n".join(failed))
+
+
+def _heard(
+    files: Sequence[Path], options: Mapping[str, Any]
+) -> Iterator[tuple[Path, Transcription | AudioError]]:
+    """Each file and its transcription, or why there is none; a bar over the seconds of all."""
+    torch.set_grad_enabled(False)
+    model, vocabulary = recognizer(
+        options.get("adapter"), options.get("recipe"), options.get("any_base", False)
+    )
+    decoder = None
+    if {"beam", "lm", "lexicon"} & options.keys():
+        decoder = BeamDecoder(**{k: options[k] for k in ("beam", "lm", "lexicon") if k in options})
+    given = {k: options[k] for k in ("chunk", "overlap", "batch") if k in options}
+    transcriber = Transcriber(model.to(_device(options)), vocabulary, decoder, **given)
+    seconds = {path: _seconds(path) for path in files}
+    errors: dict[Path, AudioError] = {}
+    readable: list[Path] = []
+    total = sum(seconds.values())
+    with tqdm(total=round(total), unit="s", desc="transcribing", disable=not sys.stderr.isatty()) as bar:
+        for result in transcriber.all(_waves(files, errors, readable)):
+            path = readable.pop(0)
+            bar.update(round(seconds[path]))
+            yield path, result
+    yield from errors.items()
+
+
+def _waves(files: Sequence[Path], errors: dict[Path, AudioError], readable: list[Path]) -> Iterator[Tensor]:
+    """The wave of each file that can be read, decoded ahead by threads."""
+
+    def read(path: Path) -> Tensor | AudioError:
+        try:
+            return read_audio(path)
+        except AudioError as error:
+            return error
+
+    with ThreadPoolExecutor(AHEAD) as pool:
+        waiting = [pool.submit(read, path) for path in files[:AHEAD]]
+        for i, path in enumerate(files):
+            wave = waiting.pop(0).result()
+            if i + AHEAD < len(files):
+                waiting.append(pool.submit(read, files[i + AHEAD]))
+            if isinstance(wave, AudioError):
+                errors[path] = wave
+            else:
+                readable.append(path)
+                yield wave
+
+
+def _problems(options: Mapping[str, Any]) -> list[str]:
+    problems = []
+    form = options.get("format", "plain")
+    if form not in FORMATS:
+        problems.append(f"format={form}: give one of {', '.join(FORMATS)}.{did_you_mean(form, FORMATS)}")
+    if not {"adapter", "recipe"} & options.keys():
+        problems.append("give adapter=FOLDER, or recipe=NAME for its base.")
+    for name in ("chunk", "batch", "beam"):
+        if name in options and options[name] <= 0:
+            problems.append(f"{name}={options[name]}: give a number above 0.")
+    chunk, overlap = options.get("chunk", 20.0), options.get("overlap", 4.0)
+    if not 0 <= overlap <= chunk / 2:
+        problems.append(f"overlap={overlap:g}: give seconds from 0 to half of chunk={chunk:g}.")
+    try:
+        _device(options)
+    except UserError as error:
+        problems.append(str(error))
+    return problems
+
+
+def _device(options: Mapping[str, Any]) -> torch.device:
+    name = options.get("device", "cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device)
+        return device
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name}: {str(error).splitlines()[0]}") from None
+
+
+def _files(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Files, those of folders among them, and a line for each path that gives none."""
+    files: list[Path] = []
+    problems = [] if paths else ["give audio files or folders."]
+    for path in map(Path, paths):
+        if path.is_dir():
+            inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+            files += inside
+            if not inside:
+                problems.append(f"{path}: holds no audio ({', '.join(SUFFIXES)}).")
+        elif path.is_file():
+            files.append(path)
+        else:
+            folder = path.parent if path.parent.is_dir() else Path()
+            near = did_you_mean(path.name, [p.name for p in folder.iterdir()])
+            problems.append(f"{path}: there is no such file or folder.{near}")
+    return list(dict.fromkeys(files)), problems
+
+
+def _seconds(path: Path) -> float:
+    try:
+        return audio_info(path).seconds
+    except AudioError:
+        return 0.0  # it is read later, and reported then
+
+
+def _name(path: Path, files: Sequence[Path], suffix: str) -> Path:
+    """Of a file's transcript: below the folder that all files share, so that no two are the same."""
+    common = Path(os.path.commonpath([p.absolute().parent for p in files]))
+    relative = path.absolute().relative_to(common)
+    twins = [p for p in files if p.stem == path.stem and p.parent == path.parent]
+    name = f"{relative.name}{suffix}" if len(twins) > 1 else f"{relative.stem}{suffix}"
+    return relative.with_name(name)
+
+
+def _text(path: Path, result: Transcription, form: str) -> str:
+    if form == "json":
+        return json.dumps({"path": str(path), **result.to_dict()}, indent=2, ensure_ascii=False)
+    return to_srt(result) if form == "srt" else result.text
+
+
+def _write(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_whole(path, lambda temporary: Path(temporary).write_text(text + "\n", encoding="utf-8"))

@@ -1,0 +1,110 @@
+"""Audio files as mono tensors at one rate: wav, flac, ogg, mp3 and what else libsndfile reads."""
+
+from __future__ import annotations
+
+import functools
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor
+from torchaudio.transforms import Resample
+
+from lora_lightning.data.speech import SAMPLE_RATE
+from lora_lightning.errors import UserError
+
+WHOLE = 0.95  # least share of the samples that a header promises which a sound file holds
+SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au", ".w64", ".caf", ".sph")
+
+
+class AudioError(UserError, ValueError):
+    """A file that cannot be read as audio; the message names it and says why."""
+
+
+class AudioInfo(NamedTuple):
+    """What the header of a file says: its duration in seconds, rate in Hz, channels."""
+
+    seconds: float
+    rate: int
+    channels: int
+
+
+def audio_info(path: str | Path) -> AudioInfo:
+    """The header of a file; nothing is decoded.
+
+    Raises:
+        AudioError: missing or not audio.
+    """
+    with _opened(path) as file:
+        return AudioInfo(file.frames / file.samplerate, file.samplerate, file.channels)
+
+
+def read_audio(
+    path: str | Path, start: float | None = None, end: float | None = None, rate: int = SAMPLE_RATE
+) -> Tensor:
+    """A file, or a part of it, as float32 in [-1, 1]: decoded by libsndfile, channels averaged, resampled
+    by torchaudio (windowed sinc).
+
+    Args:
+        path: the file.
+        start: seconds at which the part begins; None is 0.
+        end: seconds at which it ends; None, or past it, is the file's end.
+        rate: of the result, in Hz.
+
+    Returns:
+        (samples,)
+
+    Raises:
+        AudioError: missing, not audio, damaged, or without a sample in the part asked for.
+    """
+    samples, own = decode(path, start, end)
+    wave = torch.from_numpy(samples).mean(1)
+    return wave if own == rate else _resampler(own, rate)(wave)
+
+
+def decode(path: str | Path, start: float | None = None, end: float | None = None) -> tuple[np.ndarray, int]:
+    """The samples (samples, channels) of a file or a part of it, as they are, and their rate in Hz.
+
+    Raises:
+        AudioError: as `read_audio`.
+    """
+    with _opened(path) as file:
+        try:
+            first = round((start or 0) * file.samplerate)
+            last = file.frames if end is None else min(file.frames, round(end * file.samplerate))
+            if first >= last:
+                raise AudioError(f"{path}: has no sample from {start or 0:g} s to {_seconds(end)}")
+            if first:
+                file.seek(first)
+            samples = file.read(last - first, dtype="float32", always_2d=True)
+        except soundfile.LibsndfileError as error:
+            raise AudioError(f"{path}: is damaged ({_reason(error)})") from error
+        if len(samples) < WHOLE * (last - first):
+            held, promised = len(samples) / file.samplerate, (last - first) / file.samplerate
+            raise AudioError(f"{path}: is cut short ({held:.1f} of {promised:.1f} s can be decoded)")
+        return samples, file.samplerate
+
+
+@functools.lru_cache(maxsize=16)
+def _resampler(own: int, rate: int) -> Resample:
+    """Its kernel is computed once for each pair of rates."""
+    return Resample(own, rate)
+
+
+def _opened(path: str | Path) -> soundfile.SoundFile:
+    if not Path(path).is_file():
+        raise AudioError(f"{path}: there is no such file")
+    try:
+        return soundfile.SoundFile(str(path))
+    except soundfile.LibsndfileError as error:
+        raise AudioError(f"{path}: is no audio file that libsndfile reads ({_reason(error)})") from error
+
+
+def _reason(error: soundfile.LibsndfileError) -> str:
+    return str(error.error_string).strip().rstrip(".")
+
+
+def _seconds(value: float | None) -> str:
+    return "its end" if value is None else f"{value:g} s"

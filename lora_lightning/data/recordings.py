@@ -1,0 +1,308 @@
+"""RecordingsDataModule: any manifest or corpus of speech, checked, split, bucketed and augmented."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.utilities import rank_zero_only
+from torch.utils.data import DataLoader
+
+from lora_lightning.data.audio import read_audio
+from lora_lightning.data.buckets import Batches, bucketed
+from lora_lightning.data.corpora import CORPORA, read_corpus
+from lora_lightning.data.manifests import SPLIT_BY, Row, read_manifest, split_rows, with_accent
+from lora_lightning.data.speech import SpeechBatch, Utterance
+from lora_lightning.data.speech_augment import Augmentation
+from lora_lightning.data.speech_check import Finding, Limits, cache_file, check, findings_table
+from lora_lightning.data.text import normalize, vocabulary_of
+from lora_lightning.errors import ConfigError, UserError, did_you_mean
+from lora_lightning.loader import ResumableLoader
+from lora_lightning.models.pipelines import PIPELINES, labels
+
+MAX_WORKERS = 8
+MANIFEST = "manifest"
+TOLD: set[str] = set()  # what a process has said already: the jobs of a comparison share their data
+
+
+class RecordingsDataModule(L.LightningDataModule):
+    """Recordings with transcripts, from a manifest or a corpus that lies on this machine.
+
+    Before training every utterance is decoded once (`lora_lightning.data.speech_check`); what that pass
+    heard is kept in a cache, so that the next run begins at once. Batches are `SpeechBatch`, of utterances
+    of like length, and never cost more than `batch_seconds`.
+
+    Args:
+        corpus: "manifest", or one of `lora_lightning.data.corpora.CORPORA`.
+        manifest: with corpus=manifest, a CSV, TSV or JSONL file.
+        root: with another corpus, its folder.
+        subsets: tables of Common Voice or folders of LibriSpeech; None takes the usual ones.
+        accent: use only utterances of this accent or of one of these; None takes all.
+        split_by: what training, validation and test never share: "speaker", "text", "utterance", or
+            several of them. Counts where the corpus has no split of its own.
+        val_share: share of the utterances for validation.
+        test_share: share for testing.
+        train_minutes: use only so many minutes of the training part, drawn by `seed`; None takes all.
+        vocabulary: the recognizer's outputs: the name of a torchaudio pipeline takes its labels; a list,
+            blank first; None, or a pipeline without labels, takes the characters of the texts.
+        batch_seconds: the budget of a batch and process, padding counted.
+        min_seconds: shortest utterance.
+        max_seconds: longest one.
+        strict: end with a table of what cannot be used; False prints it and leaves that out.
+        num_workers: loading processes; None takes the cores of this process, at most 8.
+        seed: of the split and of everything random in the training batches.
+        augment: `Augmentation` of the training utterances, or its options; None for none.
+
+    Raises:
+        ConfigError: one line for each bad option.
+        MissingFileError: data that are not on this machine: what to download, where to put it.
+        UserError: with strict, the table of utterances that cannot be used.
+    """
+
+    def __init__(
+        self,
+        corpus: str = MANIFEST,
+        manifest: str | None = None,
+        root: str | None = None,
+        subsets: Sequence[str] | None = None,
+        accent: str | Sequence[str] | None = None,
+        split_by: str | Sequence[str] = "speaker",
+        val_share: float = 0.1,
+        test_share: float = 0.1,
+        train_minutes: float | None = None,
+        vocabulary: str | Sequence[str] | None = None,
+        batch_seconds: float = 60.0,
+        min_seconds: float = 0.3,
+        max_seconds: float = 20.0,
+        strict: bool = True,
+        num_workers: int | None = None,
+        seed: int = 0,
+        augment: Augmentation | Mapping[str, Any] | None = None,
+    ) -> None:
+        super().__init__()
+        by = [split_by] if isinstance(split_by, str) else list(split_by)
+        problems = [
+            _source(corpus, manifest, root),
+            *(map(_field, by) if by else [_field(None)]),
+            _share("val_share", val_share),
+            _share("test_share", test_share),
+            None if train_minutes is None else _above("train_minutes", train_minutes, 0, ", or null"),
+            _above("min_seconds", min_seconds, 0),
+            _above("max_seconds", max_seconds, min_seconds if _number(min_seconds) else 0),
+            _above("batch_seconds", batch_seconds, 0),
+            _vocabulary(vocabulary),
+            None if isinstance(strict, bool) else f"strict={strict!r}: give true or false.",
+            *_augment_problems(augment),
+        ]
+        if found := [p for p in problems if p]:
+            raise ConfigError(found)
+        self.corpus, self.manifest, self.root, self.subsets = corpus, manifest, root, subsets
+        self.accents = [accent] if isinstance(accent, str) else list(accent or [])
+        self.split_by, self.val_share, self.test_share = by, val_share, test_share
+        self.train_minutes = train_minutes
+        self.asked_vocabulary = vocabulary
+        self.batch_seconds, self.limits = batch_seconds, Limits(min_seconds, max_seconds)
+        self.strict, self.num_workers, self.seed = strict, num_workers, seed
+        self.augment = Augmentation(**augment) if isinstance(augment, Mapping) else augment
+        self.parts: dict[str, dict[Row, float]] = {}
+
+    @property
+    def provides(self) -> dict[str, Any]:
+        """The vocabulary; nothing while there are no data, which `prepare_data` reports."""
+        try:
+            return {"vocabulary": self.vocabulary}
+        except UserError:
+            return {}
+
+    @cached_property
+    def vocabulary(self) -> list[str]:
+        """What the recognizer can write: the blank, then characters."""
+        asked = self.asked_vocabulary
+        if isinstance(asked, str) and labels(asked) is not None:
+            return labels(asked) or []
+        if asked is not None and not isinstance(asked, str):
+            return list(asked)
+        return vocabulary_of(normalize(row.text) for row in self.rows)
+
+    @cached_property
+    def rows(self) -> list[Row]:
+        """Every row of the source with the accents asked for, as it is written there."""
+        if self.corpus == MANIFEST:
+            rows = read_manifest(str(self.manifest))
+        else:
+            rows = read_corpus(self.corpus, str(self.root), self.subsets)
+        return with_accent(rows, self.accents) if self.accents else rows
+
+    def prepare_data(self) -> None:
+        found = self._checked()[1]
+        if not found:
+            return
+        table = f"{len(found)} of {len(self.rows)} utterances cannot be used:\n{findings_table(found)}"
+        if self.strict:
+            raise UserError(f"{table}\nMend them or take them out, or give strict=false to leave them out.")
+        if table not in TOLD:
+            TOLD.add(table)
+            rank_zero_only(print)(f"{table}\nThey are left out (strict=false).\n", flush=True)
+
+    def setup(self, stage: str | None = None) -> None:
+        if self.parts:
+            return
+        good, _ = self._checked()
+        if not good:
+            raise UserError(f"none of {len(self.rows)} utterances can be used; strict=true shows why.")
+        shares = self.val_share, self.test_share
+        parts, crossing = split_rows(list(good), self.split_by, *shares, self.seed)
+        if crossing and (line := _crossing(crossing, len(good), self.split_by)) not in TOLD:
+            TOLD.add(line)
+            rank_zero_only(print)(line, flush=True)
+        if self.train_minutes is not None:
+            parts["train"] = _drawn(parts["train"], good, 60 * self.train_minutes, self.seed)
+        self.parts = {part: {row: good[row] for row in rows} for part, rows in parts.items()}
+
+    def _checked(self) -> tuple[dict[Row, float], list[Finding]]:
+        name = f"{self.corpus} {self.manifest or self.root} {self.accents}"
+        return check(self.rows, self.vocabulary, self.limits, cache_file(name))
+
+    @property
+    def test_set(self) -> Utterances:
+        """The test utterances, for a report; each is read when it is asked for."""
+        return Utterances(list(self.parts["test"]), self.vocabulary)
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train", ResumableLoader, shuffle=True, seed=self.seed)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("val")
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test")
+
+    def _loader(self, part: str, make: Any = DataLoader, **options: Any) -> DataLoader:
+        training = part == "train"
+        rows = list(self.parts[part])
+        seconds = list(self.parts[part].values())
+        longest = self.augment.longest() if training and self.augment else 1.0
+        batches = bucketed(seconds, self.batch_seconds / longest, self.seed if training else None)
+        workers = self._workers()
+        return make(
+            Batches(batches, Utterances(rows, self.vocabulary, self.augment if training else None)),
+            batch_size=None,
+            num_workers=workers,
+            pin_memory=torch.cuda.is_available(),
+            persistent_workers=workers > 0,
+            **options,
+        )
+
+    def _workers(self) -> int:
+        if self.num_workers is not None:
+            return self.num_workers
+        processes = 1 if self.trainer is None else self.trainer.world_size
+        return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes))
+
+    def transfer_batch_to_device(
+        self, batch: SpeechBatch, device: torch.device, dataloader_idx: int
+    ) -> SpeechBatch:
+        return batch._replace(
+            waves=batch.waves.to(device, non_blocking=True), lengths=batch.lengths.to(device)
+        )
+
+
+class Utterances(Sequence[Utterance]):
+    """Rows as utterances, each read and augmented when it is asked for."""
+
+    def __init__(
+        self, rows: Sequence[Row], vocabulary: Sequence[str], augment: Augmentation | None = None
+    ) -> None:
+        self.rows, self.vocabulary, self.augment = rows, vocabulary, augment
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: Any) -> Any:
+        """An utterance, or those of a slice."""
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        row = self.rows[index]
+        wave = read_audio(row.path, row.start, row.end)
+        if self.augment is not None:
+            wave = self.augment(wave)
+        return Utterance(wave, normalize(row.text, self.vocabulary), row.id, row.accent, row.speaker)
+
+
+def _crossing(count: int, total: int, by: Sequence[str]) -> str:
+    return (
+        f"split_by={','.join(by)}: {count} of {total} utterances belong to different parts and are left out."
+    )
+
+
+def _drawn(rows: Sequence[Row], seconds: Mapping[Row, float], most: float, seed: int) -> list[Row]:
+    """Rows in an order drawn from the seed, as many as last `most` seconds, and at least one."""
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    taken: list[Row] = []
+    total = 0.0
+    for row in (rows[i] for i in order):
+        if not taken or total + seconds[row] <= most:
+            taken.append(row)
+            total += seconds[row]
+    return taken
+
+
+def _source(corpus: Any, manifest: Any, root: Any) -> str | None:
+    known = (MANIFEST, *CORPORA)
+    if corpus not in known:
+        return f"corpus={corpus!r}: give one of {', '.join(known)}.{did_you_mean(corpus, known)}"
+    name, value = (MANIFEST, manifest) if corpus == MANIFEST else ("root", root)
+    if not isinstance(value, (str, os.PathLike)) or not str(value):
+        what = "a CSV, TSV or JSONL file with columns path and text" if corpus == MANIFEST else "its folder"
+        return f"{name}={'null' if value is None else repr(value)}: corpus={corpus} needs {what}."
+    return None
+
+
+def _field(field: Any) -> str | None:
+    if field in SPLIT_BY:
+        return None
+    return f"split_by={field!r}: give one or several of {', '.join(SPLIT_BY)}.{did_you_mean(field, SPLIT_BY)}"
+
+
+def _vocabulary(value: Any) -> str | None:
+    if isinstance(value, str) and value not in PIPELINES:
+        return (
+            f"vocabulary={value!r}: give a pipeline of torchaudio, a list of characters with the blank first,"
+            f" or null for those of the texts.{did_you_mean(value, PIPELINES)}"
+        )
+    return None
+
+
+def _augment_problems(augment: Any) -> list[str]:
+    if augment is None or isinstance(augment, Augmentation):
+        return [f"augment.{p}" for p in augment.problems()] if augment else []
+    known = Augmentation.__dataclass_fields__
+    if not isinstance(augment, Mapping):
+        return [f"augment={augment!r}: give a mapping of {', '.join(known)}, or null."]
+    strays = [
+        f"augment.{name}: there is no such option.{did_you_mean(name, known)}"
+        for name in augment
+        if name not in known
+    ]
+    return strays or [f"augment.{p}" for p in Augmentation(**augment).problems()]
+
+
+def _number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _share(name: str, value: Any) -> str | None:
+    return (
+        None
+        if _number(value) and 0 < value < 0.5
+        else f"{name}={value!r}: give a share above 0 and below 0.5."
+    )
+
+
+def _above(name: str, value: Any, low: float, also: str = "") -> str | None:
+    return None if _number(value) and value > low else f"{name}={value!r}: give a number above {low:g}{also}."

@@ -1,0 +1,116 @@
+"""Augmentation of waveforms for training: speed, noise and gain, each with its published range."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torchaudio.functional import add_noise, resample
+
+from lora_lightning.data.audio import SUFFIXES, audio_info, read_audio
+from lora_lightning.data.speech import SAMPLE_RATE
+
+
+@dataclass
+class Augmentation:
+    """What is done to a training utterance, drawn anew each time; random numbers come from Python's and
+    torch's global generators. Masks on features (SpecAugment) are the model's own option.
+
+    Args:
+        speed: factors of which one is drawn, such as [0.9, 1.0, 1.1] (Ko et al. 2015); None for none.
+        noise_snr: least and greatest signal-to-noise ratio in dB, such as [0, 15] for recorded noise
+            (Snyder et al. 2015, arXiv 1510.08484, as Kaldi uses it); None for no noise.
+        noise_prob: share of utterances that get noise.
+        noise_dir: folder of recorded noises; None takes white noise.
+        gain_db: least and greatest gain in dB; [-18, 6] is Kaldi's volume perturbation, factors 1/8 to 2
+            (Peddinti et al. 2015); None for none.
+    """
+
+    speed: Sequence[float] | None = None
+    noise_snr: Sequence[float] | None = None
+    noise_prob: float = 0.5
+    noise_dir: str | None = None
+    gain_db: Sequence[float] | None = None
+
+    def problems(self) -> list[str]:
+        """One line for each bad option."""
+        return [
+            p
+            for p in (
+                _numbers("speed", self.speed, None, 0.5, 2, "factors from 0.5 to 2, such as [0.9, 1.0, 1.1]"),
+                _numbers("noise_snr", self.noise_snr, 2, -20, 100, "two ratios in dB, such as [0, 15]"),
+                _numbers("noise_prob", [self.noise_prob], 1, 0, 1, "a share from 0 to 1"),
+                _numbers("gain_db", self.gain_db, 2, -60, 40, "two gains in dB, such as [-18, 6]"),
+                None
+                if self.noise_dir is None or noise_files(self.noise_dir)
+                else f"noise_dir={self.noise_dir!r}: give a folder with audio files, or null.",
+            )
+            if p
+        ]
+
+    def __post_init__(self) -> None:
+        self._noises = noise_files(self.noise_dir) if self.noise_dir else []
+
+    def longest(self) -> float:
+        """By how much an utterance can become longer."""
+        return 1 / min(self.speed, default=1.0) if self.speed else 1.0
+
+    def __call__(self, wave: Tensor) -> Tensor:
+        """(samples,) -> (samples',): the speed changes the length."""
+        if self.speed:
+            wave = at_speed(wave, random.choice(list(self.speed)))
+        if self.noise_snr and random.random() < self.noise_prob:
+            wave = with_noise(wave, self._noise(len(wave)), random.uniform(*self.noise_snr))
+        if self.gain_db:
+            wave = wave * 10 ** (random.uniform(*self.gain_db) / 20)
+        return wave
+
+    def _noise(self, samples: int) -> Tensor:
+        """A random part of a random recording, repeated where it is too short."""
+        if not self._noises:
+            return torch.randn(samples)
+        path = random.choice(self._noises)
+        seconds = samples / SAMPLE_RATE
+        start = random.uniform(0, max(0.0, audio_info(path).seconds - seconds))
+        noise = read_audio(path, start, start + seconds)
+        return noise.repeat(math.ceil(samples / len(noise)))[:samples]
+
+
+def at_speed(wave: Tensor, factor: float) -> Tensor:
+    """Tempo and pitch times `factor`, as sox does it: resampling (Ko et al. 2015)."""
+    if factor == 1:
+        return wave
+    ratio = Fraction(factor).limit_denominator(100)
+    return resample(wave, ratio.numerator, ratio.denominator)
+
+
+def with_noise(wave: Tensor, noise: Tensor, snr: float) -> Tensor:
+    """Noise of the same length added at a signal-to-noise ratio in dB; silence stays as it is."""
+    if not wave.any() or not noise.any():
+        return wave
+    return add_noise(wave, noise, torch.tensor(snr))
+
+
+def noise_files(folder: str) -> list[Path]:
+    """Every audio file under a folder."""
+    return sorted(p for p in Path(folder).expanduser().rglob("*") if p.suffix.lower() in SUFFIXES)
+
+
+def _numbers(name: str, value: Any, count: int | None, low: float, high: float, allowed: str) -> str | None:
+    if value is None:
+        return None
+    is_list = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+    numbers = is_list and all(
+        isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v <= high for v in value
+    )
+    if numbers and (count is None or (len(value) == count and value[0] <= value[-1])):
+        return None
+    shown = value[0] if count == 1 and is_list else value
+    return f"{name}={shown!r}: give {allowed}{', or null' if count != 1 else ''}."

@@ -1,0 +1,74 @@
+"""Files fetched by their address, if that is possible; offline is noticed within seconds."""
+
+from __future__ import annotations
+
+import threading
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+
+from lora_lightning.errors import MissingFileError
+
+PROBE_SECONDS = 3.0  # the server answers a HEAD request within this time, or we are offline
+
+
+def url_file(name: str, url: str, cache_dir: str | None = None) -> Path:
+    """The weights of a model at an address: from torch's cache, else downloaded, else one error at once.
+
+    Args:
+        name: of the model, for the error.
+        url: of the file.
+        cache_dir: in place of torch's cache (TORCH_HOME).
+
+    Raises:
+        MissingFileError: they are not here and cannot be had now.
+    """
+    folder = Path(cache_dir or Path(torch.hub.get_dir()) / "checkpoints").absolute()
+    path = folder / Path(urlparse(url).path).name
+    if path.is_file():
+        return path
+    request = urllib.request.Request(url, method="HEAD")
+    reason = request_failure(lambda: urllib.request.urlopen(request, timeout=PROBE_SECONDS).close())
+    if reason is None:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(path))
+            return path
+        except OSError as error:
+            reason = failure_text(error)
+    raise MissingFileError(
+        f"The pretrained weights of {name} are not on this machine, and cannot be downloaded now"
+        f" ({reason}).\n"
+        f"  file:       {path.name} from {url}\n"
+        f"  looked for: {path} (TORCH_HOME sets another cache)\n"
+        f"  to get it:  on a machine with internet, curl -LO {url}\n"
+        f"  then:       copy it here as {path}"
+    )
+
+
+def request_failure(probe: Callable[[], object]) -> str | None:
+    """Why a network request fails, None if it succeeds; decided in 2 * PROBE_SECONDS.
+
+    It runs in a thread of its own, since looking up a host name has no timeout.
+    """
+    reasons = [f"no answer within {PROBE_SECONDS:g} s"]
+
+    def run() -> None:
+        try:
+            probe()
+            reasons.clear()
+        except Exception as error:  # requests, httpx or the hub's own, by version
+            reasons[:] = [failure_text(error)]
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(2 * PROBE_SECONDS)
+    return reasons[0] if reasons else None
+
+
+def failure_text(error: Exception) -> str:
+    """The error's own message on one line."""
+    return " ".join(str(error).split())[:300] or type(error).__name__

@@ -1,0 +1,66 @@
+"""torchaudio's pretrained speech models: their names, labels, options and weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+import torchaudio
+from torch import Tensor
+
+from lora_lightning.data.text import BLANK, SPACE
+from lora_lightning.errors import AdapterFileError
+from lora_lightning.models.download import url_file
+
+SOURCE = "https://download.pytorch.org/torchaudio/models/"
+PIPELINES: dict[str, Any] = {
+    name: bundle
+    for name in torchaudio.pipelines.__all__
+    if isinstance(bundle := getattr(torchaudio.pipelines, name), torchaudio.pipelines.Wav2Vec2Bundle)
+    and not isinstance(bundle, torchaudio.pipelines.Wav2Vec2FABundle)
+}
+
+
+def labels(name: str) -> list[str] | None:
+    """The outputs of a pipeline that was fine-tuned to write, blank first, in small letters, with " " for
+    its word boundary "|"; None for the others."""
+    bundle = PIPELINES[name]
+    if not hasattr(bundle, "get_labels"):
+        return None
+    return [BLANK, *(SPACE if label == "|" else label.lower() for label in bundle.get_labels()[1:])]
+
+
+def pipeline_state(name: str) -> dict[str, Tensor]:
+    """The weights of a pipeline: from torch's cache, else downloaded. Nothing in the file is executed.
+
+    Raises:
+        MissingFileError: they are not on this machine and cannot be had now.
+        AdapterFileError: the file is damaged.
+    """
+    path = url_file(name, SOURCE + PIPELINES[name]._path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many kinds for damaged, foreign and unsafe files
+        raise AdapterFileError(
+            f"{path} cannot be read ({str(error).splitlines()[0][:200]}): delete it and download it again."
+        ) from error
+    return without_unused_outputs(name, state)
+
+
+def without_unused_outputs(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """fairseq's output layers have rows for symbols that are never written (<pad>, </s>, <unk>), which
+    torchaudio takes out; a state without them is returned as it is."""
+    bundle, state = PIPELINES[name], dict(state)
+    unused = getattr(bundle, "_remove_aux_axis", ())
+    for key in ("aux.weight", "aux.bias") if unused else ():
+        if key in state and len(state[key]) == bundle._params["aux_num_out"] + len(unused):
+            kept = [i for i in range(len(state[key])) if i not in unused]
+            state[key] = state[key][kept]
+    return state
+
+
+def pipeline_file(name: str) -> Path:
+    """Where torch's cache keeps the weights of a pipeline."""
+    return Path(torch.hub.get_dir()) / "checkpoints" / PIPELINES[name]._path

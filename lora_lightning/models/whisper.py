@@ -1,0 +1,163 @@
+"""whisper: OpenAI's Whisper by transformers, with its tokenizer and features, as one recognizer."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub as hub
+import torch
+from huggingface_hub.errors import LocalEntryNotFoundError
+from torch import Tensor, nn
+from transformers import (
+    GenerationMixin,
+    WhisperFeatureExtractor,
+    WhisperForConditionalGeneration,
+    WhisperTokenizer,
+)
+
+from lora_lightning.data.speech import SAMPLE_RATE
+from lora_lightning.errors import AdapterFileError, ConfigError, MissingFileError
+from lora_lightning.models.download import PROBE_SECONDS, failure_text, request_failure
+
+FILES = ["*.json", "merges.txt", "model*.safetensors"]
+NEEDED = ("config.json", "model.safetensors", "preprocessor_config.json")
+IGNORED = -100  # a label that cross entropy leaves out
+
+
+class Whisper(nn.Module):
+    """Whisper (Radford et al. 2022, arXiv 2212.04356): waves -> log-mels -> an encoder-decoder over tokens.
+
+    Every wave is heard as 30 seconds, silence behind its end, so that a batch changes nothing; what lies
+    behind 30 seconds is an error.
+
+    Args:
+        network: of transformers.
+        tokenizer: with the language and task of its prefix set.
+        features: log-mels of 30 seconds.
+        max_tokens: most tokens of a text.
+    """
+
+    def __init__(
+        self,
+        network: WhisperForConditionalGeneration,
+        tokenizer: WhisperTokenizer,
+        features: WhisperFeatureExtractor,
+        max_tokens: int = 200,
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.tokenizer, self.features = tokenizer, features
+        room = network.config.max_target_positions - len(tokenizer.prefix_tokens) - 1
+        self.max_tokens = min(max_tokens, room)
+
+    def log_mels(self, waves: Tensor, lengths: Tensor) -> Tensor:
+        """(batch, mels, 3000) of waves (batch, samples) of these lengths."""
+        seconds = self.features.chunk_length
+        if int(lengths.max()) > seconds * SAMPLE_RATE:
+            raise ConfigError([f"data.max_seconds: Whisper hears {seconds} s; give at most that."])
+        arrays = [wave[:n].float().cpu().numpy() for wave, n in zip(waves, lengths.tolist(), strict=True)]
+        found = self.features(arrays, sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        return found.input_features.to(waves.device)
+
+    def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """What the encoder gives: (batch, frames, width), and lengths in frames, all of 30 seconds."""
+        encoded = self.network.model.encoder(self.log_mels(waves, lengths)).last_hidden_state
+        return encoded, torch.full((len(waves),), encoded.shape[1], device=waves.device)
+
+    def loss(self, waves: Tensor, lengths: Tensor, texts: list[str]) -> Tensor:
+        """Cross entropy of the texts' tokens and the end's, averaged over all of them."""
+        prefix, end = self.tokenizer.prefix_tokens, self.tokenizer.eos_token_id
+        tokens = [self._tokens(text) for text in texts]
+        longest = max(map(len, tokens))
+        before = [[*prefix, *t, *[end] * (longest - len(t))] for t in tokens]
+        after = [[*[IGNORED] * (len(prefix) - 1), *t, end, *[IGNORED] * (longest - len(t))] for t in tokens]
+        return self.network(
+            input_features=self.log_mels(waves, lengths),
+            decoder_input_ids=torch.tensor(before, device=waves.device),
+            labels=torch.tensor(after, device=waves.device),
+        ).loss
+
+    @torch.no_grad()
+    def transcribe(self, waves: Tensor, lengths: Tensor) -> list[str]:
+        """The most probable token at each step, as texts."""
+        prefix = torch.tensor([self.tokenizer.prefix_tokens] * len(waves), device=waves.device)
+        # Whisper's own generate decides about languages, timestamps and long audio, which are decided here.
+        network: Any = self.network
+        tokens: Any = GenerationMixin.generate(
+            network,
+            inputs=self.log_mels(waves, lengths),
+            decoder_input_ids=prefix,
+            decoder_attention_mask=torch.ones_like(prefix),
+            max_new_tokens=self.max_tokens,
+            do_sample=False,
+            num_beams=1,
+        )
+        texts = self.tokenizer.batch_decode(tokens[:, prefix.shape[1] :], skip_special_tokens=True)
+        return [" ".join(text.split()) for text in texts]
+
+    def _tokens(self, text: str) -> list[int]:
+        """With the space before it that Whisper's own texts have."""
+        return self.tokenizer(f" {text}", add_special_tokens=False).input_ids[: self.max_tokens]
+
+
+def whisper(
+    name: str = "openai/whisper-base.en", checkpoint: str | None = None, language: str | None = None
+) -> Whisper:
+    """Whisper by its name on the Hugging Face hub, or from a folder.
+
+    Args:
+        name: of the hub; names that end in .en hear English alone.
+        checkpoint: a folder with config.json, model.safetensors, preprocessor_config.json and the
+            tokenizer's files, in place of the hub.
+        language: of models for many languages, such as "en" or "german"; None for those of English alone.
+
+    Raises:
+        ConfigError: a language that it does not know, or one for a model of English alone.
+        MissingFileError: the files are not on this machine and cannot be downloaded now.
+        AdapterFileError: they are damaged.
+    """
+    folder = _folder(name, checkpoint)
+    try:
+        network = WhisperForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
+        tokenizer = WhisperTokenizer.from_pretrained(folder)
+        features = WhisperFeatureExtractor.from_pretrained(folder)
+    except Exception as error:  # transformers', safetensors' or json's own
+        raise AdapterFileError(f"{folder} cannot be read as Whisper: {failure_text(error)}") from error
+    if language is not None:
+        try:
+            tokenizer.set_prefix_tokens(language=language, task="transcribe", predict_timestamps=False)
+            known = None not in tokenizer.prefix_tokens
+        except (ValueError, KeyError):
+            known = False
+        if not known:
+            raise ConfigError([f"language={language!r}: {name} does not know it; null for English alone."])
+    return Whisper(network.train(), tokenizer, features)  # transformers hands it over in eval
+
+
+def _folder(name: str, checkpoint: str | None) -> Path:
+    if checkpoint is not None:
+        folder = Path(checkpoint).expanduser()
+        if missing := [f for f in NEEDED if not (folder / f).is_file()]:
+            raise MissingFileError(f"checkpoint={checkpoint!r}: {folder} has no {', '.join(missing)}.")
+        return folder
+    try:
+        return Path(hub.snapshot_download(name, allow_patterns=FILES, local_files_only=True))
+    except (LocalEntryNotFoundError, OSError):
+        pass
+    reason: str | None = "HF_HUB_OFFLINE is set"
+    if not hub.constants.HF_HUB_OFFLINE:
+        url = hub.hf_hub_url(name, NEEDED[0])
+        reason = request_failure(lambda: hub.get_hf_file_metadata(url, timeout=PROBE_SECONDS))
+    if reason is None:
+        try:
+            return Path(hub.snapshot_download(name, allow_patterns=FILES))
+        except Exception as error:  # requests, httpx or the hub's own, by version
+            reason = failure_text(error)
+    raise MissingFileError(
+        f"Whisper ({name}) is not on this machine, and cannot be downloaded now ({reason}).\n"
+        f"  files:      {', '.join(NEEDED)} and the tokenizer's of {name} on {hub.constants.ENDPOINT}\n"
+        f"  looked for: {Path(hub.constants.HF_HUB_CACHE).absolute()} (HF_HOME sets another cache)\n"
+        f"  to get it:  on a machine with internet, hf download {name} --local-dir whisper\n"
+        f"  then:       copy the folder here and give model.checkpoint=whisper"
+    )

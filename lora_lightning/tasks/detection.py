@@ -1,0 +1,180 @@
+"""ObjectDetector: trains detectors of torchvision's convention, and scores them as COCO does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
+from torch import Tensor, nn
+
+from lora_lightning.errors import ConfigError
+from lora_lightning.heads import find_heads
+from lora_lightning.tasks.average_precision import AveragePrecision, scores_of
+from lora_lightning.tasks.detection_pictures import log_to_wandb, write_report
+from lora_lightning.tasks.optim import OptimConfig, configured
+from lora_lightning.tasks.scores import Score
+
+Batch = tuple[list[Tensor], list[dict[str, Any]]]
+LOGGED_PICTURES = 8
+
+SCORES = (
+    Score("map", "mAP", 100),
+    Score("map_50", "AP50", 100),
+    Score("map_small", "AP small", 100),
+    Score("map_medium", "AP medium", 100),
+    Score("map_large", "AP large", 100),
+)
+MASK_SCORES = (Score("mask_map", "mask mAP", 100), Score("mask_map_50", "mask AP50", 100))
+
+
+class ObjectDetector(L.LightningModule):
+    """Trains `model` on batches of images and targets: two lists, an entry for each image.
+
+    An image is (3, height, width) in [0, 1]. A target holds `boxes` (n, 4), x1 y1 x2 y2 in pixels, and
+    `labels` (n,) from 1; it may hold `masks` (n, height, width), `iscrowd` (n,), `area` (n,) and
+    `image_id`, by which an image that two processes have seen is scored once.
+
+    Logs train/loss and each of the model's losses under train/NAME; val/map, val/map_50, val/map_75,
+    val/map_small, val/map_medium, val/map_large and the same under test/, there also test/map/CLASS.
+    Models with masks add mask_map and so on. All are fractions in [0, 1]; a size or class of which there
+    is no object is left out. With a WandbLogger the first validation images are logged with their boxes.
+
+    Args:
+        model: as torchvision's detectors: in train mode (images, targets) -> a dict of losses; in eval
+            mode images -> a list of dicts `boxes`, `scores`, `labels` and perhaps `masks`.
+        num_classes: how many classes there are, the background not counted: labels are 1 … num_classes.
+        class_names: their names, that of label 1 first; None numbers them.
+        optim: the optimizer's options, also as a plain mapping; None takes the defaults. `head_lr` is the
+            rate of the layers that predict classes and boxes.
+        area_scale: lengths are multiplied by this before COCO's limits of small and large objects (32²
+            and 96² pixels) apply.
+        score_threshold: in pictures, predictions below it are left out.
+
+    Raises:
+        ConfigError: one line for each bad option.
+    """
+
+    scores: tuple[Score, ...] = SCORES
+
+    def __init__(
+        self,
+        model: nn.Module,
+        num_classes: int,
+        class_names: Sequence[str] | None = None,
+        optim: OptimConfig | Mapping[str, Any] | None = None,
+        area_scale: float = 1.0,
+        score_threshold: float = 0.5,
+    ) -> None:
+        super().__init__()
+        options = optim.to_dict() if isinstance(optim, OptimConfig) else dict(optim or {})
+        masks = has_masks(model)
+        problems = OptimConfig.problems(options)
+        problems += _problems(num_classes, class_names, area_scale, score_threshold, masks)
+        if problems:
+            raise ConfigError(problems)
+        self.model = model
+        self.optim = OptimConfig(**options)
+        self.class_names = list(class_names or map(str, range(1, num_classes + 1)))
+        self.score_threshold = score_threshold
+        # Plain types, so that the checkpoint loads with weights_only=True.
+        self.save_hyperparameters(
+            {
+                "num_classes": num_classes,
+                "class_names": self.class_names,
+                "optim": self.optim.to_dict(),
+                "area_scale": area_scale,
+                "score_threshold": score_threshold,
+            }
+        )
+        self.scores = SCORES + MASK_SCORES * masks
+        self.val_precision = AveragePrecision(masks, area_scale)
+        self.test_precision = AveragePrecision(masks, area_scale, per_class=True)
+        self._pictures: list[tuple[Tensor, dict[str, Any], dict[str, Tensor]]] = []
+
+    def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
+        """Predictions of the model in eval mode."""
+        return self.model(images)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, targets = batch
+        losses: dict[str, Tensor] = self.model(images, targets)
+        loss = sum(losses.values())
+        assert isinstance(loss, Tensor)
+        self.log_dict({f"train/{n}": t.detach() for n, t in losses.items()}, batch_size=len(images))
+        self.log("train/loss", loss, batch_size=len(images))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        images, targets = batch
+        predictions = self.model(images)
+        self.val_precision.update(predictions, targets)
+        if self._wandb():
+            room = LOGGED_PICTURES - len(self._pictures)
+            self._pictures += list(zip(images, targets, predictions, strict=True))[:room]
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_scores("val", self.val_precision)
+        for logger in self._wandb():
+            log_to_wandb(logger, "val/predictions", self._pictures, self.class_names, self.score_threshold)
+        self._pictures.clear()
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        images, targets = batch
+        self.test_precision.update(self.model(images), targets)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_scores("test", self.test_precision)
+
+    def _log_scores(self, stage: str, precision: AveragePrecision) -> None:
+        """Every process has computed the same."""
+        scores = scores_of(precision.compute(), self.class_names)
+        precision.reset()
+        for name, value in scores.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == "map", sync_dist=True)
+
+    def _wandb(self) -> list[WandbLogger]:
+        if not self.trainer.is_global_zero or self.trainer.sanity_checking:
+            return []
+        return [logger for logger in self.trainer.loggers if isinstance(logger, WandbLogger)]
+
+    def report(self, data: L.LightningDataModule, folder: Path) -> list[str]:
+        """Pictures of the test images in `folder`: contact_sheet.png and report.html, where each picture
+        has the truth beside what the model found before (if it is adapted) and after training."""
+        return write_report(self, data, self.class_names, self.score_threshold, folder)
+
+    def configure_optimizers(self) -> OptimizerLRScheduler:
+        layers = [self.model.get_submodule(name) for name in find_heads(self.model)]
+        return configured(self, {p for layer in layers for p in layer.parameters()}, self.optim)
+
+
+def has_masks(model: nn.Module) -> bool:
+    """Whether a detector gives masks, as torchvision's Mask R-CNN does."""
+    return getattr(getattr(model, "roi_heads", None), "mask_predictor", None) is not None
+
+
+def _problems(
+    num_classes: Any, class_names: Any, area_scale: Any, score_threshold: Any, masks: bool
+) -> list[str]:
+    problems = []
+    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
+        problems.append(f"num_classes={num_classes!r}: give a whole number of at least 1.")
+    elif class_names is not None and len(class_names) != num_classes:
+        problems.append(
+            f"class_names={list(class_names)!r}: {len(class_names)} names for num_classes={num_classes}."
+            " The background has no name."
+        )
+    if not _is_number(area_scale) or area_scale <= 0:
+        problems.append(f"area_scale={area_scale!r}: give a number above 0; 1 for COCO's own sizes.")
+    elif masks and area_scale != 1:
+        problems.append(f"area_scale={area_scale!r}: masks are not scaled: give 1.")
+    if not _is_number(score_threshold) or not 0 <= score_threshold <= 1:
+        problems.append(f"score_threshold={score_threshold!r}: give a number from 0 to 1.")
+    return problems
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -1,0 +1,94 @@
+"""Whisper from small files in its own formats: padding, loss, texts, adapters, and what is missing."""
+
+import pytest
+import torch
+from small_whisper import small_whisper
+
+import lora_lightning as ll
+from lora_lightning.data.speech import Utterance, collate
+from lora_lightning.errors import AdapterFileError, ConfigError, MissingFileError
+from lora_lightning.models.whisper import whisper
+from lora_lightning.tasks.seq2seq import Seq2SeqRecognizer
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return small_whisper(tmp_path_factory.mktemp("whisper"))
+
+
+def batch(*texts: str):
+    generator = torch.Generator().manual_seed(1)
+    waves = [torch.randn(4000 + 3000 * i, generator=generator) for i in range(len(texts))]
+    return collate([Utterance(w, t, str(i), "x", "s") for i, (w, t) in enumerate(zip(waves, texts))])
+
+
+def test_padding_changes_nothing(folder):
+    model = whisper(checkpoint=str(folder), language="en").eval()
+    both = batch("ab", "cd")
+    alone = both.waves[:1, : both.lengths[0]]
+    single = model(alone, both.lengths[:1])[0]
+    assert (model(both.waves, both.lengths)[0][:1] - single).abs().max() < 1e-5
+    losses = [
+        model.loss(both.waves[i : i + 1], both.lengths[i : i + 1], [t]) for i, t in enumerate(both.texts)
+    ]
+    assert torch.allclose(model.loss(both.waves, both.lengths, both.texts), sum(losses) / 2, atol=1e-5)
+
+
+def test_the_loss_is_that_of_text_and_end_alone(folder):
+    model = whisper(checkpoint=str(folder), language="en").eval()
+    both = batch("ab", "a cde")
+    tokenizer = model.tokenizer
+    assert tokenizer.convert_ids_to_tokens(tokenizer.prefix_tokens)[1] == "<|en|>"
+    total, count = 0.0, 0
+    mels = model.log_mels(both.waves, both.lengths)
+    for i, text in enumerate(both.texts):
+        tokens = tokenizer(f" {text}", add_special_tokens=False).input_ids
+        given = torch.tensor([[*tokenizer.prefix_tokens, *tokens]])
+        logits = model.network(input_features=mels[i : i + 1], decoder_input_ids=given).logits[0]
+        wanted = torch.tensor([*tokens, tokenizer.eos_token_id])
+        total += torch.nn.functional.cross_entropy(logits[-len(wanted) :], wanted, reduction="sum")
+        count += len(wanted)
+    assert torch.allclose(model.loss(both.waves, both.lengths, both.texts), total / count, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_it_learns_by_lora(folder):
+    task = Seq2SeqRecognizer(whisper(checkpoint=str(folder), language="en"), ["<blank>", " ", "a", "b"])
+    words = batch("ab", "ba", "b a")
+    ll.inject(task, ll.LoRAConfig(rank=8, modules_to_save=None))
+    optimizer = torch.optim.Adam(ll.lora_parameters(task), lr=2e-2)
+    for _ in range(150):
+        optimizer.zero_grad()
+        loss = task.batch_loss(words)
+        loss.backward()
+        optimizer.step()
+    task.eval()
+    assert task.transcribe(words.waves, words.lengths) == words.texts
+    with ll.adapters_off(task):
+        assert task.transcribe(words.waves, words.lengths) != words.texts
+
+
+def test_a_batch_is_heard_and_scored(folder):
+    task = Seq2SeqRecognizer(whisper(checkpoint=str(folder)), ["<blank>", "a"]).eval()
+    heard, loss = task.heard(batch("ab", "cd"))
+    assert len(heard) == 2 and loss.isfinite()
+
+
+def test_what_is_missing_or_wrong(folder, tmp_path, monkeypatch):
+    with pytest.raises(MissingFileError, match=r"has no config.json, model\.safetensors"):
+        whisper(checkpoint=str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(MissingFileError) as error:
+        whisper("openai/whisper-nano.xx")
+    for part in ("openai/whisper-nano.xx", "HF_HUB_OFFLINE", "hf download", "model.checkpoint=whisper"):
+        assert part in str(error.value)
+    with pytest.raises(ConfigError, match="language='klingon'"):
+        whisper(checkpoint=str(folder), language="klingon")
+    for name in ("config.json", "preprocessor_config.json"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(AdapterFileError, match="cannot be read as Whisper"):
+        whisper(checkpoint=str(tmp_path))
+    model = whisper(checkpoint=str(folder))
+    with pytest.raises(ConfigError, match="Whisper hears 30 s"):
+        model(torch.zeros(1, 31 * 16_000), torch.tensor([31 * 16_000]))
