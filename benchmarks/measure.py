@@ -25,10 +25,10 @@ def interleaved(
     times: dict[str, list[float]] = {name: [] for name in steps}
     for index in range(warm_up + rounds):
         for name, step in steps.items():
-            _wait(device)
+            wait(device)
             start = clock()
             step()
-            _wait(device)
+            wait(device)
             if index >= warm_up:
                 times[name].append(clock() - start)
     return times
@@ -91,6 +91,6 @@ def _field(path: str, name: str) -> str:
     )
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
     if device == "cuda":
         torch.cuda.synchronize()

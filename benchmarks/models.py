@@ -102,7 +102,7 @@ class FasterRCNN(nn.Module):
         from lora_lightning.models.detection import trained_form
 
         net = fasterrcnn_resnet50_fpn(
-            weights=None, weights_backbone=None, num_classes=CLASSES, min_size=256, max_size=320
+            weights=None, weights_backbone=None, num_classes=CLASSES, min_size=320, max_size=320
         )
         self.net = trained_form("fasterrcnn_resnet50_fpn", net)
         for name, norm in self.net.named_modules():
@@ -110,7 +110,7 @@ class FasterRCNN(nn.Module):
                 norm.weight.fill_(0.1)  # or random residual branches, not normalized, would add up
 
     def forward(self, x: Tensor) -> Tensor:
-        boxes = torch.tensor([[20.0, 30, 140, 200], [150, 60, 300, 230]], device=x.device)
+        boxes = torch.tensor([[20.0, 30, 140, 200], [150, 60, 300, 310]], device=x.device)
         target = {"boxes": boxes, "labels": torch.tensor([1, 2], device=x.device)}
         losses = self.net(list(x), [dict(target) for _ in x])
         return torch.stack(list(losses.values())).sum()
@@ -137,7 +137,7 @@ WORKLOADS = {
     "resnet50": Workload(resnet50, images, 8, "maxpool", r"layer\d\.\d\.(conv\d|downsample\.0)", "fc"),
     "fasterrcnn_resnet50_fpn": Workload(
         FasterRCNN,
-        lambda size: (torch.rand(size, 3, 256, 320), torch.empty(0)),
+        lambda size: (torch.rand(size, 3, 320, 320), torch.empty(0)),
         2,
         "net.backbone.body.maxpool",
         PYRAMID,

@@ -1,4 +1,4 @@
-"""The console command `lora-lightning`: train, merge an adapter, inspect one, transcribe speech with one."""
+"""The console command `lora-lightning`: train, merge, inspect, transcribe, predict."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from lora_lightning.report import listed
 MERGE_OPTIONS = {
     "ckpt": str, "out": str, "base": str, "adapter": str, "overwrite": bool, "any_base": bool,
 }  # fmt: skip
-COMMANDS = ("train", "merge", "inspect", "transcribe")
+COMMANDS = ("train", "merge", "inspect", "transcribe", "predict")
 USAGE = """\
 lora-lightning train [recipe=NAME] [group=choice] [key=value]   adapt a model; train --help lists all
 lora-lightning merge ckpt=PATH out=FILE.safetensors             plain weights, the adapter merged into them
@@ -31,6 +31,10 @@ lora-lightning transcribe AUDIO... adapter=FOLDER               what is said in 
     out=FILE or FOLDER      instead of the screen
     device=cuda             chunk=20 overlap=4 seconds, batch=4 chunks at once
     beam=32 lm=FILE.arpa lexicon=FILE   beam search with a language model or a list of words
+lora-lightning predict images=FOLDER out=FOLDER adapter=FOLDER  what a detector finds: JSON and pictures
+    ckpt=FILE               a Trainer's checkpoint in place of the adapter's folder
+    recipe=NAME [key=value] builds the model; without adapter= and ckpt=, its base alone is used
+    score=0.5               least score of what pictures show; batch_size=8 num_workers=4 overwrite=true
 
 PATH is an adapter's folder (of PEFT, too) or a Trainer's checkpoint."""
 
@@ -55,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
             print(_inspect(rest), flush=True)
         elif command == "transcribe":
             _transcribe(rest)
+        elif command == "predict":
+            print(_predict(rest), flush=True)
         else:
             raise UserError(f"{command}: there is no such command.{did_you_mean(command, COMMANDS)}\n{USAGE}")
     except UserError as error:
@@ -97,6 +103,17 @@ def _transcribe(words: Sequence[str]) -> None:
         ) from None
     paths = [w for w in words if "=" not in w or os.path.exists(w)]
     transcribe(paths, _options([w for w in words if w not in paths], OPTIONS))
+
+
+def _predict(words: Sequence[str]) -> str:
+    try:
+        from lora_lightning.app.predict import OPTIONS, predict
+    except ModuleNotFoundError as error:
+        raise UserError(
+            f"`lora-lightning predict` needs {error.name}: pip install 'lora-lightning[recipes]'"
+        ) from None
+    own = [w for w in words if w.partition("=")[0] in OPTIONS]
+    return predict(_options(own, OPTIONS), [w for w in words if w not in own])
 
 
 def _options(words: Sequence[str], kinds: Mapping[str, type]) -> dict[str, Any]:

@@ -152,7 +152,7 @@ def base_of(source: Source, base: str | os.PathLike[str] | None) -> dict[str, Te
 
 
 def rebuilt_model(
-    config: Mapping[str, Any], source: Source | None
+    config: Mapping[str, Any], source: Source | None, facts: Mapping[str, Any] | None = None
 ) -> tuple[torch.nn.Module, Mapping[str, Any]]:
     """The model as a configuration builds it, and what its data say of themselves (`provides`).
 
@@ -161,6 +161,7 @@ def rebuilt_model(
 
     Args:
         source: whose run's the configuration is; None is a recipe of this package or the user.
+        facts: what the data say, where it is known already.
 
     Raises:
         UserError: it would build something else, or cannot be built.
@@ -180,7 +181,8 @@ def rebuilt_model(
         _refuse_foreign(config, source, get_object)
     whole: Any = OmegaConf.create(dict(config))
     try:
-        facts = source.facts() if source else None
+        if facts is None and source:
+            facts = source.facts()
         if facts is None:
             facts = getattr(instantiate(whole.data, _convert_="all"), "provides", {})
         given = {name: value for name, value in facts.items() if takes(whole.model["_target_"], name)}

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_lightning.kernels import autocasts, is_plain, keep_mask, product_dtype, without_autocast
-from lora_lightning.kernels.conv import DenseConv, FactoredConv, Step, choose_form, convolve, reference
+from lora_lightning.kernels.conv import DenseConv, FactoredConv, choose_form, reference
+from lora_lightning.kernels.conv_products import Step, convolve
 from lora_lightning.kernels.linear import LoRALinearFunction, Options, forward, plain
 from lora_lightning.kernels.sources import source_of
 

@@ -22,7 +22,8 @@ def find_heads(model: nn.Module) -> list[str]:
     names; else the last layer of all when it looks like an output. Empty when there is none.
 
     Of a head of several layers (VGG's classifier, a detector's towers) only the outputs are meant. An
-    output tied to an embedding (`proj_out` of Whisper) is part of the pretrained model and no head.
+    output tied to an embedding (`proj_out` of Whisper) is part of the pretrained model and no head; a table
+    of classes (RT-DETR's `denoising_class_embed`) is one where the model declares it.
     """
     declared, declaring = _declared_heads(model)
     last = _last_layer(model)
@@ -35,6 +36,7 @@ def find_heads(model: nn.Module) -> list[str]:
         name
         for name in dict.fromkeys([*declared, *outputs])
         if not any(id(p) in embedded for p in model.get_submodule(name).parameters())
+        or (name in declared and isinstance(model.get_submodule(name), nn.Embedding))
     ]
 
 

@@ -202,6 +202,21 @@ def recipe_config(recipe: str) -> dict[str, Any]:
     config = _compose(loader, (f"recipe={recipe}",))
     if isinstance(config, str):
         raise ConfigError([f"recipe={recipe}: {config}"])
+    return _plain(config)
+
+
+def command_config(words: Sequence[str]) -> dict[str, Any]:
+    """The configuration that `recipe=NAME key=value …` make, as plain values, without Hydra's own.
+
+    Raises:
+        ConfigError: one line for each mistake.
+    """
+    check_command_line(words)
+    return _plain(_loader(None).load_configuration(CONFIG_NAME, list(words), run_mode=RunMode.RUN))
+
+
+def _plain(config: DictConfig) -> dict[str, Any]:
+    config = config.copy()
     with open_dict(config):
         config.pop("hydra")
         config.run_dir = "."

@@ -96,14 +96,12 @@ class CocoFormatDataModule(DetectionDataModule):
         return parts
 
     def _labels(self, names: Mapping[int, str], findings: Findings) -> dict[int, int]:
-        """Category id -> label; sets `class_names`."""
-        if self.keep_category_ids:
-            labels = {category: category for category in names if category > 0}
-            self.class_names = [names.get(label, GAP) for label in range(1, max(names, default=0) + 1)]
-        else:
-            labels = {category: label for label, category in enumerate(names, 1)}
-            self.class_names = list(names.values())
-        return labels
+        """Category id -> label; sets `class_names` and `category_ids`."""
+        self.category_ids = (
+            list(range(1, max(names, default=0) + 1)) if self.keep_category_ids else list(names)
+        )
+        self.class_names = [names.get(number, GAP) for number in self.category_ids]
+        return {number: label for label, number in enumerate(self.category_ids, 1) if number in names}
 
     def _contents(self) -> Mapping[Part, dict[str, list[Any]]]:
         """All files, or everything that is wrong with any."""
@@ -161,16 +159,16 @@ class CocoDataModule(CocoFormatDataModule):
         )
 
         # Known without the files, so that a model's missing weights are named together with them.
-        self.class_names = list(names[1:]) if keep_category_ids else list(self.categories.values())
+        self.category_ids = list(range(1, len(names)) if keep_category_ids else self.categories)
+        self.class_names = [names[number] for number in self.category_ids]
 
     def _labels(self, names: Mapping[int, str], findings: Findings) -> dict[int, int]:
         for category, name in names.items():
             if self.categories.get(category) != name:
                 told = f"{category} {name!r}: give data=coco_format for other classes"
                 findings.add("a category that COCO does not have", told, "dropped")
-        known = {number: label for label, number in enumerate(self.categories, 1)}
-        labels = {number: number for number in known} if self.keep_category_ids else known
-        return {n: label for n, label in labels.items() if names.get(n) == self.categories[n]}
+        numbered = enumerate(self.category_ids, 1)
+        return {n: label for label, n in numbered if n in names and names[n] == self.categories.get(n)}
 
     def require_files(self) -> None:
         wanted = [p for images, notes in self.files.values() for p in (images, notes)]

@@ -145,8 +145,9 @@ class DetectionDataModule(L.LightningDataModule):
         problems: what a subclass has found wrong with its own options.
 
     Attributes:
-        provides: num_classes, the background not counted, and class_names, that of label 1 first.
-        class_names: that of label 1 first.
+        provides: num_classes, the background not counted; class_names, that of label 1 first; and
+            category_ids, where files number the classes otherwise.
+        class_names, category_ids: the same.
         findings: the table of what the check has found, after setup; an empty text if nothing.
 
     Raises:
@@ -179,6 +180,7 @@ class DetectionDataModule(L.LightningDataModule):
         self.augment, self.strict = augment, strict
         self.findings = ""
         self.class_names: list[str] = []
+        self.category_ids: list[int] = []
         self._parts: dict[Part, list[Sample]] = {}
 
     def read(self, findings: Findings) -> dict[Part, list[Sample]]:
@@ -194,7 +196,8 @@ class DetectionDataModule(L.LightningDataModule):
     def provides(self) -> dict[str, Any]:
         if not self.class_names:
             self._read()
-        return {"num_classes": len(self.class_names), "class_names": list(self.class_names)}
+        facts = {"num_classes": len(self.class_names), "class_names": list(self.class_names)}
+        return facts | ({"category_ids": list(self.category_ids)} if self.category_ids else {})
 
     def prepare_data(self) -> None:
         self._read()

@@ -14,36 +14,34 @@ A step takes one of three forms, by a rule over its shapes (`choose_form`):
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from lora_lightning.kernels import keep_mask, masked, products, row_norms
+from lora_lightning.kernels import keep_mask, masked, row_norms
+from lora_lightning.kernels.conv_products import (
+    B_gradient,
+    Step,
+    add_expanded,
+    convolve,
+    dense_in,
+    expand,
+    expand_transposed,
+    gradients,
+    is_pointwise,
+    memory_format,
+    per_channel,
+    reduce,
+    reduce_gradients,
+    sample,
+    scale,
+    unsample,
+)
 from lora_lightning.kernels.sources import Source
 from lora_lightning.kernels.weights import factor_groups, factors_gradient, sum_of, update_of
-
-CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
-
-
-class Step(NamedTuple):
-    """How a convolution is computed: its geometry, s, the form, and the dropout of the branch's input."""
-
-    stride: tuple[int, ...]
-    padding: tuple[int, ...]
-    dilation: tuple[int, ...]
-    groups: int
-    scaling: float
-    form: str = ""
-    dropout: float = 0.0
-
-
-def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, step: Step, groups: int = 0) -> Tensor:
-    """The plain convolution."""
-    convolution = CONVOLUTIONS[len(step.stride)]
-    return convolution(x, weight, bias, step.stride, step.padding, step.dilation, groups or step.groups)
 
 
 def choose_form(
@@ -84,18 +82,18 @@ def reference(
 ) -> Tensor:
     """The same in plain autograd; `mask` is what a dropout that is done already has kept."""
     y = convolve(x, weight.to(x.dtype), bias, step)
-    kept = F.dropout(x, step.dropout) if mask is None else x * mask * _scale(step)
+    kept = F.dropout(x, step.dropout) if mask is None else x * mask * scale(step)
     if factor_groups(A, B) != step.groups:  # across the channels: the update is as small as the weight
         change = convolve(kept, update_of(weight, A, B, step.scaling).to(x.dtype), None, step)
     else:
         h = convolve(kept, A.to(x.dtype), None, step)
-        change = _expand(h * step.scaling, B.to(x.dtype), step)
+        change = expand(h * step.scaling, B.to(x.dtype), step)
     if magnitude is not None:
         # c·(f(x, W) + change) - f(x, W), with c = 1 exactly at the start
         with torch.no_grad():
             norms = row_norms(weight.to(A.dtype) + update_of(weight, A, B, step.scaling))
-        c = _per_channel((magnitude / norms).to(x.dtype), step)
-        product = y if bias is None else y - _per_channel(bias, step)
+        c = per_channel((magnitude / norms).to(x.dtype), step)
+        product = y if bias is None else y - per_channel(bias, step)
         change = (c - 1) * product + c * change
     return y + change
 
@@ -117,10 +115,10 @@ class DenseConv(Function):
         step: Step = ctx.step
         if torch.is_grad_enabled():
             return _by_the_reference(ctx, dY, (x, weight, bias, A, B, magnitude), None)
-        x, dY = _dense_in(memory_format(x), x, dY)
+        x, dY = dense_in(memory_format(x), x, dY)
         W, norms = _scaled_sum(weight, A, B, magnitude, step)
         factors = any(ctx.needs_input_grad[3:6])
-        dX, dW = _gradients(dY, x, W.to(x.dtype), step, ctx.needs_input_grad[0], factors)
+        dX, dW = gradients(dY, x, W.to(x.dtype), step, ctx.needs_input_grad[0], factors)
         dA = dB = dm = None
         if dW is not None:
             dW = dW.to(A.dtype)
@@ -151,8 +149,8 @@ class FactoredConv(Function):
                 mask = mask.as_strided(x.shape, torch.empty_like(x, device="meta").stride())  # x's format
                 ctx.step = step = step._replace(dropout=1 - keep)
                 kept = masked(x, mask)
-            h = _reduce(kept, A.to(x.dtype), step)
-            y = _add_expanded(y, h, B.to(x.dtype), _branch_step(step))
+            h = reduce(kept, A.to(x.dtype), step)
+            y = add_expanded(y, h, B.to(x.dtype), _branch_step(step))
         if magnitude is not None:
             # Saved as an output it could not be changed in place, as by ReLU(inplace=True): watched here.
             ctx.watched = y.detach(), y._version
@@ -167,22 +165,22 @@ class FactoredConv(Function):
             return _by_the_reference(ctx, dY, (x, weight, bias, A, B, magnitude), mask)
         step: Step = _branch_step(ctx.step)
         need_x, need_A, need_B, need_m = (ctx.needs_input_grad[i] for i in (0, 3, 4, 5))
-        whole, (x, dY) = x, _dense_in(memory_format(x), x, dY)
-        if sampled := _is_pointwise(weight, step):
-            mask = None if mask is None else _sampled(mask, step)
-            x, step = _sampled(x, step), step._replace(stride=(1,) * len(step.stride))
+        whole, (x, dY) = x, dense_in(memory_format(x), x, dY)
+        if sampled := is_pointwise(weight, step):
+            mask = None if mask is None else sample(mask, step)
+            x, step = sample(x, step), step._replace(stride=(1,) * len(step.stride))
         merged, low, high = step.form == "merged", A.to(x.dtype), B
         kept = x if mask is None else masked(x, mask)
         dX = dA = dB = dm = norms = None
         if merged and (need_x or magnitude is not None):
             weight, norms = _scaled_sum(weight, A, B, magnitude, step)
         if need_x:
-            dX, _ = _gradients(dY, x, weight.to(x.dtype), step, True, False)
+            dX, _ = gradients(dY, x, weight.to(x.dtype), step, True, False)
         if norms is not None:  # W' = c · (W + s·B·A), c = m / norm held constant but for m
             c = (magnitude / norms).unsqueeze(1)
             high = B * c
         if need_B:
-            dB = _B_gradient(dY, _reduce(kept, low, step) if h is None else h, step).to(B.dtype)
+            dB = B_gradient(dY, reduce(kept, low, step) if h is None else h, step).to(B.dtype)
             dB = dB if norms is None else dB * c
         if need_m:
             if ctx.watched[0]._version != ctx.watched[1]:
@@ -192,19 +190,19 @@ class FactoredConv(Function):
                 / magnitude
             )
         if need_A or (need_x and not merged):
-            G = _expand_transposed(dY, high.to(x.dtype), step)  # (n, groups·r, *out)
-            change, dA = _reduce_gradients(G, kept, low, step, need_x and not merged)
+            G = expand_transposed(dY, high.to(x.dtype), step)  # (n, groups·r, *out)
+            change, dA = reduce_gradients(G, kept, low, step, need_x and not merged)
             if dX is not None and change is not None:
                 dX = dX.add_(change if mask is None else masked(change, mask))
             dA = None if dA is None else dA.to(A.dtype)
         if dX is not None and sampled:
-            dX = _unsampled(dX, whole, ctx.step)
+            dX = unsample(dX, whole, ctx.step)
         return dX, None, _bias_gradient(ctx, dY), dA, dB, dm, None, None
 
 
 def _branch_step(step: Step) -> Step:
     """With the dropout's 1 / (1 - p) in the scaling, which spares a pass over x."""
-    return step._replace(scaling=step.scaling * _scale(step)) if step.dropout else step
+    return step._replace(scaling=step.scaling * scale(step)) if step.dropout else step
 
 
 def _scaled_sum(
@@ -245,124 +243,3 @@ def _by_the_reference(
 
 def _bias_gradient(ctx: Any, dY: Tensor) -> Tensor | None:
     return dY.sum([d for d in range(dY.dim()) if d != 1]) if ctx.needs_input_grad[2] else None
-
-
-def _gradients(
-    dY: Tensor, x: Tensor, weight: Tensor, step: Step, need_x: bool, need_weight: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Those of a convolution by its input and weight."""
-    dX = None
-    if need_x and _is_pointwise(weight, step):
-        dX, need_x = _unsampled(products.apply(weight.flatten(1).t(), dY), x, step), False
-    if need_x or need_weight:
-        by_input, dW, _ = torch.ops.aten.convolution_backward(
-            dY, x, weight, None, step.stride, step.padding, step.dilation, False,
-            [0] * len(step.stride), step.groups, [need_x, need_weight, False],
-        )  # fmt: skip
-        return by_input if need_x else dX, dW
-    return dX, None
-
-
-def _reduce(x: Tensor, A: Tensor, step: Step) -> Tensor:
-    """conv(x, A): (n, groups·r, *out)."""
-    if _is_pointwise(A, step):
-        return products.apply(A.flatten(1), _sampled(x, step))
-    if _is_tapwise(x, A, step):
-        return products.convolve(x, A, step.padding, step.dilation)
-    return convolve(x, A, None, step)
-
-
-def _reduce_gradients(
-    G: Tensor, x: Tensor, A: Tensor, step: Step, need_x: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Those of `_reduce` by x and A."""
-    if _is_pointwise(A, step):
-        dA = products.outer(G, x).view(A.shape)
-        return (products.apply(A.flatten(1).t(), G) if need_x else None), dA
-    if _is_tapwise(x, A, step):
-        shifted = products.spread(G, x, A.shape[2:], step.padding, step.dilation)
-        dA = products.untaps(products.outer(shifted, x), A.shape)
-        return (products.apply(products.taps(A).t(), shifted) if need_x else None), dA
-    return _gradients(G, x, A, step, need_x, True)
-
-
-def _add_expanded(y: Tensor, h: Tensor, B: Tensor, step: Step) -> Tensor:
-    """y + s·B·h, in place where it can be."""
-    if step.groups == 1:
-        return products.add_applied(y, B, h, step.scaling)
-    return y.add_(_expand(h, B, step), alpha=step.scaling)
-
-
-def _expand(h: Tensor, B: Tensor, step: Step) -> Tensor:
-    """B·h, group by group: a 1×1 convolution."""
-    convolution = CONVOLUTIONS[len(step.stride)]
-    return convolution(h, B.view(*B.shape, *[1] * len(step.stride)), groups=step.groups)
-
-
-def _expand_transposed(dY: Tensor, B: Tensor, step: Step) -> Tensor:
-    """s·Bᵀ·dY, group by group."""
-    turned = (step.scaling * B).view(step.groups, -1, B.shape[1]).mT  # (groups, r, out / groups)
-    if step.groups == 1:
-        return products.apply(turned[0].contiguous(), dY)
-    return _expand(dY, turned.reshape(-1, turned.shape[2]), step)
-
-
-def _B_gradient(dY: Tensor, h: Tensor, step: Step) -> Tensor:
-    """(out, r)."""
-    if step.groups == 1:
-        return step.scaling * products.outer(h, dY).t()
-    left, right = (t.flatten(2).unflatten(1, (step.groups, -1)) for t in (dY, h))
-    return step.scaling * torch.matmul(left, right.mT).sum(0).flatten(0, 1)
-
-
-def _is_pointwise(weight: Tensor, step: Step) -> bool:
-    """Whether the convolution is one matrix product at each of the sampled positions."""
-    return step.groups == 1 and weight[0, 0].numel() == 1 and not any(step.padding)
-
-
-def _is_tapwise(x: Tensor, A: Tensor, step: Step) -> bool:
-    """Whether `products` are faster: on the CPU, unless they would make far more channels than x has."""
-    channels = A.shape[0] * A[0, 0].numel()
-    return (
-        x.device.type == "cpu" and step.groups == 1 and set(step.stride) == {1} and channels <= 2 * x.shape[1]
-    )
-
-
-def _sampled(x: Tensor, step: Step) -> Tensor:
-    """x at the positions that a 1×1 kernel with a stride reads, packed."""
-    if set(step.stride) == {1}:
-        return x
-    return x[_sample(step)].contiguous(memory_format=memory_format(x))
-
-
-def _unsampled(part: Tensor, x: Tensor, step: Step) -> Tensor:
-    """`_sampled` undone: zeros elsewhere."""
-    if set(step.stride) == {1}:
-        return part
-    whole = torch.zeros_like(x)
-    whole[_sample(step)] = part
-    return whole
-
-
-def _sample(step: Step) -> tuple[slice, ...]:
-    return slice(None), slice(None), *(slice(None, None, s) for s in step.stride)
-
-
-def _scale(step: Step) -> float:
-    return 0.0 if step.dropout == 1 else 1 / (1 - step.dropout)
-
-
-def _per_channel(values: Tensor, step: Step) -> Tensor:
-    return values.view(-1, *[1] * len(step.stride))
-
-
-def memory_format(x: Tensor) -> torch.memory_format:
-    """Channels last where x is so and not also contiguous."""
-    for dimensions, last in ((4, torch.channels_last), (5, torch.channels_last_3d)):
-        if x.dim() == dimensions and not x.is_contiguous() and x.is_contiguous(memory_format=last):
-            return last
-    return torch.contiguous_format
-
-
-def _dense_in(format: torch.memory_format, *tensors: Tensor) -> list[Tensor]:
-    return [t.contiguous(memory_format=format) for t in tensors]

@@ -37,8 +37,7 @@ def rtdetr(
     """Build RT-DETR (Zhao et al. 2023, arXiv 2304.08069) or its second version (arXiv 2407.17140).
 
     Where the weights were made for another number of classes, the layers that know the classes
-    (`class_embed`, `enc_score_head`, `denoising_class_embed`) are fresh ones. With adapters the last of
-    them, codes by which the decoder is told the class of a noised box, stays as it is.
+    (`class_embed`, `enc_score_head`, `denoising_class_embed`) are fresh ones.
 
     Args:
         num_classes: how many classes there are, the background not counted: labels are 1 … num_classes.
@@ -81,6 +80,8 @@ class RTDetr(nn.Module):
         image_size: height and width in pixels.
     """
 
+    model: Any
+
     def __init__(self, model: nn.Module, processor: Any, image_size: int) -> None:
         super().__init__()
         self.model, self.processor, self.image_size = model, processor, image_size
@@ -97,7 +98,21 @@ class RTDetr(nn.Module):
         if targets is None:
             raise ValueError("RT-DETR needs targets in train mode.")
         labels = [_label(t, image) for t, image in zip(targets, images, strict=True)]
-        return _summed(self.model(pixel_values=pixels, labels=labels).loss_dict)
+        losses = _summed(self.model(pixel_values=pixels, labels=labels).loss_dict)
+        # Without an object there is nothing to denoise; DDP wants a gradient all the same.
+        nothing = 0 * self.model.model.denoising_class_embed.weight.sum()
+        return {"loss_denoising": nothing, **losses}
+
+    def get_classifier(self) -> list[nn.Module]:
+        """The layers that know the classes, and those that predict boxes."""
+        inner = self.model.model
+        heads = [
+            inner.enc_score_head,
+            inner.enc_bbox_head,
+            inner.decoder.class_embed,
+            inner.decoder.bbox_embed,
+        ]
+        return [*heads, inner.denoising_class_embed]
 
     def _pixels(self, images: list[Tensor]) -> Tensor:
         """(batch, 3, height, width); float again, because the processor knows only float32."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -32,6 +33,9 @@ class AveragePrecision(MeanAveragePrecision):
         super().__init__(
             iou_type=("bbox", "segm") if masks else "bbox",
             class_metrics=per_class,
+            # torchmetrics' own are rounded to float32: a recall of 1/5 would miss its threshold of 0.2.
+            iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
+            rec_thresholds=np.linspace(0, 1, 101).tolist(),
             backend="faster_coco_eval",
             sync_on_compute=False,  # an image at a time, thousands of messages: `compute` gathers at once
         )

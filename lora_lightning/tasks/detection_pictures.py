@@ -98,8 +98,10 @@ def found_boxes(prediction: Picture, truth: Picture, names: Sequence[str]) -> li
     return boxes
 
 
-def drawn(image: Tensor, boxes: Sequence[Box], masks: Tensor | None = None) -> Image.Image:
-    """An image (3, height, width) with boxes, scaled to WIDTH.
+def drawn(
+    image: Tensor, boxes: Sequence[Box], masks: Tensor | None = None, width: int = WIDTH
+) -> Image.Image:
+    """An image (3, height, width) with boxes, scaled to a width in pixels.
 
     Args:
         masks: (n, height, width) or (n, 1, height, width) in [0, 1]: the last n boxes' own, shaded.
@@ -110,14 +112,14 @@ def drawn(image: Tensor, boxes: Sequence[Box], masks: Tensor | None = None) -> I
             inside = (mask.cpu().float() > 0.5).reshape(mask.shape[-2:])
             shade = Image.fromarray(inside.mul(90).byte().numpy())
             picture.paste(Image.new("RGB", picture.size, colour), mask=shade)
-    factor = WIDTH / picture.width
-    picture = picture.resize((WIDTH, round(picture.height * factor)), Image.Resampling.BICUBIC)
+    factor = width / picture.width
+    picture = picture.resize((width, round(picture.height * factor)), Image.Resampling.BICUBIC)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=11)
     for box, colour, caption in boxes:
         x1, y1, x2, y2 = (factor * v for v in box)
         draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=2)
         if caption:
-            at = (max(0, min(x1, WIDTH - draw.textlength(caption, font) - 2)), max(0, y1 - 13))
+            at = (max(0, min(x1, width - draw.textlength(caption, font) - 2)), max(0, y1 - 13))
             draw.rectangle(draw.textbbox(at, caption, font), fill=colour)
             draw.text(at, caption, "black", font)
     return picture
@@ -155,7 +157,8 @@ def _examples(model: nn.Module, data: L.LightningDataModule, threshold: float) -
     adapted = any(isinstance(module, LoRALayer) for module in model.modules())
     data.setup("test")
     examples: list[Example] = []
-    for images, targets in data.test_dataloader():
+    for batch in data.test_dataloader():
+        images, targets = data.on_after_batch_transfer(batch, 0)  # as a Trainer would
         inputs = [image.to(device) for image in images]
         found: dict[str, list[Picture]] = {}
         for state in ("before", "after") if adapted else ("after",):

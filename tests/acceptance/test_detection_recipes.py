@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from torchvision.models import get_model_weights
 
 from lora_lightning.models.detection import detector
@@ -33,10 +34,17 @@ def _somewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def write_weights(name: str, folder: Path) -> None:
-    """A file of random weights where torch would keep torchvision's, of COCO's 90 category numbers."""
+    """A file of random weights where torch would keep torchvision's, of COCO's 90 category numbers.
+
+    Each residual branch begins at zero: frozen norms that normalize nothing would let them explode.
+    """
     file = folder / "torch" / "hub" / "checkpoints" / get_model_weights(name).DEFAULT.url.rpartition("/")[2]
     file.parent.mkdir(parents=True)
-    torch.save(detector(name, 90).state_dict(), file)
+    state = detector(name, 90).state_dict()
+    for key in state:
+        if key.endswith("bn3.weight"):
+            state[key].zero_()
+    torch.save(state, file)
 
 
 def results(folder: Path) -> dict[str, Any]:
@@ -75,7 +83,7 @@ def test_voc(tmp_path: Path) -> None:
 
 def test_own_classes_in_cocos_format(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Two classes of one's own on weights for 90, with bad annotations that are counted."""
-    write_weights("fasterrcnn_resnet50_fpn", tmp_path)
+    save_file(detector("fasterrcnn_small", 90).state_dict(), tmp_path / "base.safetensors")
     content = coco_content()
     content["annotations"][0]["bbox"] = [10, 10, -5, 5]
     content["annotations"][1]["category_id"] = 77
@@ -83,7 +91,8 @@ def test_own_classes_in_cocos_format(tmp_path: Path, capsys: pytest.CaptureFixtu
     write_coco(tmp_path / "val", tmp_path / "val.json", coco_content(3, first=6))
     paths = [f"data.{p}_images={p}" for p in ("train", "val")]
     paths += [f"data.{p}_annotations={p}.json" for p in ("train", "val")]
-    words = ["recipe=fasterrcnn_coco", "data=coco_format", *paths, "data.batch_size=2", *FAST, *TINY]
+    model = ["model.name=fasterrcnn_small", "model.pretrained=false", "model.checkpoint=base.safetensors"]
+    words = ["recipe=fasterrcnn_coco", "data=coco_format", *paths, *model, "data.batch_size=2", *FAST, *TINY]
     with pytest.raises(SystemExit) as caught:
         main(words)
     assert caught.value.code == 2

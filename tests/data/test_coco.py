@@ -28,7 +28,7 @@ def module(folder: Path, content: dict[str, Any] | None = None, **options: Any) 
 
 def test_labels_follow_the_category_ids(tmp_path):
     data = module(tmp_path)
-    assert data.provides == {"num_classes": 2, "class_names": ["car", "dog"]}
+    assert data.provides == {"num_classes": 2, "class_names": ["car", "dog"], "category_ids": [3, 18]}
     sample = data.samples("train")[0]
     np.testing.assert_array_equal(sample.boxes, [[10, 10, 40, 40], [0, 0, 4, 64], [50, 20, 64, 40]])
     assert sample.labels.tolist() == [2, 1, 1]

@@ -1,0 +1,248 @@
+"""`lora-lightning predict`: what a detector finds in a folder of images, as COCO's JSON and as pictures."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from faster_coco_eval.core import mask as rle
+from hydra.utils import get_object
+from lightning.fabric import Fabric
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from lora_lightning.adapter_file import write_adapter
+from lora_lightning.adapters import merge as merge_adapters
+from lora_lightning.app.command_line import command_config
+from lora_lightning.checkpoint import load_adapter
+from lora_lightning.data.picture_folder import PictureFolder
+from lora_lightning.errors import ConfigError, UserError
+from lora_lightning.export import rebuilt_model
+from lora_lightning.files import write_whole
+from lora_lightning.source import Source, read_source
+from lora_lightning.tasks.detection import ObjectDetector
+from lora_lightning.tasks.detection_pictures import confident, drawn
+
+OPTIONS = {
+    "images": str, "out": str, "adapter": str, "ckpt": str, "batch_size": int, "num_workers": int,
+    "score": float, "overwrite": bool, "any_base": bool,
+}  # fmt: skip
+RESULTS, IMAGES, PICTURES = "predictions.json", "images.json", "pictures"
+COLOURS = ("#ff5a5f", "#3d8bfd", "#2fbf4f", "#f2c316", "#b36bff", "#ff9f40", "#20c5c5", "#ff77c8")
+
+
+def predict(options: Mapping[str, Any], words: Sequence[str]) -> str:
+    """Find objects in every image of a folder.
+
+    Writes `predictions.json`, a list of COCO's results; `images.json`, the images and categories that
+    its numbers mean, in COCO's format; and `pictures/`, each image with what was found.
+
+    Args:
+        options: by OPTIONS.
+        words: `recipe=NAME key=value …`; none takes the run that the adapter or checkpoint lies in.
+
+    Returns:
+        What was done, in a few lines.
+
+    Raises:
+        UserError: every mistake in one message, before the model is built.
+    """
+    source, config, folder = _checked(options, words)
+    known = source.facts() if source and words else None
+    model, facts = rebuilt_model(config, None if words else source, known)
+    if source:
+        _adapt(model, source, options.get("any_base", False))
+    trainer = config["trainer"]
+    score = options.get("score", config["task"].get("score_threshold", 0.5))
+    finder = Finder(model, trainer["accelerator"], trainer["precision"])
+    out = Path(options["out"]).expanduser()
+    writer = Writer(out, folder, facts, score)
+    loader = DataLoader(
+        folder,
+        options.get("batch_size", config["data"].get("batch_size", 1)),
+        num_workers=options.get("num_workers", config["data"].get("num_workers") or 0),
+        collate_fn=_columns,
+    )
+    with tqdm(total=len(folder), unit="image", desc="predicting", disable=None) as bar:
+        for indices, images in loader:
+            for index, image, found in zip(indices, images, finder(images), strict=True):
+                writer.add(index, image, found)
+            bar.update(len(indices))
+    writer.close()
+    return (
+        f"{len(folder)} images, {writer.shown} objects with a score of at least {score:g}\n"
+        f"{out / RESULTS}: all {len(writer.results)} predictions, COCO's results\n"
+        f"{out / IMAGES}: the images and categories by number\n"
+        f"{out / PICTURES}: the images with what was found"
+    )
+
+
+class Finder:
+    """A detector on its device: images -> predictions on the CPU, in full precision.
+
+    Args:
+        model: images -> a list of dicts `boxes`, `labels`, `scores` and perhaps `masks`.
+        accelerator, precision: as a Trainer's; on the CPU always float32.
+    """
+
+    def __init__(self, model: nn.Module, accelerator: str = "cpu", precision: str = "32-true") -> None:
+        here = Fabric(accelerator=accelerator, devices=1)
+        fast = here.device.type != "cpu" and precision.endswith("mixed")
+        self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision if fast else "32-true")  # type: ignore[arg-type]
+        self.model = model.eval().to(self.fabric.device)
+
+    @torch.inference_mode()
+    def __call__(self, images: Sequence[Tensor]) -> list[dict[str, Tensor]]:
+        with self.fabric.autocast():
+            found = self.model([image.to(self.fabric.device) for image in images])
+        return [{name: tensor.float().cpu() for name, tensor in one.items()} for one in found]
+
+
+class Writer:
+    """Collects predictions as COCO's results, and draws each image with them.
+
+    Args:
+        out: the folder to write to.
+        facts: `class_names`, and `category_ids` where the labels are not the category ids.
+        score: pictures show what scores at least this much.
+    """
+
+    def __init__(self, out: Path, folder: PictureFolder, facts: Mapping[str, Any], score: float) -> None:
+        self.out, self.folder, self.score = out, folder, score
+        self.names = list(facts["class_names"])
+        self.categories = list(facts.get("category_ids") or range(1, len(self.names) + 1))
+        self.results: list[dict[str, Any]] = []
+        self.shown = 0
+        (out / PICTURES).mkdir(parents=True, exist_ok=True)
+
+    def add(self, index: int, image: Tensor, found: Mapping[str, Tensor]) -> None:
+        """Predictions of one image (3, height, width) in [0, 1]."""
+        picture = self.folder.pictures[index]
+        self.results += coco_results(found, picture.image_id, self.categories)
+        sure = confident(found, self.score)
+        self.shown += len(sure["labels"])
+        labels = sure["labels"].int().tolist()
+        boxes = [
+            (box, COLOURS[label % len(COLOURS)], f"{self.names[label - 1]} {score:.2f}")
+            for box, label, score in zip(sure["boxes"].tolist(), labels, sure["scores"].tolist(), strict=True)
+        ]
+        path = (self.out / PICTURES / picture.name).with_suffix(
+            ".png" if picture.name.endswith("png") else ".jpg"
+        )
+        path.parent.mkdir(parents=True, exist_ok=True)
+        drawn(image, boxes, sure.get("masks"), width=max(picture.width, 160)).save(path)
+
+    def close(self) -> None:
+        """Write both files, whole or not at all."""
+        images = [
+            {"id": p.image_id, "file_name": p.name, "width": p.width, "height": p.height}
+            for p in self.folder.pictures
+        ]
+        categories = [{"id": n, "name": name} for n, name in zip(self.categories, self.names, strict=True)]
+        _write_json(self.out / IMAGES, {"images": images, "annotations": [], "categories": categories})
+        _write_json(self.out / RESULTS, self.results)
+
+
+def coco_results(
+    found: Mapping[str, Tensor], image_id: int, categories: Sequence[int]
+) -> list[dict[str, Any]]:
+    """Predictions of one image as COCO's results: bbox is left, top, width, height."""
+    left, top, right, bottom = found["boxes"].unbind(1)
+    boxes = torch.stack([left, top, right - left, bottom - top], 1).tolist()
+    results = [
+        {"image_id": image_id, "category_id": categories[int(label) - 1], "bbox": box, "score": score}
+        for box, label, score in zip(boxes, found["labels"].tolist(), found["scores"].tolist(), strict=True)
+    ]
+    for result, mask in zip(results, found.get("masks", []), strict=False):
+        bits = np.asfortranarray((mask.reshape(mask.shape[-2:]) > 0.5).byte().numpy())
+        coded = rle.encode(bits)
+        result["segmentation"] = {"size": list(coded["size"]), "counts": coded["counts"].decode()}
+    return results
+
+
+def _write_json(path: Path, content: Any) -> None:
+    text = json.dumps(content)
+    write_whole(path, lambda temporary: Path(temporary).write_text(text))
+
+
+def _checked(
+    options: Mapping[str, Any], words: Sequence[str]
+) -> tuple[Source | None, Mapping[str, Any], PictureFolder]:
+    """The adapter, the configuration and the images, or every mistake at once."""
+    problems = [f"give {name}=FOLDER." for name in ("images", "out") if name not in options]
+    if "adapter" in options and "ckpt" in options:
+        problems.append("adapter and ckpt: give one of the two.")
+    for name, least in (("batch_size", 1), ("num_workers", 0)):
+        if options.get(name, least) < least:
+            problems.append(f"{name}={options[name]}: give a whole number of at least {least}.")
+    if not 0 <= options.get("score", 0) <= 1:
+        problems.append(f"score={options['score']:g}: give a number from 0 to 1.")
+    out = Path(options.get("out", ".")).expanduser()
+    if (
+        "out" in options
+        and not options.get("overwrite")
+        and (out.is_file() or (out.is_dir() and any(out.iterdir())))
+    ):
+        problems.append(f"out={out} is not empty: give another folder, or overwrite=true.")
+    source = folder = None
+    config: Mapping[str, Any] = {}
+    try:
+        if "images" in options:
+            folder = PictureFolder(options["images"])
+    except UserError as error:
+        problems.append(str(error))
+    try:
+        if given := options.get("adapter") or options.get("ckpt"):
+            source = read_source(given)
+        config = _config(source, words)
+    except ConfigError as error:
+        problems += error.problems
+    except UserError as error:
+        problems.append(str(error))
+    if problems or folder is None:
+        raise UserError("\n".join(problems))
+    return source, config, folder
+
+
+def _config(source: Source | None, words: Sequence[str]) -> Mapping[str, Any]:
+    """Of the command line, or of the run, if it is a detector's."""
+    if words and not any(word.startswith("recipe=") for word in words):
+        raise UserError(f"{' '.join(words)}: give recipe=NAME with it.")
+    config = command_config(words) if words else source.run_config() if source else {}
+    if not config:
+        where = f"{source.path} lies in no run of the training application: " if source else ""
+        raise UserError(f"{where}give recipe=NAME.")
+    task = config["task"]["_target_"]
+    if not (str(task).startswith("lora_lightning.") or words) or not _is_detector(str(task)):
+        name = next((w for w in words if w.startswith("recipe=")), str(source.path) if source else "")
+        raise UserError(
+            f"{name}: its task, {task}, finds no objects. Give a detector's, such as fcos_shapes."
+        )
+    return config
+
+
+def _is_detector(target: str) -> bool:
+    found = get_object(target)
+    return isinstance(found, type) and issubclass(found, ObjectDetector)
+
+
+def _adapt(model: nn.Module, source: Source, any_base: bool) -> None:
+    """Load the adapter and merge it: the same predictions, at the speed of the plain model."""
+    if source.path.is_dir():
+        load_adapter(model, source.path, any_base=any_base)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            write_adapter(folder, source.saved)
+            load_adapter(model, folder, any_base=any_base)
+    merge_adapters(model)
+
+
+def _columns(batch: Sequence[tuple[int, Tensor]]) -> tuple[list[int], list[Tensor]]:
+    indices, images = zip(*batch, strict=True)
+    return list(indices), list(images)
