@@ -38,8 +38,7 @@ SEEDS = (0, 1, 2)
 EPOCHS = 10
 BATCH_SIZE = 16
 LORA: dict[str, Any] = {"rank": 8, "target_modules": "all", "train_norm": "affine"}
-RATES = {"probe": 3e-2, "lora": 8e-3, "full": 2e-3, "peft": 8e-3}
-NORMS = ["self_attn_layer_norm", "final_layer_norm", "layer_norm", "sequential.0", "sequential.3"]
+RATES = {"probe": 2e-2, "lora": 4e-3, "full": 1e-3, "peft": 4e-3}
 
 
 def main() -> None:

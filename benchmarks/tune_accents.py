@@ -22,9 +22,9 @@ from lora_lightning.tasks.error_rates import error_rate
 RESULTS = Path(__file__).parent / "results" / "tune_accents.json"
 ACCENT = "scottish"
 RATES = {  # by factors of two; no best rate is at an edge
-    "lora": (8e-3, 4e-3, 1.6e-2),
-    "full": (2e-3, 1e-3, 4e-3),
-    "probe": (2e-2, 1e-2, 4e-2),
+    "lora": (8e-3, 4e-3, 1.6e-2, 2e-3),
+    "full": (2e-3, 1e-3, 4e-3, 5e-4),
+    "probe": (2e-2, 1e-2, 4e-2, 8e-2),
 }
 VARIANTS: dict[str, dict[str, Any]] = {  # at LoRA's best rate
     "rank 16": {"rank": 16},

@@ -182,7 +182,7 @@ class Transcriber:
         for wave in waves:
             whole = self._chunks(wave)
             open_waves.append(whole)
-            waiting += whole.waiting
+            waiting += sorted(whole.waiting, key=lambda chunk: -len(chunk.samples))  # little padding
             while len(waiting) >= self.batch or not whole.waiting:
                 yield waiting[: self.batch]
                 del waiting[: self.batch]

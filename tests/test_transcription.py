@@ -64,6 +64,23 @@ def test_chunks_change_nothing():
     assert max(shape[1] for shape in parts.model.heard[2:]) == RATE  # the first two measured the hop
 
 
+class WrongAtEnds(Tones):
+    """Hears nothing right where it does not know what comes before and after."""
+
+    def forward(self, waves: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        logits, frames = super().forward(waves, lengths)
+        for row, count in zip(logits, frames.tolist()):
+            row[:5] = row[count - 5 :] = 0.0
+        return logits, frames
+
+
+def test_what_lies_near_the_ends_of_a_chunk_is_not_used():
+    wave = spoken("ab cab bac " * 9 + "abc")
+    expected = Transcriber(Tones(), VOCABULARY, chunk=60.0).log_probs(wave)[5:-8]
+    found = Transcriber(WrongAtEnds(), VOCABULARY, chunk=1.0, overlap=0.4).log_probs(wave)[5:-8]
+    assert torch.allclose(found, expected, atol=1e-5)
+
+
 @pytest.mark.parametrize("samples", [400, 15_999, 16_000, 16_001, 25_600, 25_601, 48_000])
 def test_every_length_gives_every_output(samples):
     wave = torch.randn(samples)

@@ -75,7 +75,6 @@ def _heard(
     files: Sequence[Path], options: Mapping[str, Any]
 ) -> Iterator[tuple[Path, Transcription | AudioError]]:
     """Each file and its transcription, or why there is none; a bar over the seconds of all."""
-    torch.set_grad_enabled(False)
     model, vocabulary = recognizer(
         options.get("adapter"), options.get("recipe"), options.get("any_base", False)
     )

@@ -30,6 +30,8 @@ def test_the_wheel_holds_the_recipes_and_weights_and_runs_from_any_folder(
     elsewhere.mkdir()
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
+    assert (site / "lora_lightning" / "data" / "accents" / "scottish-train.opus").is_file()
+    assert (site / "lora_lightning" / "models" / "weights" / "conformer_us.safetensors").is_file()
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     where = "import lora_lightning; print(lora_lightning.__file__)"
     start = "from lora_lightning.cli import main; main()"

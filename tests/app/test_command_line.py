@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -149,7 +150,7 @@ def test_every_recipe_is_sound_and_says_how_to_run_it() -> None:
         commands = [line[1:].strip() for line in header if line.startswith("#   python train.py")]
         assert commands, recipe
         for command in commands:
-            words = command.split("   ")[0].split()[2:]
+            words = shlex.split(command.split("   ")[0])[2:]
             gpu = any(w in ("trainer=ddp", "trainer=gpu") for w in words)
             if not gpu:
                 check_command_line(words)

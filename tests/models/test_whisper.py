@@ -52,20 +52,19 @@ def test_the_loss_is_that_of_text_and_end_alone(folder):
 
 
 @pytest.mark.slow
-def test_it_learns_by_lora(folder):
+def test_lora_lowers_the_loss_and_switches_off(folder):
     task = Seq2SeqRecognizer(whisper(checkpoint=str(folder), language="en"), ["<blank>", " ", "a", "b"])
-    words = batch("ab", "ba", "b a")
+    words = batch("ab", "ba")
+    before = task.eval().batch_loss(words)
     ll.inject(task, ll.LoRAConfig(rank=8, modules_to_save=None))
     optimizer = torch.optim.Adam(ll.lora_parameters(task), lr=2e-2)
-    for _ in range(150):
+    for _ in range(12):
         optimizer.zero_grad()
-        loss = task.batch_loss(words)
-        loss.backward()
+        task.batch_loss(words).backward()
         optimizer.step()
-    task.eval()
-    assert task.transcribe(words.waves, words.lengths) == words.texts
+    assert task.batch_loss(words) < 0.8 * before
     with ll.adapters_off(task):
-        assert task.transcribe(words.waves, words.lengths) != words.texts
+        assert torch.allclose(task.batch_loss(words), before, atol=1e-6)
 
 
 def test_a_batch_is_heard_and_scored(folder):
