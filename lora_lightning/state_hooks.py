@@ -102,6 +102,7 @@ def refuse_misfit(model: nn.Module, state: Mapping[str, Any], strict: bool, pref
 
 def _forgive_frozen(model: nn.Module, incompatible: Any) -> None:
     if is_injected(model):
-        frozen = {model.__dict__["lora_load_prefix"] + name for name in frozen_names(model)}
+        prefix = model.__dict__["lora_load_prefix"].replace(FSDP_WRAPPER, "")
+        frozen = {prefix + name for name in frozen_names(model)}
         missing = incompatible.missing_keys
-        missing[:] = [n for n in missing if n not in frozen and n.replace(FSDP_WRAPPER, "") not in frozen]
+        missing[:] = [n for n in missing if n.replace(FSDP_WRAPPER, "") not in frozen]
