@@ -26,7 +26,7 @@ from lora_lightning.app.compare import (
     results_table,
     save_results,
 )
-from lora_lightning.app.launch import hydra_raises, one_job, quiet, reported
+from lora_lightning.app.launch import hydra_raises, one_job, quiet, reported, wrapped
 from lora_lightning.app.loggers import (
     build_loggers,
     finish,
@@ -76,7 +76,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     with hydra_raises(), reported():
         sys.argv = [script, *flags_first(resumed(given))]
         check_command_line(sys.argv[1:])
-        application()
+        with wrapped("--help" in sys.argv):
+            application()
         if len(FINISHED) > 1:
             say(f"\n{_sweep_table()}")
 

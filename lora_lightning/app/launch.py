@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import sys
+import textwrap
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -228,3 +230,19 @@ def _restore(name: str, value: str | None) -> None:
         os.environ.pop(name, None)
     else:
         os.environ[name] = value
+
+
+@contextlib.contextmanager
+def wrapped(wanted: bool, width: int = 100) -> Iterator[None]:
+    """Hydra lists all choices of a group in one line, however long: break what is printed meanwhile."""
+    if not wanted:
+        yield
+        return
+    page = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(page):
+            yield
+    finally:
+        for line in page.getvalue().splitlines():
+            listing = len(line) > width and line[:1].isalpha()
+            print(textwrap.fill(line, width, subsequent_indent="  ") if listing else line)

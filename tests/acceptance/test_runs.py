@@ -237,7 +237,7 @@ def test_help_is_a_page_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     page = capsys.readouterr().out
     for words in (
         "python train.py recipe=resnet_digits",
-        "recipe: pretrain_resnet_digits",
+        "recipe: accent_espeak",
         "rank: ",
         "--multirun",
     ):

@@ -140,7 +140,7 @@ def test_each_process_takes_its_share(monkeypatch):
     loader = ll.ResumableLoader(TensorDataset(torch.arange(7.0)), 2, shuffle=True, seed=1)
     shares = []
     for rank in range(3):
-        monkeypatch.setattr("lora_lightning.loader._processes", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr("lora_lightning.loader.processes", lambda rank=rank: (rank, 3))
         assert len(loader) == 2
         shares.append(torch.cat(batches(loader, 0)).tolist())
     assert [len(s) for s in shares] == [3, 3, 3]
