@@ -80,9 +80,7 @@ def run(
         double: give the inputs in float64.
     """
     set_mode(model, train)
-    inputs = batch(name, train)
-    if double:
-        inputs = tree_map_with_path(_double, inputs)
+    inputs = doubled(batch(name, train)) if double else batch(name, train)
     torch.manual_seed(2)
     with torch.autocast("cpu", dtype, enabled=dtype is not None):
         return call(model, inputs)
@@ -139,6 +137,11 @@ def distance(ones: list[Tensor], others: list[Tensor]) -> float:
 
 def _floats(values: list[Tensor]) -> list[Tensor]:
     return [t.detach().double() for t in values]
+
+
+def doubled(inputs: Any) -> Any:
+    """A batch in float64."""
+    return tree_map_with_path(_double, inputs)
 
 
 def _double(path: KeyPath, value: Any) -> Any:
