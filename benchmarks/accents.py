@@ -11,10 +11,8 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import tempfile
 import time
-import warnings
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -24,6 +22,7 @@ import peft
 import torch
 
 import lora_lightning as ll
+from benchmarks.fits import quiet, trainer
 from lora_lightning.data.accents import VOCABULARY, AccentsDataModule
 from lora_lightning.models.ctc import conformer_ctc
 from lora_lightning.report import format_table
@@ -59,12 +58,6 @@ def main() -> None:
             done.append(run(accent, method, seed))
             write(done)
     print(table(done))
-
-
-def quiet() -> None:
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    torch.set_num_threads(1)
 
 
 def run(accent: str, method: str, seed: int) -> dict[str, Any]:
@@ -122,18 +115,6 @@ def peft_config(model: torch.nn.Module) -> peft.LoraConfig:
     rank = LORA["rank"]
     saved = ["head", *(norms if LORA["train_norm"] == "affine" else [])]
     return peft.LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=layers, modules_to_save=saved)
-
-
-def trainer(**options: Any) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
 
 
 def spread(values: list[float]) -> str:

@@ -15,7 +15,8 @@ from typing import Any
 
 import torch
 
-from benchmarks.accents import BATCH_SIZE, EPOCHS, LORA, quiet, train
+from benchmarks.accents import BATCH_SIZE, EPOCHS, LORA, train
+from benchmarks.fits import quiet
 from lora_lightning.report import format_table
 from lora_lightning.tasks.error_rates import error_rate
 

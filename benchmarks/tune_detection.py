@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import re
 import time
 import warnings
@@ -24,6 +23,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from benchmarks.fits import quiet, trainer
 from lora_lightning import LoRACallback, LoRAConfig, freeze, plan
 from lora_lightning.data.shapes import ShapesDataModule
 from lora_lightning.models.detection import detector
@@ -51,9 +51,8 @@ def main() -> None:
     parser.add_argument("--model", choices=("fcos", "fasterrcnn"), required=True)
     parser.add_argument("--methods", nargs="+", default=list(RATES), choices=RATES)
     options = parser.parse_args()
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore")
-    torch.set_num_threads(1)
+    quiet()
+    warnings.filterwarnings("ignore")  # torchvision's and faster-coco-eval's too
     path = RESULTS / f"tune_detection_{options.model}.json"
     found = json.loads(path.read_text()) if path.exists() else {"before": before(options.model), "runs": []}
 
@@ -139,18 +138,6 @@ def peft_model(net: torch.nn.Module) -> torch.nn.Module:
     for head in ours.heads:  # PEFT names modules to save by their endings, which are not unique here
         net.get_submodule(head).requires_grad_(True)
     return net
-
-
-def trainer(**options: Any) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
 
 
 def table(found: dict[str, Any]) -> str:

@@ -11,9 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
-import logging
 import time
-import warnings
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import mean, stdev
@@ -22,6 +20,7 @@ from typing import Any
 import lightning as L
 import torch
 
+from benchmarks.fits import quiet, trainer
 from lora_lightning import LoRACallback, freeze
 from lora_lightning.data.digits import DigitsDataModule
 from lora_lightning.models.timm import timm_model
@@ -81,9 +80,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", choices=sorted(MODELS), required=True)
     name = parser.parse_args().model
-    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
-    warnings.filterwarnings("ignore", module="lightning")
-    torch.set_num_threads(1)
+    quiet()
 
     before = test_accuracy(classifier(name, lr=1e-3))
     trials = [run(name, method, lr) for method, rates in RATES[name].items() for lr in rates]
@@ -125,18 +122,6 @@ def run(name: str, method: str, lr: float) -> Trial:
 def classifier(name: str, lr: float) -> ImageClassifier:
     model = timm_model(**MODELS[name], num_classes=CLASSES)
     return ImageClassifier(model, CLASSES, OptimConfig(lr=lr))
-
-
-def trainer(**options: Any) -> L.Trainer:
-    return L.Trainer(
-        accelerator="cpu",
-        logger=False,
-        enable_checkpointing=False,
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        num_sanity_val_steps=0,
-        **options,
-    )
 
 
 def test_accuracy(module: ImageClassifier) -> float:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -20,12 +19,12 @@ from torchvision.transforms import v2
 from lora_lightning.data.cifar_files import bad_files, download_files, require_files
 from lora_lightning.data.images import ImageArrays, stratified_split
 from lora_lightning.data.options import flag, number, one_of, path, probability, whole
+from lora_lightning.data.workers import loading_workers
 from lora_lightning.errors import ConfigError, did_you_mean
 from lora_lightning.loader import ResumableLoader
 
 DATASETS: dict[str, type[CIFAR10]] = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 CLASSES = {"cifar10": 10, "cifar100": 100}
-MAX_WORKERS = 8
 POLICIES = ("rand-m9-mstd0.5-inc1", "augmix-m3-w3", "original", "v0")
 
 
@@ -236,10 +235,7 @@ class CIFARDataModule(L.LightningDataModule):
     def _loader(
         self, images: ImageArrays, make: Callable[..., DataLoader] = DataLoader, **options: Any
     ) -> DataLoader:
-        workers = self.num_workers
-        if workers is None:
-            processes = 1 if self.trainer is None else self.trainer.world_size
-            workers = max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes))
+        workers = loading_workers(self.num_workers, self.trainer)
         return make(
             images,
             batch_size=self.batch_size,

@@ -22,10 +22,10 @@ from lora_lightning.data.detection_transforms import PRESETS, DetectionTransform
 from lora_lightning.data.findings import DataError, Findings
 from lora_lightning.data.grouped import GroupedOrder, aspect_groups
 from lora_lightning.data.options import flag, one_of, whole
+from lora_lightning.data.workers import loading_workers
 from lora_lightning.errors import ConfigError
 from lora_lightning.loader import ResumableLoader
 
-MAX_WORKERS = 8
 DECODED = (".jpg", ".jpeg", ".png", ".gif", ".webp")  # by torchvision; the rest by PIL
 
 Part = Literal["train", "val", "test"]
@@ -252,10 +252,7 @@ class DetectionDataModule(L.LightningDataModule):
     def _loader(
         self, images: DetectionImages, make: Callable[..., DataLoader] = DataLoader, **options: Any
     ) -> DataLoader:
-        workers = self.num_workers
-        if workers is None:
-            processes = 1 if self.trainer is None else self.trainer.world_size
-            workers = max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes))
+        workers = loading_workers(self.num_workers, self.trainer)
         return make(
             images,
             batch_size=self.batch_size,

@@ -21,11 +21,11 @@ from lora_lightning.data.speech import SpeechBatch, Utterance
 from lora_lightning.data.speech_augment import Augmentation
 from lora_lightning.data.speech_check import Finding, Limits, cache_file, check, findings_table
 from lora_lightning.data.text import normalize, vocabulary_of
+from lora_lightning.data.workers import loading_workers
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
 from lora_lightning.loader import ResumableLoader
 from lora_lightning.models.pipelines import PIPELINES, labels
 
-MAX_WORKERS = 8
 MANIFEST = "manifest"
 TOLD: set[str] = set()  # what a process has said already: the jobs of a comparison share their data
 
@@ -188,7 +188,7 @@ class RecordingsDataModule(L.LightningDataModule):
         seconds = list(self.parts[part].values())
         longest = self.augment.longest() if training and self.augment else 1.0
         batches = bucketed(seconds, self.batch_seconds / longest, self.seed if training else None)
-        workers = self._workers()
+        workers = loading_workers(self.num_workers, self.trainer)
         return make(
             Batches(batches, Utterances(rows, self.vocabulary, self.augment if training else None)),
             batch_size=None,
@@ -197,12 +197,6 @@ class RecordingsDataModule(L.LightningDataModule):
             persistent_workers=workers > 0,
             **options,
         )
-
-    def _workers(self) -> int:
-        if self.num_workers is not None:
-            return self.num_workers
-        processes = 1 if self.trainer is None else self.trainer.world_size
-        return max(1, min(MAX_WORKERS, (os.cpu_count() or 1) // processes))
 
     def transfer_batch_to_device(
         self, batch: SpeechBatch, device: torch.device, dataloader_idx: int

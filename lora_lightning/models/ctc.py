@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,7 @@ from lora_lightning.data.speech import SAMPLE_RATE
 from lora_lightning.errors import AdapterFileError, ConfigError
 from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
 
+Network = TypeVar("Network", bound=nn.Module)
 HOP = 128  # samples a frame of the spectrogram, 8 ms
 MELS = 40
 
@@ -149,8 +151,19 @@ def conformer_ctc(vocabulary: Sequence[str], checkpoint: str | None = None, **op
         MissingFileError: no such checkpoint.
         AdapterFileError: a checkpoint that is damaged, or made for another model.
     """
+    return built(ConformerCTC, vocabulary, checkpoint, options)
+
+
+def built(
+    kind: type[Network], vocabulary: Sequence[str], checkpoint: str | None, options: Mapping[str, float]
+) -> Network:
+    """A network of this class, `kind(len(vocabulary), **options)`, with weights from a file if one is given.
+
+    Raises:
+        ConfigError, MissingFileError, AdapterFileError: as `conformer_ctc`.
+    """
     try:
-        model = ConformerCTC(len(vocabulary), **options)  # type: ignore[arg-type]
+        model = kind(len(vocabulary), **options)
     except (ValueError, AssertionError, TypeError) as error:
         raise ConfigError([f"{', '.join(f'{k}={v}' for k, v in options.items())}: {error}"]) from error
     if checkpoint is not None:

@@ -9,9 +9,7 @@ from torch import Tensor, nn
 from torchaudio.models import RNNT
 from torchaudio.models.rnnt import _Joiner, _Predictor, _Transcriber
 
-from lora_lightning.errors import AdapterFileError, ConfigError
-from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
-from lora_lightning.models.ctc import ConformerCTC
+from lora_lightning.models.ctc import ConformerCTC, built
 
 
 class ConformerEncoder(ConformerCTC, _Transcriber):
@@ -107,14 +105,4 @@ def conformer_transducer(
         MissingFileError: no such checkpoint.
         AdapterFileError: a checkpoint that is damaged, or made for another model.
     """
-    try:
-        model = ConformerTransducer(len(vocabulary), **options)  # type: ignore[arg-type]
-    except (ValueError, AssertionError, TypeError) as error:
-        raise ConfigError([f"{', '.join(f'{k}={v}' for k, v in options.items())}: {error}"]) from error
-    if checkpoint is not None:
-        path = checkpoint_path(checkpoint)
-        try:
-            model.load_state_dict(read_checkpoint(path))
-        except RuntimeError as error:
-            raise AdapterFileError(f"{path} does not fit: {' '.join(str(error).split())[:400]}") from error
-    return model
+    return built(ConformerTransducer, vocabulary, checkpoint, options)
