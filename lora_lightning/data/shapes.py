@@ -10,7 +10,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lora_lightning.data.drawing import CLASSES, DOMAINS, draw
-from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.data.options import one_of, whole
+from lora_lightning.errors import ConfigError
 from lora_lightning.loader import ResumableLoader
 
 SPLITS = ("train", "val", "test")
@@ -84,15 +85,13 @@ class ShapesDataModule(L.LightningDataModule):
     ) -> None:
         super().__init__()
         problems = [
-            None
-            if domain in DOMAINS
-            else f"domain={domain!r}: give {' or '.join(DOMAINS)}.{did_you_mean(domain, DOMAINS)}",
-            _whole("train_size", train_size, 1),
-            _whole("val_size", val_size, 1),
-            _whole("test_size", test_size, 1),
-            _whole("side", side, 32),
-            _whole("batch_size", batch_size, 1),
-            _whole("seed", seed, 0),
+            one_of("domain", domain, DOMAINS),
+            whole("train_size", train_size, 1),
+            whole("val_size", val_size, 1),
+            whole("test_size", test_size, 1),
+            whole("side", side, 32),
+            whole("batch_size", batch_size, 1),
+            whole("seed", seed, 0),
         ]
         if found := [p for p in problems if p]:
             raise ConfigError(found)
@@ -117,9 +116,3 @@ class ShapesDataModule(L.LightningDataModule):
 def listed_batch(samples: list[Sample]) -> tuple[list[Tensor], list[dict[str, Any]]]:
     """Images and targets as two lists: images of a batch may differ in size."""
     return [image for image, _ in samples], [target for _, target in samples]
-
-
-def _whole(name: str, value: Any, low: int) -> str | None:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= low:
-        return None
-    return f"{name}={value!r}: give a whole number of at least {low}."
