@@ -38,11 +38,11 @@ EPOCHS = 8
 AREA_SCALE = 4.0
 CLIP = 5.0
 LORA: dict[str, Any] = {"rank": 8, "scope": "all", "train_norm": "stats"}
-RATES = {  # evenly spaced in the logarithm
-    "probe": (3e-3, 1e-2, 3e-2),
-    "lora": (3e-3, 8e-3, 2e-2),
-    "peft": (3e-3, 8e-3, 2e-2),
-    "full": (1e-3, 3e-3, 8e-3),
+RATES = {  # evenly spaced in the logarithm, and then one more beside the best
+    "probe": (3e-3, 1e-2, 3e-2, 1e-1),
+    "lora": (3e-3, 8e-3, 2e-2, 5e-3),
+    "peft": (3e-3, 8e-3, 2e-2, 5e-3),
+    "full": (1e-3, 3e-3, 8e-3, 5e-3),
 }
 
 

@@ -225,6 +225,20 @@ def test_eject_merged_is_a_plain_model_with_the_trained_function(build, options)
     torch.testing.assert_close(plain(x), before, rtol=1e-4, atol=1e-5)
 
 
+def test_torch_folds_the_norms_of_an_ejected_model_into_its_convolutions():
+    from torch.fx.experimental.optimization import fuse
+
+    model = adapted(cnn, train_norm="both")
+    model.train()(BATCHES[cnn]())  # statistics that are not 0 and 1
+    model.eval()
+    x = BATCHES[cnn]()
+    before = model(x)
+    ll.eject(model, merged=True)
+    folded = fuse(model)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    torch.testing.assert_close(folded(x), before, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("build", MODELS)
 def test_original_checkpoint_loads_after_injection(build):
     original = build().state_dict()
