@@ -84,9 +84,11 @@ class Whisper(nn.Module):
         prefix = torch.tensor([self.tokenizer.prefix_tokens] * len(waves), device=waves.device)
         # Whisper's own generate decides about languages, timestamps and long audio, which are decided here.
         network: Any = self.network
+        mels = self.log_mels(waves, lengths)
         tokens: Any = GenerationMixin.generate(
             network,
-            inputs=self.log_mels(waves, lengths),
+            inputs=mels,
+            attention_mask=mels.new_ones(mels.shape[0], mels.shape[2], dtype=torch.long),
             decoder_input_ids=prefix,
             decoder_attention_mask=torch.ones_like(prefix),
             max_new_tokens=self.max_tokens,
