@@ -12,6 +12,7 @@ not repeated.
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import re
 import time
@@ -24,7 +25,7 @@ import lightning as L
 import torch
 
 from benchmarks.fits import quiet, trainer
-from lora_lightning import LoRACallback, LoRAConfig, freeze, plan
+from lora_lightning import LoRACallback, LoRAConfig, freeze, inject
 from lora_lightning.data.shapes import ShapesDataModule
 from lora_lightning.models.detection import detector
 from lora_lightning.report import format_table
@@ -37,7 +38,10 @@ SEEDS = (0, 1, 2)
 EPOCHS = 8
 AREA_SCALE = 4.0
 CLIP = 5.0
-LORA: dict[str, Any] = {"rank": 8, "scope": "all", "train_norm": "stats"}
+LORA: dict[str, dict[str, Any]] = {
+    "fcos": {"rank": 8, "scope": "all", "train_norm": "stats"},
+    "fasterrcnn": {"rank": 16, "target_modules": "all", "train_norm": "both", "train_bias": "all"},
+}
 RATES = {  # evenly spaced in the logarithm, and then one more beside the best
     "probe": (3e-3, 1e-2, 3e-2, 1e-1),
     "lora": (3e-3, 8e-3, 2e-2, 5e-3),
@@ -78,7 +82,7 @@ def main() -> None:
                 run["test"] = trainer().test(*kept[method, best, seed], verbose=False)[0]
                 path.write_text(json.dumps(found, indent=1) + "\n")
     found |= {
-        "lora": LORA,
+        "lora": LORA[options.model],
         "epochs": EPOCHS,
         "pictures": ShapesDataModule().train_set.size,
         "torch": torch.__version__,
@@ -95,11 +99,12 @@ def train(model: str, method: str, lr: float, seed: int) -> tuple[dict[str, Any]
     """Train on the target domain, and validate after the last epoch."""
     L.seed_everything(seed, verbose=False)
     module = task(model, lr)
-    callbacks = [LoRACallback(verbose=False, **LORA)] if method == "lora" else []
+    lora = LoRAConfig(**LORA[model])
+    callbacks = [LoRACallback(lora, verbose=False)] if method == "lora" else []
     if method == "probe":
-        freeze(module, LoRAConfig(**LORA))
+        freeze(module, LoRAConfig(train_norm="stats"))
     if method == "peft":
-        module = task(model, lr, adapt=peft_model)
+        module = task(model, lr, adapt=lambda net: peft_model(net, lora))
     fitter = trainer(
         callbacks=callbacks, max_epochs=EPOCHS, check_val_every_n_epoch=EPOCHS, gradient_clip_val=CLIP
     )
@@ -124,19 +129,22 @@ def task(model: str, lr: float = 1e-3, adapt: Any = lambda net: net) -> ObjectDe
     return ObjectDetector(net, **facts, optim=OptimConfig(lr=lr), area_scale=AREA_SCALE)
 
 
-def peft_model(net: torch.nn.Module) -> torch.nn.Module:
-    """PEFT with the very layers and heads that LoRA has here, in the plain detector."""
+def peft_model(net: torch.nn.Module, lora: LoRAConfig) -> torch.nn.Module:
+    """PEFT with the very layers that LoRA has here, and what it trains in full, in the plain detector."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    ours = plan(net, LoRAConfig(**LORA))
+    ours = copy.deepcopy(net)
+    layers = inject(ours, lora).layers
+    in_full = {n for n, p in ours.named_parameters() if p.requires_grad and ".lora." not in n}
+    parameters = dict(net.named_parameters())
     config = LoraConfig(
-        r=LORA["rank"],
-        lora_alpha=2 * LORA["rank"],
-        target_modules="|".join(re.escape(layer.name) for layer in ours.layers),
+        r=lora.rank,
+        lora_alpha=2 * lora.rank,
+        target_modules="|".join(re.escape(layer.name) for layer in layers),
     )
     inject_adapter_in_model(config, net)
-    for head in ours.heads:  # PEFT names modules to save by their endings, which are not unique here
-        net.get_submodule(head).requires_grad_(True)
+    for name in in_full:  # PEFT names modules to save by their endings, which are not unique here
+        parameters[name].requires_grad_(True)
     return net
 
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 import torch
@@ -19,6 +19,7 @@ from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.plans import LayerPlan, Plan
 from lora_lightning.record import Adapter, as_before, injection_of, own_tensors, value_for
 from lora_lightning.report import listed
+from lora_lightning.sums import Sum, dense, rank_of, shortened, side_by_side
 from lora_lightning.targets import assemble
 
 DENSE = ("ties", "dare_linear", "dare_ties")  # methods that look at single entries of the updates
@@ -76,14 +77,14 @@ def combine(
     _check(model, records, names, weights, into, method, rank, density)
     sums = _collect(model, names, records)
     if method in DENSE:
-        merged = _dense(sums, list(weights), method, cast(float, density), seed)
-        factors = {n: _shortened(d, _rank(sums[n], rank)) for n, d in merged.items()}
+        merged = dense(sums, list(weights), method, cast(float, density), seed)
+        factors = {n: shortened(d, rank_of(sums[n], rank)) for n, d in merged.items()}
     else:
-        thin = {n: _side_by_side(s, list(weights)) for n, s in sums.items()}
+        thin = {n: side_by_side(s, list(weights)) for n, s in sums.items()}
         factors = {
             n: (left, right, 0.0)
             if method == "linear" and left.shape[-1] <= sums[n].side
-            else _shortened((left, right), sums[n].side if method == "linear" else _rank(sums[n], rank))
+            else shortened((left, right), sums[n].side if method == "linear" else rank_of(sums[n], rank))
             for n, (left, right) in thin.items()
         }
     ranks = {n: left.shape[-1] for n, (left, _, _) in factors.items()}
@@ -95,22 +96,6 @@ def combine(
             _write(_update(model, sums[name].layer, into), left, right)
     injection.adapters[into].values.update(values)
     return {name: error for name, (_, _, error) in factors.items()}
-
-
-@dataclass
-class _Sum:
-    """What is added up in one place of the model.
-
-    Attributes:
-        layer: the plan of one of the adapters for it.
-        side: the highest rank that its matrix can have.
-        terms: number of the adapter, and its update as (groups, m, r) times (groups, r, k), which holds
-            its scaling.
-    """
-
-    layer: LayerPlan
-    side: int
-    terms: list[tuple[int, Tensor, Tensor]]
 
 
 def _check(
@@ -162,7 +147,7 @@ def _update(model: nn.Module, layer: LayerPlan, adapter: str) -> LowRankUpdate:
 
 
 @torch.no_grad()
-def _collect(model: nn.Module, names: Sequence[str], records: list[Adapter]) -> dict[str, _Sum]:
+def _collect(model: nn.Module, names: Sequence[str], records: list[Adapter]) -> dict[str, Sum]:
     """The terms for each place. Where one adapter updates a whole weight and another some of its rows,
     the rows are written as an update of the whole."""
     plans = [(i, layer) for i, record in enumerate(records) for layer in record.plan.layers]
@@ -172,97 +157,20 @@ def _collect(model: nn.Module, names: Sequence[str], records: list[Adapter]) -> 
         for (_, layer), slot in zip(plans, slots, strict=True)
         if slot.rows is None
     }
-    sums: dict[str, _Sum] = {}
+    sums: dict[str, Sum] = {}
     for (i, layer), slot in zip(plans, slots, strict=True):
         left, right = _update(model, layer, names[i]).thin_factors()
         place = whole.get((layer.module, slot.parameter), layer)
         if place.slot != layer.slot and slot.rows is not None:
             left = F.pad(left, [0, 0, slot.rows[0], place.shape[0] - slot.rows[1]])
             slot = replace(slot, rows=None)
-        total = sums.setdefault(place.name, _Sum(place, slot.highest_rank(place.shape), []))
+        total = sums.setdefault(place.name, Sum(place, slot.highest_rank(place.shape), []))
         total.terms.append((i, left, right))
     return sums
 
 
-def _rank(total: _Sum, rank: int | None) -> int:
-    return min(total.side, rank or max(right.shape[1] for _, _, right in total.terms))
-
-
-def _side_by_side(total: _Sum, weights: list[float]) -> tuple[Tensor, Tensor]:
-    """Σ w·Δ as one product, whose rank is the sum of the ranks."""
-    left = torch.cat([weights[i] * left for i, left, _ in total.terms], dim=2)
-    return left, torch.cat([right for _, _, right in total.terms], dim=1)
-
-
-@torch.no_grad()
-def _shortened(matrix: Tensor | tuple[Tensor, Tensor], rank: int) -> tuple[Tensor, Tensor, float]:
-    """The best factors of this rank, by groups, and the relative error.
-
-    A product of thin factors is decomposed through their QR decompositions: its singular values are
-    those of a matrix as small as the rank.
-    """
-    if isinstance(matrix, Tensor):
-        U, S, V = torch.linalg.svd(matrix, full_matrices=False)
-    else:
-        left, triangle = torch.linalg.qr(matrix[0])
-        right, other = torch.linalg.qr(matrix[1].mT)
-        U, S, V = torch.linalg.svd(triangle @ other.mT, full_matrices=False)
-        U, V = left @ U, V @ right.mT
-    lost, all_of_it = S[:, rank:].norm().item(), S.norm().item()
-    root = S[:, :rank].sqrt()
-    factors = U[:, :, :rank] * root[:, None], root[:, :, None] * V[:, :rank]
-    return *factors, lost / all_of_it if all_of_it else 0.0
-
-
-@torch.no_grad()
-def _dense(
-    sums: dict[str, _Sum], weights: list[float], method: str, density: float, seed: int
-) -> dict[str, Tensor]:
-    """The merged updates, (groups, m, k), before they are made thin."""
-    sparse: Callable[[int, Tensor], Tensor]
-    if method == "ties":
-        thresholds = {i: _threshold(sums, i, density) for i in range(len(weights))}
-
-        def sparse(i: int, delta: Tensor) -> Tensor:
-            return delta * (delta.abs() >= thresholds[i])
-
-    else:
-        generator = torch.Generator().manual_seed(seed)
-
-        def sparse(i: int, delta: Tensor) -> Tensor:
-            kept = torch.rand(delta.shape, generator=generator) < density
-            return delta * kept.to(delta.device) / density
-
-    merged = {}
-    for name, total in sums.items():
-        # an adapter may have several terms in one place: rows of a weight that another updates whole
-        deltas: dict[int, Tensor] = {}
-        for i, left, right in total.terms:
-            deltas[i] = deltas[i] + left @ right if i in deltas else left @ right
-        kept = torch.stack([sparse(i, delta) for i, delta in deltas.items()])
-        w = kept.new_tensor([weights[i] for i in deltas]).view(-1, 1, 1, 1)
-        if method == "dare_linear":
-            merged[name] = (w * kept).sum(0)
-        else:
-            sign = kept.sum(0).sign()
-            agree = (kept.sign() == sign) & (sign != 0)
-            merged[name] = (w * kept * agree).sum(0) / agree.sum(0).clamp_min(1)
-    return merged
-
-
-def _threshold(sums: dict[str, _Sum], adapter: int, density: float) -> Tensor:
-    """The smallest magnitude that stays of this adapter's updates, over all layers."""
-    deltas = []
-    for total in sums.values():
-        products = [left @ right for i, left, right in total.terms if i == adapter]
-        deltas += [torch.stack(products).sum(0).abs().flatten()] if products else []
-    magnitudes = torch.cat(deltas) if deltas else torch.zeros(1)
-    keep = max(1, round(density * magnitudes.numel()))
-    return magnitudes.kthvalue(magnitudes.numel() - keep + 1).values
-
-
 def _planned(
-    model: nn.Module, records: list[Adapter], sums: dict[str, _Sum], ranks: dict[str, int]
+    model: nn.Module, records: list[Adapter], sums: dict[str, Sum], ranks: dict[str, int]
 ) -> tuple[LoRAConfig, Plan]:
     """A configuration and a plan under which the new adapter's scaling is 1 everywhere."""
     scope = records[0].plan.scope

@@ -171,7 +171,7 @@ def rebuilt_model(
         from hydra.utils import get_object, instantiate
         from omegaconf import OmegaConf
 
-        from lora_lightning.app.check import takes
+        from lora_lightning.app.signatures import takes
     except ModuleNotFoundError as error:
         raise UserError(
             f"rebuilding the base needs {error.name}: pip install 'lora-lightning[recipes]', or give "

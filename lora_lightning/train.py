@@ -16,16 +16,9 @@ from safetensors.torch import save_file
 
 from lora_lightning.app.adapters import config_of, names_of
 from lora_lightning.app.check import LAST, last_checkpoint
-from lora_lightning.app.command_line import CONF, CONFIG_NAME, VERSION_BASE, check_command_line, flags_first
-from lora_lightning.app.compare import (
-    Job,
-    Result,
-    header,
-    main_method,
-    results_rows,
-    results_table,
-    save_results,
-)
+from lora_lightning.app.command_line import check_command_line, flags_first
+from lora_lightning.app.compare import Job, main_method
+from lora_lightning.app.compose import CONF, CONFIG_NAME, VERSION_BASE
 from lora_lightning.app.launch import hydra_raises, one_job, quiet, reported, wrapped
 from lora_lightning.app.loggers import (
     build_loggers,
@@ -36,6 +29,7 @@ from lora_lightning.app.loggers import (
     short_path,
     where,
 )
+from lora_lightning.app.results import Result, header, results_rows, results_table, save_results
 from lora_lightning.app.resume import continue_logs, resumed
 from lora_lightning.checkpoint import load_adapter, save_adapter
 from lora_lightning.report import format_table, percent

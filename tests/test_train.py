@@ -19,7 +19,6 @@ from omegaconf import OmegaConf
 
 from lora_lightning import train
 from lora_lightning.app.check import checkpoint_problems
-from lora_lightning.app.compare import Result, results_table
 from lora_lightning.app.launch import (
     INTERRUPTED,
     LOST,
@@ -32,6 +31,7 @@ from lora_lightning.app.launch import (
     reported,
 )
 from lora_lightning.app.preemption import PREEMPTED
+from lora_lightning.app.results import Result, results_table
 from lora_lightning.errors import ConfigError, MissingFileError
 from lora_lightning.tasks.classification import ImageClassifier
 from lora_lightning.tasks.scores import Score

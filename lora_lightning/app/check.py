@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
 import os
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
@@ -11,19 +9,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import get_object
 from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.adapters import adapters_problems, config_of, names_of
-from lora_lightning.app.options import OPTIONAL, PROVIDED, REQUIRED, Rule, rules_of, show
+from lora_lightning.app.options import OPTIONAL, REQUIRED, Rule, rules_of, show
+from lora_lightning.app.signatures import RESERVED, argument_problems
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, did_you_mean, nearest
 from lora_lightning.tasks.optim import OptimConfig
 
 LAST = "last"
-RESERVED = ("_target_", "_args_", "_recursive_", "_convert_", "_partial_")
 CLUSTER = ("SLURM_NTASKS", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR")
 UNSAFE_STRATEGIES = ("spawn", "fork", "notebook")  # they cannot start from a Hydra application
 
@@ -60,7 +57,7 @@ def problems_of(config: DictConfig) -> list[str]:
     problems += _own(values.get("lora"), "lora", LoRAConfig, ("enabled",))
     problems += _own(values.get("optim"), "optim", OptimConfig, RESERVED)
     for path, node in _targets(values, ""):
-        problems += _argument_problems(path, node)
+        problems += argument_problems(path, node)
     problems += _trainer_problems(_section(values, "trainer"))
     if values.get("compare") is True and _section(values, "lora").get("enabled") is False:
         problems.append("compare=true: lora=none leaves no LoRA to compare; give compare=false.")
@@ -211,51 +208,6 @@ def _targets(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, dict[str
             yield from _targets(value, here)
 
 
-@functools.lru_cache(maxsize=256)
-def _signature(target: str) -> tuple[inspect.Signature | None, str]:
-    try:
-        found = get_object(target)
-        try:
-            return inspect.signature(found), ""
-        except ValueError:  # classes written in C have none
-            return inspect.signature(lambda **_: None), ""
-    except Exception as error:  # an import runs any code
-        return None, " ".join(str(error).split())[:200] or type(error).__name__
-
-
-def _argument_problems(path: str, node: Mapping[str, Any]) -> list[str]:
-    target = node["_target_"]
-    if not isinstance(target, str) or not target:
-        return [f"{path}._target_={show(target)}: give the dotted name of a class or function."]
-    signature, reason = _signature(target)
-    if signature is None:
-        return [f"{path}._target_={target}: cannot be imported: {reason}"]
-    parameters = dict(signature.parameters)
-    kinds = {p.kind for p in parameters.values()}
-    known = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-    provided = PROVIDED.get(path, {})
-    problems = [
-        f"{path}.{key}: is set by the application; {provided[key]}." for key in node if key in provided
-    ]
-    name = target.rpartition(".")[2]
-    if inspect.Parameter.VAR_KEYWORD not in kinds:
-        problems += [
-            f"{path}.{key}={show(node[key])}: {name} takes no such option.{did_you_mean(key, known)}"
-            for key in node
-            if key not in known and key not in RESERVED
-        ]
-    problems += [
-        f"{path}.{key}: {name} needs it; give {path}.{key}=VALUE."
-        for key in known
-        if parameters[key].default is inspect.Parameter.empty
-        and key not in node
-        and key not in provided
-        and "_args_" not in node
-        and not node.get("_partial_")
-    ]
-    return problems
-
-
 def _trainer_problems(trainer: Mapping[str, Any]) -> list[str]:
     """What this machine or Lightning cannot do, found before the Trainer is made."""
     problems = []
@@ -316,35 +268,3 @@ def _strategy_problems(strategy: Any, accelerator: Any) -> list[str]:
     if accelerator == "cpu" and ("fsdp" in strategy or "deepspeed" in strategy):
         return [f"trainer.strategy={strategy}: needs GPUs; on the CPU give trainer=ddp_sim."]
     return []
-
-
-def takes(target: str, argument: str | None) -> bool:
-    """Whether a callable names this argument; with None, whether it takes any at all."""
-    signature, _ = _signature(target)
-    if signature is None:
-        return False
-    kinds = [p.kind for p in signature.parameters.values()]
-    if argument is None:
-        return inspect.Parameter.VAR_KEYWORD in kinds
-    return argument in signature.parameters
-
-
-def provided(data: Any, node: Mapping[str, Any]) -> dict[str, Any]:
-    """What the data say of themselves (`provides`) and the class of this node asks for."""
-    facts = getattr(data, "provides", {})
-    return {name: value for name, value in facts.items() if takes(node["_target_"], name)}
-
-
-def lacking(node: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
-    """What the class of this node needs beyond its options and these facts."""
-    signature, _ = _signature(node["_target_"])
-    parameters = signature.parameters.items() if signature else ()
-    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
-    return [
-        name
-        for name, parameter in parameters
-        if parameter.default is inspect.Parameter.empty
-        and parameter.kind not in variable
-        and name not in node
-        and name not in facts
-    ]

@@ -3,45 +3,28 @@
 from __future__ import annotations
 
 import argparse
-import functools
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NoReturn
 
-from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path, get_args_parser
-from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
-from hydra.core.object_type import ObjectType
+from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.core.plugins import Plugins
-from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
-from hydra.plugins.search_path_plugin import SearchPathPlugin
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_lightning.app.check import problems_of, takes
+from lora_lightning.app.check import problems_of
+from lora_lightning.app.compose import CONFIG_NAME, choices_of, compose, config_loader, plain_values
 from lora_lightning.app.options import show
+from lora_lightning.app.signatures import takes
 from lora_lightning.errors import ConfigError, did_you_mean, nearest
 
-PACKAGE = Path(__file__).parents[1]
-# Beside the package in a checkout, inside it when installed from a wheel.
-HOME = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
-CONF, RECIPES = HOME / "conf", HOME / "recipes"
-CONFIG_NAME, VERSION_BASE = "train", "1.3"
 SUBMITIT = ("slurm", "local")  # launchers
 UNCHECKED = ("--hydra-help", "--version", "--shell-completion", "-sc", "--experimental-rerun")
-
-
-class RecipeSearchPath(SearchPathPlugin):
-    """Lets Hydra find `recipe=NAME` in the recipes' folder, which lies beside `conf/`."""
-
-    def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
-        search_path.append("lora_lightning", f"file://{RECIPES}")
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
@@ -63,7 +46,7 @@ def check_command_line(arguments: Sequence[str]) -> None:
         return
     problems: list[str] = []
     flags, words = _flags(arguments, problems)
-    loader = _loader(flags.config_dir)
+    loader = config_loader(flags.config_dir)
     overrides = [o for word in words if (o := _parse(word, problems))]
     multirun = flags.multirun or _is_sweep(loader, overrides)
     if not multirun:
@@ -102,19 +85,6 @@ def _flags(arguments: Sequence[str], problems: list[str]) -> tuple[argparse.Name
     return flags, flags.overrides
 
 
-@functools.lru_cache(maxsize=8)
-def _loader(config_dir: str | None) -> ConfigLoaderImpl:
-    """Hydra's own loader over the same folders that the run will use."""
-    version.setbase(VERSION_BASE)
-    setup_globals()
-    Plugins.instance().register(RecipeSearchPath)
-    search_path = create_config_search_path(str(CONF))
-    if config_dir:
-        folder = f"file://{Path(config_dir).absolute()}"
-        search_path.prepend("command-line", folder, SearchPathQuery(provider="schema"))
-    return ConfigLoaderImpl(search_path)
-
-
 def _parse(word: str, problems: list[str]) -> Override | None:
     try:
         return OverridesParser.create().parse_override(word)
@@ -131,11 +101,11 @@ def _parse(word: str, problems: list[str]) -> Override | None:
 
 def _is_sweep(loader: ConfigLoaderImpl, overrides: Sequence[Override]) -> bool:
     """Whether the configuration asks for a sweep itself, as hparams_search=grid does."""
-    groups = [o for o in overrides if not o.is_sweep_override() and _choices(loader, o.key_or_group)]
+    groups = [o for o in overrides if not o.is_sweep_override() and choices_of(loader, o.key_or_group)]
     modes = [o for o in overrides if o.key_or_group == "hydra.mode"]
     if modes:
         return str(modes[-1].value()).upper() == "MULTIRUN"
-    config = _compose(loader, tuple(str(o.input_line) for o in groups))
+    config = compose(loader, tuple(str(o.input_line) for o in groups))
     return isinstance(config, DictConfig) and config.hydra.mode == RunMode.MULTIRUN
 
 
@@ -159,7 +129,7 @@ def _variants(overrides: Sequence[Override], problems: list[str]) -> Iterator[li
 
 
 def _values(override: Override, problems: list[str]) -> list[Override]:
-    override.config_loader = _loader(None)
+    override.config_loader = config_loader(None)
     if not override.is_discrete_sweep():
         problems.append(
             f"{override.input_line}: an interval needs another sweeper; give values, such as"
@@ -173,38 +143,6 @@ def _values(override: Override, problems: list[str]) -> list[Override]:
     return [o for word in words if (o := _parse(word, problems))]
 
 
-@functools.lru_cache(maxsize=512)
-def _choices(loader: ConfigLoaderImpl, group: str) -> tuple[str, ...]:
-    return tuple(sorted(loader.get_group_options(group, ObjectType.CONFIG)))
-
-
-@functools.lru_cache(maxsize=512)
-def _compose(loader: ConfigLoaderImpl, groups: tuple[str, ...]) -> DictConfig | str:
-    """The configuration of these group choices, or why there is none."""
-    try:
-        return loader.load_configuration(CONFIG_NAME, list(groups), run_mode=RunMode.RUN)
-    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
-        cause = error.__cause__ or error
-        return " ".join((str(error) or str(cause)).split())[:400]
-
-
-def recipe_config(recipe: str) -> dict[str, Any]:
-    """The configuration of a recipe as plain values, without Hydra's own.
-
-    Raises:
-        ConfigError: there is no such recipe.
-    """
-    loader = _loader(None)
-    names = _choices(loader, "recipe")
-    if recipe not in names:
-        near = did_you_mean(recipe, names)
-        raise ConfigError([f"recipe={recipe}: there is no such recipe.{near} Recipes: {', '.join(names)}."])
-    config = _compose(loader, (f"recipe={recipe}",))
-    if isinstance(config, str):
-        raise ConfigError([f"recipe={recipe}: {config}"])
-    return _plain(config)
-
-
 def command_config(words: Sequence[str]) -> dict[str, Any]:
     """The configuration that `recipe=NAME key=value …` make, as plain values, without Hydra's own.
 
@@ -212,40 +150,33 @@ def command_config(words: Sequence[str]) -> dict[str, Any]:
         ConfigError: one line for each mistake.
     """
     check_command_line(words)
-    return _plain(_loader(None).load_configuration(CONFIG_NAME, list(words), run_mode=RunMode.RUN))
-
-
-def _plain(config: DictConfig) -> dict[str, Any]:
-    config = config.copy()
-    with open_dict(config):
-        config.pop("hydra")
-        config.run_dir = "."
-    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+    loader = config_loader(None)
+    return plain_values(loader.load_configuration(CONFIG_NAME, list(words), run_mode=RunMode.RUN))
 
 
 def _check_variant(loader: ConfigLoaderImpl, overrides: Sequence[Override]) -> list[str]:
     problems: list[str] = []
     groups, values = [], []
     for override in overrides:
-        if choices := _choices(loader, override.key_or_group):
+        if choices := choices_of(loader, override.key_or_group):
             if problem := _missing_launcher(override) or _bad_choice(override, choices):
                 problems.append(problem)
             else:
                 groups.append(str(override.input_line))
         else:
             values.append(override)
-    config = _compose(loader, tuple(groups))
+    config = compose(loader, tuple(groups))
     while isinstance(config, str):
         bad = next(
-            (g for g in groups if isinstance(_compose(loader, (g,)), str)),
+            (g for g in groups if isinstance(compose(loader, (g,)), str)),
             groups[-1:] and groups[-1],
         )
         if not bad:
             return [*problems, config]
         groups.remove(bad)
-        reason = _compose(loader, (bad,))
+        reason = compose(loader, (bad,))
         problems.append(f"{bad}: {reason if isinstance(reason, str) else config}")
-        config = _compose(loader, tuple(groups))
+        config = compose(loader, tuple(groups))
     config = config.copy()
     disabled = OmegaConf.select(config, "lora.enabled") is False
     for override in values:

@@ -1,13 +1,11 @@
-"""One training by one method, and the table that sets methods side by side."""
+"""One training by one method."""
 
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,62 +16,20 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from lora_lightning.app.check import lacking, provided
 from lora_lightning.app.loggers import on_rank_zero
 from lora_lightning.app.progress import Progress
+from lora_lightning.app.results import LABELS, Result
+from lora_lightning.app.signatures import lacking, provided
 from lora_lightning.callback import LoRACallback
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError, UserError
 from lora_lightning.files import WholeCheckpointIO
 from lora_lightning.inject import freeze
 from lora_lightning.plans import Plan
-from lora_lightning.report import format_table
 from lora_lightning.resume import ExactResume
 from lora_lightning.state_hooks import keep_trained_only
 from lora_lightning.targets import plan, plan_probe
 from lora_lightning.tasks.optim import OptimConfig
-from lora_lightning.tasks.scores import Score
-
-LABELS = {
-    "before": "before adaptation",
-    "probe": "linear probe",
-    "lora": "LoRA",
-    "full": "full fine-tuning",
-    "scratch": "from scratch",
-}
-COSTS = ("trained parameters", "% of total", "seconds", "checkpoint MB")
-
-
-@dataclass(frozen=True)
-class Result:
-    """What one method gave; None where nothing was trained or saved."""
-
-    method: str
-    scores: dict[str, float]  # of the test data, by name, as the task logs them
-    trained: int
-    total: int
-    seconds: float | None = None
-    checkpoint_bytes: int | None = None
-    best_validation: float | None = None
-    intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # of scores, by name
-
-    def row(self, scores: Sequence[Score], before: Result | None = None) -> tuple[str, ...]:
-        """The cells under `header(scores)`, and for error rates what has gone of those of `before`."""
-        cells = []
-        for score in scores:
-            value = self.scores.get(score.name)
-            cells.append(score.show(value, self.intervals.get(score.name)))
-            if score.fewer and before:
-                base = before.scores.get(score.name) if before is not self else None
-                cells.append(f"{100 * (1 - value / base):.0f}" if base and value is not None else "–")
-        return (
-            LABELS[self.method],
-            *cells,
-            f"{self.trained:,}",
-            f"{100 * self.trained / self.total:.2f}",
-            "–" if self.seconds is None else f"{self.seconds:.1f}",
-            "–" if self.checkpoint_bytes is None else f"{self.checkpoint_bytes / 1e6:.2f}",
-        )
 
 
 class Job:
@@ -248,32 +204,6 @@ def lora_config(config: DictConfig) -> LoRAConfig:
     options: dict[str, Any] = OmegaConf.to_container(config.lora, resolve=True)  # type: ignore[assignment]
     options.pop("enabled", None)
     return LoRAConfig(**options)
-
-
-def header(scores: Sequence[Score], before: Result | None = None) -> tuple[str, ...]:
-    """The head of a table of results."""
-    fewer = ["fewer %"] if before else []
-    labels = [label for s in scores for label in (f"test {s.label}", *(fewer if s.fewer else []))]
-    return ("method", *labels, *COSTS)
-
-
-def results_table(results: Sequence[Result], scores: Sequence[Score]) -> str:
-    """All results in one plain table."""
-    head, rows = results_rows(results, scores)
-    return format_table(head, rows)
-
-
-def results_rows(
-    results: Sequence[Result], scores: Sequence[Score]
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Header and rows of that table."""
-    before = next((r for r in results if r.method == "before"), None)
-    return header(scores, before), [result.row(scores, before) for result in results]
-
-
-def save_results(results: Sequence[Result], path: Path) -> None:
-    """The results as JSON, for programs."""
-    path.write_text(json.dumps([asdict(r) for r in results], indent=2) + "\n")
 
 
 @contextlib.contextmanager

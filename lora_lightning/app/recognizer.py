@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import nn
 
-from lora_lightning.app.command_line import recipe_config
+from lora_lightning.app.compose import recipe_config
 from lora_lightning.checkpoint import load_adapter
 from lora_lightning.errors import UserError
 from lora_lightning.export import rebuilt_model

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_lightning.app.command_line import CONF, RECIPES, check_command_line, flags_first
+from lora_lightning.app.command_line import check_command_line, flags_first
+from lora_lightning.app.compose import CONF, RECIPES
 from lora_lightning.errors import ConfigError
 
 GOOD = [

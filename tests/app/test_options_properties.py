@@ -9,12 +9,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from lora_lightning.app.command_line import _choices, _compose, _leaves, _loader
+from lora_lightning.app.command_line import _leaves
+from lora_lightning.app.compose import choices_of, compose, config_loader
 from lora_lightning.app.options import rules_of, show
 from lora_lightning.train import main
 
-LOADER = _loader(None)
-CONFIG = _compose(LOADER, ())
+LOADER = config_loader(None)
+CONFIG = compose(LOADER, ())
 RULES = rules_of(CONFIG)  # type: ignore[arg-type]
 KEYS = [key for key in _leaves(CONFIG) if not key.startswith(("logger.", "callbacks."))]  # type: ignore[arg-type]
 GROUPS = [g for g in LOADER.list_groups("") if g != "hydra"]
@@ -86,7 +87,7 @@ def unknown(draw: st.DrawFn) -> tuple[str, str, str]:
 @st.composite
 def missing_choice(draw: st.DrawFn) -> tuple[str, str, str]:
     group = draw(st.sampled_from(GROUPS))
-    name = draw(typos.filter(lambda t: t not in _choices(LOADER, group)))
+    name = draw(typos.filter(lambda t: t not in choices_of(LOADER, group)))
     return group, f"{group}={name}", f"{group}={name}"
 
 

@@ -11,6 +11,7 @@ from processes import ROOT, finish, free_port, start
 
 from lora_lightning.app import check, command_line
 from lora_lightning.app.check import last_checkpoint
+from lora_lightning.app.compose import config_loader
 from lora_lightning.errors import ConfigError
 
 TRAINERS = sorted(p.stem for p in (ROOT / "conf" / "trainer").glob("*.yaml"))
@@ -18,7 +19,7 @@ TINY = ["debug=fast", "compare=false", "trainer.enable_progress_bar=false"]
 
 
 def compose(*words: str):
-    loader = command_line._loader(None)
+    loader = config_loader(None)
     return loader.load_configuration("train", list(words), run_mode=RunMode.MULTIRUN)
 
 

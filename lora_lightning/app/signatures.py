@@ -1,0 +1,93 @@
+"""What the callables named in a configuration take: wrong, missing and provided arguments."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Mapping
+from typing import Any
+
+from hydra.utils import get_object
+
+from lora_lightning.app.options import PROVIDED, show
+from lora_lightning.errors import did_you_mean
+
+RESERVED = ("_target_", "_args_", "_recursive_", "_convert_", "_partial_")
+
+
+@functools.lru_cache(maxsize=256)
+def _signature(target: str) -> tuple[inspect.Signature | None, str]:
+    try:
+        found = get_object(target)
+        try:
+            return inspect.signature(found), ""
+        except ValueError:  # classes written in C have none
+            return inspect.signature(lambda **_: None), ""
+    except Exception as error:  # an import runs any code
+        return None, " ".join(str(error).split())[:200] or type(error).__name__
+
+
+def argument_problems(path: str, node: Mapping[str, Any]) -> list[str]:
+    """One line for each argument of this node that is wrong, missing, or not the user's to give."""
+    target = node["_target_"]
+    if not isinstance(target, str) or not target:
+        return [f"{path}._target_={show(target)}: give the dotted name of a class or function."]
+    signature, reason = _signature(target)
+    if signature is None:
+        return [f"{path}._target_={target}: cannot be imported: {reason}"]
+    parameters = dict(signature.parameters)
+    kinds = {p.kind for p in parameters.values()}
+    known = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+    provided = PROVIDED.get(path, {})
+    problems = [
+        f"{path}.{key}: is set by the application; {provided[key]}." for key in node if key in provided
+    ]
+    name = target.rpartition(".")[2]
+    if inspect.Parameter.VAR_KEYWORD not in kinds:
+        problems += [
+            f"{path}.{key}={show(node[key])}: {name} takes no such option.{did_you_mean(key, known)}"
+            for key in node
+            if key not in known and key not in RESERVED
+        ]
+    problems += [
+        f"{path}.{key}: {name} needs it; give {path}.{key}=VALUE."
+        for key in known
+        if parameters[key].default is inspect.Parameter.empty
+        and key not in node
+        and key not in provided
+        and "_args_" not in node
+        and not node.get("_partial_")
+    ]
+    return problems
+
+
+def takes(target: str, argument: str | None) -> bool:
+    """Whether a callable names this argument; with None, whether it takes any at all."""
+    signature, _ = _signature(target)
+    if signature is None:
+        return False
+    kinds = [p.kind for p in signature.parameters.values()]
+    if argument is None:
+        return inspect.Parameter.VAR_KEYWORD in kinds
+    return argument in signature.parameters
+
+
+def provided(data: Any, node: Mapping[str, Any]) -> dict[str, Any]:
+    """What the data say of themselves (`provides`) and the class of this node asks for."""
+    facts = getattr(data, "provides", {})
+    return {name: value for name, value in facts.items() if takes(node["_target_"], name)}
+
+
+def lacking(node: Mapping[str, Any], facts: Mapping[str, Any]) -> list[str]:
+    """What the class of this node needs beyond its options and these facts."""
+    signature, _ = _signature(node["_target_"])
+    parameters = signature.parameters.items() if signature else ()
+    variable = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+    return [
+        name
+        for name, parameter in parameters
+        if parameter.default is inspect.Parameter.empty
+        and parameter.kind not in variable
+        and name not in node
+        and name not in facts
+    ]
