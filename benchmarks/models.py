@@ -19,6 +19,7 @@ from lora_lightning.layers.norm import has_statistics
 
 RANK = 8
 CLASSES = 10
+SIDE = 800  # pixels, of a picture for the detector
 
 
 @dataclass(frozen=True)
@@ -92,8 +93,8 @@ class Wav2Vec2(nn.Module):
 
 
 class FasterRCNN(nn.Module):
-    """torchvision's, with the frozen norms of its trained form; gives the sum of its losses in two objects
-    an image."""
+    """torchvision's at its usual size, with the frozen norms of its trained form; gives the sum of its losses
+    in two objects an image."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -102,7 +103,7 @@ class FasterRCNN(nn.Module):
         from lora_lightning.models.detection import trained_form
 
         net = fasterrcnn_resnet50_fpn(
-            weights=None, weights_backbone=None, num_classes=CLASSES, min_size=320, max_size=320
+            weights=None, weights_backbone=None, num_classes=CLASSES, min_size=SIDE, max_size=SIDE
         )
         self.net = trained_form("fasterrcnn_resnet50_fpn", net)
         for name, norm in self.net.named_modules():
@@ -110,7 +111,7 @@ class FasterRCNN(nn.Module):
                 norm.weight.fill_(0.1)  # or random residual branches, not normalized, would add up
 
     def forward(self, x: Tensor) -> Tensor:
-        boxes = torch.tensor([[20.0, 30, 140, 200], [150, 60, 300, 310]], device=x.device)
+        boxes = torch.tensor([[50.0, 75, 350, 500], [375, 150, 750, 775]], device=x.device)
         target = {"boxes": boxes, "labels": torch.tensor([1, 2], device=x.device)}
         losses = self.net(list(x), [dict(target) for _ in x])
         return torch.stack(list(losses.values())).sum()
@@ -137,8 +138,8 @@ WORKLOADS = {
     "resnet50": Workload(resnet50, images, 8, "maxpool", r"layer\d\.\d\.(conv\d|downsample\.0)", "fc"),
     "fasterrcnn_resnet50_fpn": Workload(
         FasterRCNN,
-        lambda size: (torch.rand(size, 3, 320, 320), torch.empty(0)),
-        2,
+        lambda size: (torch.rand(size, 3, SIDE, SIDE), torch.empty(0)),
+        1,
         "net.backbone.body.maxpool",
         PYRAMID,
         "net.roi_heads.box_predictor",
