@@ -42,7 +42,7 @@ LORA: dict[str, Any] = {
     "train_norm": "both",
     "modules_to_save": ["head", "conv_module.sequential.2"],  # depthwise: smaller than an update of it
 }
-RATES = {"probe": 2e-2, "lora": 2.8e-3, "peft": 2.8e-3, "full": 1e-3}
+RATES = {"probe": 2e-2, "lora": 5.6e-3, "peft": 2.8e-3, "full": 7e-4}
 
 
 def main() -> None:
