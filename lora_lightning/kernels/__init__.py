@@ -60,6 +60,11 @@ def row_norms(weight: Tensor) -> Tensor:
     return norms.clamp_min(torch.finfo(norms.dtype).tiny)
 
 
+def magnitude_gradient(sums: Tensor, magnitude: Tensor) -> Tensor:
+    """dm from dY∘(y - b), summed up for each output; 0 where m is 0, as of a row of zeros in W."""
+    return torch.where(magnitude == 0, 0.0, sums / magnitude)
+
+
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """`tensor.to(dtype)`, without the microseconds that it takes to do nothing."""
     return tensor if tensor.dtype == dtype else tensor.to(dtype)

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from lora_lightning.kernels import keep_mask, masked, row_norms
+from lora_lightning.kernels import keep_mask, magnitude_gradient, masked, row_norms
 from lora_lightning.kernels.conv_products import (
     B_gradient,
     Step,
@@ -185,10 +185,8 @@ class FactoredConv(Function):
         if need_m:
             if ctx.watched[0]._version != ctx.watched[1]:
                 y = convolve(x, weight, bias, step)
-            dm = (
-                torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(dY, y, strict=True)]).sum(0)
-                / magnitude
-            )
+            sums = torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(dY, y, strict=True)]).sum(0)
+            dm = magnitude_gradient(sums, magnitude)
         if need_A or (need_x and not merged):
             G = expand_transposed(dY, high.to(x.dtype), step)  # (n, groups·r, *out)
             change, dA = reduce_gradients(G, kept, low, step, need_x and not merged)

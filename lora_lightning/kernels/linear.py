@@ -20,7 +20,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.kernels import cast, chunks, masked, pieces, row_norms, without_autocast
+from lora_lightning.kernels import (
+    cast,
+    chunks,
+    magnitude_gradient,
+    masked,
+    pieces,
+    row_norms,
+    without_autocast,
+)
 from lora_lightning.kernels.sources import Source
 
 MERGE_FROM = 2  # fresh memory for W' costs about as much again as the sum
@@ -143,7 +151,7 @@ class LoRALinearFunction(torch.autograd.Function):
                     x = ctx.compute(*rowwise, *shared, None)
                     y = forward(x, W, bias, A, B, magnitude, mask, ctx.options)[0]
                 dm = _sum_of_products(dY2, y.view(dY2.shape))
-                dm = (dm if bias is None else dm.sub_(dbias * bias)) / magnitude
+                dm = magnitude_gradient(dm if bias is None else dm.sub_(dbias * bias), magnitude)
             if needs_x:
                 dX = _input_gradient(dY2, G, cast(W, dtype), A, B, factors, mask, ctx.options)
                 dX = dX.view(*dY.shape[:-1], W.shape[1])

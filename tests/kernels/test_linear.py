@@ -123,6 +123,17 @@ def test_second_derivatives_equal_the_references(dora, dropout):
     assert_same(*found)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+def test_the_magnitude_of_a_row_of_zeros_has_the_gradient_zero(bias):
+    given = arguments(bias=bias, dora=True)
+    with torch.no_grad():
+        for name in ("weight", "B", "magnitude"):
+            given[name][1] = 0
+    fast, reference = (gradients(given, kernel=k) for k in ("auto", "reference"))
+    assert_same(fast, reference)
+    assert fast[-1][1] == 0 and fast[-1].count_nonzero() == 3
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("merged", [True, False])
 @pytest.mark.parametrize("grad", [True, False])

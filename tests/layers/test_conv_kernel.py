@@ -41,6 +41,18 @@ def agree(x, tensors, **options):
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 
 
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kernel", [1, (3, 3)])
+def test_the_magnitude_of_a_kernel_of_zeros_has_the_gradient_zero(kernel, bias):
+    W, b, *rest = make(16, 16, (kernel,) * 2 if kernel == 1 else kernel, 1, dora=True)
+    with torch.no_grad():
+        for tensor in (W, rest[1], rest[2]):
+            tensor[1] = 0
+    x = torch.randn(2, 16, 5, 5, dtype=torch.float64, requires_grad=True)
+    agree(x, (W, b if bias else None, *rest))
+    assert gradients(x, W, b if bias else None, *rest)[-1].count_nonzero() == 15
+
+
 @st.composite
 def convolutions(draw):
     dimensions, groups = draw(st.integers(1, 3)), draw(st.sampled_from([1, 1, 1, 2, 4]))
