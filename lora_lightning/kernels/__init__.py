@@ -28,11 +28,12 @@ def chunks(rows: int, width: int, like: Tensor) -> int:
     """Rows to take at a time in a pass over matrices of `width` columns.
 
     On a CPU products with a few columns are bound by memory: with a MiB for each thread at a time each pass
-    after the first reads that core's cache. Half precision is not summed up piece by piece.
+    after the first reads that core's cache; beyond 4 MiB the buffer would be fresh memory at each call.
+    Half precision is not summed up piece by piece.
     """
     if like.device.type != "cpu" or like.element_size() < 4:
         return max(rows, 1)
-    return max(64, 2**20 * torch.get_num_threads() // (width * like.element_size()))
+    return max(64, 2**20 * min(torch.get_num_threads(), 4) // (width * like.element_size()))
 
 
 def autocasts(device_type: str) -> bool:
