@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -80,14 +81,16 @@ def keep_mask(x: Tensor, dropout: float) -> tuple[Tensor, float]:
     """A random mask of x's shape, true where an entry is kept, and the probability of that.
 
     On a CPU, where drawing a number for each entry takes longer than the product with W, four entries
-    share 64 random bits: the probability is then a multiple of 2⁻¹⁶.
+    share 64 random bits: the probability is then a multiple of 2⁻¹⁶. The bits are those of NumPy's SFC64,
+    which is twice as fast as torch's generator; this one gives the seed.
     """
     if x.device.type != "cpu":
         return torch.empty(x.shape, dtype=torch.bool, device=x.device).bernoulli_(1 - dropout), 1 - dropout
     dropped = round(dropout * 2**16)
-    bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+    seed = int(torch.randint(2**63 - 1, ()))
+    bits = torch.from_numpy(np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16))
     # compared in place and made bool afterwards: a comparison into another dtype is not vectorized
-    mask = bits.view(torch.int16).ge_(dropped - 2**15)[: x.numel()].to(torch.bool)
+    mask = bits.ge_(dropped - 2**15)[: x.numel()].to(torch.bool)
     return mask.view(x.shape), 1 - dropped / 2**16
 
 
