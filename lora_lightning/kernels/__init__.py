@@ -63,7 +63,10 @@ def row_norms(weight: Tensor) -> Tensor:
 
 
 def magnitude_gradient(sums: Tensor, magnitude: Tensor) -> Tensor:
-    """dm from dY∘(y - b), summed up for each output; 0 where m is 0, as of a row of zeros in W."""
+    """dm from dY∘(y - b) summed up for each output, (d_out,), which is m·dm.
+
+    Where m is 0 it is taken for 0: so it is for a row of zeros in W, which is where a magnitude begins at 0.
+    """
     return torch.where(magnitude == 0, 0.0, sums / magnitude)
 
 
