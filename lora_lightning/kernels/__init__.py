@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+CACHED = 2**19  # bytes of a matrix that a pass takes at a time for each thread
+
 
 def is_plain(*tensors: Tensor | None) -> bool:
     """Whether an autograd function of ours may run on these tensors.
@@ -25,16 +27,21 @@ def is_plain(*tensors: Tensor | None) -> bool:
     )
 
 
-def chunks(rows: int, width: int, like: Tensor) -> int:
-    """Rows to take at a time in a pass over matrices of `width` columns.
+def chunks(rows: int, width: int, like: Tensor) -> tuple[list[int], int]:
+    """How many rows to take at a time in a pass over matrices of `width` columns, and in how many equal parts
+    for as many threads; what cannot be so divided comes last.
 
-    On a CPU products with a few columns are bound by memory: with a MiB for each thread at a time each pass
-    after the first reads that core's cache; beyond 4 MiB the buffer would be fresh memory at each call.
+    On a CPU products with a few columns are bound by memory: with half a MiB for each thread at a time each
+    pass after the first reads that core's cache; beyond 4 MiB the buffer would be fresh memory at each call.
     Half precision is not summed up piece by piece.
     """
-    if like.device.type != "cpu" or like.element_size() < 4:
-        return max(rows, 1)
-    return max(64, 2**20 * min(torch.get_num_threads(), 4) // (width * like.element_size()))
+    row, threads = width * like.element_size(), torch.get_num_threads()
+    if like.device.type != "cpu" or like.element_size() < 4 or rows * row <= CACHED:
+        return [rows], 1
+    step = threads * max(64, CACHED * min(threads, 8) // threads // row)
+    whole, rest = divmod(rows, step)
+    last = rest % threads
+    return [n for n in (*[step] * whole, rest - last, last) if n], threads
 
 
 def autocasts(device_type: str) -> bool:
@@ -75,9 +82,9 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def pieces(tensor: Tensor, rows: int) -> Sequence[Tensor]:
-    """The tensor in parts of so many rows, one at least."""
-    return (tensor,) if tensor.shape[0] <= rows else tensor.split(rows)
+def pieces(tensor: Tensor, rows: list[int]) -> Sequence[Tensor]:
+    """The tensor in parts of so many rows each."""
+    return (tensor,) if len(rows) == 1 else tensor.split(rows)
 
 
 def keep_mask(x: Tensor, dropout: float) -> tuple[Tensor, float]:

@@ -29,6 +29,7 @@ from lora_lightning.kernels import (
     row_norms,
     without_autocast,
 )
+from lora_lightning.kernels.factors import factor_gradients, low_rank
 from lora_lightning.kernels.sources import Source
 
 MERGE_FROM = 2  # fresh memory for W' costs about as much again as the sum
@@ -123,7 +124,7 @@ class LoRALinearFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
         W, bias, A, B, magnitude, factors, XA, mask, y, *kept = ctx.saved_tensors
-        scaling, keep, _, dtype = ctx.options
+        scaling, keep, merged, dtype = ctx.options
         rowwise, shared = kept[: ctx.rowwise], kept[ctx.rowwise :]
         needs = ctx.needs_input_grad[:6]
         if torch.is_grad_enabled():
@@ -134,11 +135,18 @@ class LoRALinearFunction(torch.autograd.Function):
         dX = dA = dB = dm = dbias = None
         dY2 = dY.reshape(-1, dY.shape[-1])  # (T, d_out)
         with without_autocast(dY.device.type):
-            up = B if factors is None else B * factors[:, None]
-            down = cast(A, dtype).t().contiguous()
+            up = (B if factors is None else B * factors[:, None]).t()
             made_from = Source(rowwise, shared, ctx.compute)
-            G, dA, dB = _factor_gradients(
-                dY2, cast(up, dtype), down, XA, mask, made_from, scaling / keep, (needs_A, needs_B)
+            merge = mask is None and _choose(merged, dY2.shape[0] * W.shape[1], W.numel(), dY.dtype)
+            G, dA, dB = factor_gradients(
+                dY2,
+                cast(up, dtype).contiguous(),
+                cast(A, dtype),
+                XA,
+                mask,
+                made_from,
+                scaling / keep,
+                (needs_x and not merge, needs_A, needs_B),
             )
             if dA is not None:
                 dA = cast(dA, A.dtype)
@@ -184,21 +192,10 @@ def forward(
         y, y.shape
     )  # autograd lets nobody change a view from a function in place
     if not merge:
-        XA = _narrow(rows, mask, cast(A, dtype).t().contiguous())
+        XA = low_rank(rows, mask, cast(A, dtype))
         up = B if factors is None else B * factors[:, None]
         y.view(-1, W.shape[0]).addmm_(XA, cast(up, dtype).t(), alpha=scaling / keep)
     return y, low, XA, factors
-
-
-def _narrow(x: Tensor, mask: Tensor | None, down: Tensor) -> Tensor:
-    """X̃·down, (T, r), dropping a few rows at a time."""
-    if mask is None:
-        return x @ down
-    XA = x.new_empty(x.shape[0], down.shape[1])
-    step = chunks(len(x), x.shape[1], x)
-    for part, kept, out in zip(*(pieces(t, step) for t in (x, mask.view(x.shape), XA)), strict=True):
-        torch.mm(masked(part, kept), down, out=out)
-    return XA
 
 
 def _choose(merged: bool | None, touched: int, size: int, dtype: torch.dtype) -> bool:
@@ -216,58 +213,18 @@ def _effective(
     return (sum_.mul_(factors[:, None]) if merge else W * factors[:, None]), factors
 
 
-def _factor_gradients(
-    dY: Tensor,
-    up: Tensor,
-    down: Tensor,
-    XA: Tensor | None,
-    mask: Tensor | None,
-    source: Source,
-    alpha: float,
-    needs: tuple[bool, bool],
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    """G = dY·up, dA = α·Gᵀ·X̃ and dB = α·dYᵀ·XA with XA = X̃·down, in one pass over dY and x.
-
-    The shapes of the small products are those that are fast in BLAS: a narrow matrix comes first and
-    transposed, (r, T)·(T, d); the other way around takes up to six times as long.
-    """
-    (T, d_out), (d_in, r) = dY.shape, down.shape
-    G = dY.new_empty(T, r)
-    dA = dY.new_empty(r, d_in) if needs[0] else None
-    dBt = dY.new_empty(r, d_out) if needs[1] else None
-    reads_x = dA is not None or (dBt is not None and XA is None)
-    step = chunks(T, max(d_in, d_out), dY)
-    parts = [pieces(t.reshape(-1, t.shape[-1]), step) for t in source.rowwise]
-    masks = None if mask is None else pieces(mask.view(T, d_in), step)
-    buffer = dY.new_empty(min(step, T), d_in) if reads_x and not source.is_input else None
-    beta = 0  # the first products overwrite what is there
-    for i, (dy, g) in enumerate(zip(pieces(dY, step), pieces(G, step), strict=True)):
-        torch.mm(dy, up, out=g)
-        if reads_x:
-            made = None if buffer is None else buffer[: len(dy)]
-            X = cast(source.compute(*(part[i] for part in parts), *source.shared, made), dY.dtype)
-            X = X if masks is None else masked(X, masks[i])
-        if dA is not None:
-            dA.addmm_(g.t(), X, beta=beta, alpha=alpha)
-        if dBt is not None:
-            xa = X @ down if XA is None else XA[i * step : i * step + len(dy)]
-            dBt.addmm_(xa.t(), dy, beta=beta, alpha=alpha)
-        beta = 1
-    return G, dA, None if dBt is None else dBt.t()
-
-
 def _sum_of_products(one: Tensor, other: Tensor) -> Tensor:
     """(one∘other).sum(0), a few rows at a time."""
-    step = chunks(len(one), one.shape[1], one)
+    sizes, _ = chunks(len(one), one.shape[1], one)
     total = one.new_zeros(one.shape[1])
-    for a, b in zip(pieces(one, step), pieces(other, step), strict=True):
+    for a, b in zip(pieces(one, sizes), pieces(other, sizes), strict=True):
         total += (a * b).sum(0)
     return total
 
 
 def _input_gradient(
     dY: Tensor,
-    G: Tensor,
+    G: Tensor | None,
     W: Tensor,
     A: Tensor,
     B: Tensor,
@@ -275,16 +232,16 @@ def _input_gradient(
     mask: Tensor | None,
     options: Options,
 ) -> Tensor:
-    """dX, (T, d_in)."""
-    scaling, keep, merged, _ = options
-    if mask is None and _choose(merged, len(dY) * W.shape[1], W.numel(), dY.dtype):
+    """dX, (T, d_in): by the sum of W and its update where there is no G, else by each."""
+    scaling, keep, _, _ = options
+    if G is None:
         weight = torch.addmm(W, cast(B, W.dtype), cast(A, W.dtype), alpha=scaling)
         return dY @ (weight if factors is None else weight.mul_(factors[:, None]))
     dX = dY @ (W if factors is None else W * factors[:, None])
     if mask is None:
         return dX.addmm_(G, cast(A, W.dtype), alpha=scaling)
-    step = chunks(len(dX), dX.shape[1], dX)
-    for x, g, m in zip(*(pieces(t, step) for t in (dX, G, mask.view(dX.shape))), strict=True):
+    sizes, _ = chunks(len(dX), dX.shape[1], dX)
+    for x, g, m in zip(*(pieces(t, sizes) for t in (dX, G, mask.view(dX.shape))), strict=True):
         x.add_(masked(g @ cast(A, W.dtype), m), alpha=scaling / keep)
     return dX
 

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lora_lightning as ll
+from lora_lightning import kernels
 from lora_lightning.functional import lora_linear
 from lora_lightning.kernels import keep_mask
 from lora_lightning.kernels import linear as kernel
@@ -91,11 +92,18 @@ def test_equals_the_reference(shape, sizes, flags, trains, layout, dropout, merg
 
 
 @pytest.mark.parametrize("merged", [True, False])
-@pytest.mark.parametrize("rows", [1, 64, 65, 700])
-def test_rows_in_several_pieces(rows, merged, monkeypatch):
-    monkeypatch.setattr(kernel, "chunks", lambda *_: 64)
-    given = arguments((rows, 6), dora=True)
-    assert_same(gradients(given, merged=merged), gradients(given, kernel="reference"), 1e-9)
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+@pytest.mark.parametrize("threads", [1, 3])
+@pytest.mark.parametrize("rows", [1, 2, 64, 65, 700])
+@pytest.mark.parametrize("rank", [4, 16])
+def test_rows_in_several_pieces(rank, rows, threads, dropout, merged, monkeypatch):
+    monkeypatch.setattr(kernels, "CACHED", 1)
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    given = arguments((rows, 6), rank=rank, dora=True)
+    fast, reference = (
+        gradients(given, merged=merged, dropout=dropout, kernel=k) for k in ("auto", "reference")
+    )
+    assert_same(fast, reference, 1e-9)
 
 
 @pytest.mark.parametrize("merged", [True, False])
@@ -165,7 +173,7 @@ def test_no_gradient_of_the_weights_shape_and_none_for_a_weight_that_trains(monk
     real = torch.mm
     monkeypatch.setattr(torch, "mm", lambda a, b, **o: products.append((a.shape, b.shape)) or real(a, b, **o))
     gradients(given, merged=True)
-    assert all(b[1] == 2 for _, b in products) and products
+    assert all(2 in (a[0], b[1]) for a, b in products) and products
     given["weight"].requires_grad_()  # the reference, which gives W its gradient
     assert_same(gradients(given), gradients(given, kernel="reference"))
 

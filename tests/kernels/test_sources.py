@@ -9,8 +9,8 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.measure import saved_bytes
+from lora_lightning import kernels
 from lora_lightning.functional import lora_linear
-from lora_lightning.kernels import linear as kernel
 from lora_lightning.kernels.sources import source_of
 
 WIDTH = 48
@@ -40,7 +40,7 @@ def layer(x, recompute=True, **options):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("options", [{"merged": True}, {"merged": False}, {"dropout": 0.3}], ids=str)
 def test_gradients_are_the_same_to_the_last_bit(name, dtype, options, monkeypatch):
-    monkeypatch.setattr(kernel, "chunks", lambda *_: 64)
+    monkeypatch.setattr(kernels, "CACHED", 1)  # pieces of 64 rows
     source = torch.randn(3, 70, WIDTH).to(dtype).requires_grad_()
     maker, found = copy.deepcopy(MAKERS[name]).to(dtype), []
     for recompute in (True, False):
