@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-CACHED = 2**19  # bytes of a matrix that a pass takes at a time for each thread
+CACHED = 3 * 2**18  # bytes of a matrix that a pass takes at a time for each thread
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -31,7 +31,7 @@ def chunks(rows: int, width: int, like: Tensor) -> tuple[list[int], int]:
     """How many rows to take at a time in a pass over matrices of `width` columns, and in how many equal parts
     for as many threads; what cannot be so divided comes last.
 
-    On a CPU products with a few columns are bound by memory: with half a MiB for each thread at a time each
+    On a CPU products with a few columns are bound by memory: with 768 KiB for each thread at a time each
     pass after the first reads that core's cache; beyond 4 MiB the buffer would be fresh memory at each call.
     Half precision is not summed up piece by piece.
     """
@@ -82,9 +82,9 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
-def pieces(tensor: Tensor, rows: list[int]) -> Sequence[Tensor]:
-    """The tensor in parts of so many rows each."""
-    return (tensor,) if len(rows) == 1 else tensor.split(rows)
+def pieces(tensor: Tensor, sizes: list[int], dim: int = 0) -> Sequence[Tensor]:
+    """The tensor in parts of so many rows, or columns, each."""
+    return (tensor,) if len(sizes) == 1 else torch.split_with_sizes(tensor, sizes, dim)
 
 
 def keep_mask(x: Tensor, dropout: float) -> tuple[Tensor, float]:
@@ -104,12 +104,12 @@ def keep_mask(x: Tensor, dropout: float) -> tuple[Tensor, float]:
     return mask.view(x.shape), 1 - dropped / 2**16
 
 
-def masked(x: Tensor, mask: Tensor) -> Tensor:
+def masked(x: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
     """x with zeros where the mask is false.
 
     On a CPU a product of a float and a bool tensor is not vectorized, one with bytes made floats is: 3.0
     against 1.0 ns an entry.
     """
     if x.device.type != "cpu":
-        return x * mask
-    return torch.empty_like(x).copy_(mask.view(torch.uint8)).mul_(x)
+        return torch.mul(x, mask, out=out)
+    return (torch.empty_like(x) if out is None else out).copy_(mask.view(torch.uint8)).mul_(x)

@@ -14,97 +14,107 @@ from torch import Tensor
 from lora_lightning.kernels import cast, chunks, masked, pieces
 from lora_lightning.kernels.sources import Source
 
-NARROW = (
-    16  # floats in a vector register: MKL's products with fewer rows go another way than with fewer columns
-)
 
-
-def low_rank(x: Tensor, mask: Tensor | None, A: Tensor) -> Tensor:
-    """X̃·Aᵀ, (T, r), for x (T, d) with the entries where the mask is false dropped."""
+def low_rank(A: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+    """A·X̃ᵀ, (r, T), for A (r, d) and x (T, d) with the entries where the mask is false dropped."""
     sizes, threads = chunks(len(x), x.shape[1], x)
     masks = None if mask is None else pieces(mask.view(x.shape), sizes)
-    parts = []
+    rows_first, found = _rows_first(A), []
     for i, rows in enumerate(pieces(x, sizes)):
         kept = rows if masks is None else masked(rows, masks[i])
-        parts.append(_narrow(_shared(kept, threads), A).flatten(0, -2))
-    return parts[0] if len(parts) == 1 else torch.cat(parts)
+        found.append(_joined(_narrow(A, _shared(kept, threads), rows_first)))
+    return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
 def factor_gradients(
     dY: Tensor,
     up: Tensor,
     A: Tensor,
-    XA: Tensor | None,
+    H: Tensor | None,
     mask: Tensor | None,
     source: Source,
     alpha: float,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
-    """G = dY·upᵀ, dA = α·Gᵀ·X̃ and dB = α·dYᵀ·XA with XA = X̃·Aᵀ, in one pass over dY and x.
-
-    Both narrow products come before both sums: they read what is not in the cache yet in fewer steps.
+    """G = up·dYᵀ, dA = α·G·X̃ and dB = α·(H·dY)ᵀ with H = A·X̃ᵀ, in one pass over dY and x.
 
     Args:
         dY: (T, d_out).
         up: (r, d_out).
         A: (r, d_in).
-        XA: (T, r), if there is one already.
-        needs: which of G (T, r), dA (r, d_in) and dB (d_out, r) are wanted.
+        H: (r, T), if there is one already.
+        needs: which of G (r, T), dA (r, d_in) and dB (d_out, r) are wanted.
     """
     (T, d_out), (r, d_in) = dY.shape, A.shape
     sizes, threads = chunks(T, max(d_in, d_out), dY)
-    reads_x = needs[1] or (needs[2] and XA is None)
-    parts = [pieces(t.reshape(-1, t.shape[-1]), sizes) for t in source.rowwise]
+    needs_G, needs_A, needs_B = needs
+    reads_x = needs_A or (needs_B and H is None)
+    sources = [pieces(t.reshape(-1, t.shape[-1]), sizes) for t in source.rowwise]
     masks = None if mask is None else pieces(mask.view(T, d_in), sizes)
-    low = None if XA is None else pieces(XA, sizes)
+    known = None if H is None else pieces(H, sizes, dim=1)
     buffer = dY.new_empty(max(sizes), d_in) if reads_x and not source.is_input else None
-    G, dA, dBt = [], _zeros(dY, threads, r, d_in), _zeros(dY, threads, r, d_out)
+    rows_first, G = _rows_first(A), []
+    dA, dBt = (dY.new_zeros(*([threads] if threads > 1 else []), r, d) for d in (d_in, d_out))
     for i, rows in enumerate(pieces(dY, sizes)):
         dy = _shared(rows, threads)
         if reads_x:
-            made = None if buffer is None else buffer[: len(rows)]
-            X = cast(source.compute(*(part[i] for part in parts), *source.shared, made), dY.dtype)
+            made = buffer if buffer is None or len(rows) == len(buffer) else buffer[: len(rows)]
+            X = cast(source.compute(*[part[i] for part in sources], *source.shared, made), dY.dtype)
             X = _shared(X if masks is None else masked(X, masks[i]), threads)
-        if needs[0] or needs[1]:
-            g = _narrow(dy, up)
-            G += [g.flatten(0, -2)] if needs[0] else []
-        if needs[2]:
-            xa = _narrow(X, A) if low is None else _shared(low[i], threads)
-            _accumulate(dBt, xa, dy, alpha)
-        if needs[1]:
+        # G and H before dA and dB: they read what is not in the cache yet in fewer steps
+        if needs_G or needs_A:
+            g = _narrow(up, dy, rows_first)
+            if needs_G:
+                G.append(_joined(g))
+        if needs_B:
+            h = _narrow(A, X, rows_first) if known is None else _parted(known[i], dy)
+            _accumulate(dBt, h, dy, alpha)
+        if needs_A:
             _accumulate(dA, g, X, alpha)
     return (
-        torch.cat(G) if needs[0] else None,
-        _total(dA) if needs[1] else None,
-        _total(dBt).t() if needs[2] else None,
+        torch.cat(G, dim=1) if needs_G else None,
+        _total(dA) if needs_A else None,
+        _total(dBt).t() if needs_B else None,
     )
 
 
 def _shared(rows: Tensor, threads: int) -> Tensor:
     """(n, d) as (threads, n / threads, d) where that comes out even, for a batched product; else as it is."""
-    n, d = rows.shape
-    return rows if threads == 1 or n % threads else rows.reshape(threads, n // threads, d)
+    if threads == 1 or len(rows) % threads:
+        return rows
+    return rows.reshape(threads, len(rows) // threads, -1)
 
 
-def _narrow(x: Tensor, factor: Tensor) -> Tensor:
-    """x·factorᵀ for a factor of r rows: (..., n, d) -> (..., n, r)."""
-    multiply, factor = (torch.mm, factor) if x.dim() == 2 else (torch.bmm, factor.expand(len(x), -1, -1))
-    if x.device.type == "cpu" and factor.shape[-2] < NARROW:
-        return multiply(factor, x.mT).mT  # half the time
-    return multiply(x, factor.mT)
+def _joined(low: Tensor) -> Tensor:
+    """(r, n) of (threads, r, n / threads) or of itself."""
+    return low if low.dim() == 2 else low.transpose(0, 1).flatten(1)
 
 
-def _zeros(like: Tensor, threads: int, *shape: int) -> Tensor:
-    """A sum for each thread."""
-    return like.new_zeros(shape if threads == 1 else (threads, *shape))
+def _parted(low: Tensor, like: Tensor) -> Tensor:
+    """`_joined` undone, where `like` is shared out."""
+    return low if like.dim() == 2 else low.view(len(low), *like.shape[:2]).transpose(0, 1)
+
+
+def _rows_first(factor: Tensor) -> bool:
+    """Whether BLAS is faster at factor·xᵀ than at x·factorᵀ: MKL takes half the time up to 15 rows, and twice
+    from 16."""
+    return factor.device.type == "cpu" and len(factor) < 16
+
+
+def _narrow(factor: Tensor, x: Tensor, rows_first: bool) -> Tensor:
+    """factor·xᵀ of few rows: (r, d) and (..., n, d) -> (..., r, n)."""
+    if x.dim() == 2:
+        return torch.mm(factor, x.t()) if rows_first else torch.mm(x, factor.t()).t()
+    factor = factor.expand(len(x), -1, -1)
+    return torch.bmm(factor, x.mT) if rows_first else torch.bmm(x, factor.mT).mT
 
 
 def _accumulate(sum_: Tensor, low: Tensor, x: Tensor, alpha: float) -> None:
-    """sum_ += α·lowᵀ·x, (r, n)·(n, d): the narrow matrix first takes as little as a sixth of xᵀ·low."""
-    if x.dim() == 2:
-        (sum_ if sum_.dim() == 2 else sum_[0]).addmm_(low.t(), x, alpha=alpha)
+    """sum_ += α·low·x, (r, n)·(n, d): a sixth of the time of (xᵀ·lowᵀ)ᵀ."""
+    if x.dim() == 3:
+        sum_.baddbmm_(low, x, alpha=alpha)
     else:
-        sum_.baddbmm_(low.mT, x, alpha=alpha)
+        (sum_ if sum_.dim() == 2 else sum_[0]).addmm_(low, x, alpha=alpha)
 
 
 def _total(sum_: Tensor) -> Tensor:

@@ -4,9 +4,9 @@ Shapes: x is (..., d_in), seen as (T, d_in); W is (d_out, d_in); A is (r, d_in);
 c = m / ‖rows of W + s·B·A‖, held constant but for m. X̃ is x, or x with entries dropped. Then
 
     y  = x·(c∘(W + s·B·A))ᵀ + b                     merged, or
-    y  = x·(c∘W)ᵀ + b + s·(X̃·Aᵀ)·(c∘B)ᵀ             with a branch
-    G  = dY·(c∘B)                                   (T, r)
-    dA = s·Gᵀ·X̃,  dB = s·c∘(dYᵀ·(X̃·Aᵀ)),  dX = dY·(c∘W) + s·G·A,  dm = (dY∘(y - b)).sum(0) / m
+    y  = x·(c∘W)ᵀ + b + s·Hᵀ·(c∘B)ᵀ                 with a branch
+    H  = A·X̃ᵀ,  G = (c∘B)ᵀ·dYᵀ                      (r, T)
+    dA = s·G·X̃,  dB = s·c∘(H·dY)ᵀ,  dX = dY·(c∘W) + s·Gᵀ·A,  dm = (dY∘(y - b)).sum(0) / m
 
 and no gradient of W's shape is ever formed.
 """
@@ -39,8 +39,8 @@ def merges(touched: int, size: int, dtype: torch.dtype) -> bool:
     """Whether to form W + s·B·A, of `size` = d_in·d_out numbers, rather than to add a branch.
 
     Args:
-        touched: numbers that a branch would touch: T·(d_in + d_out) in the forward, where it reads x and
-            adds to y; T·d_in in the backward, where it adds to dX.
+        touched: numbers that a branch would touch: T·d_in in the backward, where dX begins with it; in the
+            forward see `_touched`.
         dtype: in half precision never, where the small updates of the first steps would be rounded away.
     """
     return dtype in (torch.float32, torch.float64) and touched > MERGE_FROM * size
@@ -107,7 +107,7 @@ class LoRALinearFunction(torch.autograd.Function):
         source: where the backward gets x from.
         """
         with without_autocast(x.device.type):
-            y, low, XA, factors = forward(x, W, bias, A, B, magnitude, mask, options)
+            y, low, H, factors = forward(x, W, bias, A, B, magnitude, mask, options)
         if source.is_input:
             source = replace(source, rowwise=(low,))
         ctx.options = options
@@ -116,14 +116,14 @@ class LoRALinearFunction(torch.autograd.Function):
         # changed in place, as ReLU(inplace=True) does: it is saved as data and watched here.
         ctx.watched = None if magnitude is None else (y.detach(), y._version)
         ctx.save_for_backward(
-            W, bias, A, B, magnitude, factors, XA, mask,
+            W, bias, A, B, magnitude, factors, H, mask,
             None if magnitude is None else y.data, *source.rowwise, *source.shared,
         )  # fmt: skip
         return y
 
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
-        W, bias, A, B, magnitude, factors, XA, mask, y, *kept = ctx.saved_tensors
+        W, bias, A, B, magnitude, factors, H, mask, y, *kept = ctx.saved_tensors
         scaling, keep, merged, dtype = ctx.options
         rowwise, shared = kept[: ctx.rowwise], kept[ctx.rowwise :]
         needs = ctx.needs_input_grad[:6]
@@ -142,7 +142,7 @@ class LoRALinearFunction(torch.autograd.Function):
                 dY2,
                 cast(up, dtype).contiguous(),
                 cast(A, dtype),
-                XA,
+                H,
                 mask,
                 made_from,
                 scaling / keep,
@@ -177,25 +177,49 @@ def forward(
     mask: Tensor | None,
     options: Options,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """y, x in the products' dtype, X̃·Aᵀ with a branch, and c with DoRA."""
+    """y, x in the products' dtype, H with a branch, and c with DoRA."""
     scaling, keep, merged, dtype = options
-    low, factors, XA = cast(x, dtype), None, None
+    low, factors, H = cast(x, dtype), None, None
     rows = low.reshape(-1, W.shape[1])  # (T, d_in)
+    starts = _starts(low)
     merge = mask is None and (
-        magnitude is not None or _choose(merged, len(rows) * sum(W.shape), W.numel(), dtype)
+        magnitude is not None or _choose(merged, _touched(rows, W, bias, starts), W.numel(), dtype)
     )
-    weight = cast(W, dtype)
+    weight, bias = cast(W, dtype), None if bias is None else cast(bias, dtype)
     if merge or magnitude is not None:
         weight, factors = _effective(weight, A, B, magnitude, scaling, merge)
-    y = F.linear(low, weight, None if bias is None else cast(bias, dtype)).contiguous()
-    y = torch.ops.aten._unsafe_view.default(
-        y, y.shape
-    )  # autograd lets nobody change a view from a function in place
-    if not merge:
-        XA = low_rank(rows, mask, cast(A, dtype))
-        up = B if factors is None else B * factors[:, None]
-        y.view(-1, W.shape[0]).addmm_(XA, cast(up, dtype).t(), alpha=scaling / keep)
-    return y, low, XA, factors
+    if merge:
+        y = F.linear(low, weight, bias).contiguous()
+    else:
+        H = low_rank(cast(A, dtype), rows, mask)
+        up = cast(B if factors is None else B * factors[:, None], dtype) * (scaling / keep)
+        if starts:
+            y = _branch(H, up, bias).addmm_(rows, weight.t()).view(*low.shape[:-1], W.shape[0])
+        else:
+            y = F.linear(low, weight, bias).contiguous()
+            y.view(-1, W.shape[0]).addmm_(H.t(), up.t())
+    # autograd lets nobody change a view from a function in place
+    y = torch.ops.aten._unsafe_view.default(y, y.shape)
+    return y, low, H, factors
+
+
+def _starts(x: Tensor) -> bool:
+    """Whether y may begin with the branch, onto which x·Wᵀ is then added: where this gives the bits of
+    `F.linear` for a branch of zeros, which on a CPU begins with b and adds x·Wᵀ to that."""
+    return x.device.type == "cpu" and x.element_size() >= 4 and (x.dim() == 2 or x.is_contiguous())
+
+
+def _touched(x: Tensor, W: Tensor, bias: Tensor | None, starts: bool) -> int:
+    """Numbers that a branch reads or writes beyond what `F.linear` does: x and y, or x alone where y begins
+    with the branch instead of with b."""
+    return len(x) * (W.shape[1] if starts and bias is not None else sum(W.shape))
+
+
+def _branch(H: Tensor, up: Tensor, bias: Tensor | None) -> Tensor:
+    """(up·H)ᵀ + b as one product, with ones under H and b beside up: writing b alone takes as long."""
+    if bias is not None:
+        H, up = torch.cat([H, H.new_ones(1, H.shape[1])]), torch.cat([up, bias[:, None]], dim=1)
+    return H.t() @ up.t()
 
 
 def _choose(merged: bool | None, touched: int, size: int, dtype: torch.dtype) -> bool:
@@ -232,18 +256,21 @@ def _input_gradient(
     mask: Tensor | None,
     options: Options,
 ) -> Tensor:
-    """dX, (T, d_in): by the sum of W and its update where there is no G, else by each."""
+    """dX, (T, d_in): by the sum of W and its update where there is no G, else by each. The small product
+    comes first and the large one is added onto it: the other order reads and writes dX once more."""
     scaling, keep, _, _ = options
     if G is None:
         weight = torch.addmm(W, cast(B, W.dtype), cast(A, W.dtype), alpha=scaling)
         return dY @ (weight if factors is None else weight.mul_(factors[:, None]))
-    dX = dY @ (W if factors is None else W * factors[:, None])
+    down = cast(A, W.dtype) * (scaling / keep)
     if mask is None:
-        return dX.addmm_(G, cast(A, W.dtype), alpha=scaling)
-    sizes, _ = chunks(len(dX), dX.shape[1], dX)
-    for x, g, m in zip(*(pieces(t, sizes) for t in (dX, G, mask.view(dX.shape))), strict=True):
-        x.add_(masked(g @ cast(A, W.dtype), m), alpha=scaling / keep)
-    return dX
+        dX = G.t() @ down
+    else:
+        dX = dY.new_empty(mask.numel() // W.shape[1], W.shape[1])
+        sizes, _ = chunks(len(dX), dX.shape[1], dX)
+        for x, g, m in zip(*(pieces(t, sizes) for t in (dX, G.t(), mask.view(dX.shape))), strict=True):
+            masked(g @ down, m, out=x)
+    return dX.addmm_(dY, W if factors is None else W * factors[:, None])
 
 
 def _differentiable(

@@ -15,6 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lora_lightning.kernels import cast
+
 
 @dataclass(frozen=True)
 class Source:
@@ -83,13 +85,13 @@ def _normalize(
     """In the order of operations of torch's kernel, so that the result is the same to the last bit."""
     if buffer is not None and buffer.dtype != mean.dtype:
         buffer = None
-    y = torch.sub(x.to(mean.dtype), mean, out=buffer)
+    y = torch.sub(cast(x, mean.dtype), mean, out=buffer)
     y = torch.mul(y, deviation, out=buffer)
     if weight is not None and bias is not None:
-        y = torch.addcmul(bias.to(y.dtype), y, weight.to(y.dtype), out=buffer)
+        y = torch.addcmul(cast(bias, y.dtype), y, cast(weight, y.dtype), out=buffer)
     elif weight is not None:
-        y = torch.mul(y, weight.to(y.dtype), out=buffer)
-    return y.to(dtype)
+        y = torch.mul(y, cast(weight, y.dtype), out=buffer)
+    return cast(y, dtype)
 
 
 def _activation(function: Callable[..., Tensor], maker: Any, x: Tensor) -> Source | None:
