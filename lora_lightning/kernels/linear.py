@@ -182,9 +182,8 @@ def forward(
     low, factors, H = cast(x, dtype), None, None
     rows = low.reshape(-1, W.shape[1])  # (T, d_in)
     starts = _starts(low)
-    merge = mask is None and (
-        magnitude is not None or _choose(merged, _touched(rows, W, bias, starts), W.numel(), dtype)
-    )
+    touched = _touched(rows, W, len(A), starts and bias is not None)
+    merge = mask is None and (magnitude is not None or _choose(merged, touched, W.numel(), dtype))
     weight, bias = cast(W, dtype), None if bias is None else cast(bias, dtype)
     if merge or magnitude is not None:
         weight, factors = _effective(weight, A, B, magnitude, scaling, merge)
@@ -209,10 +208,10 @@ def _starts(x: Tensor) -> bool:
     return x.device.type == "cpu" and x.element_size() >= 4 and (x.dim() == 2 or x.is_contiguous())
 
 
-def _touched(x: Tensor, W: Tensor, bias: Tensor | None, starts: bool) -> int:
-    """Numbers that a branch reads or writes beyond what `F.linear` does: x and y, or x alone where y begins
-    with the branch instead of with b."""
-    return len(x) * (W.shape[1] if starts and bias is not None else sum(W.shape))
+def _touched(x: Tensor, W: Tensor, rank: int, begins: bool) -> int:
+    """Numbers that a branch reads or writes beyond what `F.linear` does: x and y, or x alone where it takes
+    the place of writing b. Above rank 16 its arithmetic takes longer than that."""
+    return len(x) * (W.shape[1] if begins and rank <= 16 else sum(W.shape))
 
 
 def _branch(H: Tensor, up: Tensor, bias: Tensor | None) -> Tensor:

@@ -159,6 +159,21 @@ def test_no_update_gives_the_base_layers_very_bits(dtype, merged, grad, dora):
         assert torch.equal(call(given, merged=merged), base)
 
 
+@pytest.mark.parametrize("shape", [(1536,), (1, 4096), (8, 197, 384), (2, 7, 7, 96)], ids=str)
+@pytest.mark.parametrize("layout", ["plain", "transposed", "strided"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_a_branch_of_zeros_leaves_the_bits_in_every_layout(shape, layout, bias, dropout):
+    given = arguments(shape, 130, bias=bias, dtype=torch.float32, trains=())
+    given["B"].zero_()
+    if layout == "transposed" and len(shape) > 2:
+        given["x"] = given["x"].transpose(0, 1).contiguous().transpose(0, 1)
+    elif layout == "strided":
+        given["x"] = torch.randn(*shape[:-1], 2 * shape[-1])[..., ::2]
+    base = F.linear(given["x"], given["weight"], given["bias"])
+    assert torch.equal(call(given, merged=False, dropout=dropout), base)
+
+
 def test_the_rule_of_merging():
     size = 384 * 1536
     touched = {tokens: tokens * (384 + 1536) for tokens in (197, 1576)}  # one image, and eight
