@@ -55,8 +55,8 @@ def lora_linear(
     """
     if not _fast(x, weight, bias, A, B, magnitude, kernel):
         return plain(x, weight, bias, A, B, magnitude, scaling, F.dropout(x, dropout, dropout > 0))
-    mask, keep = keep_mask(x, dropout) if dropout else (None, 1.0)
-    options = Options(scaling, keep, merged, product_dtype(x))
+    mask = keep_mask(x, dropout) if dropout else None
+    options = Options(scaling, 1 - dropout, merged, product_dtype(x))
     if not torch.is_grad_enabled():
         with without_autocast(x.device.type):
             return forward(x, weight, bias, A, B, magnitude, mask, options)[0]

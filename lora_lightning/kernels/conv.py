@@ -145,9 +145,8 @@ class FactoredConv(Function):
         else:
             y, kept = convolve(x, weight.to(x.dtype), bias, step), x
             if step.dropout:
-                mask, keep = keep_mask(x, step.dropout)
+                mask = keep_mask(x, step.dropout)
                 mask = mask.as_strided(x.shape, torch.empty_like(x, device="meta").stride())  # x's format
-                ctx.step = step = step._replace(dropout=1 - keep)
                 kept = masked(x, mask)
             h = reduce(kept, A.to(x.dtype), step)
             y = add_expanded(y, h, B.to(x.dtype), _branch_step(step))
