@@ -58,9 +58,10 @@ def carry_out(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str 
         ConfigError: the adapter's name is no identifier; the model is untouched.
     """
     check_adapter(model, config, adapter)
-    injection = Injection(requires_grad={n: p.requires_grad for n, p in model.named_parameters()})
+    parameters = dict(model.named_parameters())
+    injection = Injection(requires_grad={n: p.requires_grad for n, p in parameters.items()})
     names = own_names(model, config, planned)
-    for name, parameter in model.named_parameters():
+    for name, parameter in parameters.items():
         parameter.requires_grad_(name in names)
     model.lora_injection = injection  # type: ignore[assignment]
     _attach(model, config, planned, adapter, names)

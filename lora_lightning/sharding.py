@@ -27,7 +27,7 @@ def is_flattened(model: nn.Module) -> bool:
 def is_sharded(model: nn.Module) -> bool:
     """Whether each process holds only parts of the model's parameters, by FSDP, FSDP2 or tensor
     parallelism."""
-    return is_flattened(model) or any(hasattr(p, "full_tensor") for p in model.parameters())
+    return any(hasattr(p, "full_tensor") or getattr(p, "_fsdp_flattened", False) for p in model.parameters())
 
 
 WHOLE = "Save the adapter and load it into a whole model: docs/distributed.md shows how."

@@ -125,24 +125,27 @@ def trained_names(
     """Names of the model's own parameters that train: outside the backbone those that did before;
     inside it the heads, and biases and norms as configured. A parameter of several names trains when
     it does by one of them."""
-    norms = {n for n, m in model.named_modules() if is_norm(m)}
+    norms_train = config.train_norm in ("affine", "both")
+    norms = {n for n, m in model.named_modules() if is_norm(m)} if norms_train else set()
+    named = list(_named_parameters(model))
     # By identity: a head that is tied to an embedding is listed under the embedding's name.
-    in_heads = {id(p) for n, p in _named_parameters(model) if inside(n, heads)}
+    in_heads = {id(p) for n, p in named if inside(n, heads)}
     trained = set()
-    for name, parameter in _named_parameters(model):
+    for name, parameter in named:
         module, _, leaf = name.rpartition(".")
         if not inside_scope(name, scope):
             trains = parameter.requires_grad
         else:
             trains = (
                 id(parameter) in in_heads
-                or (module in norms and config.train_norm in ("affine", "both"))
-                or ("bias" in leaf and config.train_bias == "all")
-                or (leaf == "bias" and module in adapted and config.train_bias != "none")
+                or module in norms
+                or (config.train_bias == "all" and "bias" in leaf)
+                or (config.train_bias != "none" and leaf == "bias" and module in adapted)
             )
         if trains:
             trained.add(id(parameter))
-    return {n for n, p in model.named_parameters() if id(p) in trained}
+    first = {id(p): n for n, p in reversed(named)}
+    return {name for parameter, name in first.items() if parameter in trained}
 
 
 def inside_scope(name: str, scope: str) -> bool:

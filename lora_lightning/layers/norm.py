@@ -75,9 +75,10 @@ def is_norm(module: nn.Module) -> bool:
     """A normalization layer: torch's own, or a class named so that holds vectors alone."""
     if isinstance(module, (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)):
         return True
-    named = "norm" in type(module).__name__.lower()
+    if "norm" not in type(module).__name__.lower():
+        return False
     own = list(module.parameters(recurse=False))
-    return named and bool(own) and all(p.dim() <= 1 for p in own)
+    return bool(own) and all(p.dim() <= 1 for p in own)
 
 
 def freeze_statistics(module: nn.Module, kernel: str = "auto") -> None:
