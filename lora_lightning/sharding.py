@@ -15,8 +15,7 @@ def is_shard(weight: Tensor) -> bool:
     """Whether this is a part of a weight, as FSDP and FSDP2 leave it outside the forward, or a view whose
     memory FSDP has given back. It is then FSDP that reads it, to see whether it still is the parameter
     that it put there."""
-    flat = getattr(weight, "_fsdp_flattened", False)
-    return flat or hasattr(weight, "full_tensor") or weight.untyped_storage().size() == 0
+    return _is_part(weight) or weight.untyped_storage().size() == 0
 
 
 def is_flattened(model: nn.Module) -> bool:
@@ -27,7 +26,11 @@ def is_flattened(model: nn.Module) -> bool:
 def is_sharded(model: nn.Module) -> bool:
     """Whether each process holds only parts of the model's parameters, by FSDP, FSDP2 or tensor
     parallelism."""
-    return any(hasattr(p, "full_tensor") or getattr(p, "_fsdp_flattened", False) for p in model.parameters())
+    return any(_is_part(p) for p in model.parameters())
+
+
+def _is_part(weight: Tensor) -> bool:
+    return hasattr(weight, "full_tensor") or getattr(weight, "_fsdp_flattened", False)
 
 
 WHOLE = "Save the adapter and load it into a whole model: docs/distributed.md shows how."
