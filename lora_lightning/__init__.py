@@ -19,6 +19,7 @@ from lora_lightning.inject import eject, freeze, inject
 from lora_lightning.loader import ResumableLoader
 from lora_lightning.mixed import adapters_for
 from lora_lightning.plans import LayerPlan, Plan
+from lora_lightning.quantization import quantize
 from lora_lightning.resume import ExactResume
 from lora_lightning.targets import plan
 from lora_lightning.trainer_checkpoint import load_from_checkpoint
@@ -49,6 +50,7 @@ __all__ = [
     "lora_state_dict",
     "merge",
     "plan",
+    "quantize",
     "save_adapter",
     "select",
     "unmerge",

@@ -14,9 +14,10 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_lightning.adapter_file import SavedAdapter, read_tensors
+from lora_lightning.digests import digests
 from lora_lightning.errors import AdapterFileError, UserError
 from lora_lightning.files import write_whole
-from lora_lightning.fingerprint import digests, refusal_of_base, short
+from lora_lightning.fingerprint import refusal_of_base, short
 from lora_lightning.fitting import aligned, update_shapes
 from lora_lightning.layers.layer import effective_weight
 from lora_lightning.layers.update import LowRankUpdate

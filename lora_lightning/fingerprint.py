@@ -6,17 +6,14 @@ from collections.abc import Mapping
 from hashlib import sha256
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
+from lora_lightning.digests import PART, digests, same
 from lora_lightning.layers import lora_layers
 from lora_lightning.layers.norm import has_statistics
 from lora_lightning.record import injection_of, is_injected
 from lora_lightning.report import listed
-from lora_lightning.sharding import is_flattened, whole
-
-SAMPLES = 1024  # values looked at in each tensor: other pretrained weights differ in nearly all of them
-PART = 6  # hexadecimal digits for each of the three precisions
+from lora_lightning.sharding import is_flattened
 
 
 def fingerprint(model: nn.Module) -> dict[str, str]:
@@ -35,17 +32,6 @@ def fingerprint(model: nn.Module) -> dict[str, str]:
     if is_flattened(model):
         return {}
     return digests(frozen_tensors(model))
-
-
-def digests(tensors: Mapping[str, Tensor]) -> dict[str, str]:
-    """The digest of each floating-point tensor that has memory, as in `fingerprint`."""
-    tensors = {n: t for n, t in tensors.items() if t.is_floating_point() and not t.is_meta}
-    sampled = {n: _sample(whole(t)) for n, t in tensors.items()}
-    if not sampled:
-        return {}
-    values = torch.cat(list(sampled.values())).cpu()  # one transfer for a whole model on a GPU
-    parts = values.split([len(s) for s in sampled.values()])
-    return {n: _digest(tuple(tensors[n].shape), part) for n, part in zip(sampled, parts, strict=True)}
 
 
 def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
@@ -73,7 +59,7 @@ def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
 
 def other_tensors(saved: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
     """The tensors in both that differ."""
-    return [n for n in saved if n in here and not _same(saved[n], here[n])]
+    return [n for n in saved if n in here and not same(saved[n], here[n])]
 
 
 def refusal_of_base(saved: Mapping[str, str], here: Mapping[str, str], what: str) -> str | None:
@@ -105,24 +91,3 @@ def is_fingerprint(value: Any) -> bool:
 def _unmerged(model: nn.Module, name: str) -> Tensor:
     module, _, leaf = name.rpartition(".")
     return model.get_submodule(module).get_buffer(f"lora_unmerged_{leaf}")
-
-
-def _sample(tensor: Tensor) -> Tensor:
-    """Up to SAMPLES values, the first and the last among them, as float32."""
-    flat, count = tensor.reshape(-1), min(SAMPLES, tensor.numel())
-    if count < tensor.numel():
-        where = torch.arange(count, device=tensor.device) * (tensor.numel() - 1) // (count - 1)
-        flat = flat[where]
-    return flat.float()
-
-
-def _digest(shape: tuple[int, ...], values: Tensor) -> str:
-    casts = (values, values.bfloat16(), values.half())
-    return "".join(
-        sha256(repr(shape).encode() + v.contiguous().view(torch.uint8).numpy().tobytes()).hexdigest()[:PART]
-        for v in casts
-    )
-
-
-def _same(one: str, other: str) -> bool:
-    return any(one[i : i + PART] == other[i : i + PART] for i in range(0, 3 * PART, PART))

@@ -13,6 +13,7 @@ from lora_lightning.kernels.conv import DenseConv, FactoredConv, choose_form, re
 from lora_lightning.kernels.conv_products import Step, convolve
 from lora_lightning.kernels.linear import LoRALinearFunction, Options, forward, plain
 from lora_lightning.kernels.sources import source_of
+from lora_lightning.quantized import is_quantized
 
 
 def lora_linear(
@@ -36,7 +37,8 @@ def lora_linear(
 
     Args:
         x: (..., d_in).
-        weight: W, (d_out, d_in). Where it requires a gradient the reference is taken.
+        weight: W, (d_out, d_in). Where it requires a gradient the reference is taken. A QuantizedTensor
+            is made floats in the forward and again in the backward, which keeps its codes alone.
         bias: (d_out,) or None; it may train.
         A: (r, d_in).
         B: (d_out, r).
@@ -60,6 +62,8 @@ def lora_linear(
     if not torch.is_grad_enabled():
         with without_autocast(x.device.type):
             return forward(x, weight, bias, A, B, magnitude, mask, options)[0]
+    if is_quantized(weight):
+        weight = weight.detach()  # another object: a parameter that the graph holds cannot be moved
     source = source_of(x, recompute=kernel == "auto")
     y: Tensor = LoRALinearFunction.apply(x, weight, bias, A, B, magnitude, mask, options, source)
     return y
@@ -79,7 +83,7 @@ def _fast(
         kernel != "reference"
         and not weight.requires_grad
         and (weight.dtype == x.dtype or autocasts(x.device.type))
-        and is_plain(x, weight, bias, A, B, magnitude)
+        and is_plain(x, None if is_quantized(weight) else weight, bias, A, B, magnitude)
         and (magnitude is None or product_dtype(x).itemsize >= 4)
     )
 

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from lora_lightning.adapter_file import SavedAdapter
 from lora_lightning.config import LoRAConfig
+from lora_lightning.digests import digests
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.export import base_of
-from lora_lightning.fingerprint import digests, other_tensors, short
+from lora_lightning.fingerprint import other_tensors, short
 from lora_lightning.fitting import aligned, update_shapes
 from lora_lightning.plans import LayerPlan
 from lora_lightning.report import format_table, listed

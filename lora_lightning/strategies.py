@@ -7,10 +7,25 @@ from pathlib import Path
 import lightning.pytorch as pl
 import torch
 
+from lora_lightning.errors import UserError
+from lora_lightning.quantized import is_quantized
 from lora_lightning.state_hooks import keep_trained_only_of, refuse_misfit
 from lora_lightning.twins import is_a
 
 UNSHARDED = ("SingleDeviceStrategy", "DDPStrategy")  # every process holds the parameters themselves
+
+
+def refuse_quantized(trainer: pl.Trainer, model: pl.LightningModule) -> None:
+    """Strategies that cut parameters up would make floats of quantized ones.
+
+    Raises:
+        UserError: this is one, and the model has some.
+    """
+    if not is_a(trainer.strategy, *UNSHARDED) and any(is_quantized(p) for p in model.parameters()):
+        raise UserError(
+            f"{type(trainer.strategy).__name__} shards the parameters, which quantized weights do not allow: "
+            'take strategy="ddp", where each process holds the few bits of all, or do not quantize.'
+        )
 
 
 def prepare_restore(trainer: pl.Trainer, model: pl.LightningModule) -> None:

@@ -16,6 +16,7 @@ from lora_lightning.layers import LoRALayer
 from lora_lightning.layers.norm import is_norm
 from lora_lightning.patterns import lookup, matching
 from lora_lightning.plans import LayerPlan, Plan, summary
+from lora_lightning.quantized import is_quantized
 from lora_lightning.report import listed
 from lora_lightning.structure import (
     Target,
@@ -157,9 +158,21 @@ def _heads(backbone: nn.Module, config: LoRAConfig, problems: list[str]) -> list
     if config.modules_to_save is None:
         return []
     if config.modules_to_save == "auto":
-        return _untied(backbone, find_heads(backbone))
-    holders = {n: None for n, m in backbone.named_modules() if n and next(m.parameters(), None) is not None}
-    return matching("modules_to_save", config.modules_to_save, holders, problems)
+        heads = _untied(backbone, find_heads(backbone))
+    else:
+        holders = {n: None for n, m in backbone.named_modules() if n and _holds(m)}
+        heads = matching("modules_to_save", config.modules_to_save, holders, problems)
+    rounded = [h for h in heads if any(is_quantized(p) for p in backbone.get_submodule(h).parameters())]
+    if rounded:
+        problems.append(
+            f"modules_to_save: {listed(rounded)} cannot train in full, quantized: name it in the "
+            "exclude_modules of lora_lightning.quantize."
+        )
+    return heads
+
+
+def _holds(module: nn.Module) -> bool:
+    return next(module.parameters(), None) is not None
 
 
 def _untied(backbone: nn.Module, heads: list[str]) -> list[str]:

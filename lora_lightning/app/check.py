@@ -54,7 +54,7 @@ def problems_of(config: DictConfig) -> list[str]:
         for value in _at(values, f"peers.{name}")
         for p in _strays(value, f"peers.{name}", ("lr",))
     ]
-    problems += _own(values.get("lora"), "lora", LoRAConfig, ("enabled",))
+    problems += _own(values.get("lora"), "lora", LoRAConfig, ("enabled", "quantize"))
     problems += _own(values.get("optim"), "optim", OptimConfig, RESERVED)
     for path, node in _targets(values, ""):
         problems += argument_problems(path, node)

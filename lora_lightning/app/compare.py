@@ -26,6 +26,7 @@ from lora_lightning.errors import AdapterFileError, ConfigError, UserError
 from lora_lightning.files import WholeCheckpointIO
 from lora_lightning.inject import freeze
 from lora_lightning.plans import Plan
+from lora_lightning.quantization import quantize
 from lora_lightning.resume import ExactResume
 from lora_lightning.state_hooks import keep_trained_only
 from lora_lightning.targets import plan, plan_probe
@@ -57,6 +58,7 @@ class Job:
                 self.plan = plan(self.task, lora_config(self.config))
                 if config.compare:
                     plan_probe(self.task, lora_config(self.config))  # raises now rather than later
+                self._quantize(self.plan)
             self.trained, self.total = self.plan.trainable, self.plan.total
         elif method == "probe":
             with _named("lora"):
@@ -72,6 +74,11 @@ class Job:
                 **provided(self.data, self.config.task),
                 _convert_="all",
             )
+
+    def _quantize(self, planned: Plan) -> None:
+        """Keep the weights of linear layers in fewer bits, but for what trains in full."""
+        if kind := self.config.lora.get("quantize"):
+            quantize(self.task, kind, exclude_modules=planned.heads or None)
 
     def _optim(self) -> OptimConfig:
         """`optim` is meant for the method that the recipe is about; its peers have their own rates."""
@@ -202,8 +209,7 @@ def main_method(config: DictConfig) -> str:
 def lora_config(config: DictConfig) -> LoRAConfig:
     """The group `lora` as LoRAConfig."""
     options: dict[str, Any] = OmegaConf.to_container(config.lora, resolve=True)  # type: ignore[assignment]
-    options.pop("enabled", None)
-    return LoRAConfig(**options)
+    return LoRAConfig(**{k: v for k, v in options.items() if k not in ("enabled", "quantize")})
 
 
 @contextlib.contextmanager

@@ -6,6 +6,8 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from lora_lightning.quantized import QUANTIZERS
+
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
 
@@ -89,6 +91,7 @@ RULES: dict[str, Rule] = {
     "peers.full.lr": RATE,
     "run_dir": TEXT,
     "lora.enabled": FLAG,
+    "lora.quantize": or_null(choice(*QUANTIZERS)),
     "model._target_": TEXT,
     "model.checkpoint": or_null(TEXT),
     "model.pretrained": FLAG,

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lora_lightning.quantized import is_quantized
+
 CACHED = 3 * 2**18  # bytes of a matrix that a pass takes at a time for each thread
 
 
@@ -78,7 +80,9 @@ def magnitude_gradient(sums: Tensor, magnitude: Tensor) -> Tensor:
 
 
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """`tensor.to(dtype)`, without the microseconds that it takes to do nothing."""
+    """`tensor.to(dtype)`, without the microseconds that it takes to do nothing; a quantized one as floats."""
+    if is_quantized(tensor):
+        return tensor.dequantize(dtype)  # type: ignore[call-arg]
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 

@@ -41,7 +41,7 @@ FAMILIES: dict[type[nn.Module], type[LoRALayer]] = {
 
 
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
-IN_FLOATS = "load the model in float32, float16 or bfloat16, and quantize after merging"
+IN_FLOATS = "load the model in float32, float16 or bfloat16, and call lora_lightning.quantize"
 
 
 def family_of(module: nn.Module) -> type[LoRALayer]:
@@ -94,6 +94,8 @@ def refusal(module: nn.Module) -> str | None:
         if weight.dtype not in DTYPES:
             remedy = "LoRA here is for real weights" if weight.is_complex() else IN_FLOATS
             return f"its weight is {str(weight.dtype).removeprefix('torch.')}: {remedy}"
+        if type(weight).__module__.startswith("torchao."):
+            return f"its weight is torchao's {type(weight).__name__}: {IN_FLOATS}"
     return None
 
 

@@ -12,6 +12,7 @@ from lora_lightning.errors import UserError
 from lora_lightning.layers.rows import Rows
 from lora_lightning.layers.swap import Swapped, swap_in, swap_out, swapped_class
 from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.quantized import QuantizedTensor
 from lora_lightning.sharding import is_shard
 
 
@@ -132,7 +133,9 @@ class LoRALayer(Swapped):
             if original is None:
                 delattr(self, f"lora_merged_{name}")
             else:
-                original.data = cast(Tensor, self._buffers[f"lora_unmerged_{name}"])
+                original.data = kept = cast(Tensor, self._buffers[f"lora_unmerged_{name}"])
+                if isinstance(original, QuantizedTensor):  # `data` is no more than the outside of one
+                    original.codes, original.scales = kept.codes, kept.scales  # type: ignore[attr-defined]
                 delattr(self, f"lora_unmerged_{name}")
                 self._parameters[name] = original
         self.lora_originals.clear()

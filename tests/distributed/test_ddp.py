@@ -4,9 +4,10 @@ from pathlib import Path
 
 import pytest
 import run_ddp
+import run_quantized
 import torch
 from processes import run
-from small import Classifier
+from small import Classifier, pretrained, vit
 
 import lora_lightning as ll
 
@@ -47,6 +48,20 @@ def test_two_processes_end_as_one_with_the_same_global_batch(tmp_path):
         ll.load_adapter(model, tmp_path / "two" / f"adapter{rank}")
         stored = model.state_dict()
         assert all(torch.equal(stored[n], t) for n, t in ranks[0].items())
+
+
+def test_two_processes_with_quantized_weights_end_as_one(tmp_path):
+    """DDP sends every process the parameters of the first, which makes floats of them on the way."""
+    for folder in ("one", "two"):
+        (tmp_path / folder).mkdir()
+    run_quantized.train(1, 4, tmp_path / "one")
+    run("run_quantized.py", 2, 2, tmp_path / "two")
+    single = torch.load(tmp_path / "one" / "rank0.pt")
+    ranks = [torch.load(tmp_path / "two" / f"rank{i}.pt") for i in range(2)]
+    assert same(ranks) and torch.equal(ranks[0]["codes"], single["codes"])
+    close(ranks[0], single)
+    for rank in range(2):  # their bases are still known as the one in floats
+        ll.load_adapter(pretrained(vit), tmp_path / "two" / f"adapter{rank}")
 
 
 @pytest.mark.slow

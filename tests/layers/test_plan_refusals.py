@@ -26,7 +26,7 @@ def gptq() -> nn.Module:
     return layer
 
 
-IN_FLOATS = "load the model in float32, float16 or bfloat16, and quantize after merging"
+IN_FLOATS = "load the model in float32, float16 or bfloat16, and call lora_lightning.quantize"
 REFUSED = {
     "bilinear": (lambda: nn.Bilinear(4, 4, 4), "Bilinear is not linear in one input"),
     "int8": (lambda: Holder(torch.int8), f"its weight is int8: {IN_FLOATS}"),

@@ -1,0 +1,90 @@
+"""quantize: the frozen weights of a model's linear layers in 8 or 4 bits, as in QLoRA."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+from torch import nn
+
+from lora_lightning.config import LoRAConfig
+from lora_lightning.errors import ConfigError, UserError, did_you_mean
+from lora_lightning.heads import find_heads
+from lora_lightning.patterns import matching
+from lora_lightning.quantized import QUANTIZERS, QuantizedTensor
+from lora_lightning.record import is_injected
+from lora_lightning.sharding import FIRST, refuse_sharded
+from lora_lightning.structure import inside, targets_of
+from lora_lightning.targets import find_scope, inside_scope
+
+
+def quantize(model: nn.Module, kind: str, exclude_modules: str | list[str] | None = None) -> list[str]:
+    """Keep the weights of the model's linear layers in 8 or 4 bits, in place, and freeze them; adapt it
+    afterwards. Its modules and its names stay, and everything reads the weights as before, rounded.
+
+    The head is left alone, as are layers whose weight another kind of layer shares (an embedding), and what
+    lies outside the backbone (`LoRAConfig.backbone`). A quarter or an eighth of the memory of float32 is
+    taken: 1 byte an entry and 4 a row, or half a byte and 4 for each 64 entries. See `QuantizedTensor`.
+
+    Args:
+        model: on the CPU or a GPU; with its pretrained weights.
+        kind: "int8", or "nf4", which needs bitsandbytes.
+        exclude_modules: layers to leave alone, those of `modules_to_save` for example: a list of suffixes or
+            globs, or a regular expression.
+
+    Returns:
+        The names of the modules whose weights are quantized.
+
+    Raises:
+        ConfigError: another kind, a pattern that matches nothing, or no layer is left; nothing is changed.
+        UserError: the model is adapted or sharded, has no memory yet, or bitsandbytes is not installed.
+
+    Example::
+
+        >>> model = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 2))
+        >>> quantize(model, "int8")
+        ['0']
+    """
+    refuse_sharded(model, "quantize", FIRST)
+    if is_injected(model):
+        raise UserError("the model is adapted already: call quantize before inject or the Trainer's fit.")
+    if kind not in QUANTIZERS:
+        raise ConfigError(
+            [f"kind={kind!r}: give one of {', '.join(QUANTIZERS)}.{did_you_mean(kind, QUANTIZERS)}"]
+        )
+    if kind == "nf4" and find_spec("bitsandbytes") is None:
+        raise UserError("nf4 needs bitsandbytes: pip install 'lora-lightning[nf4]', or give kind='int8'.")
+    scope = find_scope(model, LoRAConfig())
+    found = {n: p for n, p in _linear_weights(model).items() if inside_scope(n, scope)}
+    problems: list[str] = []
+    alone = [f"{scope}.{head}".lstrip(".") for head in find_heads(model.get_submodule(scope))]
+    if exclude_modules is not None:
+        names = {n: None for n, m in model.named_modules() if n and next(m.parameters(), None) is not None}
+        alone += matching("exclude_modules", exclude_modules, names, problems)
+    elsewhere = {
+        id(p) for n, p in model.named_parameters(remove_duplicate=False) if n not in found or inside(n, alone)
+    }
+    weights = {n: p for n, p in found.items() if id(p) not in elsewhere}
+    if not weights and not problems:
+        problems.append("the model has no linear layer to quantize but its head.")
+    if problems:
+        raise ConfigError(problems)
+    if meta := [n for n, p in weights.items() if p.is_meta]:
+        raise UserError(f"{meta[0]} has no memory yet (meta device): load the weights first.")
+    rounded = {
+        id(p): nn.Parameter(QuantizedTensor.of(p, kind), requires_grad=False) for p in weights.values()
+    }
+    for name, parameter in weights.items():
+        module, _, leaf = name.rpartition(".")
+        model.get_submodule(module)._parameters[leaf] = rounded[id(parameter)]
+    return [name.rpartition(".")[0] for name in weights]
+
+
+def _linear_weights(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The weights of linear layers by name; a shared one by each of its names."""
+    weights = {}
+    for target in targets_of(model)[0].values():
+        parameters = model.get_submodule(target.module)._parameters
+        weight = parameters.get(target.slot.parameter)
+        if target.kind == "linear" and weight is not None and not isinstance(weight, QuantizedTensor):
+            weights[f"{target.module}.{target.slot.parameter}".lstrip(".")] = weight
+    return weights

@@ -1,0 +1,31 @@
+"""Trains a quantized ViT on the CPU by DDP and saves its weights, one file a rank: run by test_ddp.py.
+
+Arguments: number of processes; samples a batch in each process; folder.
+"""
+
+import sys
+from pathlib import Path
+
+import torch
+from small import Classifier, loader, pretrained, trainer, vit
+
+import lora_lightning as ll
+
+
+def train(processes: int, batch: int, folder: Path) -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    module = Classifier(pretrained(vit), lr=0.01)
+    ll.quantize(module, "int8")
+    strategy = {"strategy": "ddp"} if processes > 1 else {}
+    run = trainer(folder, ll.LoRACallback(rank=2), devices=processes, max_epochs=4, **strategy)
+    run.fit(module, loader(vit, size=4, batch_size=batch))
+    ll.save_adapter(module, folder / f"adapter{run.global_rank}")
+    state = dict(module.state_dict())
+    weight = module.model.blocks[0].attn.qkv._parameters["weight"]
+    state["codes"] = weight.codes
+    torch.save(state, folder / f"rank{run.global_rank}.pt")
+
+
+if __name__ == "__main__":
+    train(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,0 +1,345 @@
+"""quantize: everything works as on a model that holds the rounded weights as floats."""
+
+import copy
+import io
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.pytorch.strategies import FSDPStrategy
+from small import BATCHES, Classifier, encoder, loader, mlp, pretrained, trainer, vit
+from torch import nn
+
+import lora_lightning as ll
+from lora_lightning import quantization
+from lora_lightning.fingerprint import fingerprint
+from lora_lightning.quantized import QuantizedTensor
+from lora_lightning.strategies import refuse_quantized
+
+KINDS = ("int8", "nf4")
+EVERYTHING = ll.LoRAConfig(rank=2, target_modules="all")
+
+
+def floats(model: nn.Module) -> nn.Module:
+    """A copy that holds the rounded weights as plain parameters."""
+    model = copy.deepcopy(model)
+    for module in model.modules():
+        for name, weight in module._parameters.items():
+            if isinstance(weight, QuantizedTensor):
+                module._parameters[name] = nn.Parameter(weight.dequantize(), requires_grad=False)
+    return model
+
+
+def moved(model: nn.Module) -> nn.Module:
+    """With updates that are not zero."""
+    torch.manual_seed(2)
+    for parameter in ll.lora_parameters(model):
+        nn.init.normal_(parameter, std=0.1)
+    return model
+
+
+def step(model: nn.Module, x: torch.Tensor, autocast: bool = False) -> list[torch.Tensor]:
+    """Outputs and gradients, that of x included."""
+    torch.manual_seed(3)
+    model.zero_grad()
+    x = x.clone().requires_grad_()
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        y = model(x)
+    y.float().square().sum().backward()
+    return [y, x.grad, *(p.grad for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_how_far_the_rounded_weights_are(kind):
+    W = torch.randn(32, 100)
+    W[3] = 0
+    rounded = QuantizedTensor.of(W, kind).dequantize()
+    if kind == "int8":  # half a step of a row's scale
+        assert ((rounded - W).abs() <= W.abs().amax(1, keepdim=True) / 127 * 0.5001).all()
+    else:  # half the largest distance of two of the 16 values, times the largest of 64 entries
+        error, size = (rounded - W).flatten().split(64), W.flatten().split(64)
+        assert all((e.abs() <= s.abs().max() * 0.1525).all() for e, s in zip(error, size))
+        assert 0.08 < (rounded - W).norm() / W.norm() < 0.1
+    assert torch.equal(rounded[3], W[3])
+    assert torch.equal(QuantizedTensor.of(rounded, kind).dequantize(), rounded)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("build", [mlp, vit, encoder])
+@pytest.mark.parametrize(
+    "options", [{}, {"use_dora": True}, {"dropout": 0.5}, {"kernel": "reference"}, {"train_bias": "all"}]
+)
+def test_a_step_is_that_of_the_rounded_weights(kind, build, options):
+    if build is encoder and options.get("dropout"):
+        pytest.skip("layers that are read by their weight refuse dropout")
+    model, x = pretrained(build), BATCHES[build]()
+    assert ll.quantize(model, kind)
+    plain = floats(model)
+    config = ll.LoRAConfig(rank=2, target_modules="all", **options)
+    for each in (model, plain):
+        torch.manual_seed(1)
+        ll.inject(each, config)
+    torch.testing.assert_close(step(model, x), step(plain, x), rtol=1e-4, atol=1e-6)
+    for each in (model, plain):
+        moved(each)
+    for autocast in (False, True):
+        close = {"rtol": 0.05, "atol": 0.05} if autocast else {"rtol": 1e-4, "atol": 1e-5}
+        torch.testing.assert_close(step(model, x, autocast), step(plain, x, autocast), **close)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_injection_and_adapters_off_leave_the_very_bits(kind):
+    model, x = pretrained(vit), BATCHES[vit]()
+    ll.quantize(model, kind)
+    before = model(x)
+    ll.inject(model, EVERYTHING)
+    assert torch.equal(model(x), before)
+    moved(model)
+    assert not torch.equal(model(x), before)
+    with ll.adapters_off(model):
+        assert torch.equal(model(x), before)
+    ll.eject(model)
+    assert torch.equal(model(x), before)
+    assert isinstance(model.blocks[0].attn.qkv._parameters["weight"], QuantizedTensor)
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_no_matrix_of_floats_is_kept(adapted):
+    """Neither in the model nor for the backward, in layers that are adapted and in those between."""
+    model = nn.Sequential(nn.Linear(256, 256), nn.Linear(256, 256), nn.Linear(256, 2))
+    ll.quantize(model, "int8")
+    ll.inject(model, ll.LoRAConfig(rank=2, target_modules=["0", "1"] if adapted else ["0"]))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        model(torch.randn(4, 256))
+    assert saved and all(t.numel() < 256 * 256 or isinstance(t, QuantizedTensor) for t in saved)
+    weight = model[1]._parameters["weight"]
+    assert weight.codes.nbytes + weight.scales.nbytes < 0.27 * 4 * weight.numel()
+
+
+def test_nf4_takes_an_eighth():
+    weight = QuantizedTensor.of(torch.randn(64, 128), "nf4")
+    assert weight.codes.nbytes + weight.scales.nbytes == 64 * 128 * (1 / 2 + 4 / 64)
+    assert weight.to(torch.bfloat16).dequantize().dtype == torch.bfloat16
+    assert weight.to(torch.float64).dequantize().dtype == torch.float64
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_copies_files_and_pickles(kind, tmp_path):
+    model, x = pretrained(vit), BATCHES[vit]()
+    ll.quantize(model, kind)
+    y = model(x)
+    assert torch.equal(copy.deepcopy(model)(x), y)
+    torch.save(model.state_dict(), tmp_path / "state.pt")
+    other = pretrained(vit)
+    ll.quantize(other, kind)
+    nn.init.zeros_(other.blocks[0].mlp.fc1.weight)
+    assert not torch.equal(other(x), y)
+    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert torch.equal(other(x), y) and fingerprint(other) == fingerprint(model)
+    stream = io.BytesIO()
+    torch.save(model, stream)
+    stream.seek(0)
+    assert torch.equal(torch.load(stream, weights_only=False)(x), y)
+
+
+def test_weights_in_floats_are_rounded_when_they_are_loaded():
+    model, base = pretrained(vit), pretrained(vit)
+    ll.quantize(model, "int8")
+    values = QuantizedTensor.of(torch.randn(72, 24), "int8").dequantize()
+    state = base.state_dict()
+    state["blocks.0.attn.qkv.weight"] = values
+    model.load_state_dict(state)
+    assert torch.equal(model.blocks[0].attn.qkv.weight.dequantize(), values)
+    base.load_state_dict(state)
+    assert fingerprint(model)["blocks.0.attn.qkv.weight"] == fingerprint(base)["blocks.0.attn.qkv.weight"]
+
+
+def test_operations_in_place():
+    W = torch.randn(8, 64)
+    weight = QuantizedTensor.of(W, "int8")
+    before, name = weight.dequantize(), weight.digest
+    weight.copy_(before)
+    assert torch.equal(weight.dequantize(), before) and weight.digest == name
+    weight.mul_(2)
+    assert torch.equal(weight.dequantize(), before * 2) and weight.digest != name
+    with pytest.raises(NotImplementedError, match="cannot write into a quantized weight"):
+        torch._foreach_mul_([weight], 2)
+    with pytest.raises(NotImplementedError, match="cannot write"):
+        torch.add(W, W, out=weight)
+
+
+def test_inference_mode():
+    layer = nn.Linear(64, 8)
+    layer.weight = nn.Parameter(QuantizedTensor.of(layer.weight, "int8"), requires_grad=False)
+    x = torch.randn(2, 64)
+    with torch.inference_mode():
+        y = layer(x)
+        assert layer.weight.t().shape == (64, 8) and isinstance(layer.weight.detach(), QuantizedTensor)
+    torch.testing.assert_close(y, F.linear(x, layer.weight.dequantize(), layer.bias))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_merging(kind):
+    model, x = pretrained(vit), BATCHES[vit]()
+    ll.quantize(model, kind)
+    ll.inject(model, EVERYTHING)
+    y = moved(model)(x)
+    rounded = model.blocks[0].attn.qkv._parameters["weight"]
+    ll.merge(model)
+    torch.testing.assert_close(model(x), y, rtol=1e-4, atol=1e-5)
+    model.double()
+    kept = model.blocks[0].attn.qkv._buffers["lora_unmerged_weight"]  # moved with the model
+    ll.unmerge(model)
+    assert model.blocks[0].attn.qkv._parameters["weight"] is rounded and rounded.dtype == torch.float64
+    assert rounded.codes is kept.codes and rounded.scales is kept.scales
+    model.float()
+    assert torch.equal(model(x), y)
+
+
+def test_ejected_with_its_updates_it_is_a_plain_model():
+    model, x = pretrained(vit), BATCHES[vit]()
+    ll.quantize(model, "int8")
+    ll.inject(model, EVERYTHING)
+    y = moved(model)(x)
+    ll.eject(model, merged=True)
+    torch.testing.assert_close(model(x), y, rtol=1e-4, atol=1e-5)
+    assert not any(isinstance(p, QuantizedTensor) for p in model.parameters())
+
+
+def test_an_adapter_goes_from_rounded_to_float_weights_and_back(tmp_path):
+    model, base = pretrained(vit), pretrained(vit)
+    assert fingerprint(model) == fingerprint(base)
+    ll.quantize(model, "int8")
+    assert fingerprint(model) == fingerprint(base)
+    ll.inject(model, ll.LoRAConfig(rank=2))
+    moved(model)
+    ll.save_adapter(model, tmp_path / "adapter")
+    ll.load_adapter(base, tmp_path / "adapter")  # checked against the fingerprint
+    x = BATCHES[vit]()
+    assert (model(x) - base(x)).norm() < 0.05 * base(x).norm()
+    other = pretrained(vit)
+    ll.quantize(other, "int8")
+    ll.load_adapter(other, tmp_path / "adapter")
+    assert torch.equal(other(x), model(x))
+    wrong = vit()
+    ll.quantize(wrong, "int8")
+    with pytest.raises(ll.AdapterFileError, match="another base model"):
+        ll.load_adapter(wrong, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("checkpoint", ["adapter", "full"])
+def test_a_trainer_fits_and_resumes(checkpoint, tmp_path):
+    def module() -> Classifier:
+        made = Classifier(pretrained(vit), lr=0.01)
+        ll.quantize(made, "int8")
+        torch.manual_seed(4)  # A begins with what is drawn next
+        return made
+
+    callback = {"rank": 2, "checkpoint": checkpoint}
+    trainer(tmp_path, ll.LoRACallback(**callback), max_epochs=2).fit(whole := module(), loader(vit))
+    first = trainer(tmp_path, ll.LoRACallback(**callback), max_epochs=1)
+    first.fit(module(), loader(vit))
+    first.save_checkpoint(tmp_path / "half.ckpt")
+    trainer(tmp_path, ll.LoRACallback(**callback), max_epochs=2).fit(
+        resumed := module(), loader(vit), ckpt_path=tmp_path / "half.ckpt", weights_only=True
+    )
+    weight = resumed.model.blocks[0].attn.qkv
+    assert any(p.any() for n, p in weight.named_parameters() if "lora_B" in n)
+    for (name, one), (_, other) in zip(whole.named_parameters(), resumed.named_parameters(), strict=True):
+        assert torch.equal(one, other), name
+
+
+def test_the_head_and_what_it_shares_stay_in_floats():
+    class Tied(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.embedding, self.inner, self.out = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 9)
+            self.out.weight = self.embedding.weight
+
+    model = Tied()
+    assert ll.quantize(model, "int8") == ["inner"]
+    assert type(model.out.weight) is nn.Parameter
+    twice = nn.Sequential(nn.Linear(8, 8), nn.Linear(8, 8), nn.Linear(8, 2))
+    twice[1].weight = twice[0].weight
+    assert ll.quantize(twice, "int8") == ["0", "1"] and twice[0].weight is twice[1].weight
+
+
+def test_what_is_excluded_may_train_in_full():
+    model = pretrained(vit)
+    ll.quantize(model, "int8", exclude_modules=["blocks.1.mlp"])
+    ll.inject(model, ll.LoRAConfig(rank=2, target_modules=["qkv"], modules_to_save=["blocks.1.mlp"]))
+    assert model.blocks[1].mlp.fc1.weight.requires_grad
+    assert isinstance(model.blocks[0].mlp.fc1.weight, QuantizedTensor)
+
+
+def test_outside_the_backbone_nothing_is_rounded():
+    class Module(pl.LightningModule):
+        def __init__(self) -> None:
+            super().__init__()
+            self.backbone, self.neck, self.head = pretrained(mlp), nn.Linear(3, 8), nn.Linear(8, 3)
+
+    module = Module()
+    assert ll.quantize(module, "int8") == ["backbone.0", "backbone.3"]
+    assert module.neck.weight.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda m: ll.quantize(m, "nf5"), r"kind='nf5': give one of int8, nf4\. Did you mean 'nf4'\?"),
+        (lambda m: ll.quantize(m, "int8", ["blocks.7"]), "exclude_modules: 'blocks.7' matches no layer"),
+        (lambda m: ll.quantize(m, "int8", ["blocks"]), "no linear layer to quantize but its head"),
+        (lambda m: ll.quantize(m.to("meta"), "int8"), r"blocks\.0\.attn\.qkv\.weight has no memory"),
+        (lambda m: (ll.inject(m), ll.quantize(m, "int8")), "adapted already: call quantize before"),
+    ],
+)
+def test_refusals_leave_the_model_alone(call, told):
+    model = pretrained(vit)
+    with pytest.raises((ll.ConfigError, ll.UserError), match=told):
+        call(model)
+    assert not any(isinstance(p, QuantizedTensor) for p in model.parameters())
+
+
+def test_a_quantized_module_cannot_train_in_full():
+    model = pretrained(vit)
+    ll.quantize(model, "int8")
+    with pytest.raises(ll.ConfigError, match=r"modules_to_save: blocks\.1 cannot train in full, quantized"):
+        ll.inject(model, ll.LoRAConfig(target_modules=["qkv"], modules_to_save=["blocks.1"]))
+
+
+def test_without_bitsandbytes_nf4_is_refused(monkeypatch):
+    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
+    with pytest.raises(ll.UserError, match=r"pip install 'lora-lightning\[nf4\]', or give kind='int8'"):
+        ll.quantize(pretrained(vit), "nf4")
+
+
+def test_strategies_that_shard_are_refused():
+    module = Classifier(pretrained(vit))
+    run = SimpleNamespace(strategy=FSDPStrategy())
+    refuse_quantized(run, module)
+    ll.quantize(module, "int8")
+    with pytest.raises(ll.UserError, match=r"FSDPStrategy shards .* take strategy=\"ddp\""):
+        refuse_quantized(run, module)
+
+
+def test_torchaos_tensors_are_refused():
+    """Its operators lack what reading and merging take; nothing of it need be installed to see that."""
+    foreign = type("Int8Tensor", (torch.Tensor,), {"__module__": "torchao.quantization"})
+    model = pretrained(vit)
+    weight = model.blocks[0].attn.qkv.weight.detach().as_subclass(foreign)
+    model.blocks[0].attn.qkv._parameters["weight"] = weight
+    with pytest.raises(ll.ConfigError, match=r"torchao's Int8Tensor: .* call lora_lightning\.quantize"):
+        ll.plan(model, ll.LoRAConfig(target_modules=["blocks.0.attn.qkv"]))
+
+
+@pytest.mark.slow
+def test_a_compiler_sees_through(monkeypatch):
+    model, x = pretrained(vit), BATCHES[vit]()
+    ll.quantize(model, "int8")
+    ll.inject(model, EVERYTHING)
+    moved(model)
+    compiled = torch.compile(model, backend="aot_eager", fullgraph=True)
+    torch.testing.assert_close(step(compiled, x), step(model, x), rtol=1e-4, atol=1e-5)
