@@ -63,15 +63,16 @@ def ratios(times: Mapping[str, list[float]], base: str) -> dict[str, dict[str, f
 
 def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     """Bytes of the storages that the forward's graph keeps, those of parameters and buffers left out."""
-    own = {t.untyped_storage().data_ptr() for t in (*model.parameters(), *model.buffers())}
+    own = {part.untyped_storage().data_ptr() for t in _tensors(model) for part in parts(t)}
     kept: dict[int, int] = {}
     tensors = []  # kept alive, so that no address is counted twice
 
     def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            kept[storage.data_ptr()] = storage.nbytes()
-            tensors.append(tensor)
+        for part in parts(tensor):
+            storage = part.untyped_storage()
+            if storage.data_ptr() not in own:
+                kept[storage.data_ptr()] = storage.nbytes()
+                tensors.append(part)
         return tensor
 
     def unpack(tensor: Tensor) -> Tensor:
@@ -81,6 +82,23 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
         forward()
     return sum(kept.values())
+
+
+def weight_bytes(model: nn.Module) -> int:
+    """Bytes of the model's parameters and buffers, as they are kept."""
+    return sum(part.nbytes for t in _tensors(model) for part in parts(t))
+
+
+def parts(tensor: Tensor) -> tuple[Tensor, ...]:
+    """The plain tensors of which a quantized one, ours or bitsandbytes', consists."""
+    if hasattr(tensor, "codes"):
+        return tensor.codes, tensor.scales
+    state = getattr(tensor, "quant_state", None)
+    return (tensor.data,) if state is None else (tensor.data, state.absmax)
+
+
+def _tensors(model: nn.Module) -> tuple[Tensor, ...]:
+    return *model.parameters(), *model.buffers()
 
 
 def peak_bytes(step: Callable[[], object], device: str = "cpu", steps: int = 3) -> int:

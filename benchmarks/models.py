@@ -6,6 +6,7 @@ head and the gradient flowing down to the output of the stem: what no LoRA step 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -166,7 +167,8 @@ def build(way: str, workload: Workload, **options: Any) -> nn.Module:
     """The network in train mode, ready to be trained in the way given.
 
     Args:
-        way: "floor", "full", "peft", "ours", or "reference": ours with `kernel="reference"`.
+        way: "floor", "full", "peft", "ours", "reference" (ours with `kernel="reference"`), "int8" and "nf4"
+            (ours on a quantized base), "peft_nf4" (PEFT on bitsandbytes' layers).
         options: `dropout` and `use_dora`, of PEFT and of ours.
     """
     torch.manual_seed(0)
@@ -175,7 +177,11 @@ def build(way: str, workload: Workload, **options: Any) -> nn.Module:
         return model
     if way == "floor":
         return _floor(model, workload)
-    if way == "peft":
+    if way in ("int8", "nf4"):
+        ll.quantize(model, way)
+    if way == "peft_nf4":
+        as_bitsandbytes_has_it(model, workload.targets)
+    if way in ("peft", "peft_nf4"):
         from peft import LoraConfig, get_peft_model
 
         return get_peft_model(
@@ -196,6 +202,26 @@ def build(way: str, workload: Workload, **options: Any) -> nn.Module:
         ll.LoRAConfig(rank=RANK, target_modules=workload.targets, modules_to_save=[workload.head], **options),
     )
     return model
+
+
+def as_bitsandbytes_has_it(model: nn.Module, targets: str) -> None:
+    """The layers of these names as `bitsandbytes.nn.Linear4bit`, in blocks of 64 as ours, one scale each."""
+    import bitsandbytes
+
+    for name, layer in list(model.named_modules()):
+        if not re.fullmatch(targets, name):
+            continue
+        made = bitsandbytes.nn.Linear4bit(
+            layer.in_features, layer.out_features, compute_dtype=torch.float32, compress_statistics=False,
+            quant_type="nf4",
+        )  # fmt: skip
+        made.weight = bitsandbytes.nn.Params4bit(
+            layer.weight.data, requires_grad=False, compress_statistics=False, blocksize=64, quant_type="nf4"
+        )
+        made.bias = layer.bias
+        parent, _, leaf = name.rpartition(".")
+        setattr(model.get_submodule(parent), leaf, made.to("cpu"))
+    model.is_loaded_in_4bit = True  # type: ignore[assignment]  # as transformers tells PEFT
 
 
 def loss_of(outputs: Tensor, labels: Tensor) -> Tensor:

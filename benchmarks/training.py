@@ -49,11 +49,17 @@ def main() -> int:
     measure.keep_memory()
     runs = {way: _Run(way, options) for way in _ways(options)}
     saved = {way: measure.saved_bytes(run.model, run.loss) for way, run in runs.items()}
+    weights = {way: measure.weight_bytes(run.model) for way, run in runs.items()}
     steps = {way: run.step for way, run in runs.items()}
     times = measure.interleaved(steps, options.rounds, device=options.device, clock=CLOCKS[options.clock])
     del runs
     found = {
-        way: {**row, "saved_mib": saved[way] / measure.MIB, "peak_mib": _peak(way) / measure.MIB}
+        way: {
+            **row,
+            "saved_mib": saved[way] / measure.MIB,
+            "weights_mib": weights[way] / measure.MIB,
+            "peak_mib": _peak(way) / measure.MIB,
+        }
         for way, row in measure.ratios(times, "floor").items()
     }
     print(_table(found))
@@ -140,11 +146,14 @@ def _too_much(options: argparse.Namespace, found: dict[str, Any]) -> list[str]:
 
 
 def _table(found: dict[str, Any]) -> str:
-    lines = [f"{'':10s} {'ms':>8s} {'/ floor':>8s} {'quartiles':>13s} {'saved MiB':>10s} {'peak MiB':>9s}"]
+    lines = [
+        f"{'':10s} {'ms':>8s} {'/ floor':>8s} {'quartiles':>13s} {'saved MiB':>10s}"
+        f" {'weights MiB':>11s} {'peak MiB':>9s}"
+    ]
     for way, row in found.items():
         lines.append(
             f"{way:10s} {row['ms']:8.1f} {row['ratio']:8.3f} {row['low']:6.3f}-{row['high']:.3f}"
-            f" {row['saved_mib']:10.1f} {row['peak_mib']:9.0f}"
+            f" {row['saved_mib']:10.1f} {row['weights_mib']:11.1f} {row['peak_mib']:9.0f}"
         )
     return "\n".join(lines)
 
@@ -179,6 +188,7 @@ def _name(options: argparse.Namespace) -> str:
     parts += [f"batch{options.batch}"] if options.batch else []
     parts += [f"dropout{options.dropout:g}"] if options.dropout else []
     parts += ["dora"] if options.dora else []
+    parts += ["quantized"] if {"int8", "nf4"} & set(options.against.split(",")) else []
     parts += ["compiled"] if options.compile else []
     return "_".join(parts)
 
@@ -186,7 +196,9 @@ def _name(options: argparse.Namespace) -> str:
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", choices=WORKLOADS, required=True)
-    parser.add_argument("--against", default="peft,full,floor", help="of floor, full, peft, reference")
+    parser.add_argument(
+        "--against", default="peft,full,floor", help="of floor, full, peft, reference, int8, nf4, peft_nf4"
+    )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--batch", type=int, help="default: that of the model")

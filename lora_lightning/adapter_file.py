@@ -22,6 +22,7 @@ from lora_lightning.files import write_together
 from lora_lightning.fingerprint import is_fingerprint
 from lora_lightning.layers.slot import Slot
 from lora_lightning.plans import Plan
+from lora_lightning.quantized import QUANTIZERS
 
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
@@ -40,6 +41,7 @@ class SavedAdapter:
         slots: how the weight of each planned layer factorizes, by the layer's name.
         base_class: class of the network that was adapted.
         base: the base's fingerprint; empty when it is not known.
+        quantized: "int8" or "nf4" by the base's parameters that were so kept.
         training: what is known of the training, such as `{"epochs": 5, "steps": 100}`.
         foreign: read from PEFT's files, which leave open what only a model can tell.
     """
@@ -50,6 +52,7 @@ class SavedAdapter:
     slots: dict[str, Slot]
     base_class: str = ""
     base: dict[str, str] = field(default_factory=dict)
+    quantized: dict[str, str] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     foreign: bool = False
 
@@ -64,6 +67,7 @@ class SavedAdapter:
             "plan": self.plan.to_dict(),
             "slots": {name: _slot_dict(slot) for name, slot in self.slots.items()},
             "base": self.base,
+            **({"quantized": self.quantized} if self.quantized else {}),
         }
 
 
@@ -182,9 +186,18 @@ def described(about: Mapping[str, Any], tensors: dict[str, Tensor], where: str) 
         slots = {layer.name: _slot(about["slots"][layer.name]) for layer in plan.layers}
         if not is_fingerprint(about["base"]) or not isinstance(about["training"], dict):
             raise TypeError("its base or training is of another kind")
-        config = LoRAConfig(**about["config"])
+        quantized = about.get("quantized", {})
+        if not all(isinstance(n, str) and kind in QUANTIZERS for n, kind in quantized.items()):
+            raise TypeError("its weights are quantized in a way that is not known here")
         return SavedAdapter(
-            config, plan, tensors, slots, str(about["base_class"]), about["base"], about["training"]
+            LoRAConfig(**about["config"]),
+            plan,
+            tensors,
+            slots,
+            str(about["base_class"]),
+            about["base"],
+            quantized,
+            about["training"],
         )
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise AdapterFileError(f"{where} is damaged: {error}. Save the adapter again.") from None

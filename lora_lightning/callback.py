@@ -9,6 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lora_lightning import quantization
 from lora_lightning.adapters import add_adapter, lora_parameters, select
 from lora_lightning.averaging import average_the_adapted, keep_equal_values
 from lora_lightning.config import LoRAConfig
@@ -123,7 +124,8 @@ class LoRACallback(ExactResume):
             self._first_steps = FirstSteps(pl_module)
         self._warn_of_hparams(trainer, pl_module)
         if self.verbose:
-            rank_zero_info(f"\n{self.plan}\n")
+            lines = [str(self.plan), quantization.summary(pl_module)]
+            rank_zero_info("\n" + "\n".join(filter(None, lines)) + "\n")
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse optimizers that were made without the updates: nothing would train."""

@@ -10,12 +10,13 @@ from pathlib import Path
 from typing import Any, cast
 
 import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lora_lightning.adapter_file import SavedAdapter, write_adapter, write_pair
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
-from lora_lightning.fingerprint import fingerprint
+from lora_lightning.fingerprint import fingerprint, frozen_tensors
 from lora_lightning.fitting import check_fit, fitted, network_of, refuse
 from lora_lightning.inject import carry_out, grow, own_names, refuse_merged, replace
 from lora_lightning.layers import lora_layers
@@ -24,6 +25,7 @@ from lora_lightning.layers.swap import Swapped
 from lora_lightning.layers.update import LEAVES, LowRankUpdate
 from lora_lightning.peft_writing import to_peft
 from lora_lightning.plans import Plan
+from lora_lightning.quantized import QuantizedTensor
 from lora_lightning.record import Adapter, as_before, injection_of, is_injected, own_tensors
 from lora_lightning.report import listed
 from lora_lightning.sharding import (
@@ -114,6 +116,7 @@ def saved_adapter(
         slots,
         base_class.__name__,
         fingerprint(model) if base is None else base,
+        {n: t.kind for n, t in frozen_tensors(model).items() if isinstance(t, QuantizedTensor)},
         _training(model),
     )
 
@@ -206,6 +209,7 @@ def load_adapter(
         refuse(differences, folder)
     stays = record is not None and not differences and (adapter is None or {*own} == {*record.own})
     check_fit(model, saved, folder, any_base, lora_state_dict(model, name) if stays else None)
+    _warn_of_floats(model, saved, folder)
     if fresh:
         carry_out(model, saved.config, saved.plan, name)
     elif not stays:
@@ -214,6 +218,16 @@ def load_adapter(
     with torch.no_grad():
         for key, tensor in saved.tensors.items():
             targets[key].copy_(tensor)
+
+
+def _warn_of_floats(model: nn.Module, saved: SavedAdapter, folder: str | os.PathLike[str]) -> None:
+    here = frozen_tensors(model)
+    kinds = {k for n, k in saved.quantized.items() if n in here and not isinstance(here[n], QuantizedTensor)}
+    for kind in kinds:
+        rank_zero_warn(
+            f"the adapter in {folder} was trained on weights in {kind}, floats here: the outputs are a "
+            f"little off. For those of the training call lora_lightning.quantize(model, {kind!r}) first."
+        )
 
 
 def checkpoint_entry(model: nn.Module, base: dict[str, str] | None = None) -> dict[str, Any]:

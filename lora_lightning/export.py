@@ -21,6 +21,8 @@ from lora_lightning.fingerprint import refusal_of_base, short
 from lora_lightning.fitting import aligned, update_shapes
 from lora_lightning.layers.layer import effective_weight
 from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.quantization import quantize_as
+from lora_lightning.quantized import QuantizedTensor, is_quantized
 from lora_lightning.report import listed
 from lora_lightning.source import Source, read_source
 
@@ -49,7 +51,8 @@ class Merged:
 def merge_state(saved: SavedAdapter, base: Mapping[str, Tensor], any_base: bool = False) -> Merged:
     """Add an adapter's updates to the weights of a state dict, and put its trained tensors in place.
 
-    The sum is taken in float32 (float64 for such weights) and rounded to the weight's dtype once.
+    The sum is taken in float32 (float64 for such weights) and rounded to the weight's dtype once. Weights
+    that were quantized while the adapter trained are rounded as they were then, and are floats again.
 
     Args:
         saved: from `read_source(...).saved` or `read_adapter`.
@@ -62,6 +65,7 @@ def merge_state(saved: SavedAdapter, base: Mapping[str, Tensor], any_base: bool 
     """
     saved = aligned(saved, _modules(base))
     _check(saved, base, any_base)
+    base = {n: _as_trained(t, saved.quantized.get(n)) for n, t in base.items()}
     state = dict(base)
     groups: dict[str, list[str]] = {}
     for layer in saved.plan.layers:
@@ -87,6 +91,13 @@ def merge_state(saved: SavedAdapter, base: Mapping[str, Tensor], any_base: bool 
         if name not in left_out:
             state[name] = tensor.to(base[name].dtype) if name in base else tensor
     return Merged(state, len(groups), largest, (lost / moved) ** 0.5 if moved else 0.0, left_out)
+
+
+def _as_trained(weight: Tensor, kind: str | None) -> Tensor:
+    """The base's tensor as floats; where it was quantized while the adapter trained, rounded as then."""
+    if kind and not is_quantized(weight):
+        weight = QuantizedTensor.of(weight, kind)
+    return weight.dequantize() if is_quantized(weight) else weight
 
 
 def merge_files(
@@ -187,7 +198,10 @@ def rebuilt_model(
         if facts is None:
             facts = getattr(instantiate(whole.data, _convert_="all"), "provides", {})
         given = {name: value for name, value in facts.items() if takes(whole.model["_target_"], name)}
-        return instantiate(whole.model, **given, _convert_="all"), facts
+        model = instantiate(whole.model, **given, _convert_="all")
+        if source is not None:
+            quantize_as(model, aligned(source.saved, [n for n, _ in model.named_modules()]).quantized)
+        return model, facts
     except (UserError, InstantiationException) as error:
         reason = error if isinstance(error, UserError) else error.__cause__ or error
         if source is None:

@@ -61,6 +61,7 @@ def renamed(saved: SavedAdapter, rename: Rename) -> SavedAdapter:
         tensors={rename(n): t for n, t in saved.tensors.items()},
         slots={rename(n): s for n, s in saved.slots.items()},
         base={rename(n): d for n, d in saved.base.items()},
+        quantized={rename(n): kind for n, kind in saved.quantized.items()},
     )
 
 

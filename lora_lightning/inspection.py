@@ -144,6 +144,8 @@ def _base_text(saved: SavedAdapter, weights: Mapping[str, Tensor]) -> str:
     if not saved.base:
         return f"{saved.base_class} · fingerprint not known".removeprefix(" · ")
     text = f"{saved.base_class} · fingerprint {short(saved.base)} of {len(saved.base)} frozen tensors"
+    for kind in dict.fromkeys(saved.quantized.values()):
+        text += f" · {list(saved.quantized.values()).count(kind)} of them in {kind}"
     if weights:
         here = digests(weights)
         others = other_tensors(saved.base, here)

@@ -183,7 +183,7 @@ def _assembled(
     trainable = sum(p.parameters for p in layers) + sum(t.numel() for t in own.values())
     base, training, base_class = _extras(metadata)
     plan = Plan(layers, heads, {}, "", trainable, trainable)
-    return SavedAdapter(config, plan, {**ours, **own}, slots, base_class, base, training, foreign=True)
+    return SavedAdapter(config, plan, {**ours, **own}, slots, base_class, base, {}, training, foreign=True)
 
 
 def _version_problems(version: Any) -> list[str]:

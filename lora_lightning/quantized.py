@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from functools import cache
+from importlib.util import find_spec
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lora_lightning.digests import digest
+from lora_lightning.errors import UserError
 
 BLOCK = 64  # entries of NF4 that share a scale, as in the paper
 aten = torch.ops.aten
@@ -200,6 +202,8 @@ def _from_nf4(codes: Tensor, scales: Tensor, shape: Sequence[int], dtype: torch.
 def _bitsandbytes() -> Any:
     """Its operators. On some CPUs it warns at import that a product with 4-bit weights will be slow, which is
     not used here."""
+    if find_spec("bitsandbytes") is None:
+        raise UserError("nf4 needs bitsandbytes: pip install 'lora-lightning[nf4]', or take int8.")
     logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
     level = logger.level
     logger.setLevel(logging.ERROR)

@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
+from lora_lightning import quantization
 from lora_lightning.app.adapters import config_of, names_of
 from lora_lightning.app.check import LAST, last_checkpoint
 from lora_lightning.app.command_line import check_command_line, flags_first
@@ -139,7 +140,8 @@ def train_one(config: DictConfig, adapter: str = "") -> tuple[float | None, Job]
     method = main_method(config)
     job = Job(config, method, folder)
     _write_config(dict(getattr(job.data, "provides", {})), folder / FACTS_FILE)
-    say(f"\n{job.plan or _full_plan(job)}\n")
+    lines = [str(job.plan or _full_plan(job)), quantization.summary(job.task)]
+    say("\n" + "\n".join(filter(None, lines)) + "\n")
     loggers = build_loggers(config)
     status = "failed"
     try:

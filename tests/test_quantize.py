@@ -13,8 +13,11 @@ from small import BATCHES, Classifier, encoder, loader, mlp, pretrained, trainer
 from torch import nn
 
 import lora_lightning as ll
-from lora_lightning import quantization
+from lora_lightning import quantized
+from lora_lightning.adapter_file import read_adapter
+from lora_lightning.export import merge_state
 from lora_lightning.fingerprint import fingerprint
+from lora_lightning.inspection import inspect
 from lora_lightning.quantized import QuantizedTensor
 from lora_lightning.strategies import refuse_quantized
 
@@ -217,7 +220,8 @@ def test_an_adapter_goes_from_rounded_to_float_weights_and_back(tmp_path):
     ll.inject(model, ll.LoRAConfig(rank=2))
     moved(model)
     ll.save_adapter(model, tmp_path / "adapter")
-    ll.load_adapter(base, tmp_path / "adapter")  # checked against the fingerprint
+    with pytest.warns(UserWarning, match=r"trained on weights in int8, .* call lora_lightning\.quantize"):
+        ll.load_adapter(base, tmp_path / "adapter")  # checked against the fingerprint
     x = BATCHES[vit]()
     assert (model(x) - base(x)).norm() < 0.05 * base(x).norm()
     other = pretrained(vit)
@@ -228,6 +232,23 @@ def test_an_adapter_goes_from_rounded_to_float_weights_and_back(tmp_path):
     ll.quantize(wrong, "int8")
     with pytest.raises(ll.AdapterFileError, match="another base model"):
         ll.load_adapter(wrong, tmp_path / "adapter")
+
+
+@pytest.mark.parametrize("merged", [False, True])
+def test_a_file_is_merged_into_the_weights_that_it_was_trained_on(merged, tmp_path):
+    """Also where the base comes as floats; what is quantized and not adapted is rounded too."""
+    model, x = pretrained(vit), BATCHES[vit]()
+    base = dict(pretrained(vit).state_dict())
+    ll.quantize(model, "nf4")
+    ll.inject(model, ll.LoRAConfig(rank=2, target_modules=["qkv"]))
+    y = moved(model)(x)
+    if merged:
+        ll.merge(model)
+    ll.save_adapter(model, tmp_path / "adapter")
+    plain = vit()
+    plain.load_state_dict(merge_state(read_adapter(tmp_path / "adapter"), base).state)
+    torch.testing.assert_close(plain(x), y, rtol=1e-4, atol=1e-5)
+    assert "8 of them in nf4" in inspect(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("checkpoint", ["adapter", "full"])
@@ -311,9 +332,12 @@ def test_a_quantized_module_cannot_train_in_full():
 
 
 def test_without_bitsandbytes_nf4_is_refused(monkeypatch):
-    monkeypatch.setattr(quantization, "find_spec", lambda name: None)
-    with pytest.raises(ll.UserError, match=r"pip install 'lora-lightning\[nf4\]', or give kind='int8'"):
-        ll.quantize(pretrained(vit), "nf4")
+    quantized._bitsandbytes.cache_clear()
+    monkeypatch.setattr(quantized, "find_spec", lambda name: None)
+    model = pretrained(vit)
+    with pytest.raises(ll.UserError, match=r"pip install 'lora-lightning\[nf4\]', or take int8"):
+        ll.quantize(model, "nf4")
+    assert not any(isinstance(p, QuantizedTensor) for p in model.parameters())
 
 
 def test_strategies_that_shard_are_refused():

@@ -20,7 +20,8 @@ import yaml
 from safetensors.torch import load_file, save_file
 from torchvision.datasets import CIFAR10
 
-from lora_lightning import load_adapter
+from lora_lightning import load_adapter, quantize
+from lora_lightning.export import merge_files
 from lora_lightning.models.timm import timm_model
 from lora_lightning.train import main
 
@@ -85,6 +86,22 @@ def test_the_adapter_gives_the_tested_model(tmp_path: Path) -> None:
     assert len(trained) < len(state) / 1.5
     for name, value in trained.items():
         assert torch.equal(state[name], value), name
+
+
+def test_a_quantized_base_is_merged_as_it_was_trained_on(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*SMALL, "logger=none", "lora.quantize=int8"])
+    results = {r["method"]: r for r in json.loads((tmp_path / "run" / "results.json").read_text())}
+    assert results["full"]["trained"] == results["full"]["total"]  # its peers keep their floats
+    assert "frozen in int8: 16 weights, 0.456 MB instead of 1.77" in capsys.readouterr().out
+    merge_files(tmp_path / "run" / "adapter", tmp_path / "merged.safetensors")
+    merged = timm_model("vit_tiny_patch16_224", checkpoint=str(tmp_path / "merged.safetensors"), **VIT)
+    model = timm_model("vit_tiny_patch16_224", checkpoint="vit_digits", **VIT)
+    quantize(model, "int8")
+    load_adapter(model, tmp_path / "run" / "adapter")
+    x = torch.randn(4, 3, 16, 16)
+    torch.testing.assert_close(merged.eval()(x), model.eval()(x), rtol=1e-4, atol=1e-5)
 
 
 def test_every_seed_is_repeatable(tmp_path: Path) -> None:
