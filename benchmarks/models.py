@@ -167,8 +167,8 @@ def build(way: str, workload: Workload, **options: Any) -> nn.Module:
     """The network in train mode, ready to be trained in the way given.
 
     Args:
-        way: "floor", "full", "peft", "ours", "reference" (ours with `kernel="reference"`), "int8" and "nf4"
-            (ours on a quantized base), "peft_nf4" (PEFT on bitsandbytes' layers).
+        way: "floor", "full", "peft", "ours", "reference" (ours with `kernel="reference"`), "ours_int8" and
+            "ours_nf4" (on a quantized base), "peft_nf4" (PEFT on bitsandbytes' layers).
         options: `dropout` and `use_dora`, of PEFT and of ours.
     """
     torch.manual_seed(0)
@@ -177,8 +177,8 @@ def build(way: str, workload: Workload, **options: Any) -> nn.Module:
         return model
     if way == "floor":
         return _floor(model, workload)
-    if way in ("int8", "nf4"):
-        ll.quantize(model, way)
+    if way in ("ours_int8", "ours_nf4"):
+        ll.quantize(model, way.removeprefix("ours_"))
     if way == "peft_nf4":
         as_bitsandbytes_has_it(model, workload.targets)
     if way in ("peft", "peft_nf4"):
@@ -219,6 +219,7 @@ def as_bitsandbytes_has_it(model: nn.Module, targets: str) -> None:
             layer.weight.data, requires_grad=False, compress_statistics=False, blocksize=64, quant_type="nf4"
         )
         made.bias = layer.bias
+        made.support_avx512bf16_for_cpu = False  # its packing in eval mode fails at widths of 96
         parent, _, leaf = name.rpartition(".")
         setattr(model.get_submodule(parent), leaf, made.to("cpu"))
     model.is_loaded_in_4bit = True  # type: ignore[assignment]  # as transformers tells PEFT

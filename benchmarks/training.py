@@ -173,7 +173,9 @@ def _draw(found: dict[str, Any], name: str) -> None:
         ),
     ):
         bars = axes.barh(list(values), list(values.values()), color="#8fb3d9")
-        bars[list(values).index("ours")].set_color("#d9552b")
+        for way, bar in zip(values, bars, strict=True):
+            if way.startswith("ours"):
+                bar.set_color("#d9552b")
         axes.bar_label(bars, fmt="%.2f", padding=3)
         axes.invert_yaxis()
         axes.margins(x=0.15)
@@ -188,7 +190,7 @@ def _name(options: argparse.Namespace) -> str:
     parts += [f"batch{options.batch}"] if options.batch else []
     parts += [f"dropout{options.dropout:g}"] if options.dropout else []
     parts += ["dora"] if options.dora else []
-    parts += ["quantized"] if {"int8", "nf4"} & set(options.against.split(",")) else []
+    parts += ["quantized"] if "_int8" in options.against or "_nf4" in options.against else []
     parts += ["compiled"] if options.compile else []
     return "_".join(parts)
 
@@ -197,7 +199,9 @@ def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--model", choices=WORKLOADS, required=True)
     parser.add_argument(
-        "--against", default="peft,full,floor", help="of floor, full, peft, reference, int8, nf4, peft_nf4"
+        "--against",
+        default="peft,full,floor",
+        help="of floor, full, peft, reference, ours_int8, ours_nf4, peft_nf4",
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)

@@ -99,6 +99,11 @@ class LoRACallback(ExactResume):
         """Inject now if the targets exist, and look again after `configure_model`, which may build
         layers; both come before the checkpoint is restored and before the optimizers are made."""
         self._refuse_unfreezing(trainer)
+        if is_a(trainer.precision_plugin, "BitsandbytesPrecision"):
+            raise ConfigError([
+                "BitsandbytesPrecision puts layers of its own in the place of the adapted ones: leave it "
+                "out, and call lora_lightning.quantize(model, 'nf4') where the module builds its model."
+            ])  # fmt: skip
         if is_a(trainer.strategy, *UNSHARDED):
             write_checkpoints_whole(trainer.strategy)
         if is_injected(pl_module):

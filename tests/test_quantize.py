@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 import torch.nn.functional as F
+from lightning.pytorch.plugins import BitsandbytesPrecision
 from lightning.pytorch.strategies import FSDPStrategy
 from small import BATCHES, Classifier, encoder, loader, mlp, pretrained, trainer, vit
 from torch import nn
@@ -116,7 +117,7 @@ def test_no_matrix_of_floats_is_kept(adapted):
     ll.inject(model, ll.LoRAConfig(rank=2, target_modules=["0", "1"] if adapted else ["0"]))
     saved = []
     with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
-        model(torch.randn(4, 256))
+        model(torch.randn(4, 256, requires_grad=True))
     assert saved and all(t.numel() < 256 * 256 or isinstance(t, QuantizedTensor) for t in saved)
     weight = model[1]._parameters["weight"]
     assert weight.codes.nbytes + weight.scales.nbytes < 0.27 * 4 * weight.numel()
@@ -347,6 +348,14 @@ def test_strategies_that_shard_are_refused():
     ll.quantize(module, "int8")
     with pytest.raises(ll.UserError, match=r"FSDPStrategy shards .* take strategy=\"ddp\""):
         refuse_quantized(run, module)
+
+
+def test_lightnings_own_way_to_four_bits_is_refused(tmp_path):
+    """It would replace the adapted layers, after setup, on a GPU."""
+    run = trainer(tmp_path)
+    run.strategy._precision_plugin = object.__new__(BitsandbytesPrecision)
+    with pytest.raises(ll.ConfigError, match=r"BitsandbytesPrecision puts .* call lora_lightning\.quantize"):
+        ll.LoRACallback(rank=2).setup(run, Classifier(pretrained(vit)), "fit")
 
 
 def test_torchaos_tensors_are_refused():
