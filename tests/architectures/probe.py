@@ -52,11 +52,11 @@ def open_gates(model: nn.Module) -> None:
             parameter.uniform_(0.5, 1.5)
 
 
-def adapted(name: str, model: nn.Module | None = None) -> nn.Module:
+def adapted(name: str, model: nn.Module | None = None, seed: int = 3) -> nn.Module:
     """The model with updates that all change something."""
     model = base(name) if model is None else model
     ll.inject(model, CONFIG)
-    torch.manual_seed(3)
+    torch.manual_seed(seed)
     with torch.no_grad():
         for parameter in ll.lora_parameters(model):
             parameter.normal_(std=0.3 / max(parameter.shape[1:].numel(), 1) ** 0.5)

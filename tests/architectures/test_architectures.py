@@ -232,14 +232,17 @@ def as_the_base_does(name: str, model: nn.Module, attempt: Callable[[nn.Module],
 
 @pytest.mark.parametrize("name", EVERY)
 def test_autocast_errs_as_the_base_does(name):
-    """In bf16 the adapted model is as far from its float32 self as the merged plain model is."""
+    """In bf16 the adapted model is as far from its float32 self as the merged plain model is: with updates
+    drawn three times, since the largest error of a few outputs is a matter of chance."""
     skip_if_impossible(name, "autocast")
-    model = adapted(name)
-    plain = reference(name, model)
-    with torch.no_grad():
-        exact = run(name, plain, train=False)
-        error = distance(exact, run(name, plain, train=False, dtype=torch.bfloat16))
-        own = distance(exact, run(name, model, train=False, dtype=torch.bfloat16))
+    own = error = 0.0
+    for seed in range(3, 6):
+        model = adapted(name, seed=seed)
+        plain = reference(name, model)
+        with torch.no_grad():
+            exact = run(name, plain, train=False)
+            error += distance(exact, run(name, plain, train=False, dtype=torch.bfloat16)) / 3
+            own += distance(exact, run(name, model, train=False, dtype=torch.bfloat16)) / 3
     assert own <= tolerance(name, "autocast", 2.0) * error + 1e-3
 
 

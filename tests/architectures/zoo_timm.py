@@ -73,7 +73,12 @@ TIMM = {
     "efficientnet": Architecture(**timm_model("efficientnet_b0", 64)),
     "tf_efficientnet": Architecture(**timm_model("tf_efficientnet_lite0", 64)),
     "mobilenetv3": Architecture(**timm_model("mobilenetv3_small_050", 64), quick=True),
-    "mobilenetv4_hybrid": Architecture(**timm_model("mobilenetv4_hybrid_medium", 64)),
+    "mobilenetv4_hybrid": Architecture(
+        **timm_model("mobilenetv4_hybrid_medium", 64),
+        tolerances={
+            "autocast": (3.0, "1.4 times over eight draws; 1×1 layers round weight and update apart")
+        },
+    ),
     "regnet": Architecture(**timm_model("regnety_002", 64)),
     "densenet": Architecture(**timm_model("densenet121", 64, block_config=(2, 2, 2, 2))),
     "repvgg": Architecture(**timm_model("repvgg_a0", 64), large=True),

@@ -141,7 +141,6 @@ _TWO_STAGE: dict[str, Any] = {
     "impossible": _DISCRETE,
 }
 _AUX = {"aux": "the auxiliary classifiers run in training alone"}
-_COARSE_FCOS = {"fpn.layer_blocks.3": "the boxes that are kept come from finer levels"}
 _COARSE_SSD = {"backbone.extra": "no box matches an anchor of the coarsest maps, and none is kept from them"}
 _COARSE = {"dead_in_train": _COARSE_SSD, "dead_in_eval": _COARSE_SSD}
 
@@ -188,7 +187,7 @@ TORCHVISION = {
     "tv_maskrcnn": Architecture(**detector(_detector("MaskRCNN")), **_TWO_STAGE),
     "tv_keypointrcnn": Architecture(**detector(_detector("KeypointRCNN")), **_TWO_STAGE),
     "tv_retinanet": Architecture(**detector(_detector("RetinaNet"))),
-    "tv_fcos": Architecture(**detector(_detector("FCOS")), dead_in_eval=_COARSE_FCOS),
+    "tv_fcos": Architecture(**detector(_detector("FCOS"))),
     "tv_ssd": Architecture(
         **detector(_ssd("ssd300_vgg16")), dead_in_train=_COARSE_SSD, dead_in_eval=_COARSE_SSD
     ),
