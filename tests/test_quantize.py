@@ -368,6 +368,29 @@ def test_torchaos_tensors_are_refused():
         ll.plan(model, ll.LoRAConfig(target_modules=["blocks.0.attn.qkv"]))
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("when", ["before", "after"])
+def test_on_a_gpu(kind, when):
+    """Quantized there or brought there: a step is that of the rounded weights on the CPU."""
+    model, x = pretrained(vit), BATCHES[vit]()
+    if when == "before":
+        model.cuda()
+    ll.quantize(model, kind)
+    plain = floats(model).cpu()
+    model.cuda()
+    for each in (model, plain):
+        ll.inject(each, EVERYTHING)
+    for one, other in zip(ll.lora_parameters(moved(plain)), ll.lora_parameters(model)):
+        other.data.copy_(one)
+    found = [t.cpu() for t in step(model, x.cuda())]
+    torch.testing.assert_close(found, step(plain, x), rtol=1e-3, atol=1e-3)
+    ll.merge(model)
+    model.cpu()
+    ll.unmerge(model)
+    torch.testing.assert_close(model(x), plain(x), rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.slow
 def test_a_compiler_sees_through(monkeypatch):
     model, x = pretrained(vit), BATCHES[vit]()

@@ -322,3 +322,22 @@ def test_the_mask_keeps_as_many_as_it_says_in_every_place(dropout):
         assert part.mean().item() == pytest.approx(keep, abs=5 * deviation / part.numel() ** 0.5)
     pairs = (mask[:, 1:] == mask[:, :-1]).float().mean().item()  # neighbours do not know each other
     assert pairs == pytest.approx(keep**2 + (1 - keep) ** 2, abs=0.005)
+
+
+@pytest.mark.parametrize(
+    ("rank", "bias", "tokens", "merged"),
+    [
+        # 8 -> 24: y begins with the branch, which touches x alone, up to rank 16 and where there is a bias
+        (2, True, 48, False),
+        (2, True, 49, True),
+        (16, True, 48, False),
+        (17, True, 13, True),
+        (2, False, 12, False),
+        (2, False, 13, True),
+    ],
+)
+def test_when_the_sum_of_weight_and_update_is_formed(rank, bias, tokens, merged):
+    given = arguments((tokens, 8), 24, rank, bias, dtype=torch.float32)
+    options = kernel.Options(1.0, 1.0, None, torch.float32)
+    H = kernel.forward(*(given[n] for n in NAMES), None, options)[2]
+    assert (H is None) == merged
