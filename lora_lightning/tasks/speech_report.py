@@ -31,7 +31,8 @@ WORST = 12  # utterances on the page
 PIXELS = 4  # a side of each cell of the spectrogram
 PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
 <style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; color: #222 }}
+body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }}
+html {{ color: #222 }}
 table {{ border-collapse: collapse; margin: 1em 0 }} td, th {{ padding: .2em .8em; text-align: left }}
 th {{ border-bottom: 1px solid #888 }} audio {{ display: block; margin: .3em 0 }}
 .sound {{ position: relative; overflow-x: auto; padding-bottom: 1.6em; width: max-content; max-width: 100% }}
