@@ -63,7 +63,7 @@ def quantize(model: nn.Module, kind: str, exclude_modules: str | list[str] | Non
     }
     weights = {n: p for n, p in found.items() if id(p) not in elsewhere}
     if not weights and not problems:
-        problems.append("the model has no linear layer to quantize but its head.")
+        problems.append(f"quantize={kind!r}: the model has no linear layer left but its head.")
     if problems:
         raise ConfigError(problems)
     if meta := [n for n, p in weights.items() if p.is_meta]:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import save_file
 
 from lora_lightning import quantization
+from lora_lightning.adapter_file import read_adapter
 from lora_lightning.app.adapters import config_of, names_of
 from lora_lightning.app.check import LAST, last_checkpoint
 from lora_lightning.app.command_line import check_command_line, flags_first
@@ -115,6 +116,7 @@ def _together(config: DictConfig, jobs: dict[str, Job], folder: Path) -> list[st
     task = Job(config_of(config, first), "before", folder).task
     if not hasattr(task, "report_together"):
         return []
+    quantization.quantize_as(task, read_adapter(folder / first / "adapter").quantized)
     for name, job in jobs.items():
         load_adapter(task, folder / name / "adapter", adapter=name)
         job.data.setup()

@@ -313,7 +313,7 @@ def test_outside_the_backbone_nothing_is_rounded():
     [
         (lambda m: ll.quantize(m, "nf5"), r"kind='nf5': give one of int8, nf4\. Did you mean 'nf4'\?"),
         (lambda m: ll.quantize(m, "int8", ["blocks.7"]), "exclude_modules: 'blocks.7' matches no layer"),
-        (lambda m: ll.quantize(m, "int8", ["blocks"]), "no linear layer to quantize but its head"),
+        (lambda m: ll.quantize(m, "int8", ["blocks"]), "quantize='int8': the model has no linear layer left"),
         (lambda m: ll.quantize(m.to("meta"), "int8"), r"blocks\.0\.attn\.qkv\.weight has no memory"),
         (lambda m: (ll.inject(m), ll.quantize(m, "int8")), "adapted already: call quantize before"),
     ],
