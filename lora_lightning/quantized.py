@@ -95,7 +95,7 @@ class QuantizedTensor(Tensor):
 
     @staticmethod
     def _operation(func: Any, args: Sequence[Any], kwargs: dict[str, Any]) -> Any:
-        if func in SAME:
+        if func in SAME and (kwargs.get("dtype") or torch.float32).is_floating_point:
             return _moved(func, args[0], args[1:], kwargs)
         written = _written(func, args, kwargs)
         dense = tree_map_only(QuantizedTensor, QuantizedTensor.dequantize, (tuple(args), kwargs))
@@ -153,13 +153,13 @@ def _written(func: Any, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
     return bool(into)
 
 
-def _linear(x: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
+def _linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
     """`F.linear` that keeps the codes for the backward."""
-    if is_quantized(x) or not is_quantized(weight):
-        return F.linear(x, weight, bias)
+    if is_quantized(input) or not is_quantized(weight):
+        return F.linear(input, weight, bias)
     if not torch.is_grad_enabled():
-        return F.linear(x, weight.dequantize(), bias)
-    return _Linear.apply(x, weight, bias)
+        return F.linear(input, weight.dequantize(), bias)
+    return _Linear.apply(input, weight, bias)
 
 
 class _Linear(torch.autograd.Function):
