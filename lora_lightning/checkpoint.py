@@ -225,8 +225,8 @@ def _warn_of_floats(model: nn.Module, saved: SavedAdapter, folder: str | os.Path
     kinds = {k for n, k in saved.quantized.items() if n in here and not isinstance(here[n], QuantizedTensor)}
     for kind in kinds:
         rank_zero_warn(
-            f"the adapter in {folder} was trained on weights in {kind}, floats here: the outputs are a "
-            f"little off. For those of the training call lora_lightning.quantize(model, {kind!r}) first."
+            f"the adapter in {folder} was trained on weights in {kind}, which are floats here: its "
+            f"outputs are not those of the training. Call lora_lightning.quantize(model, {kind!r}) first."
         )
 
 

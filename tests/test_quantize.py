@@ -221,7 +221,7 @@ def test_an_adapter_goes_from_rounded_to_float_weights_and_back(tmp_path):
     ll.inject(model, ll.LoRAConfig(rank=2))
     moved(model)
     ll.save_adapter(model, tmp_path / "adapter")
-    with pytest.warns(UserWarning, match=r"trained on weights in int8, .* call lora_lightning\.quantize"):
+    with pytest.warns(UserWarning, match=r"trained on weights in int8, .* Call lora_lightning\.quantize"):
         ll.load_adapter(base, tmp_path / "adapter")  # checked against the fingerprint
     x = BATCHES[vit]()
     assert (model(x) - base(x)).norm() < 0.05 * base(x).norm()
