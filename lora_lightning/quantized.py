@@ -11,6 +11,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.autograd import forward_ad
 from torch.utils._pytree import tree_leaves, tree_map_only
 
 from lora_lightning.digests import digest
@@ -157,7 +158,8 @@ def _linear(input: Tensor, weight: Any, bias: Tensor | None = None) -> Tensor:
     """`F.linear` that keeps the codes for the backward."""
     if is_quantized(input) or not is_quantized(weight):
         return F.linear(input, weight, bias)
-    if not torch.is_grad_enabled():
+    transformed = torch._C._are_functorch_transforms_active() or forward_ad._current_level >= 0
+    if transformed or not torch.is_grad_enabled():
         return F.linear(input, weight.dequantize(), bias)
     return _Linear.apply(input, weight, bias)
 

@@ -185,6 +185,29 @@ def test_inference_mode():
     torch.testing.assert_close(y, F.linear(x, layer.weight.dequantize(), layer.bias))
 
 
+def test_function_transforms_forward_mode_and_second_derivatives():
+    model, x = pretrained(mlp), BATCHES[mlp]()
+    ll.quantize(model, "int8")
+    plain = floats(model)
+    config = ll.LoRAConfig(rank=2, target_modules=["0"])  # one that is adapted and one that is not
+    found = []
+    for each in (model, plain):
+        ll.inject(each, config)
+        moved(each)
+        trained = {n: p.detach() for n, p in each.named_parameters() if "lora_" in n}
+
+        def loss(values, row, each=each):
+            return torch.func.functional_call(each, values, (row[None],)).square().sum()
+
+        rows = torch.func.vmap(torch.func.grad(loss), (None, 0))(trained, x)
+        tangent = torch.func.jvp(lambda t, each=each: each(t), (x,), (torch.ones_like(x),))[1]
+        t = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(each(t).square().sum(), t, create_graph=True)
+        (second,) = torch.autograd.grad(first.square().sum(), t)
+        found.append([*rows.values(), tangent, second])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_merging(kind):
     model, x = pretrained(vit), BATCHES[vit]()
