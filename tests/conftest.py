@@ -6,12 +6,20 @@ import warnings
 import pytest
 import torch
 
+from lora_lightning.kernels import sources
+
 torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)
 def _seeded() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _made_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs are made again in the backward whatever their size: those of the tests are small."""
+    monkeypatch.setattr(sources, "LEAST", 0)
 
 
 @pytest.fixture(autouse=True)

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from lora_lightning.kernels import cast
 
+LEAST = 2**20  # bytes of an input; making a smaller one again takes longer than it saves
+
 
 @dataclass(frozen=True)
 class Source:
@@ -40,13 +42,14 @@ class Source:
 
 
 def source_of(x: Tensor, recompute: bool = True) -> Source:
-    """Where to get x from in the backward: x itself, or what the function that made it saved.
+    """Where to get x from in the backward: x itself, or, from 1 MiB, what the function that made it saved.
 
     Args:
         x: (..., columns).
         recompute: false always keeps x itself.
     """
     maker = x.grad_fn
+    recompute = recompute and x.nbytes >= LEAST
     find = _FINDERS.get(maker.name()) if recompute and maker is not None else None
     if find is not None and x._version == 0 and x.is_contiguous():
         try:

@@ -11,6 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from benchmarks.measure import saved_bytes
 from lora_lightning import kernels
 from lora_lightning.functional import lora_linear
+from lora_lightning.kernels import sources
 from lora_lightning.kernels.sources import source_of
 
 WIDTH = 48
@@ -69,10 +70,14 @@ def made(name="layer_norm"):
     return MAKERS[name](torch.randn(3, 70, WIDTH, requires_grad=True) * 1)
 
 
-def test_where_the_input_itself_is_kept():
+def test_where_the_input_itself_is_kept(monkeypatch):
     x = made()
     assert not source_of(x).is_input
     assert source_of(x, recompute=False).is_input
+    monkeypatch.setattr(sources, "LEAST", x.nbytes)
+    assert not source_of(x).is_input
+    monkeypatch.setattr(sources, "LEAST", x.nbytes + 1)  # making a small one again does not pay
+    assert source_of(x).is_input
     assert source_of(x.transpose(0, 1)).is_input
     assert source_of(x.detach()).is_input
     with torch.no_grad():
