@@ -32,8 +32,9 @@ def lora_linear(
     """y = x·(W + s·B·A)ᵀ + b, for a frozen W (Hu et al. 2021, arXiv 2106.09685, section 4.1).
 
     The gradients of A and B are made from products with r columns, never from a gradient of W's shape;
-    x is not kept for the backward where it can be made again from what the layer norm, GELU or SiLU
-    before it saved anyway. Works under autocast, where A and B stay in float32 and W is cast in passing.
+    x of 1 MiB and more is not kept for the backward where it can be made again from what the layer norm,
+    GELU or SiLU before it saved anyway. Works under autocast, where A and B stay in float32 and W is cast
+    in passing.
 
     Args:
         x: (..., d_in).
