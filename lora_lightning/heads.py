@@ -50,7 +50,7 @@ def _declared_heads(model: nn.Module) -> tuple[list[str], list[str]]:
             continue
         declared = get_classifier()
         declared = declared if isinstance(declared, (tuple, list)) else [declared]
-        found = [n for n, m in module.named_modules() if any(m is h for h in declared) and _holds(m)]
+        found = [n for n, m in module.named_modules() if any(m is h for h in declared) and holds(m)]
         heads += [".".join(part for part in (name, n) if part) for n in found]
         declaring.append(name)
     return heads, declaring
@@ -60,7 +60,7 @@ def _named_heads(model: nn.Module) -> list[str]:
     heads: list[str] = []
     for name, module in model.named_modules():
         last = name.rpartition(".")[2]
-        if last in HEAD_NAMES and _holds(module) and not in_block(model, name) and not inside(name, heads):
+        if last in HEAD_NAMES and holds(module) and not in_block(model, name) and not inside(name, heads):
             heads.append(name)
     return heads
 
@@ -113,5 +113,6 @@ def _within(model: nn.Module, name: str, kind: type[nn.Module]) -> bool:
     return isinstance(model.get_submodule(name.rpartition(".")[0]), kind)
 
 
-def _holds(module: nn.Module) -> bool:
+def holds(module: nn.Module) -> bool:
+    """Whether the module has parameters."""
     return next(module.parameters(), None) is not None

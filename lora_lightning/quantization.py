@@ -8,7 +8,7 @@ from torch import nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
-from lora_lightning.heads import find_heads
+from lora_lightning.heads import find_heads, holds
 from lora_lightning.patterns import matching
 from lora_lightning.quantized import QUANTIZERS, QuantizedTensor
 from lora_lightning.record import is_injected
@@ -56,7 +56,7 @@ def quantize(model: nn.Module, kind: str, exclude_modules: str | list[str] | Non
     problems: list[str] = []
     alone = [f"{scope}.{head}".lstrip(".") for head in find_heads(model.get_submodule(scope))]
     if exclude_modules is not None:
-        names = {n: None for n, m in model.named_modules() if n and next(m.parameters(), None) is not None}
+        names = {n: None for n, m in model.named_modules() if n and holds(m)}
         alone += matching("exclude_modules", exclude_modules, names, problems)
     elsewhere = {
         id(p) for n, p in model.named_parameters(remove_duplicate=False) if n not in found or inside(n, alone)

@@ -11,7 +11,7 @@ from torch import nn
 from lora_lightning.config import LoRAConfig
 from lora_lightning.detectors import detectors, is_convolutional, within_part
 from lora_lightning.errors import ConfigError, did_you_mean
-from lora_lightning.heads import find_heads
+from lora_lightning.heads import find_heads, holds
 from lora_lightning.layers import LoRALayer
 from lora_lightning.layers.norm import is_norm
 from lora_lightning.patterns import lookup, matching
@@ -160,7 +160,7 @@ def _heads(backbone: nn.Module, config: LoRAConfig, problems: list[str]) -> list
     if config.modules_to_save == "auto":
         heads = _untied(backbone, find_heads(backbone))
     else:
-        holders = {n: None for n, m in backbone.named_modules() if n and _holds(m)}
+        holders = {n: None for n, m in backbone.named_modules() if n and holds(m)}
         heads = matching("modules_to_save", config.modules_to_save, holders, problems)
     rounded = [h for h in heads if any(is_quantized(p) for p in backbone.get_submodule(h).parameters())]
     if rounded:
@@ -169,10 +169,6 @@ def _heads(backbone: nn.Module, config: LoRAConfig, problems: list[str]) -> list
             "exclude_modules of lora_lightning.quantize."
         )
     return heads
-
-
-def _holds(module: nn.Module) -> bool:
-    return next(module.parameters(), None) is not None
 
 
 def _untied(backbone: nn.Module, heads: list[str]) -> list[str]:
