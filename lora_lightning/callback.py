@@ -56,8 +56,8 @@ class LoRACallback(ExactResume):
 
     Raises:
         ConfigError: at construction for bad options, at setup when nothing can be adapted.
-        UserError: when training begins and no optimizer holds the updates; after the first steps with
-            `verify_strict`.
+        UserError: at setup for quantized weights under a strategy that shards; when training begins and no
+            optimizer holds the updates; after the first steps with `verify_strict`.
 
     Example::
 
@@ -99,11 +99,7 @@ class LoRACallback(ExactResume):
         """Inject now if the targets exist, and look again after `configure_model`, which may build
         layers; both come before the checkpoint is restored and before the optimizers are made."""
         self._refuse_unfreezing(trainer)
-        if is_a(trainer.precision_plugin, "BitsandbytesPrecision"):
-            raise ConfigError([
-                "BitsandbytesPrecision puts layers of its own in the place of the adapted ones: leave it "
-                "out, and call lora_lightning.quantize(model, 'nf4') where the module builds its model."
-            ])  # fmt: skip
+        self._refuse_replacing(trainer)
         if is_a(trainer.strategy, *UNSHARDED):
             write_checkpoints_whole(trainer.strategy)
         if is_injected(pl_module):
@@ -227,6 +223,13 @@ class LoRACallback(ExactResume):
                     "BackboneFinetuning trains the backbone that LoRA keeps frozen: give one of the two. To "
                     "train some of its layers in full beside LoRA, name them in modules_to_save."
                 ])  # fmt: skip
+
+    def _refuse_replacing(self, trainer: pl.Trainer) -> None:
+        if is_a(trainer.precision_plugin, "BitsandbytesPrecision"):
+            raise ConfigError([
+                "BitsandbytesPrecision puts layers of its own in the place of the adapted ones: leave it "
+                "out, and call lora_lightning.quantize(model, 'nf4') where the module builds its model."
+            ])  # fmt: skip
 
     def _refuse_untrained(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         updates = lora_parameters(pl_module)

@@ -160,6 +160,22 @@ def test_function_transforms_forward_mode_and_second_derivatives():
     torch.testing.assert_close(found[0], found[1], rtol=1e-4, atol=1e-5)
 
 
+def test_adapters_mixed_and_combined():
+    model, x = pretrained(vit), BATCHES[vit]()
+    ll.quantize(model, "int8")
+    base = model(x)
+    ll.inject(model, EVERYTHING, adapter="one")
+    ll.add_adapter(model, "two")
+    moved(model)
+    with torch.inference_mode(), ll.adapters_for(model, ["one", None]):
+        mixed = model(x)
+    torch.testing.assert_close(mixed, torch.stack([model(x)[0], base[1]]), rtol=1e-4, atol=1e-5)
+    assert max(ll.combine(model, ["one", "two"], [1.0, 0.0], into="three").values()) < 1e-5
+    whole = model(x)
+    ll.select(model, "three")
+    torch.testing.assert_close(model(x), whole, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_merging(kind):
     model, x = pretrained(vit), BATCHES[vit]()
@@ -358,7 +374,7 @@ def test_on_a_gpu(kind, when):
 
 
 @pytest.mark.slow
-def test_a_compiler_sees_through(monkeypatch):
+def test_a_compiler_sees_through():
     model, x = pretrained(vit), BATCHES[vit]()
     ll.quantize(model, "int8")
     ll.inject(model, EVERYTHING)

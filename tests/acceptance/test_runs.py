@@ -21,8 +21,9 @@ from safetensors.torch import load_file, save_file
 from torchvision.datasets import CIFAR10
 
 from lora_lightning import load_adapter, quantize
-from lora_lightning.export import merge_files
+from lora_lightning.export import merge_files, rebuilt_model
 from lora_lightning.models.timm import timm_model
+from lora_lightning.source import read_source
 from lora_lightning.train import main
 
 ROOT = Path(__file__).parents[2]
@@ -102,6 +103,10 @@ def test_a_quantized_base_is_merged_as_it_was_trained_on(
     load_adapter(model, tmp_path / "run" / "adapter")
     x = torch.randn(4, 3, 16, 16)
     torch.testing.assert_close(merged.eval()(x), model.eval()(x), rtol=1e-4, atol=1e-5)
+    source = read_source(tmp_path / "run" / "adapter")  # as `predict` and `transcribe` build it
+    rebuilt = rebuilt_model(source.run_config(), source, {"num_classes": 10})[0]
+    load_adapter(rebuilt, tmp_path / "run" / "adapter")
+    assert torch.equal(rebuilt.eval()(x), model(x))
 
 
 def test_every_seed_is_repeatable(tmp_path: Path) -> None:
