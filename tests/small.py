@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
+from lora_lightning import lora_parameters
+
 
 def mlp() -> nn.Module:
     return nn.Sequential(
@@ -57,6 +59,14 @@ def pretrained(build: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         return build()
+
+
+def moved(model: nn.Module) -> nn.Module:
+    """With updates that are not zero."""
+    torch.manual_seed(2)
+    for parameter in lora_parameters(model):
+        nn.init.normal_(parameter, std=0.1)
+    return model
 
 
 class Classifier(pl.LightningModule):

@@ -1,7 +1,6 @@
 """quantize: everything works as on a model that holds the rounded weights as floats."""
 
 import copy
-import io
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -9,14 +8,10 @@ import pytest
 import torch
 from lightning.pytorch.plugins import BitsandbytesPrecision
 from lightning.pytorch.strategies import FSDPStrategy
-from small import BATCHES, Classifier, encoder, loader, mlp, pretrained, trainer, vit
+from small import BATCHES, Classifier, encoder, loader, mlp, moved, pretrained, trainer, vit
 from torch import nn
 
 import lora_lightning as ll
-from lora_lightning.adapter_file import read_adapter
-from lora_lightning.export import merge_state
-from lora_lightning.fingerprint import fingerprint
-from lora_lightning.inspection import inspect
 from lora_lightning.quantized import QuantizedTensor
 from lora_lightning.strategies import refuse_quantized
 
@@ -31,14 +26,6 @@ def floats(model: nn.Module) -> nn.Module:
         for name, weight in module._parameters.items():
             if isinstance(weight, QuantizedTensor):
                 module._parameters[name] = nn.Parameter(weight.dequantize(), requires_grad=False)
-    return model
-
-
-def moved(model: nn.Module) -> nn.Module:
-    """With updates that are not zero."""
-    torch.manual_seed(2)
-    for parameter in ll.lora_parameters(model):
-        nn.init.normal_(parameter, std=0.1)
     return model
 
 
@@ -106,37 +93,6 @@ def test_no_matrix_of_floats_is_kept(adapted):
     assert weight.codes.nbytes + weight.scales.nbytes < 0.27 * 4 * weight.numel()
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_copies_files_and_pickles(kind, tmp_path):
-    model, x = pretrained(vit), BATCHES[vit]()
-    ll.quantize(model, kind)
-    y = model(x)
-    assert torch.equal(copy.deepcopy(model)(x), y)
-    torch.save(model.state_dict(), tmp_path / "state.pt")
-    other = pretrained(vit)
-    ll.quantize(other, kind)
-    nn.init.zeros_(other.blocks[0].mlp.fc1.weight)
-    assert not torch.equal(other(x), y)
-    other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert torch.equal(other(x), y) and fingerprint(other) == fingerprint(model)
-    stream = io.BytesIO()
-    torch.save(model, stream)
-    stream.seek(0)
-    assert torch.equal(torch.load(stream, weights_only=False)(x), y)
-
-
-def test_weights_in_floats_are_rounded_when_they_are_loaded():
-    model, base = pretrained(vit), pretrained(vit)
-    ll.quantize(model, "int8")
-    values = QuantizedTensor.of(torch.randn(72, 24), "int8").dequantize()
-    state = base.state_dict()
-    state["blocks.0.attn.qkv.weight"] = values
-    model.load_state_dict(state)
-    assert torch.equal(model.blocks[0].attn.qkv.weight.dequantize(), values)
-    base.load_state_dict(state)
-    assert fingerprint(model)["blocks.0.attn.qkv.weight"] == fingerprint(base)["blocks.0.attn.qkv.weight"]
-
-
 def test_function_transforms_forward_mode_and_second_derivatives():
     model, x = pretrained(mlp), BATCHES[mlp]()
     ll.quantize(model, "int8")
@@ -202,45 +158,6 @@ def test_ejected_with_its_updates_it_is_a_plain_model():
     ll.eject(model, merged=True)
     torch.testing.assert_close(model(x), y, rtol=1e-4, atol=1e-5)
     assert not any(isinstance(p, QuantizedTensor) for p in model.parameters())
-
-
-def test_an_adapter_goes_from_rounded_to_float_weights_and_back(tmp_path):
-    model, base = pretrained(vit), pretrained(vit)
-    assert fingerprint(model) == fingerprint(base)
-    ll.quantize(model, "int8")
-    assert fingerprint(model) == fingerprint(base)
-    ll.inject(model, ll.LoRAConfig(rank=2))
-    moved(model)
-    ll.save_adapter(model, tmp_path / "adapter")
-    with pytest.warns(UserWarning, match=r"trained on weights in int8, .* Call lora_lightning\.quantize"):
-        ll.load_adapter(base, tmp_path / "adapter")  # checked against the fingerprint
-    x = BATCHES[vit]()
-    assert (model(x) - base(x)).norm() < 0.05 * base(x).norm()
-    other = pretrained(vit)
-    ll.quantize(other, "int8")
-    ll.load_adapter(other, tmp_path / "adapter")
-    assert torch.equal(other(x), model(x))
-    wrong = vit()
-    ll.quantize(wrong, "int8")
-    with pytest.raises(ll.AdapterFileError, match="another base model"):
-        ll.load_adapter(wrong, tmp_path / "adapter")
-
-
-@pytest.mark.parametrize("merged", [False, True])
-def test_a_file_is_merged_into_the_weights_that_it_was_trained_on(merged, tmp_path):
-    """Also where the base comes as floats; what is quantized and not adapted is rounded too."""
-    model, x = pretrained(vit), BATCHES[vit]()
-    base = dict(pretrained(vit).state_dict())
-    ll.quantize(model, "nf4")
-    ll.inject(model, ll.LoRAConfig(rank=2, target_modules=["qkv"]))
-    y = moved(model)(x)
-    if merged:
-        ll.merge(model)
-    ll.save_adapter(model, tmp_path / "adapter")
-    plain = vit()
-    plain.load_state_dict(merge_state(read_adapter(tmp_path / "adapter"), base).state)
-    torch.testing.assert_close(plain(x), y, rtol=1e-4, atol=1e-5)
-    assert "8 of them in nf4" in inspect(tmp_path / "adapter")
 
 
 @pytest.mark.parametrize("checkpoint", ["adapter", "full"])
