@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lora_lightning.config import LoRAConfig
@@ -13,6 +14,7 @@ from lora_lightning.inject import activate, drop, grow, refuse_merged
 from lora_lightning.layers import LoRALayer, lora_layers
 from lora_lightning.plans import Plan
 from lora_lightning.record import as_before, injection_of, put_adapter_values, put_base_values
+from lora_lightning.report import listed
 from lora_lightning.sharding import refuse_sharded
 from lora_lightning.targets import plan
 
@@ -129,8 +131,13 @@ def merge(model: nn.Module) -> None:
             merged[name] = layer.merged_weights()
         except UserError as error:
             raise UserError(f"{name}: {error}. No layer was merged.") from None
-    for name, layer in layers.items():
-        layer.merge_updates(merged[name])
+    hidden = [f"{n}.{w}".lstrip(".") for n, layer in layers.items() for w in layer.merge_updates(merged[n])]
+    if hidden:
+        rank_zero_warn(
+            f"{listed(hidden)}: its parametrization (spectral norm, for example) has no values that give the "
+            "merged weight: the model computes with it, but its state_dict() holds the base's. To save the "
+            "merged weights call lora_lightning.eject(model, merged=True) instead."
+        )
 
 
 def unmerge(model: nn.Module) -> None:

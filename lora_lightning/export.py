@@ -21,6 +21,7 @@ from lora_lightning.fingerprint import refusal_of_base, short
 from lora_lightning.fitting import aligned, update_shapes
 from lora_lightning.layers.layer import effective_weight
 from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.layers.weight_norm import normed_parts, normed_weight, parts_of
 from lora_lightning.quantization import quantize_as
 from lora_lightning.quantized import QuantizedTensor, is_quantized
 from lora_lightning.report import listed
@@ -51,7 +52,8 @@ class Merged:
 def merge_state(saved: SavedAdapter, base: Mapping[str, Tensor], any_base: bool = False) -> Merged:
     """Add an adapter's updates to the weights of a state dict, and put its trained tensors in place.
 
-    The sum is taken in float32 (float64 for such weights) and rounded to the weight's dtype once. Weights
+    The sum is taken in float32 (float64 for such weights) and rounded to the weight's dtype once. Of a
+    weight-normed layer g and v are written, under the names that they have in the base. Weights
     that were quantized while the adapter trained are rounded as they were then, and are floats again.
 
     Args:
@@ -72,7 +74,8 @@ def merge_state(saved: SavedAdapter, base: Mapping[str, Tensor], any_base: bool 
         groups.setdefault(_weight_name(saved, layer.name, layer.module), []).append(layer.name)
     largest, lost, moved = 0.0, 0.0, 0.0
     for name, layers in groups.items():
-        weight = base[name]
+        parts = normed_parts(base, name)
+        weight = normed_weight(*(base[n] for n in parts)) if parts else base[name]
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
         total = effective_weight(wide, [_update(saved, layer, wide) for layer in layers])
         merged = total.to(weight.dtype)
@@ -82,7 +85,10 @@ def merge_state(saved: SavedAdapter, base: Mapping[str, Tensor], any_base: bool 
         largest = max(largest, error.abs().max().item())
         lost += error.double().square().sum().item()
         moved += (total - wide).double().square().sum().item()
-        state[name] = merged
+        if parts:
+            state.update(zip(parts, parts_of(total, *(base[n] for n in parts)), strict=True))
+        else:
+            state[name] = merged
     updates = update_shapes(saved.plan, saved.slots, saved.config)
     own = {n: t for n, t in saved.tensors.items() if n not in updates}
     tops = {n.split(".")[0] for n in base} | {h.split(".")[0] for h in saved.plan.heads}
@@ -236,6 +242,8 @@ def _check(saved: SavedAdapter, base: Mapping[str, Tensor], any_base: bool) -> N
     problems = []
     for layer in saved.plan.layers:
         name = _weight_name(saved, layer.name, layer.module)
+        if (parts := normed_parts(base, name)) is not None:
+            name = parts[1]  # v has the shape of the weight
         if name not in base:
             computed = any(n.startswith(f"{layer.module}.parametrizations.") for n in base)
             remedy = " (it is computed: merge with eject(model, merged=True))" if computed else ""

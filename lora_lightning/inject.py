@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.layers import family_of, lora_layers, own_modules, slots_of
-from lora_lightning.layers.layer import LoRALayer, adapt, forget, restore, set_weights, slot_key
+from lora_lightning.layers.layer import LoRALayer, adapt, forget, restore, slot_key
 from lora_lightning.layers.norm import FrozenNorm, freeze_statistics, has_statistics
 from lora_lightning.layers.reading import weight_of
 from lora_lightning.layers.swap import swap_out
 from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.layers.writing import set_weights
 from lora_lightning.record import (
     Adapter,
     Injection,
@@ -21,6 +23,7 @@ from lora_lightning.record import (
     put_adapter_values,
     put_base_values,
 )
+from lora_lightning.report import listed
 from lora_lightning.sharding import FIRST, refuse_sharded
 from lora_lightning.structure import inside
 from lora_lightning.targets import Plan, inside_scope, plan, plan_probe, trained_names
@@ -177,7 +180,8 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
 
     Args:
         merged: keep what was trained: the selected updates are added to the weights, heads and norms
-            keep their trained values. The result is a plain model that needs nothing of this package.
+            keep their trained values. The result is a plain model that needs nothing of this package. A
+            weight-normed layer stays one, its g and v give the merged weight.
 
     Raises:
         UserError: the model is not adapted or sharded, or an update to be merged is not finite.
@@ -186,12 +190,13 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
     injection = injection_of(model)
     injection.settled()
     weights = {n: layer.merged_weights() for n, layer in lora_layers(model).items()} if merged else {}
+    plain: list[str] = []
     for name, layer in lora_layers(model).items():
         if layer.merged:
             layer.unmerge_updates()
         restore(layer)
         if merged:
-            set_weights(layer, weights[name])
+            plain += [f"{name}.{w}".lstrip(".") for w in set_weights(layer, weights[name])]
     modules = dict(model.named_modules())
     for name, mode in injection.training.items():
         if isinstance(norm := modules.get(name), FrozenNorm):
@@ -202,6 +207,11 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(injection.requires_grad.get(name, parameter.requires_grad))
     del model.lora_injection
+    if plain:
+        rank_zero_warn(
+            f"{listed(plain)} are plain parameters now: no values of their parametrizations (spectral norm, "
+            "for example) give the merged weights. Load them into a model without these parametrizations."
+        )
 
 
 def freeze_norms(model: nn.Module) -> None:

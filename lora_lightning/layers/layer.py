@@ -6,12 +6,13 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 
 from lora_lightning.errors import UserError
 from lora_lightning.layers.rows import Rows
 from lora_lightning.layers.swap import Swapped, swap_in, swap_out, swapped_class
 from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.layers.writing import inverted
 from lora_lightning.quantized import QuantizedTensor
 from lora_lightning.sharding import is_shard
 
@@ -27,7 +28,8 @@ class LoRALayer(Swapped):
     Attributes:
         lora: adapter name -> slot name -> LowRankUpdate.
         lora_active: names of the adapters in use, of those that the layer has.
-        lora_originals: the base parameters while the updates are merged into the weights.
+        lora_originals: the base parameters while the updates are merged into the weights; of a
+            parametrized one those that it is computed from, as `parametrizations.weight.original0`.
         lora_rows: within `adapters_for`, which says the adapters of the rows the layer is called with.
         has_branch: whether the family's forward adds branches, which dropout needs.
     """
@@ -41,7 +43,7 @@ class LoRALayer(Swapped):
 
     def read(self, name: str) -> Tensor:
         # An AttributeError in here would make nn.Module fall back to the base weight, silently.
-        if self.merged and name not in self._parameters:
+        if f"lora_merged_{name}" in self._buffers:
             return cast(Tensor, self._buffers[f"lora_merged_{name}"])
         weight, updates = self.base(name), self.active_updates(name)
         return effective_weight(weight, updates) if updates and not is_shard(weight) else weight
@@ -113,32 +115,53 @@ class LoRALayer(Swapped):
         """The values that reading the adapted parameters gives now, by name."""
         return {name: self.read(name).detach() for name in self.properties}
 
-    def merge_updates(self, merged: dict[str, Tensor]) -> None:
+    def merge_updates(self, merged: dict[str, Tensor]) -> list[str]:
         """Put `merged_weights()` in the place of the base weights, which `unmerge_updates` restores.
 
-        A new parameter takes the place, so that another module tied to the old one is not changed.
+        A new parameter takes the place, so that another module tied to the old one is not changed. What the
+        module's own parametrization computes is written into its originals.
+
+        Returns:
+            The names of those that no originals give: they are merged, but not in `state_dict()`.
         """
+        hidden = []
         for name, weight in merged.items():
-            original = self._parameters.get(name)
-            if original is None:
+            places: dict[str, Tensor] | None = {name: weight}
+            if is_parametrized(self, name):
+                originals = inverted(self, name, weight)
+                places = originals and {f"parametrizations.{name}.{n}": t for n, t in originals.items()}
+            if places is None:
                 self.register_buffer(f"lora_merged_{name}", weight, persistent=False)
-            else:  # as a buffer the base weight follows the module to another device
-                self.register_buffer(f"lora_unmerged_{name}", original.data, persistent=False)
-                self._parameters[name] = nn.Parameter(weight, requires_grad=False)
-            self.lora_originals[name] = original
+                self.lora_originals[name] = None
+                hidden.append(name)
+                continue
+            for place, value in places.items():
+                module, leaf = self._place(place)
+                original = cast(nn.Parameter, module._parameters[leaf])
+                # as a buffer the base weight follows the module to another device
+                module.register_buffer(f"lora_unmerged_{leaf}", original.data, persistent=False)
+                module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
+                self.lora_originals[place] = original
+        return hidden
 
     def unmerge_updates(self) -> None:
         """Put the base weights back, bit for bit."""
-        for name, original in self.lora_originals.items():
+        for place, original in self.lora_originals.items():
             if original is None:
-                delattr(self, f"lora_merged_{name}")
-            else:
-                original.data = kept = cast(Tensor, self._buffers[f"lora_unmerged_{name}"])
-                if isinstance(original, QuantizedTensor):  # `data` is no more than the outside of one
-                    original.codes, original.scales = kept.codes, kept.scales  # type: ignore[attr-defined]
-                delattr(self, f"lora_unmerged_{name}")
-                self._parameters[name] = original
+                delattr(self, f"lora_merged_{place}")
+                continue
+            module, leaf = self._place(place)
+            original.data = kept = cast(Tensor, module._buffers[f"lora_unmerged_{leaf}"])
+            if isinstance(original, QuantizedTensor):  # `data` is no more than the outside of one
+                original.codes, original.scales = kept.codes, kept.scales  # type: ignore[attr-defined]
+            delattr(module, f"lora_unmerged_{leaf}")
+            module._parameters[leaf] = original
         self.lora_originals.clear()
+
+    def _place(self, name: str) -> tuple[nn.Module, str]:
+        """The module, this one or a part of it, and the leaf that such a name of a parameter means."""
+        path, _, leaf = name.rpartition(".")
+        return self.get_submodule(path), leaf
 
 
 def effective_weight(weight: Tensor, updates: list[LowRankUpdate]) -> Tensor:
@@ -209,11 +232,3 @@ def _refresh(layer: nn.Module) -> None:
 def slot_key(slot: str) -> str:
     """A slot's name as a key of `lora[adapter]`: "" is `weight`, `in_proj.q` is `in_proj_q`."""
     return slot.replace(".", "_") or "weight"
-
-
-def set_weights(module: nn.Module, weights: dict[str, Tensor]) -> None:
-    """Write values into a plain module's parameters; a parametrized one becomes a plain parameter."""
-    for name, weight in weights.items():
-        if is_parametrized(module, name):
-            remove_parametrizations(module, name)
-        setattr(module, name, nn.Parameter(weight))

@@ -34,7 +34,16 @@ def rnn():
     return Speech()
 
 
-BATCH = {**BATCHES, rnn: lambda: torch.randint(0, 20, (2, 7))}
+def normed():
+    """Weight-normed over each dimension that occurs: of the outputs, of the kernel (wav2vec 2.0), of all."""
+    norm = torch.nn.utils.parametrizations.weight_norm
+    return torch.nn.Sequential(
+        norm(torch.nn.Conv1d(6, 8, 3, groups=2), dim=2), norm(torch.nn.Conv1d(8, 4, 1)),
+        torch.nn.Flatten(), norm(torch.nn.Linear(12, 5), dim=None), torch.nn.Linear(5, 3),
+    )  # fmt: skip
+
+
+BATCH = {**BATCHES, normed: lambda: torch.randn(2, 6, 5), rnn: lambda: torch.randint(0, 20, (2, 7))}
 
 
 def trained(build, seed=0, holder=lambda m: m, **options):
@@ -62,6 +71,7 @@ CASES = [
     (vit, {"target_modules": ["qkv.q", "qkv.v", "fc1"]}),
     (encoder, {}),
     (rnn, {}),
+    (normed, {}),
     (rnn, {"target_modules": ["lstm.weight_ih_l0.f", "lstm.weight_ih_l0.o", "embed"]}),
 ]
 
@@ -82,6 +92,34 @@ def test_a_plain_model_with_the_merged_file_gives_the_same_outputs(build, option
     network = model.model if holder is Classifier else model
     assert all(torch.equal(t, network.state_dict()[n]) for n, t in plain.state_dict().items())
     assert merged.relative == merged.largest == 0
+
+
+@pytest.mark.filterwarnings("ignore:.*weight_norm. is deprecated")
+def test_weight_norm_in_its_old_names(tmp_path):
+    model, x = trained(normed).eval(), BATCH[normed]()
+    ll.save_adapter(model, tmp_path / "adapter")
+    state = load_file(base_file(normed, tmp_path))
+    for new, old in (("parametrizations.weight.original0", "weight_g"), (".original1", ".weight_v")):
+        state = {n.replace(new, old).replace("parametrizations.weight.w", "w"): t for n, t in state.items()}
+    assert "0.weight_g" in state and "0.weight_v" in state
+    save_file(state, tmp_path / "old.safetensors")
+    merge_files(tmp_path / "adapter", tmp_path / "out.safetensors", tmp_path / "old.safetensors")
+    merged = load_file(tmp_path / "out.safetensors")
+    assert merged.keys() == state.keys()
+    plain = normed()
+    plain.load_state_dict(merged)  # torch reads the old names
+    assert torch.allclose(plain.eval()(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_another_parametrization_is_refused_in_files(tmp_path):
+    def build():
+        spectral = torch.nn.utils.parametrizations.spectral_norm(torch.nn.Linear(6, 5))
+        return torch.nn.Sequential(spectral, torch.nn.Linear(5, 3))
+
+    ll.save_adapter(trained(build), tmp_path / "adapter")
+    base = base_file(build, tmp_path)
+    with pytest.raises(ll.AdapterFileError, match=r"no weight 0.weight .*eject\(model, merged=True"):
+        merge_files(tmp_path / "adapter", tmp_path / "out.safetensors", base)
 
 
 @pytest.mark.parametrize("full", [False, True])

@@ -46,15 +46,60 @@ def test_a_frozen_spectral_norm_does_not_iterate(train_norm, moves):
     assert any(not torch.equal(b, before[n]) for n, b in model.named_buffers())
 
 
-@pytest.mark.parametrize("name", [n for n in CASES if "-norm" in n])
-def test_ejecting_merged_leaves_a_plain_layer(name):
+WEIGHT_NORMED = [n for n in CASES if "weight-norm" in n or "weight_norm" in n]
+SPECTRAL = [n for n in CASES if n.startswith("spectral-norm")]
+
+
+@pytest.mark.parametrize("name", WEIGHT_NORMED)
+@pytest.mark.parametrize("how", ["eject", "merge"])
+def test_a_merged_weight_normed_layer_loads_as_the_base_does(name, how):
+    """The keys of its state_dict() are those of the base, and g and v in them give the merged weight."""
     model, inputs = adapted(name).eval(), CASES[name].inputs()
     wanted = run(model, inputs)
+    ll.eject(model, merged=True) if how == "eject" else ll.merge(model)
+    base = base_model(name)
+    base.load_state_dict({n: t for n, t in model.state_dict().items() if "lora_" not in n})
+    for plain in (model, base.eval()):
+        for one, other in zip(run(plain, inputs), wanted, strict=True):
+            assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+@pytest.mark.parametrize("name", WEIGHT_NORMED)
+def test_unmerging_gives_a_weight_normed_layer_its_g_and_v_back(name):
+    model = adapted(name)
+    before = {n: (p, p.clone()) for n, p in model.named_parameters()}
     ll.merge(model)
-    ll.eject(model, merged=True)
-    assert not any(is_parametrized(m) for m in model.modules()) or "weight_hh" not in name
+    changed = [n for n, p in model.named_parameters() if not torch.equal(p, before[n][1])]
+    assert changed
+    ll.unmerge(model)
+    after = dict(model.named_parameters())
+    assert after.keys() == before.keys()
+    assert all(after[n] is p and torch.equal(p, value) for n, (p, value) in before.items())
+
+
+@pytest.mark.parametrize("name", SPECTRAL)
+def test_what_no_parametrization_gives_is_said(name):
+    model, inputs = adapted(name).eval(), CASES[name].inputs()
+    wanted = run(model, inputs)
+    with pytest.warns(UserWarning, match=r"weight.*its state_dict\(\) holds the base's.*eject"):
+        ll.merge(model)
+    assert equal(run(model, inputs), wanted)
+    with pytest.warns(UserWarning, match=r"weight.* plain parameters now"):
+        ll.eject(model, merged=True)
+    assert not any(is_parametrized(m) for m in model.modules())
     for one, other in zip(run(model, inputs), wanted, strict=True):
         assert (one - other).abs().max() <= 1e-5 * other.abs().max()
+
+
+def test_merging_writes_into_no_tensor_that_others_hold():
+    layer = parametrizations.weight_norm(nn.Linear(6, 5))
+    g, v = layer.parametrizations.weight.original0, layer.parametrizations.weight.original1
+    before = g.clone(), v.clone()
+    model = injected(nn.Sequential(layer), "0")
+    fill(model)
+    ll.eject(model, merged=True)
+    assert torch.equal(g, before[0]) and torch.equal(v, before[1])
+    assert layer.parametrizations.weight.original1 is not v
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -88,6 +88,10 @@ def test_the_weight_normed_convolution_adapts_and_merges():
         assert torch.equal(model(*batch)[0], before)
     ll.merge(model)
     assert torch.allclose(model(*batch)[0], adapted, atol=1e-5)
+    merged = {n: t for n, t in model.state_dict().items() if "lora_" not in n}
+    base = small("HUBERT_BASE").eval()
+    base.load_state_dict(merged)
+    assert torch.allclose(base(*batch)[0], adapted, atol=1e-5)
 
 
 def test_masks_are_for_training_alone():

@@ -1,0 +1,54 @@
+"""Writing a weight that a module's own parametrization computes, such as weight norm's from g and v."""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import ParametrizationList, is_parametrized, remove_parametrizations
+
+
+def inverted(module: nn.Module, name: str, value: Tensor) -> dict[str, Tensor] | None:
+    """The originals, by their names in the parametrization, from which it computes `value`; None where it
+    cannot: spectral norm makes its own multiple of whatever it is given.
+
+    The parametrization's own right inverse gives them, in float64 on a copy: it may write into itself.
+    """
+    own = cast(ParametrizationList, cast(nn.ModuleDict, module.parametrizations)[name])
+    trial = copy.deepcopy(own).to("cpu", torch.float64).eval()
+    before = {n: b.clone() for n, b in trial.named_buffers()}
+    wanted = value.detach().to("cpu", torch.float64)
+    try:
+        trial.right_inverse(wanted)
+        with torch.no_grad():
+            made = trial()
+    except (RuntimeError, ValueError, NotImplementedError):
+        return None
+    moved = any(not torch.equal(b, before[n]) for n, b in trial.named_buffers() if n in before)
+    if moved or not torch.allclose(made, wanted, rtol=1e-6, atol=1e-9):
+        return None
+    return {n: trial._parameters[n].detach().to(p.device, p.dtype) for n, p in own._parameters.items()}  # type: ignore[union-attr]
+
+
+def set_weights(module: nn.Module, weights: dict[str, Tensor]) -> list[str]:
+    """Write values into a plain module's parameters; into a parametrized one through its originals, so that
+    the names in its `state_dict()` stay. New parameters take the places: others may share the old ones.
+
+    Returns:
+        The names of those whose parametrization cannot compute the value, and which are plain now.
+    """
+    plain = []
+    for name, weight in weights.items():
+        if is_parametrized(module, name):
+            originals = inverted(module, name, weight)
+            if originals is not None:
+                places = cast(nn.ModuleDict, module.parametrizations)[name]._parameters
+                places.update({n: nn.Parameter(t) for n, t in originals.items()})
+                continue
+            own = cast(nn.ModuleDict, module.parametrizations)[name]
+            remove_parametrizations(module, name, leave_parametrized=not own.is_tensor)  # never writes so
+            plain.append(name)
+        setattr(module, name, nn.Parameter(weight))
+    return plain
