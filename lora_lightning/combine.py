@@ -16,6 +16,7 @@ from lora_lightning.errors import ConfigError, did_you_mean
 from lora_lightning.inject import check_adapter, grow, own_names, refuse_merged
 from lora_lightning.layers.layer import LoRALayer, slot_key
 from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.patterns import naming
 from lora_lightning.plans import LayerPlan, Plan
 from lora_lightning.record import Adapter, as_before, injection_of, own_tensors, value_for
 from lora_lightning.report import listed
@@ -185,6 +186,7 @@ def _planned(
                 module=total.layer.module.removeprefix(prefix),
                 rank=ranks[name],
                 alpha=float(ranks[name]),
+                asked=None,
                 parameters=ranks[name] * left.shape[0] * (left.shape[1] + right.shape[2]),
             )
         )
@@ -195,11 +197,7 @@ def _planned(
         configs[0],
         rank=max([*ranks.values(), 1]),
         alpha=None,
-        target_modules=[p.name for p in layers] or configs[0].target_modules,
         exclude_modules=None,
-        modules_to_save=heads or None,
-        rank_pattern={p.name: p.rank for p in layers},
-        alpha_pattern={p.name: p.alpha for p in layers},
         dropout=0.0,
         use_rslora=False,
         train_bias=max((c.train_bias for c in configs), key=("none", "lora_only", "all").index),
@@ -207,6 +205,7 @@ def _planned(
     )
     skipped = {n.removeprefix(prefix): r for n, r in records[0].plan.skipped.items() if n not in sums}
     with as_before(model):
+        config = naming(config, layers, heads, model.get_submodule(scope))
         return config, assemble(model, config, scope, heads, layers, skipped)
 
 

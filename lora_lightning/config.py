@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.pattern_kinds import problem
 
 INITS = ("default", "gaussian")
 SCOPES = ("backbone", "neck", "all")
@@ -25,20 +26,22 @@ class LoRAConfig:
     its `lora_alpha`.
 
     Args:
-        rank: r, the rank of the updates, at least 1.
-        alpha: numerator of the scaling alpha / rank; None means 2 * rank.
+        rank: r, the rank of the updates, at least 1; of a layer with a smaller side that side.
+        alpha: numerator of the scaling alpha / rank, with the layer's own rank; None means 2 * rank.
         target_modules: "auto" (by the model's structure), "all" (every supported layer but the head),
-            a list of name suffixes or globs, or one regular expression that matches whole names.
+            a list of names, or one regular expression that matches whole names. A name in a list is a
+            whole one or an ending after a dot (`qkv`, `attn.qkv`), a glob (it has `*`, `?` or `[`), or a
+            regular expression for either (it has one of `^ $ \\ ( ) | + { }`, or begins with `.*`).
         scope: the part of a detector to which `target_modules` is confined: "backbone", "neck" (with the
             feature pyramid) or "all" (with the RPN, the RoI heads, the towers of a head). None is "neck"
             for "auto" in torchvision's detectors, else "all".
-        exclude_modules: layers to leave alone: a list of suffixes or globs, or a regular expression.
+        exclude_modules: layers to leave alone: a list of names, or a regular expression.
         modules_to_save: modules trained in full and saved with the adapter: "auto" finds the head;
-            a list of suffixes or globs; None for none.
+            a list of names; None for none.
         backbone: name of the submodule to adapt and freeze; what lies outside it stays as it was.
             None takes `model.backbone` if there is one, else the whole model.
-        rank_pattern: layer name suffix, glob or regular expression -> rank; the longest pattern that
-            matches wins.
+        rank_pattern: a name as in the lists -> rank. The most specific that matches wins: a plain name
+            before a glob or a regular expression, then the one with more letters and digits.
         alpha_pattern: the same for alpha.
         dropout: probability of dropping an entry of the update's input, in [0, 1).
         init: how A begins: "default" (Kaiming uniform, as nn.Linear) or "gaussian" (std 1 / rank).
@@ -150,6 +153,7 @@ def _value_problems(config: LoRAConfig) -> list[str]:
             )
         else:
             problems += [check(f"{name}[{key!r}]", value) for key, value in pattern.items()]
+            problems += [f"{name}: {key!r} {wrong}." for key in pattern if (wrong := problem(key))]
     return [p for p in problems if p]
 
 
@@ -191,5 +195,5 @@ def _names(name: str, value: Any, allowed: str) -> str | None:
             )
         return None
     if isinstance(value, list) and value and all(isinstance(v, str) and v for v in value):
-        return None
+        return next((f"{name}: {v!r} {wrong}." for v in value if (wrong := problem(v))), None)
     return f"{name}={value!r}: give {allowed}."

@@ -17,6 +17,7 @@ from lora_lightning.errors import AdapterFileError, did_you_mean
 from lora_lightning.fingerprint import fingerprint, refusal_of_base
 from lora_lightning.inject import own_names
 from lora_lightning.layers.slot import Slot
+from lora_lightning.patterns import renamed_in
 from lora_lightning.peft_fitting import in_model, only_trained
 from lora_lightning.plans import Plan
 from lora_lightning.record import as_before, injection_of, is_injected, own_tensors
@@ -55,8 +56,10 @@ def alignment(names: list[str], modules: list[str]) -> Rename | None:
 
 def renamed(saved: SavedAdapter, rename: Rename) -> SavedAdapter:
     """The same adapter for a model whose modules have other names."""
+    names = [*[p.name for p in saved.plan.layers], *saved.plan.heads]
     return replace(
         saved,
+        config=renamed_in(saved.config, names, rename),
         plan=saved.plan.renamed(rename),
         tensors={rename(n): t for n, t in saved.tensors.items()},
         slots={rename(n): s for n, s in saved.slots.items()},

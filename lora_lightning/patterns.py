@@ -1,30 +1,28 @@
-"""Names and what is meant by them: suffixes, globs, regular expressions, and near misses."""
+"""Which layers the patterns of a configuration mean, and near misses; `pattern_kinds` has one by itself."""
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
+from torch import nn
+
+from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import did_you_mean
-from lora_lightning.plans import summary
+from lora_lightning.pattern_kinds import alone, exactly, means, specificity
+from lora_lightning.plans import LayerPlan, summary
 from lora_lightning.report import listed
-from lora_lightning.structure import Target
+from lora_lightning.structure import Target, targets_of
 
 
 def matches(name: str, patterns: str | list[str]) -> bool:
-    """Whether a dotted name is meant: a string is a regular expression for the whole name, a list
-    holds suffixes (`qkv`, `attn.qkv`) or globs (`blocks.*.fc?`)."""
+    """Whether a dotted name is meant: a string is a regular expression for the whole name, a list holds
+    names (`qkv`, `attn.qkv`), globs (`blocks.*.fc?`) or regular expressions, for names or endings."""
     if isinstance(patterns, str):
         return re.fullmatch(patterns, name) is not None
-    return any(_matches_one(name, pattern) for pattern in patterns)
-
-
-def _matches_one(name: str, pattern: str) -> bool:
-    if any(c in pattern for c in "*?["):
-        return fnmatch.fnmatchcase(name, pattern) or fnmatch.fnmatchcase(name, f"*.{pattern}")
-    return name == pattern or name.endswith(f".{pattern}")
+    return any(means(pattern, name) for pattern in patterns)
 
 
 def matching(
@@ -78,21 +76,48 @@ def _endings(name: str, target: Target | None) -> list[str]:
 
 
 def lookup(
-    option: str, pattern: Mapping[str, Any], names: list[str], problems: list[str]
-) -> Callable[[str], Any]:
-    """A function name -> value of the longest key that matches, or None."""
-    keys = sorted(pattern, key=len, reverse=True)
+    option: str, values: Mapping[str, Any], targets: Mapping[str, Target], problems: list[str]
+) -> Callable[[str], tuple[str, Any] | None]:
+    """A function name of a target -> the most specific key that means it, and its value; None without one."""
+    keys = sorted(values, key=specificity, reverse=True)
     for key in keys:
-        if names and not any(_pattern_matches(n, key) for n in names):
-            near = _near([key], dict.fromkeys(names))
-            problems.append(f"{option}: {key!r} matches no adapted layer.{near}")
-    return lambda name: next((pattern[k] for k in keys if _pattern_matches(name, k)), None)
+        if targets and not any(_meant(n, t, [key]) for n, t in targets.items()):
+            problems.append(f"{option}: {key!r} matches no adapted layer.{_near([key], targets)}")
+    return lambda name: next(((k, values[k]) for k in keys if _meant(name, targets[name], [k])), None)
 
 
-def _pattern_matches(name: str, key: str) -> bool:
-    if matches(name, [key]):
-        return True
-    try:
-        return matches(name, rf"(?:.*\.)?(?:{key})")
-    except re.error:  # a glob such as `*.qkv` is no regular expression
-        return False
+def naming(config: LoRAConfig, layers: list[LayerPlan], heads: list[str], model: nn.Module) -> LoRAConfig:
+    """The configuration by which these layers, their ranks and heads, and no others are chosen.
+
+    Args:
+        model: the plain backbone, which has these names.
+    """
+    known = {*targets_of(model)[0], *(n for n, _ in model.named_modules())}
+    key = {name: alone(name, known) for name in [*(p.name for p in layers), *heads]}
+    alphas = {p.name: p.alpha for p in layers if p.alpha != config.alpha}
+    return replace(
+        config,
+        target_modules=[key[p.name] for p in layers] or config.target_modules,
+        modules_to_save=[key[h] for h in heads] or None,
+        rank_pattern={key[p.name]: p.rank for p in layers if p.rank != config.rank},
+        alpha_pattern={key[name]: alpha for name, alpha in alphas.items()},
+    )
+
+
+def renamed_in(config: LoRAConfig, names: list[str], rename: Callable[[str], str]) -> LoRAConfig:
+    """The same configuration for a model that holds these names a level up or down. Whole names change;
+    endings fit both."""
+    new = {exactly(name): exactly(rename(name)) for name in names}
+    new.update({name: exactly(rename(name)) for name in names if len(rename(name)) < len(name)})
+
+    def each(patterns: Any) -> Any:
+        return [new.get(p, p) for p in patterns] if isinstance(patterns, list) else patterns
+
+    return replace(
+        config,
+        target_modules=each(config.target_modules),
+        exclude_modules=each(config.exclude_modules),
+        modules_to_save=each(config.modules_to_save),
+        rank_pattern={new.get(k, k): v for k, v in config.rank_pattern.items()},
+        alpha_pattern={new.get(k, k): v for k, v in config.alpha_pattern.items()},
+    )

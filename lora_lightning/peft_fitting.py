@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lora_lightning.adapter_file import SavedAdapter
 from lora_lightning.layers import slots_of
+from lora_lightning.patterns import naming
 from lora_lightning.peft_format import MERGE_IN_PEFT, refuse_peft
 from lora_lightning.plans import LayerPlan, Plan
 from lora_lightning.structure import inside
@@ -17,7 +18,7 @@ from lora_lightning.structure import inside
 
 def in_model(saved: SavedAdapter, model: nn.Module, where: str | os.PathLike[str]) -> SavedAdapter:
     """What a PEFT file leaves open, settled by the model (plain, with the names of `saved`): kinds of
-    layers, weights of (in, out), and tensors of trained modules that are the base's own.
+    layers, weights of (in, out), and patterns that mean the file's layers alone.
 
     Raises:
         AdapterFileError: a layer that PEFT computes in another way than its weight says.
@@ -52,7 +53,8 @@ def in_model(saved: SavedAdapter, model: nn.Module, where: str | os.PathLike[str
     refuse_peft(problems, where)
     total = sum(p.numel() for p in model.parameters()) + sum(p.parameters for p in layers)
     plan = Plan(layers, saved.plan.heads, {}, saved.plan.scope, saved.plan.trainable, total)
-    return replace(saved, plan=plan, tensors=tensors, slots=slots)
+    config = naming(saved.config, layers, plan.heads, model)
+    return replace(saved, config=config, plan=plan, tensors=tensors, slots=slots)
 
 
 def only_trained(saved: SavedAdapter, own: Iterable[str], base: Mapping[str, Tensor]) -> SavedAdapter:

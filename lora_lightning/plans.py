@@ -8,7 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from lora_lightning.report import format_table, percent
+from lora_lightning.report import ROOT, format_table, listed, percent
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,9 @@ class LayerPlan:
         slot: its slot there, "" for a module with one weight.
         kind: class of the module.
         shape: of the weight, or of its rows.
+        rank: at most the smaller side of the weight (of one group of it).
         parameters: that train.
+        asked: the rank that was asked for, where the smaller side caps it, else None.
     """
 
     name: str
@@ -32,6 +34,12 @@ class LayerPlan:
     rank: int
     alpha: float
     parameters: int
+    asked: int | None = field(default=None, compare=False)
+
+    @property
+    def shown_rank(self) -> str:
+        """`9`, or `16, capped at 9`."""
+        return str(self.rank) if self.asked is None else f"{self.asked}, capped at {self.rank}"
 
     def tensor(self, part: str) -> str:
         """Name in a file of `lora_A`, `lora_B` or `lora_magnitude`."""
@@ -58,12 +66,13 @@ class Plan:
     trainable: int = field(compare=False)
     total: int = field(compare=False)
 
-    def families(self) -> list[tuple[str, int, str, int, int]]:
+    def families(self) -> list[tuple[str, int, str, str, int]]:
         """Layers that repeat in one row: name with `*` for the numbers of blocks and stages, how many,
         smallest and largest weight, rank, parameters."""
-        groups: dict[tuple[str, int], list[LayerPlan]] = {}
+        groups: dict[tuple[str, str], list[LayerPlan]] = {}
         for layer in self.layers:
-            groups.setdefault((re.sub(r"\d+\.", "*.", layer.name), layer.rank), []).append(layer)
+            name = re.sub(r"\d+\.", "*.", layer.name) or ROOT
+            groups.setdefault((name, layer.shown_rank), []).append(layer)
         return [
             (name, len(group), _shapes(group), rank, sum(p.parameters for p in group))
             for (name, rank), group in groups.items()
@@ -84,7 +93,8 @@ class Plan:
         planned = cls(**{**values, "layers": layers})
         for layer in layers:
             words = (layer.name, layer.module, layer.slot, layer.kind)
-            numbers = (*layer.shape, layer.rank, layer.parameters)
+            asked = () if layer.asked is None else (layer.asked,)
+            numbers = (*layer.shape, layer.rank, layer.parameters, *asked)
             if not (
                 all(isinstance(w, str) for w in words)
                 and all(type(n) is int and n > 0 for n in numbers)
@@ -136,7 +146,4 @@ def summary(skipped: Mapping[str, str]) -> str:
     reasons: dict[str, list[str]] = {}
     for name, reason in skipped.items():
         reasons.setdefault(reason, []).append(name)
-    return "; ".join(
-        f"{names[0]} ({reason})" if len(names) == 1 else f"{names[0]} and {len(names) - 1} more ({reason})"
-        for reason, names in reasons.items()
-    )
+    return "; ".join(f"{listed(names, most=1)} ({reason})" for reason, names in reasons.items())

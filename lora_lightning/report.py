@@ -29,7 +29,10 @@ def percent(part: int, whole: int) -> str:
     return f"{share:.3g} %" if share >= 0.01 else f"{share:.1g} %"
 
 
+ROOT = "the model itself"  # in messages and tables, where its name is ""
+
+
 def listed(names: Sequence[str], most: int = 4) -> str:
     """`a, b, c, d and 12 more`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
-    return ", ".join(names[:most]) + more
+    return ", ".join(name or ROOT for name in names[:most]) + more

@@ -14,6 +14,7 @@ from lora_lightning.errors import ConfigError, did_you_mean
 from lora_lightning.heads import find_heads, holds
 from lora_lightning.layers import LoRALayer
 from lora_lightning.layers.norm import is_norm
+from lora_lightning.pattern_kinds import is_name
 from lora_lightning.patterns import lookup, matching
 from lora_lightning.plans import LayerPlan, Plan, summary
 from lora_lightning.quantized import is_quantized
@@ -35,7 +36,7 @@ def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
 
     Raises:
         ConfigError: nothing to adapt, a pattern that matches nothing (with near misses), a layer that
-            cannot be adapted, a rank above a layer's smaller side; every problem at once.
+            cannot be adapted, a rank given by name above that layer's smaller side; every problem at once.
     """
     config = config or LoRAConfig()
     _refuse_unfit(model)
@@ -44,7 +45,7 @@ def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     problems: list[str] = []
     heads = _heads(backbone, config, problems)
     chosen, skipped = _targets(backbone, config, heads, problems)
-    layers = _layers(backbone, config, chosen, skipped, problems)
+    layers = _layers(backbone, config, chosen, problems)
     problems += _impossible(backbone, config, chosen, heads)
     if problems:
         raise ConfigError(problems)
@@ -280,33 +281,36 @@ def _layers(
     backbone: nn.Module,
     config: LoRAConfig,
     chosen: list[Target],
-    skipped: dict[str, str],
     problems: list[str],
 ) -> list[LayerPlan]:
-    """Rank, alpha and size of each chosen layer; with patterns checked against the names."""
-    names = [t.name for t in chosen]
-    rank_of = lookup("rank_pattern", config.rank_pattern, names, problems)
-    alpha_of = lookup("alpha_pattern", config.alpha_pattern, names, problems)
-    layers, small = [], {}
-    for target in chosen:
-        name, shape = target.name, target.shape
-        rank = rank_of(name) or config.rank
-        alpha = alpha_of(name) or (config.alpha if config.alpha is not None else 2 * rank)
-        side = target.slot.highest_rank(shape)
-        if rank > side:
-            small[name] = (rank, side)
+    """Rank, alpha and size of each chosen layer; with patterns checked against the names. A rank for all
+    layers is capped at a layer's smaller side; one that is given to a layer by its name is not."""
+    targets = {t.name: t for t in chosen}
+    rank_of = lookup("rank_pattern", config.rank_pattern, targets, problems)
+    alpha_of = lookup("alpha_pattern", config.alpha_pattern, targets, problems)
+    layers: list[LayerPlan] = []
+    small: dict[str, dict[str, int]] = {}
+    for name, target in targets.items():
+        shape, side = target.shape, target.slot.highest_rank(target.shape)
+        key, asked = rank_of(name) or ("", config.rank)
+        if asked > side and is_name(key) and key:
+            small.setdefault(key, {})[name] = side
+        rank = min(asked, side)
+        _, alpha = alpha_of(name) or ("", 2 * rank if config.alpha is None else config.alpha)
         parameters = sum(math.prod(factor) for factor in target.slot.factors(shape, rank))
         parameters += shape[0] if config.use_dora else 0
         kind = type(backbone.get_submodule(target.module)).__name__
-        layers.append(LayerPlan(name, target.module, target.slot_name, kind, shape, rank, alpha, parameters))
-    # "auto" and "all" may meet a few narrow layers (squeeze-and-excite); too narrow for most is a mistake.
-    forgiving = config.target_modules in ("auto", "all") and 2 * len(small) <= len(layers)
-    if small and not forgiving:
-        name, (rank, side) = min(small.items(), key=lambda item: item[1][1])
-        others = f" and {len(small) - 1} more layers" if len(small) > 1 else ""
+        layers.append(
+            LayerPlan(
+                name, target.module, target.slot_name, kind, shape, rank, alpha, parameters,
+                asked if asked > rank else None,
+            )
+        )  # fmt: skip
+    for key, sides in small.items():
+        name, side = min(sides.items(), key=lambda item: item[1])
+        others = f" and {len(sides) - 1} more" if len(sides) > 1 else ""
         problems.append(
-            f"rank={rank} is above the smaller side, {side}, of {name}{others}: give at most {side}, "
-            f"or a smaller rank for those layers in rank_pattern, or name them in exclude_modules."
+            f"rank_pattern[{key!r}]={config.rank_pattern[key]} is above the smaller side, {side}, of "
+            f"{name}{others}: give at most {side}."
         )
-    skipped.update({n: f"rank {rank} is above its smaller side" for n, (rank, _) in small.items()})
-    return [p for p in layers if p.name not in small]
+    return layers

@@ -6,6 +6,7 @@ from small import cnn, encoder, mlp, vit
 from torch import nn
 
 import lora_lightning as ll
+from lora_lightning.pattern_kinds import means, specificity
 
 
 def names(model, **options):
@@ -137,8 +138,15 @@ def test_the_longest_pattern_that_matches_wins():
         ({"rank_pattern": {"qvk": 3}}, "rank_pattern: 'qvk'"),
         ({"alpha_pattern": {"qvk": 3}}, "alpha_pattern: 'qvk'"),
         ({"backbone": "blocs"}, "Did you mean 'blocks'"),
-        ({"rank": 25}, "rank=25 is above the smaller side, 24, of blocks.0.attn.qkv and 7 more"),
-        ({"rank_pattern": {"blocks.0.attn.qkv": 30}, "target_modules": ["qkv"]}, "rank=30 is above"),
+        (
+            {"rank_pattern": {"qkv": 30}, "target_modules": ["qkv"]},
+            "rank_pattern['qkv']=30 is above the smaller side, 24, of blocks.0.attn.qkv and 1 more: give",
+        ),
+        ({"rank_pattern": {"layer(": 3}}, "rank_pattern: 'layer(' is not a regular expression: missing )"),
+        (
+            {"target_modules": ["qkv", "fc1)"]},
+            "target_modules: 'fc1)' is not a regular expression: unbalanced",
+        ),
     ],
 )
 def test_what_matches_nothing_or_does_not_fit_is_named(options, says):
@@ -155,13 +163,86 @@ def test_all_problems_of_one_model_come_together():
     assert len(caught.value.problems) == 3
 
 
-def test_a_few_narrow_layers_are_left_by_auto_but_not_when_named():
+def test_a_rank_for_all_is_capped_at_the_smaller_side_of_each_layer():
     model = timm_model("efficientnet_b0")
-    plan = ll.plan(model, ll.LoRAConfig(rank=8))
-    narrow = [n for n, reason in plan.skipped.items() if "above its smaller side" in reason]
-    assert narrow and all("conv_reduce" in n or "conv_expand" in n for n in narrow)
-    with pytest.raises(ll.ConfigError, match="rank=8 is above the smaller side, 4"):
-        ll.plan(model, ll.LoRAConfig(rank=8, target_modules=["conv_reduce"]))
+    plan = ll.plan(model, ll.LoRAConfig(rank=8, alpha=16))
+    capped = {p.name: p for p in plan.layers if p.asked}
+    assert capped and all("conv_reduce" in n or "conv_expand" in n for n in capped)
+    assert {(p.rank, p.asked, p.alpha) for p in capped.values()} == {(4, 8, 16), (6, 8, 16)}
+    assert "8, capped at 4" in str(plan)
+    assert not any("smaller side" in reason for reason in plan.skipped.values())
+    ll.inject(model, ll.LoRAConfig(rank=8, alpha=16))
+    update = model.get_submodule(next(iter(capped))).lora["default"]["weight"]
+    assert (update.rank, update.scaling) == (4, 4)  # alpha / the layer's own rank, as in PEFT
+
+
+@pytest.mark.parametrize("pattern", ["*", ".*", r"\d"])
+def test_only_a_rank_given_by_name_is_refused_where_it_does_not_fit(pattern):
+    model = nn.Sequential(nn.Linear(8, 3), nn.Linear(3, 8))
+    options = {"target_modules": ["0", "1"], "modules_to_save": None}
+    plan = ll.plan(model, ll.LoRAConfig(rank=2, rank_pattern={pattern: 5}, **options))
+    assert [(p.rank, p.asked) for p in plan.layers] == [(3, 5), (3, 5)]
+    with pytest.raises(
+        ll.ConfigError, match=r"rank_pattern\['1'\]=5 is above the smaller side, 3, of 1: give"
+    ):
+        ll.plan(model, ll.LoRAConfig(rank=2, rank_pattern={"*": 2, "1": 5}, **options))
+
+
+def test_a_model_that_is_one_layer_is_named_in_the_plan_and_in_messages():
+    model = nn.Conv2d(6, 9, (3, 5), groups=3)
+    options = {"target_modules": "all", "modules_to_save": None}
+    plan = ll.plan(model, ll.LoRAConfig(rank=4, **options))
+    assert [(p.rank, p.alpha) for p in plan.layers] == [(3, 6)]
+    assert str(plan).splitlines()[2].startswith("the model itself") and "4, capped at 3" in str(plan)
+    with pytest.raises(ll.ConfigError, match=r"the model itself .Bilinear is not linear in one input"):
+        ll.plan(nn.Bilinear(2, 2, 2), ll.LoRAConfig(**options))
+    x = torch.randn(2, 6, 7, 7)
+    before = model(x)
+    ll.inject(model, ll.LoRAConfig(rank=4, **options))
+    assert (model(x) - before).abs().max() < 1e-6
+
+
+NAMES = ["layer.1", "layer.11", "layer_1", "layer11", "outer.layer.1", "layer.10.layer", "layer.1.fc"]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "meant"),
+    [
+        ("layer.1", {"layer.1", "outer.layer.1"}),
+        ("layer1", set()),
+        ("r.1", set()),
+        ("1", {"layer.1", "outer.layer.1"}),
+        ("layer.?", {"layer.1", "outer.layer.1"}),
+        ("layer.1*", {"layer.1", "layer.11", "outer.layer.1", "layer.10.layer", "layer.1.fc"}),
+        ("layer[_.]1", {"layer.1", "layer_1", "outer.layer.1"}),
+        (r"layer\.1", {"layer.1", "outer.layer.1"}),
+        (r"^layer\.1", {"layer.1"}),
+        (r"^layer\.1$", {"layer.1"}),
+        (r"layer.1+", {"layer.1", "layer.11", "layer_1", "layer11", "outer.layer.1"}),
+        (r"layer\.\d+", {"layer.1", "layer.11", "outer.layer.1"}),
+        (".*fc", {"layer.1.fc"}),
+        ("(layer_1|fc)", {"layer_1", "layer.1.fc"}),
+    ],
+)
+def test_a_name_is_a_name_a_glob_a_glob_and_a_regular_expression_only_what_is_one(pattern, meant):
+    assert {n for n in NAMES if means(pattern, n)} == meant
+
+
+def test_names_with_dots_mean_no_other_layers():
+    layers = {"layer": nn.ModuleList(nn.Linear(4, 4) for _ in range(12))}
+    model = nn.ModuleDict({**layers, "layer11": nn.Linear(4, 4), "layer_1": nn.Linear(4, 4)})
+    for options in ({"rank_pattern": {"layer.1": 2}}, {"alpha_pattern": {"layer.1": 2}}):
+        plan = ll.plan(model, ll.LoRAConfig(rank=3, target_modules="all", modules_to_save=None, **options))
+        other = {p.name for p in plan.layers if (p.rank, p.alpha) != (3, 6)}
+        assert other == {"layer.1"}
+    assert names(model, target_modules=["layer.1"], modules_to_save=None) == ["layer.1"]
+    left = set(names(model, target_modules="all", exclude_modules=["layer.1"], modules_to_save=None))
+    assert len(left) == 13 and "layer.1" not in left
+
+
+def test_the_most_specific_key_wins():
+    keys = ["*", "l.*", r"^layer\.\d$", "1", "layer.1", r"^layer\.1$"]
+    assert sorted(keys[::-1], key=specificity) == keys
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,7 @@ def summary(plan: ll.Plan) -> dict[str, Any]:
         key = f"{_family(name)}: {reason}"
         skipped[key] = skipped.get(key, 0) + 1
     return {
-        "adapted": {name: count for name, count, *_ in plan.families()},
+        "adapted": dict(sum((Counter({name: count}) for name, count, *_ in plan.families()), Counter())),
         "heads": plan.heads,
         "skipped": skipped,
     }

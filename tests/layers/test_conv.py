@@ -39,9 +39,12 @@ def test_shapes_of_the_factors(build, A, B):
     ],
 )
 def test_rank_is_bounded_by_the_matrix_of_a_group(build, side):
+    named = {"target_modules": ["0"], "rank_pattern": {"0": side + 1}}
     with pytest.raises(ll.ConfigError, match=rf"smaller side, {side}, of 0: give at most {side}"):
-        ll.plan(nn.Sequential(build()), ll.LoRAConfig(rank=side + 1, target_modules=["0"]))
-    ll.plan(nn.Sequential(build()), ll.LoRAConfig(rank=side, target_modules=["0"]))
+        ll.plan(nn.Sequential(build()), ll.LoRAConfig(**named))
+    for rank in (side, side + 1):
+        plan = ll.plan(nn.Sequential(build()), ll.LoRAConfig(rank=rank, target_modules=["0"]))
+        assert plan.layers[0].rank == side
 
 
 @pytest.mark.parametrize("name", [n for n in {**CONV, **TRANSPOSED} if "dora" not in n])
