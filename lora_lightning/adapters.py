@@ -10,8 +10,9 @@ from torch import Tensor, nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
-from lora_lightning.inject import activate, drop, grow, refuse_merged
+from lora_lightning.inject import activate, check_name, drop, grow, refuse_merged
 from lora_lightning.layers import LoRALayer, lora_layers
+from lora_lightning.peft_config import config_of
 from lora_lightning.plans import Plan
 from lora_lightning.record import as_before, injection_of, put_adapter_values, put_base_values
 from lora_lightning.report import listed
@@ -40,7 +41,8 @@ def add_adapter(model: nn.Module, name: str, config: LoRAConfig | None = None) -
     """
     refuse_merged(model)
     injection = injection_of(model)
-    config = config or next(iter(injection.adapters.values())).config
+    config = next(iter(injection.adapters.values())).config if config is None else config_of(config)
+    check_name(name)
     if name in injection.adapters:
         raise ConfigError([
             f"name={name!r}: the model has an adapter of this name. Give another name, or call "
@@ -68,6 +70,11 @@ def select(model: nn.Module, *names: str) -> None:
     """
     refuse_merged(model)
     injection = injection_of(model)
+    if len(names) == 1 and isinstance(names[0], (list, tuple)):
+        raise UserError(
+            f"select: {names[0]!r} is a list: give the names one by one, as in "
+            f"select(model, {', '.join(map(repr, names[0])) or repr(injection.adapter)})."
+        )
     for name in names:
         injection.named(name)
     if not names or len({*names}) < len(names):

@@ -18,6 +18,7 @@ from lora_lightning.files import write_checkpoints_whole
 from lora_lightning.hparams import unsafe_hparams
 from lora_lightning.inject import carry_out, eject, freeze_norms
 from lora_lightning.layers.norm import FrozenNorm
+from lora_lightning.peft_config import config_of
 from lora_lightning.plans import Plan
 from lora_lightning.record import injection_of, is_injected
 from lora_lightning.report import listed
@@ -31,6 +32,7 @@ from lora_lightning.twins import is_a
 from lora_lightning.verify import FirstSteps
 
 CHECKPOINTS = ("adapter", "full")
+OWN_OPTIONS = ("adapter", "checkpoint", "verbose", "verify_strict", "any_base")  # beside LoRAConfig's
 
 
 class LoRACallback(ExactResume):
@@ -39,7 +41,7 @@ class LoRACallback(ExactResume):
     go on as if it had never stopped.
 
     Args:
-        config: what to adapt and how.
+        config: what to adapt and how; a mapping of LoRAConfig's fields and PEFT's `LoraConfig` will do.
         adapter: name of the updates. A module that is adapted already, by an earlier fit, gets one more
             adapter of this name; the earlier ones stay in it and in its checkpoints, and do not train. None
             is "default", or what is selected in a module that is adapted already.
@@ -78,7 +80,7 @@ class LoRACallback(ExactResume):
     ) -> None:
         if config is not None and options:
             raise ConfigError([f"give a config or its fields ({', '.join(options)}), not both."])
-        problems = LoRAConfig.problems(options)
+        problems = LoRAConfig.problems(options, beside=OWN_OPTIONS)
         for name, value in (("verify_strict", verify_strict), ("any_base", any_base)):
             if not isinstance(value, bool):
                 problems.append(f"{name}={value!r}: give true or false.")
@@ -88,7 +90,7 @@ class LoRACallback(ExactResume):
         if problems:
             raise ConfigError(problems)
         super().__init__()
-        self.config = config or LoRAConfig(**options)
+        self.config = LoRAConfig(**options) if config is None else config_of(config)
         self.adapter = adapter
         self.checkpoint, self.verbose, self.verify_strict = checkpoint, verbose, verify_strict
         self.any_base = any_base

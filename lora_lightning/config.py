@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from typing_extensions import NotRequired
+
 from lora_lightning.errors import ConfigError, did_you_mean
 from lora_lightning.pattern_kinds import problem
+from lora_lightning.peft_names import ALL_LINEAR, NAMES, peft_problem
 
 INITS = ("default", "gaussian")
 SCOPES = ("backbone", "neck", "all")
@@ -18,12 +23,35 @@ TRAIN_NORM = ("frozen", "affine", "stats", "both")
 KERNELS = ("auto", "keep_inputs", "reference")
 
 
+def _named(cls: type[LoRAConfig]) -> type[LoRAConfig]:
+    """Let a name that is no option be one more problem of the configuration, not Python's TypeError."""
+    plain = cls.__init__
+
+    @functools.wraps(plain)
+    def __init__(self: LoRAConfig, *values: Any, **options: Any) -> None:
+        if not options.keys() <= cls.__dataclass_fields__.keys():
+            raise ConfigError(cls.problems(options))
+        plain(self, *values, **options)
+
+    signature = inspect.signature(cls)
+    cls.__signature__ = signature  # type: ignore[attr-defined]
+    # LightningCLI hands over only what a signature has: with PEFT's names in it, the message is ours.
+    theirs = [
+        inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, annotation=NotRequired[Any]) for n in NAMES
+    ]
+    own = inspect.signature(plain).parameters.values()
+    __init__.__signature__ = signature.replace(parameters=[*own, *theirs])  # type: ignore[attr-defined]
+    cls.__init__ = __init__  # type: ignore[method-assign]
+    return cls
+
+
+@_named
 @dataclass
 class LoRAConfig:
     """What is adapted, at which rank, and what else trains.
 
     Names and meanings follow PEFT's `LoraConfig` where it has them; `rank` is PEFT's `r` and `alpha`
-    its `lora_alpha`.
+    its `lora_alpha`. Its other names are refused with ours.
 
     Args:
         rank: r, the rank of the updates, at least 1; of a layer with a smaller side that side.
@@ -89,18 +117,26 @@ class LoRAConfig:
             raise ConfigError(problems)
 
     @classmethod
-    def problems(cls, options: Mapping[str, Any]) -> list[str]:
-        """Every problem of these options, unknown names included; an empty list when all is well."""
-        known = [f.name for f in fields(cls)]
-        unknown = [k for k in options if k not in known]
+    def problems(cls, options: Mapping[str, Any], prefix: str = "", beside: Iterable[str] = ()) -> list[str]:
+        """Every problem of these options, unknown names and PEFT's included; an empty list when all is well.
+
+        Args:
+            prefix: what the names begin with where they are written, such as `lora.` on a command line.
+            beside: other names that may be written there.
+        """
+        own = [f.name for f in fields(cls)]
+        known = [*beside, *own]
         problems = [
-            f"{k} is not an option of LoRA.{did_you_mean(k, known)} Options: {', '.join(known)}."
-            for k in unknown
+            peft_problem(name, value, prefix)
+            or f"{prefix}{name} is not an option of LoRA.{did_you_mean(name, known)}"
+            f" Options: {', '.join(known)}."
+            for name, value in options.items()
+            if name not in own
         ]
         try:
-            cls(**{k: v for k, v in options.items() if k in known})
+            cls(**{k: v for k, v in options.items() if k in own})
         except ConfigError as error:
-            problems += error.problems
+            problems += [f"{prefix}{problem}" for problem in error.problems]
         return problems
 
     def to_dict(self) -> dict[str, Any]:
@@ -186,6 +222,8 @@ def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str | None:
 
 
 def _names(name: str, value: Any, allowed: str) -> str | None:
+    if value == ALL_LINEAR:
+        return f"{name}={value!r} is PEFT's: here 'all' is every supported layer but the head."
     if isinstance(value, str) and value:
         try:
             re.compile(value)

@@ -14,6 +14,7 @@ from lora_lightning.layers.reading import weight_of
 from lora_lightning.layers.swap import swap_out
 from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.layers.writing import set_weights
+from lora_lightning.peft_config import config_of
 from lora_lightning.record import (
     Adapter,
     Injection,
@@ -37,7 +38,7 @@ def inject(model: nn.Module, config: LoRAConfig | None = None, adapter: str = "d
 
     Args:
         model: any module that is not adapted yet.
-        config: None takes the defaults.
+        config: None takes the defaults; a mapping of LoRAConfig's fields and PEFT's `LoraConfig` will do.
         adapter: name of the updates, an identifier.
 
     Returns:
@@ -48,7 +49,7 @@ def inject(model: nn.Module, config: LoRAConfig | None = None, adapter: str = "d
         UserError: the model is sharded.
     """
     refuse_sharded(model, "inject", FIRST)
-    config = config or LoRAConfig()
+    config = config_of(config)
     planned = plan(model, config)
     carry_out(model, config, planned, adapter)
     return planned
@@ -93,14 +94,23 @@ def check_adapter(model: nn.Module, config: LoRAConfig, adapter: str) -> None:
     Raises:
         ConfigError: the adapter's name is no identifier, or DoRA on the meta device.
     """
-    if not adapter.isidentifier() or hasattr(nn.ModuleDict, adapter):
-        raise ConfigError([
-            f"adapter={adapter!r}: give an identifier that is no method of nn.Module, such as 'scottish'."
-        ])  # fmt: skip
+    check_name(adapter)
     if config.use_dora and any(p.is_meta for p in model.parameters()):
         raise ConfigError([
             "use_dora=True: magnitudes begin as the norms of the weights, which a model on the meta device "
             "does not have yet: give it memory and load its weights first, or set use_dora to false."
+        ])  # fmt: skip
+
+
+def check_name(adapter: str) -> None:
+    """Refuse what cannot be an adapter's name.
+
+    Raises:
+        ConfigError: it is no identifier.
+    """
+    if not isinstance(adapter, str) or not adapter.isidentifier() or hasattr(nn.ModuleDict, adapter):
+        raise ConfigError([
+            f"adapter={adapter!r}: give an identifier that is no method of nn.Module, such as 'scottish'."
         ])  # fmt: skip
 
 
@@ -169,7 +179,7 @@ def freeze(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     Raises:
         ConfigError: no head is found.
     """
-    config = config or LoRAConfig()
+    config = config_of(config)
     planned = plan_probe(model, config)
     carry_out(model, config, planned)
     return planned

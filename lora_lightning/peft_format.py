@@ -18,6 +18,7 @@ from lora_lightning.errors import AdapterFileError, ConfigError
 from lora_lightning.fingerprint import is_fingerprint
 from lora_lightning.layers.embedding import EMBEDDING_SLOT
 from lora_lightning.layers.slot import Slot
+from lora_lightning.peft_names import VARIANTS
 from lora_lightning.plans import LayerPlan, Plan
 
 PREFIX = "base_model.model."
@@ -41,14 +42,6 @@ READ = (
     "r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "use_dora", "modules_to_save", "rank_pattern",
     "alpha_pattern",
 )  # fmt: skip
-REFUSED = {
-    "layer_replication": "the base model is rebuilt with repeated layers",
-    "lora_bias": "its updates have a bias of their own",
-    "trainable_token_indices": "single rows of an embedding are trained; target the embedding instead",
-    "target_parameters": "parameters outside of layers are adapted",
-    "alora_invocation_tokens": "aLoRA acts on some tokens only",
-    "ensure_weight_tying": "two layers share one update",
-}
 MERGE_IN_PEFT = "Merge it with PEFT (merge_and_unload) and save the model."
 
 
@@ -89,22 +82,27 @@ def pattern_value(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
 
 
 def _option_problems(about: Mapping[str, Any]) -> list[str]:
-    if about["peft_type"] != "LORA":
-        return [f"peft_type={about['peft_type']!r}: only LORA can be read here. {MERGE_IN_PEFT}"]
+    problems = variant_problems(about, MERGE_IN_PEFT)
     init = about.get("init_lora_weights", True)
-    problems = [f"{k}={about[k]!r}: {why}. {MERGE_IN_PEFT}" for k, why in REFUSED.items() if about.get(k)]
     if not any(init is known or (isinstance(known, str) and init == known) for known in KEPT_INITS):
         problems.append(
             f"init_lora_weights={init!r} changes the base's weights: save it with PEFT's "
             f"save_pretrained(..., path_initial_model_for_weight_conversion=...), which makes it plain."
         )
-    known = {*NEUTRAL, *READ, *REFUSED}
-    problems += [
-        f"{name}={value!r}: this variant of LoRA does not exist here. {MERGE_IN_PEFT}"
+    return problems
+
+
+def variant_problems(about: Mapping[str, Any], remedy: str) -> list[str]:
+    """What PEFT's options ask for that does not exist here, one line each, with this remedy."""
+    if about["peft_type"] != "LORA":
+        return [f"peft_type={about['peft_type']!r}: only LORA can be read here. {remedy}".rstrip()]
+    known = {*NEUTRAL, *READ, *VARIANTS}
+    problems = [f"{k}={about[k]!r}: {why}. {remedy}" for k, why in VARIANTS.items() if about.get(k)]
+    return problems + [
+        f"{name}={value!r}: this variant of LoRA does not exist here. {remedy}"
         for name, value in about.items()
         if name not in known and value
     ]
-    return problems
 
 
 def _updates(tensors: Mapping[str, Tensor], problems: list[str]) -> dict[str, dict[str, Tensor]]:
@@ -230,20 +228,27 @@ def _own(
 
 
 def _config(about: Mapping[str, Any], layers: list[LayerPlan], heads: list[str]) -> LoRAConfig:
-    rank, alpha = about.get("r", 8), about.get("lora_alpha", 8)
+    settings = settings_of(about)
     return LoRAConfig(
-        rank=rank,
-        alpha=alpha,
         target_modules=[p.name for p in layers],
         modules_to_save=heads or None,
-        rank_pattern={p.name: p.rank for p in layers if p.rank != rank},
-        alpha_pattern={p.name: p.alpha for p in layers if not math.isclose(p.alpha, alpha)},
-        dropout=about.get("lora_dropout", 0.0),
+        rank_pattern={p.name: p.rank for p in layers if p.rank != settings["rank"]},
+        alpha_pattern={p.name: p.alpha for p in layers if not math.isclose(p.alpha, settings["alpha"])},
         init="gaussian" if about.get("init_lora_weights") == "gaussian" else "default",
-        use_rslora=about.get("use_rslora", False),
-        use_dora=about.get("use_dora", False),
-        train_bias=about.get("bias", "none"),
+        **settings,
     )
+
+
+def settings_of(about: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of PEFT that mean the same here whatever the model is, under our names."""
+    return {
+        "rank": about.get("r", 8),
+        "alpha": about.get("lora_alpha", 8),
+        "dropout": about.get("lora_dropout", 0.0),
+        "use_rslora": about.get("use_rslora", False),
+        "use_dora": about.get("use_dora", False),
+        "train_bias": about.get("bias", "none"),
+    }
 
 
 def _extras(metadata: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Any], str]:

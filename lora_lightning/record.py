@@ -74,11 +74,9 @@ class Injection:
         Raises:
             UserError: there is none.
         """
-        if name not in self.adapters:
-            raise UserError(
-                f"there is no adapter {name!r}.{did_you_mean(name, self.adapters)} "
-                f"The model has {', '.join(self.adapters)}."
-            )
+        if not isinstance(name, str) or name not in self.adapters:
+            near = did_you_mean(name, self.adapters) if isinstance(name, str) else " A name is a text."
+            raise UserError(f"there is no adapter {name!r}.{near} The model has {', '.join(self.adapters)}.")
         return self.adapters[name]
 
     def settled(self) -> None:

@@ -16,6 +16,7 @@ from lora_lightning.layers import LoRALayer
 from lora_lightning.layers.norm import is_norm
 from lora_lightning.pattern_kinds import is_name
 from lora_lightning.patterns import lookup, matching
+from lora_lightning.peft_config import config_of
 from lora_lightning.plans import LayerPlan, Plan, summary
 from lora_lightning.quantized import is_quantized
 from lora_lightning.report import listed
@@ -32,13 +33,13 @@ def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
 
     Args:
         model: any module that is not adapted yet.
-        config: None takes the defaults.
+        config: None takes the defaults; a mapping of LoRAConfig's fields and PEFT's `LoraConfig` will do.
 
     Raises:
         ConfigError: nothing to adapt, a pattern that matches nothing (with near misses), a layer that
             cannot be adapted, a rank given by name above that layer's smaller side; every problem at once.
     """
-    config = config or LoRAConfig()
+    config = config_of(config)
     _refuse_unfit(model)
     scope = find_scope(model, config)
     backbone = model.get_submodule(scope)

@@ -196,7 +196,7 @@ def _own(
     if not isinstance(node, dict):
         return []
     options = {key: value for key, value in node.items() if key not in skip}
-    return [f"{path}.{problem}" for problem in config.problems(options)]
+    return config.problems(options, f"{path}.")
 
 
 def _targets(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -22,6 +22,7 @@ from lora_lightning.app.compose import CONFIG_NAME, choices_of, compose, config_
 from lora_lightning.app.options import show
 from lora_lightning.app.signatures import takes
 from lora_lightning.errors import ConfigError, did_you_mean, nearest
+from lora_lightning.peft_names import peft_problem
 
 SUBMITIT = ("slurm", "local")  # launchers
 UNCHECKED = ("--hydra-help", "--version", "--shell-completion", "-sc", "--experimental-rerun")
@@ -233,6 +234,9 @@ def _apply(loader: ConfigLoaderImpl, config: DictConfig, override: Override) -> 
         if exists:
             reason = str(error.__cause__ or error).splitlines()[0]
             return [f"{word}: {reason}"]
+        section, _, name = key.rpartition(".")
+        if section in ("", "lora") and (problem := peft_problem(name, override.value(), "lora.")):
+            return [problem]
         return [f"{word}: {_unknown(loader, config, key)}"]
 
 

@@ -57,11 +57,15 @@ class OptimConfig:
             raise ConfigError(found)
 
     @classmethod
-    def problems(cls, options: Mapping[str, Any]) -> list[str]:
-        """Every problem of these options, unknown names included; empty when all is well."""
+    def problems(cls, options: Mapping[str, Any], prefix: str = "") -> list[str]:
+        """Every problem of these options, unknown names included; empty when all is well.
+
+        Args:
+            prefix: what the names begin with where they are written, such as `optim.` on a command line.
+        """
         known = [f.name for f in fields(cls)]
         problems = [
-            f"{name} is not an option of the optimizer.{did_you_mean(name, known)}"
+            f"{prefix}{name} is not an option of the optimizer.{did_you_mean(name, known)}"
             f" Options: {', '.join(known)}."
             for name in options
             if name not in known
@@ -69,7 +73,7 @@ class OptimConfig:
         try:
             cls(**{name: value for name, value in options.items() if name in known})
         except ConfigError as error:
-            problems += error.problems
+            problems += [f"{prefix}{problem}" for problem in error.problems]
         return problems
 
     def to_dict(self) -> dict[str, Any]:
