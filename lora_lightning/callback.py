@@ -25,7 +25,13 @@ from lora_lightning.report import listed
 from lora_lightning.resume import ExactResume
 from lora_lightning.sharding import FIRST, refuse_sharded
 from lora_lightning.state_hooks import keep_trained_only
-from lora_lightning.strategies import UNSHARDED, prepare_restore, prepare_saving, refuse_quantized
+from lora_lightning.strategies import (
+    UNSHARDED,
+    prepare_precision,
+    prepare_restore,
+    prepare_saving,
+    refuse_quantized,
+)
 from lora_lightning.targets import plan
 from lora_lightning.trainer_checkpoint import describe_checkpoints
 from lora_lightning.twins import is_a
@@ -196,6 +202,7 @@ class LoRACallback(ExactResume):
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What other parts of Lightning must know of an injected module."""
         refuse_quantized(trainer, pl_module)
+        prepare_precision(trainer, pl_module)
         keep_trained_only(pl_module, full=self.checkpoint == "full")
         describe_checkpoints(pl_module, is_a(trainer.strategy, *UNSHARDED), self.any_base)
         average_the_adapted(trainer, pl_module)

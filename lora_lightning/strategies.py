@@ -8,6 +8,7 @@ import lightning.pytorch as pl
 import torch
 
 from lora_lightning.errors import UserError
+from lora_lightning.layers import lora_layers
 from lora_lightning.quantized import is_quantized
 from lora_lightning.state_hooks import keep_trained_only_of, refuse_misfit
 from lora_lightning.twins import is_a
@@ -26,6 +27,27 @@ def refuse_quantized(trainer: pl.Trainer, model: pl.LightningModule) -> None:
             f"{type(trainer.strategy).__name__} shards the parameters, which quantized weights do not allow: "
             'take strategy="ddp", where each process holds the few bits of all, or do not quantize.'
         )
+
+
+def prepare_precision(trainer: pl.Trainer, model: pl.LightningModule) -> None:
+    """Updates stay float32 in a half-precision model. DeepSpeed keeps float32 copies of what it trains, and
+    asks for one dtype.
+
+    Raises:
+        UserError: FSDP would have to put updates and weights of two dtypes into one flat parameter.
+    """
+    precision = getattr(trainer.precision_plugin, "precision", "")
+    if is_a(trainer.strategy, "FSDPStrategy") and precision in ("bf16-true", "16-true"):
+        mixed = precision.replace("true", "mixed")
+        raise UserError(
+            f"precision={precision!r}: updates stay float32, where small steps are not lost, and FSDPStrategy puts "
+            f'them into one flat parameter with the weights. Take precision="{mixed}", or '
+            "ModelParallelStrategy (FSDP2)."
+        )
+    if is_a(trainer.strategy, "DeepSpeedStrategy"):
+        for layer in lora_layers(model).values():
+            for update in (u for adapter in layer.lora for u in layer.updates(adapter)):
+                update.becomes_half = True
 
 
 def prepare_restore(trainer: pl.Trainer, model: pl.LightningModule) -> None:

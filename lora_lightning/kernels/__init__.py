@@ -104,7 +104,7 @@ def keep_mask(x: Tensor, dropout: float) -> Tensor:
     runs, (whole, rest) = -(-x.numel() // 512), divmod(dropout * 256, 1)
     seed = int(torch.randint(2**63 - 1, ()))
     bits = torch.from_numpy(np.random.SFC64(seed).random_raw(runs * 512 // 8).view(np.int8))
-    dropped = (torch.rand(runs, 1) < rest).to(torch.int8).add_(int(whole) - 128)
+    dropped = (torch.rand(runs, 1, dtype=torch.float32) < rest).to(torch.int8).add_(int(whole) - 128)
     return bits.view(runs, 512).ge_(dropped).view(torch.bool).flatten()[: x.numel()].view(x.shape)
 
 

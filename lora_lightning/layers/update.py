@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from lora_lightning.init import init_update
 from lora_lightning.kernels import row_norms, without_autocast
@@ -31,10 +35,14 @@ class LowRankUpdate(nn.Module):
         kernel: as `LoRAConfig.kernel`.
 
     Attributes:
-        lora_A: as `slot.factors` says. Float32 for half-precision weights, else of the weight's dtype.
+        lora_A: as `slot.factors` says. Float32 for half-precision weights, else of the weight's dtype; it
+            stays float32 where the model is made half precision later, as steps of 1e-4 would be lost there.
         lora_B: the same.
         lora_magnitude: (out,) with DoRA, else None.
+        becomes_half: follow the model into half precision, where something else keeps float32 values.
     """
+
+    becomes_half = False
 
     def __init__(
         self,
@@ -58,6 +66,24 @@ class LowRankUpdate(nn.Module):
         self.lora_magnitude = nn.Parameter(self.lora_B.new_empty(weight.shape[0])) if use_dora else None
         self.reset_parameters()
         self.reset_magnitude(weight)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """As of every module (`to`, `half`, `bfloat16`, `to_empty`), but what would be half is float32."""
+
+        def kept(tensor: Tensor) -> Tensor:
+            made = fn(tensor)
+            if self.becomes_half or made.dtype == tensor.dtype or not _is_half(made):
+                return made
+            return tensor.to(made.device, torch.float32)
+
+        return super()._apply(kept, recurse)
+
+    def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """With `assign=True` the values of a file take the places of the parameters."""
+        for name in () if self.becomes_half else LEAVES:
+            if isinstance(stored := state.get(prefix + name), Tensor) and _is_half(stored):
+                state[prefix + name] = stored.float()
+        super()._load_from_state_dict(state, prefix, *rest)
 
     def reset_parameters(self) -> None:
         """Begin anew: the update is zero. Called when a model on the meta device is given memory."""
@@ -123,3 +149,7 @@ class LowRankUpdate(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.slot.parameter}, rank={self.rank}, scaling={self.scaling:g}"
+
+
+def _is_half(tensor: Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.itemsize < 4

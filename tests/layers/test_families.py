@@ -275,6 +275,10 @@ def test_bfloat16_weights_keep_float32_updates(name):
     fill(model)
     outputs = run(model, inputs)
     assert {y.dtype for y in outputs} == {torch.bfloat16}
+    later = adapted(name).eval().bfloat16()
+    assert {p.dtype for p in ll.lora_parameters(later)} == {torch.float32}
+    for one, other in zip(run(later, inputs), outputs, strict=True):
+        assert (one - other).abs().max() <= 0.02 * other.abs().max()
     loss(outputs).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in ll.lora_parameters(model))
     exact, x = adapted(name), tuple(x.float() if x.is_floating_point() else x for x in inputs)
