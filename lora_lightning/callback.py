@@ -15,7 +15,7 @@ from lora_lightning.averaging import average_the_adapted, keep_equal_values
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
 from lora_lightning.files import write_checkpoints_whole
-from lora_lightning.hparams import unsafe_hparams
+from lora_lightning.hparams import log_to_all, logged, unsafe_hparams
 from lora_lightning.inject import carry_out, eject, freeze_norms
 from lora_lightning.layers.norm import FrozenNorm
 from lora_lightning.peft_config import config_of
@@ -44,7 +44,8 @@ OWN_OPTIONS = ("adapter", "checkpoint", "verbose", "verify_strict", "any_base") 
 class LoRACallback(ExactResume):
     """Injects LoRA into the LightningModule at setup, freezes its backbone, keeps the Trainer's
     checkpoints down to what is trained, writes them whole or not at all, and lets a run resumed from one
-    go on as if it had never stopped.
+    go on as if it had never stopped. Its configuration and the numbers of parameters go to the Trainer's
+    loggers, as hyperparameters under `LoRACallback`.
 
     Args:
         config: what to adapt and how; a mapping of LoRAConfig's fields and PEFT's `LoraConfig` will do.
@@ -102,6 +103,7 @@ class LoRACallback(ExactResume):
         self.any_base = any_base
         self.plan: Plan | None = None
         self._first_steps: FirstSteps | None = None
+        self._logged: tuple[list[int], dict[str, Any]] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Inject now if the targets exist, and look again after `configure_model`, which may build
@@ -132,6 +134,7 @@ class LoRACallback(ExactResume):
         if is_a(trainer.strategy, *UNSHARDED):
             self._first_steps = FirstSteps(pl_module)
         self._warn_of_hparams(trainer, pl_module)
+        self._log(trainer, pl_module)
         if self.verbose:
             lines = [str(self.plan), quantization.summary(pl_module)]
             rank_zero_info("\n" + "\n".join(filter(None, lines)) + "\n")
@@ -254,6 +257,14 @@ class LoRACallback(ExactResume):
                 "no optimizer holds the LoRA parameters: make the optimizer in configure_optimizers, "
                 "from self.parameters(), not from a list made in __init__."
             )
+
+    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell the Trainer's loggers, once, also when the same fit goes on."""
+        assert self.plan is not None
+        about = logged(self.config, self.plan, injection_of(pl_module).adapter)
+        if self._logged != (told := ([id(logger) for logger in trainer.loggers], about)):
+            log_to_all(trainer, pl_module, about)
+            self._logged = told
 
     def _warn_of_hparams(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for owner in (pl_module, trainer.datamodule):  # type: ignore[attr-defined]
