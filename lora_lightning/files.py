@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
 
+from lora_lightning.torch_file import read_torch
+
 
 def write_whole(path: Path, write: Callable[[str], object]) -> None:
     """Write beside `path`, then rename: a reader sees the old file or the new one, never a part.
@@ -59,8 +61,9 @@ def write_together(files: Mapping[Path, Callable[[str], object]]) -> None:
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
-    """Trainer checkpoints written whole. Lightning writes to the system's temporary folder and moves the
-    file, which is a copy, and not atomic, when that folder lies on another disk."""
+    """Trainer checkpoints written whole, and read with errors of ours. Lightning writes to the system's
+    temporary folder and moves the file, which is a copy, and not atomic, when that folder lies on another
+    disk."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
         if "://" in str(path):
@@ -70,6 +73,14 @@ class WholeCheckpointIO(TorchCheckpointIO):
         torch.save(checkpoint, buffer)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         write_whole(Path(path), lambda temporary: Path(temporary).write_bytes(buffer.getbuffer()))
+
+    def load_checkpoint(
+        self, path: Any, map_location: Any = lambda storage, _: storage, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        if "://" in str(path):
+            return super().load_checkpoint(path, map_location, weights_only)
+        remedy = "Give a checkpoint that a Trainer wrote."
+        return read_torch(path, remedy, map_location=map_location, weights_only=weights_only)
 
 
 class Keeping(CheckpointIO):

@@ -8,17 +8,18 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from torch import Tensor
 
 from lora_lightning.adapter_file import SavedAdapter, described, read_adapter, read_config
-from lora_lightning.errors import AdapterFileError, UserError, did_you_mean, nearest
+from lora_lightning.checkpoint_digests import KEY, check_digests
+from lora_lightning.errors import AdapterFileError, UserError, did_you_mean
 from lora_lightning.layers.layer import slot_key
 from lora_lightning.layers.update import LEAVES
 from lora_lightning.peft_format import is_peft, read_peft
+from lora_lightning.torch_file import read_torch
 
-KEY = "lora_lightning"  # of the adapter's description in a Trainer's checkpoint
+GIVE = "Give an adapter's folder or a Trainer's checkpoint."
 RUN_FILE = "config.yaml"
 FACTS_FILE = "provides.yaml"
 ABOVE = 3  # folders between a run's folder and what it saved
@@ -78,14 +79,6 @@ def read_source(path: str | os.PathLike[str], adapter: str | None = None) -> Sou
     if path.is_dir():
         kind = "PEFT's format" if is_peft(read_config(path)) else "adapter folder"
         return Source(path, kind, read_any(path), run=_run_of(path))
-    if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path()
-        near = nearest(path.name, [p.name for p in folder.iterdir()])
-        hint = f" Did you mean {folder / near[0]}?" if near else ""
-        raise AdapterFileError(
-            f"{path} is not an adapter: it does not exist. Give an adapter's folder or a Trainer's "
-            f"checkpoint.{hint}"
-        )
     checkpoint = load_checkpoint(path)
     saved, base = from_checkpoint(checkpoint, str(path), adapter)
     return Source(path, "Trainer checkpoint", saved, base, _run_of(path))
@@ -95,20 +88,14 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     """A Trainer's checkpoint, read without running anything in it.
 
     Raises:
-        AdapterFileError: it is damaged, holds code, or is no Trainer's checkpoint.
+        AdapterFileError: it is missing, damaged, holds code, or is no Trainer's checkpoint.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged, foreign and unsafe files
-        unsafe = "unsupported global" in str(error).lower()
-        reason = "it holds code; nothing in it was run" if unsafe else "it is damaged or no checkpoint"
-        raise AdapterFileError(
-            f"{path} cannot be read: {reason}. Give an adapter's folder or a Trainer's checkpoint."
-        ) from None
+    checkpoint = read_torch(path, GIVE)
     if not isinstance(checkpoint, dict) or not isinstance(checkpoint.get("state_dict"), dict):
         raise AdapterFileError(f"{path} is not a Trainer's checkpoint: it has no state_dict.")
     if not isinstance(checkpoint.get(KEY), dict):
         raise AdapterFileError(f"{path} holds no adapter: it was not saved with LoRACallback.")
+    check_digests(checkpoint, path)
     return checkpoint
 
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import lightning.pytorch as pl
-import torch
 
+from lora_lightning.checkpoint_digests import check_digests
 from lora_lightning.errors import UserError
 from lora_lightning.layers import lora_layers
 from lora_lightning.quantized import is_quantized
 from lora_lightning.state_hooks import keep_trained_only_of, refuse_misfit
+from lora_lightning.torch_file import read_torch
 from lora_lightning.twins import is_a
 
 UNSHARDED = ("SingleDeviceStrategy", "DDPStrategy")  # every process holds the parameters themselves
@@ -51,19 +54,34 @@ def prepare_precision(trainer: pl.Trainer, model: pl.LightningModule) -> None:
 
 
 def prepare_restore(trainer: pl.Trainer, model: pl.LightningModule) -> None:
-    """ModelParallelStrategy loads parameter by parameter, without the module's own hooks: forgive what is
-    frozen by `strict_loading`, and check here what must be in the checkpoint.
+    """Let the strategy refuse a damaged checkpoint before it restores from it.
+
+    ModelParallelStrategy loads parameter by parameter, without the module's own hooks: what is frozen is
+    forgiven by `strict_loading`, and what must be in the checkpoint is looked for before.
+    """
+    strategy: Any = trainer.strategy
+    strategy.load_checkpoint = partial(_load_checked, strategy)
+    if is_a(strategy, "ModelParallelStrategy"):
+        model.strict_loading = False
+
+
+def _load_checked(strategy: Any, path: Any, *args: Any, **options: Any) -> Any:
+    """The strategy's own `load_checkpoint`. Those that shard put the weights into the model in it, so that
+    the file is read before; a folder of shards they check themselves.
 
     Raises:
-        AdapterFileError: the checkpoint does not fit the model's updates.
+        AdapterFileError: the file is damaged, or does not fit the model's updates.
     """
-    if not is_a(trainer.strategy, "ModelParallelStrategy"):
-        return
-    model.strict_loading = False
-    path = trainer.ckpt_path
-    if path is not None and Path(path).is_file():
-        state = torch.load(path, map_location="cpu", mmap=True, weights_only=True)["state_dict"]
-        refuse_misfit(model, state, strict=True)
+    if is_a(strategy, *UNSHARDED):
+        checkpoint = type(strategy).load_checkpoint(strategy, path, *args, **options)
+        check_digests(checkpoint, path)
+        return checkpoint
+    if not Path(path).is_dir() and "://" not in str(path):
+        whole = read_torch(path, "Give a checkpoint that a Trainer wrote.", mmap=True)
+        check_digests(whole, path)
+        if is_a(strategy, "ModelParallelStrategy"):
+            refuse_misfit(strategy.lightning_module, whole["state_dict"], strict=True)
+    return type(strategy).load_checkpoint(strategy, path, *args, **options)
 
 
 def prepare_saving(trainer: pl.Trainer, model: pl.LightningModule) -> None:

@@ -16,6 +16,7 @@ from torch.nn.modules.module import _IncompatibleKeys
 
 from lora_lightning.averaging import average_the_adapted
 from lora_lightning.checkpoint import checkpoint_entry
+from lora_lightning.checkpoint_digests import KEY, add_digests, check_digests
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError
 from lora_lightning.fingerprint import fingerprint, refusal_of_base
@@ -23,10 +24,11 @@ from lora_lightning.inject import activate, carry_out, eject, grow
 from lora_lightning.layers import lora_layers
 from lora_lightning.plans import Plan
 from lora_lightning.record import Adapter, injection_of, is_injected
-from lora_lightning.source import KEY
 from lora_lightning.state_hooks import ADVICE, keep_trained_only
+from lora_lightning.torch_file import read_torch
 
 VERSION = 1
+GIVE = "Give a checkpoint that a Trainer with LoRACallback wrote."
 Module = TypeVar("Module", bound=nn.Module)
 
 
@@ -66,13 +68,15 @@ def load_from_checkpoint(
         **options: arguments of `module_class`, over those that the checkpoint holds.
 
     Raises:
-        AdapterFileError: the checkpoint holds no adapter, or one that does not fit the module or its base.
+        AdapterFileError: the file cannot be read or is damaged, holds no adapter, or one that does not fit
+            the module or its base.
     """
-    checkpoint = torch.load(path, map_location=map_location, weights_only=weights_only)
+    checkpoint = read_torch(path, GIVE, map_location=map_location, weights_only=weights_only)
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
         raise AdapterFileError(
             f"{path} was not saved with LoRACallback. Use {module_class.__name__}.load_from_checkpoint(path)."
         )
+    check_digests(checkpoint, path)
     # Lightning builds the module by the stored hyperparameters; its weights come after the injection.
     building = type(module_class.__name__, (module_class,), {"load_state_dict": _load_nothing})
     build: Any = building
@@ -106,6 +110,8 @@ def _describe(module: Any, guarded: bool, base: dict[str, str] | None, checkpoin
     checkpoint[KEY] = {**checkpoint.get(KEY, {}), **checkpoint_entry(module, base)}
     if guarded and not module.lora_full_state_dict:
         _guard(module, checkpoint["state_dict"])
+    if module._trainer is None or module._trainer.is_global_zero:  # who writes the file
+        add_digests(checkpoint)
 
 
 def _guard(module: nn.Module, state: dict[str, Any]) -> None:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_lightning import lora_parameters
+from lora_lightning.checkpoint_digests import add_digests
 
 
 def mlp() -> nn.Module:
@@ -112,3 +113,9 @@ def trainer(tmp_path, *callbacks, **options) -> pl.Trainer:
         "default_root_dir": tmp_path,
     }
     return pl.Trainer(callbacks=list(callbacks), **{**settings, **options})
+
+
+def save_checkpoint(checkpoint: dict, path) -> None:
+    """As a Trainer with LoRACallback would write it: with checksums of what is in it now."""
+    add_digests(checkpoint)
+    torch.save(checkpoint, path)

@@ -187,7 +187,7 @@ def test_a_checkpoint_is_looked_at_before_anything_runs(tmp_path: Path) -> None:
     torch.save({"state_dict": {}}, weights)
     for path, told in [
         (cut, "damaged"),
-        (empty, "damaged"),
+        (empty, "is empty"),
         (foreign, "no state_dict"),
         (weights, "weights only"),
         (tmp_path, "is a folder"),

@@ -16,9 +16,11 @@ from omegaconf.errors import OmegaConfBaseException
 from lora_lightning.app.adapters import adapters_problems, config_of, names_of
 from lora_lightning.app.options import OPTIONAL, REQUIRED, Rule, rules_of, show
 from lora_lightning.app.signatures import RESERVED, argument_problems
+from lora_lightning.checkpoint_digests import check_digests
 from lora_lightning.config import LoRAConfig
-from lora_lightning.errors import ConfigError, did_you_mean, nearest
+from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
 from lora_lightning.tasks.optim import OptimConfig
+from lora_lightning.torch_file import read_torch
 
 LAST = "last"
 CLUSTER = ("SLURM_NTASKS", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR")
@@ -90,28 +92,15 @@ def last_checkpoint(folder: Path, max_epochs: Any = None) -> str | None:
 
 def checkpoint_problems(path: str, max_epochs: Any = None) -> list[str]:
     """Why a Trainer cannot resume from this file, if it cannot; nothing in it is executed."""
-    file = Path(path)
+    file = Path(path).absolute()
     given = f"ckpt_path={path}"
     if (file / "checkpoint").is_dir():  # DeepSpeed's, which it checks itself
         return []
-    if not file.is_file():
-        where = file.parent if file.parent.is_dir() else Path()
-        near = nearest(file.name, [p.name for p in where.glob("*.ckpt")])
-        hint = f" Did you mean {where / near[0]}?" if near else ""
-        kind = "is a folder" if file.is_dir() else "does not exist"
-        return [
-            f"{given}: {file.absolute()} {kind}. Give a Trainer checkpoint, such as"
-            f" checkpoints/last.ckpt.{hint}"
-        ]
     try:
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged, foreign and unsafe files
-        reason = (
-            "it holds code; nothing in it was run"
-            if "unsupported global" in str(error).lower()
-            else ("it is damaged, cut short or not a checkpoint")
-        )
-        return [f"{given}: cannot be read: {reason}. Give a checkpoint that a Trainer wrote."]
+        state = read_torch(file, "Give a Trainer checkpoint, such as checkpoints/last.ckpt.")
+        check_digests(state, file)
+    except AdapterFileError as error:
+        return [f"{given}: {error}"]
     if not isinstance(state, dict) or "state_dict" not in state:
         return [
             f"{given}: is not a Trainer's checkpoint: it has no state_dict."

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-import torch
 from torch import Tensor, nn
 from torchvision.models import WeightsEnum, get_model_builder, get_model_weights
 from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
@@ -27,7 +26,8 @@ from torchvision.ops.misc import FrozenBatchNorm2d
 
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
 from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
-from lora_lightning.models.download import url_file
+from lora_lightning.models.download import DOWNLOAD_AGAIN, url_file
+from lora_lightning.torch_file import read_torch
 
 State = Mapping[str, Tensor]
 
@@ -95,7 +95,7 @@ def detector(
         return _loaded(name, num_classes, read_checkpoint(path), path, kwargs)
     if pretrained:
         path = url_file(name, get_model_weights(name).DEFAULT.url)
-        return _loaded(name, num_classes, torch.load(path, weights_only=True), path, kwargs)
+        return _loaded(name, num_classes, read_torch(path, DOWNLOAD_AGAIN), path, kwargs)
     if pretrained_backbone:
         return _with_backbone(name, num_classes, kwargs)
     return _build(name, num_classes, kwargs)
@@ -143,7 +143,7 @@ def _with_backbone(name: str, num_classes: int, kwargs: Mapping[str, Any]) -> nn
 
     def read(*_: Any, **__: Any) -> Any:
         """In place of torchvision's own reading, which unpickles."""
-        return torch.load(path, weights_only=True)
+        return read_torch(path, DOWNLOAD_AGAIN)
 
     with mock.patch.object(WeightsEnum, "get_state_dict", read):
         return _build(name, num_classes, kwargs, weights_backbone=default)

@@ -12,6 +12,7 @@ import torch
 
 from lora_lightning.errors import MissingFileError
 
+DOWNLOAD_AGAIN = "Delete it and download it again."
 PROBE_SECONDS = 3.0  # the server answers a HEAD request within this time, or we are offline
 
 

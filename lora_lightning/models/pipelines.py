@@ -11,8 +11,8 @@ import torchaudio
 from torch import Tensor
 
 from lora_lightning.data.text import BLANK, SPACE
-from lora_lightning.errors import AdapterFileError
-from lora_lightning.models.download import url_file
+from lora_lightning.models.download import DOWNLOAD_AGAIN, url_file
+from lora_lightning.torch_file import read_torch
 
 SOURCE = "https://download.pytorch.org/torchaudio/models/"
 PIPELINES: dict[str, Any] = {
@@ -40,13 +40,7 @@ def pipeline_state(name: str) -> dict[str, Tensor]:
         AdapterFileError: the file is damaged.
     """
     path = url_file(name, SOURCE + PIPELINES[name]._path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch raises many kinds for damaged, foreign and unsafe files
-        raise AdapterFileError(
-            f"{path} cannot be read ({str(error).splitlines()[0][:200]}): delete it and download it again."
-        ) from error
-    return without_unused_outputs(name, state)
+    return without_unused_outputs(name, read_torch(path, DOWNLOAD_AGAIN))
 
 
 def without_unused_outputs(name: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:

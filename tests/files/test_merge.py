@@ -5,15 +5,16 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import BATCHES, Classifier, cnn, encoder, mlp, vit
+from small import BATCHES, Classifier, cnn, encoder, mlp, save_checkpoint, vit
 
 import lora_lightning as ll
 from lora_lightning.checkpoint import checkpoint_entry
+from lora_lightning.checkpoint_digests import KEY
 from lora_lightning.cli import main
 from lora_lightning.export import merge_files, merge_state
 from lora_lightning.inspection import effective_rank, inspect
 from lora_lightning.layers import lora_layers
-from lora_lightning.source import KEY, read_source
+from lora_lightning.source import read_source
 
 
 def rnn():
@@ -126,8 +127,7 @@ def test_another_parametrization_is_refused_in_files(tmp_path):
 def test_a_trainer_checkpoint_is_merged_as_its_adapter(full, tmp_path):
     model = trained(vit, holder=Classifier)
     state = {n: t for n, t in model.state_dict().items() if full or "lora" in n or "head" in n}
-    checkpoint = {"state_dict": state, KEY: checkpoint_entry(model)}
-    torch.save(checkpoint, tmp_path / "last.ckpt")
+    save_checkpoint({"state_dict": state, KEY: checkpoint_entry(model)}, tmp_path / "last.ckpt")
     ll.save_adapter(model, tmp_path / "adapter")
     base = base_file(vit, tmp_path)
     merge_files(tmp_path / "adapter", tmp_path / "one.safetensors", base)
@@ -224,7 +224,7 @@ def test_a_run_of_another_origin_is_not_executed(tmp_path):
         (["merge", "ckpt=a", "out=b", "bsae=c"], "bsae=c: there is no such option. Did you mean 'base'?"),
         (["merge", "ckpt=a", "ckpt=b"], "ckpt is given twice"),
         (["merge", "ckpt=", "overwrite=yes"], "overwrite=yes: give overwrite=true"),
-        (["merge", "ckpt=nowhere", "out=x.safetensors"], "nowhere is not an adapter: it does not exist"),
+        (["merge", "ckpt=nowhere", "out=x.safetensors"], "nowhere does not exist"),
         (["inspect", "a", "b"], "give one path"),
         (["inspect", "a", "bsae=c"], "Did you mean 'base'?"),
     ],
@@ -290,7 +290,7 @@ def test_one_of_several_adapters_of_a_checkpoint(tmp_path):
             for update in layer.updates("other"):
                 update.lora_B.add_(0.1 * torch.randn_like(update.lora_B))
     state = {n: t for n, t in model.state_dict().items() if "lora" in n or "head" in n}
-    torch.save({"state_dict": state, KEY: checkpoint_entry(model)}, tmp_path / "last.ckpt")
+    save_checkpoint({"state_dict": state, KEY: checkpoint_entry(model)}, tmp_path / "last.ckpt")
     base, x = base_file(vit, tmp_path), BATCH[vit]()
     for name in ("default", "other"):
         ll.select(model, name)

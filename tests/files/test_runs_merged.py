@@ -4,12 +4,13 @@ import pytest
 import torch
 import yaml
 from safetensors.torch import load_file
-from small import Classifier, cnn, loader, trainer
+from small import Classifier, cnn, loader, save_checkpoint, trainer
 
 import lora_lightning as ll
+from lora_lightning.checkpoint_digests import KEY
 from lora_lightning.export import merge_files
 from lora_lightning.inspection import inspect
-from lora_lightning.source import KEY, read_source
+from lora_lightning.source import read_source
 
 
 class Other(Classifier):
@@ -85,7 +86,7 @@ def test_the_entry_is_small_and_the_page_tells_of_the_training(run):
     for key in ("config", "plan", "slots", "own"):
         broken.append({**entry, "adapters": {"default": {k: v for k, v in adapter.items() if k != key}}})
     for damaged in broken:
-        torch.save({**checkpoint, KEY: damaged}, folder / "broken.ckpt")
+        save_checkpoint({**checkpoint, KEY: damaged}, folder / "broken.ckpt")
         with pytest.raises(ll.AdapterFileError, match="damaged"):
             read_source(folder / "broken.ckpt")
     torch.save({"state_dict": {}}, folder / "broken.ckpt")

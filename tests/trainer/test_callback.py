@@ -6,7 +6,7 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from small import Classifier, cnn, loader, mlp, trainer, vit
+from small import Classifier, cnn, loader, mlp, save_checkpoint, trainer, vit
 from torch import nn
 
 import lora_lightning as ll
@@ -117,7 +117,7 @@ def test_a_missing_head_or_buffer_is_not_forgiven(tmp_path):
     for missing in ("model.9.weight", "model.1.running_mean"):
         checkpoint = torch.load(tmp_path / "x.ckpt", weights_only=True)
         del checkpoint["state_dict"][missing]
-        torch.save(checkpoint, tmp_path / "y.ckpt")
+        save_checkpoint(checkpoint, tmp_path / "y.ckpt")
         with pytest.raises(RuntimeError, match=f'Missing key.*"{missing}"'):
             trainer(tmp_path, ll.LoRACallback(rank=2, train_norm="both")).test(
                 Classifier(), loader(), ckpt_path=tmp_path / "y.ckpt", verbose=False

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from small import Classifier, cnn, trainer
+from small import Classifier, cnn, save_checkpoint, trainer
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
 import lora_lightning as ll
@@ -198,6 +198,6 @@ def test_another_number_of_processes_goes_on_with_its_own_numbers(tmp_path):
     _, files = fit(tmp_path, "epochs", "epochs")
     checkpoint = torch.load(files[0], weights_only=True)
     checkpoint["lora_lightning_progress"]["processes"] *= 2
-    torch.save(checkpoint, tmp_path / "two.ckpt")
+    save_checkpoint(checkpoint, tmp_path / "two.ckpt")
     pl.seed_everything(1)
     fit(tmp_path / "more", "epochs", "epochs", path=tmp_path / "two.ckpt")
