@@ -14,7 +14,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.adapters import adapters_problems, config_of, names_of
-from lora_lightning.app.options import OPTIONAL, REQUIRED, Rule, rules_of, show
+from lora_lightning.app.options import OPTIONAL, REQUIRED, Rule, devices_of, rules_of, show
 from lora_lightning.app.signatures import RESERVED, argument_problems
 from lora_lightning.checkpoint_digests import check_digests
 from lora_lightning.config import LoRAConfig
@@ -200,7 +200,7 @@ def _targets(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, dict[str
 def _trainer_problems(trainer: Mapping[str, Any]) -> list[str]:
     """What this machine or Lightning cannot do, found before the Trainer is made."""
     problems = []
-    accelerator, devices = trainer.get("accelerator"), trainer.get("devices")
+    accelerator, devices = trainer.get("accelerator"), devices_of(trainer.get("devices"))
     if accelerator in ("gpu", "cuda", "mps"):
         mps = accelerator != "cuda" and torch.backends.mps.is_available()
         count = 0 if accelerator == "mps" else torch.cuda.device_count()
@@ -217,7 +217,7 @@ def _trainer_problems(trainer: Mapping[str, Any]) -> list[str]:
             )
             if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted > count:
                 problems.append(f"trainer.devices={show(devices)}: this machine shows {count}.")
-    if accelerator == "cpu" and isinstance(devices, list):
+    if accelerator == "cpu" and (isinstance(devices, list) or devices == -1):
         problems.append(f"trainer.devices={show(devices)}: on the CPU give a number of processes.")
     problems += _strategy_problems(trainer.get("strategy"), accelerator)
     nodes = trainer.get("num_nodes")
@@ -247,11 +247,12 @@ def _strategy_problems(strategy: Any, accelerator: Any) -> list[str]:
         for name in ("auto", *StrategyRegistry.available_strategies())
         if not any(word in name for word in UNSAFE_STRATEGIES)
     ]
-    if strategy not in names:
+    if not isinstance(strategy, str) or strategy.lower() not in names:
         return [
             f"trainer.strategy={show(strategy)}: give one of {', '.join(names)}."
             f"{did_you_mean(strategy, names)}"
         ]
+    strategy = strategy.lower()
     if "deepspeed" in strategy and find_spec("deepspeed") is None:
         return [f"trainer.strategy={strategy}: needs DeepSpeed: pip install deepspeed"]
     if accelerator == "cpu" and ("fsdp" in strategy or "deepspeed" in strategy):

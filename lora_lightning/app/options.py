@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,6 +11,8 @@ from lora_lightning.quantized import QUANTIZERS
 
 ACCELERATORS = ("auto", "cpu", "gpu", "cuda", "mps")
 PRECISIONS = ("32-true", "16-mixed", "bf16-mixed", "16-true", "bf16-true", "64-true")
+SHORT_PRECISIONS = {"32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed", "64": "64-true"}  # Lightning's
+DURATION = re.compile(r"\d+:\d\d:\d\d:\d\d")
 
 
 class Rule(NamedTuple):
@@ -30,6 +33,34 @@ def _is_number(value: Any) -> bool:
 
 def _is_text(value: Any) -> bool:
     return isinstance(value, str) and bool(value.strip())
+
+
+def _is_part(value: Any) -> bool:
+    """Of batches: a number of them, also written 2.0, or a fraction."""
+    return _is_number(value) and (0 <= value <= 1 or (value > 1 and value == int(value)))
+
+
+def _is_duration(value: Any) -> bool:
+    if isinstance(value, dict):  # of datetime.timedelta's arguments
+        return bool(value) and all(_is_number(v) for k, v in value.items() if k != "_target_")
+    return isinstance(value, str) and DURATION.fullmatch(value) is not None
+
+
+def precision_of(value: Any) -> str:
+    """Lightning's full name of a precision that may be given for short, as 32 or "bf16"."""
+    short = "" if isinstance(value, bool) else str(value)
+    return "32-true" if value is None else SHORT_PRECISIONS.get(short, short)
+
+
+def devices_of(value: Any) -> Any:
+    """Devices that may be given as a text, "2" or "0,1", as a number or a list."""
+    if not isinstance(value, str):
+        return value
+    parts = [part.strip() for part in value.rstrip(", ").split(",")]
+    if not all(part.lstrip("-").isdigit() for part in parts):
+        return value
+    numbers = [int(part) for part in parts]
+    return numbers if "," in value else numbers[0]
 
 
 def whole(low: int, high: float = math.inf) -> Rule:
@@ -64,12 +95,12 @@ UNBOUNDED = Rule(
 )
 PART = Rule(
     "a whole number of batches, a fraction from 0.0 to 1.0 of them, or null for all",
-    lambda v: v is None or (_is_whole(v) and v >= 0) or (isinstance(v, float) and 0 <= v <= 1),
+    lambda v: v is None or _is_part(v),
 )
 DEVICES = Rule(
     "a whole number of at least 1, -1 or auto for all, or a list of their numbers, such as [0,2]",
     lambda v: (
-        v in ("auto", -1)
+        (v := devices_of(v)) in ("auto", -1)
         or (_is_whole(v) and v >= 1)
         or (
             isinstance(v, list)
@@ -77,6 +108,15 @@ DEVICES = Rule(
             and all(_is_whole(d) and d >= 0 for d in v)
         )
     ),
+)
+PRECISION = Rule(
+    f"one of {', '.join(PRECISIONS)}, or for short {', '.join(SHORT_PRECISIONS)}, or null",
+    lambda v: v is None or precision_of(v) in PRECISIONS,
+    (*PRECISIONS, *SHORT_PRECISIONS),
+)
+TIME = Rule(
+    "a time as DD:HH:MM:SS, a mapping such as {hours:5}, or null",
+    lambda v: v is None or _is_duration(v),
 )
 MAPPING = Rule("a mapping, or null", lambda v: v is None or isinstance(v, dict))
 
@@ -104,27 +144,30 @@ RULES: dict[str, Rule] = {
     "trainer.accelerator": choice(*ACCELERATORS),
     "trainer.devices": DEVICES,
     "trainer.num_nodes": whole(1),
-    "trainer.precision": choice(*PRECISIONS),
+    "trainer.precision": PRECISION,
     "trainer.max_epochs": or_null(UNBOUNDED),
     "trainer.max_steps": UNBOUNDED,
+    "trainer.max_time": TIME,
     "trainer.accumulate_grad_batches": whole(1),
     "trainer.gradient_clip_val": or_null(number(0)),
     "trainer.check_val_every_n_epoch": or_null(whole(1)),
     "trainer.val_check_interval": Rule(
-        "a whole number of batches, a fraction of an epoch up to 1.0, or null",
-        lambda v: v is None or (_is_whole(v) and v >= 1) or (isinstance(v, float) and 0 < v <= 1),
+        "a whole number of batches, a fraction of an epoch up to 1.0, a time as DD:HH:MM:SS, or null",
+        lambda v: v is None or (_is_part(v) and v > 0) or _is_duration(v),
     ),
     "trainer.limit_train_batches": PART,
     "trainer.limit_val_batches": PART,
     "trainer.limit_test_batches": PART,
-    "trainer.overfit_batches": PART,
-    "trainer.log_every_n_steps": whole(1),
-    "trainer.num_sanity_val_steps": whole(-1),
+    "trainer.overfit_batches": Rule(
+        "a whole number of batches, or a fraction from 0.0 to 1.0 of them; 0 for none", _is_part
+    ),
+    "trainer.log_every_n_steps": or_null(whole(0)),
+    "trainer.num_sanity_val_steps": or_null(whole(-1)),
     "trainer.deterministic": Rule(
         "true, false, warn or null", lambda v: v is None or isinstance(v, bool) or v == "warn"
     ),
     "trainer.benchmark": or_null(FLAG),
-    "trainer.enable_progress_bar": FLAG,
+    "trainer.enable_progress_bar": or_null(FLAG),
     "callbacks.checkpoint": MAPPING,
     "callbacks.preemption": MAPPING,
     "callbacks.preemption.dirpath": TEXT,

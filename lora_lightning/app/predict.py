@@ -21,6 +21,7 @@ from tqdm import tqdm
 from lora_lightning.adapter_file import write_adapter
 from lora_lightning.adapters import merge as merge_adapters
 from lora_lightning.app.command_line import command_config
+from lora_lightning.app.options import precision_of
 from lora_lightning.checkpoint import load_adapter
 from lora_lightning.data.picture_folder import PictureFolder, draw_pictures
 from lora_lightning.errors import ConfigError, UserError
@@ -97,10 +98,11 @@ class Finder:
         accelerator, precision: as a Trainer's; on the CPU always float32.
     """
 
-    def __init__(self, model: nn.Module, accelerator: str = "cpu", precision: str = "32-true") -> None:
+    def __init__(self, model: nn.Module, accelerator: str = "cpu", precision: Any = None) -> None:
         here = Fabric(accelerator=accelerator, devices=1)
+        precision = precision_of(precision)
         fast = here.device.type != "cpu" and precision.endswith("mixed")
-        self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision if fast else "32-true")  # type: ignore[arg-type]
+        self.fabric = Fabric(accelerator=accelerator, devices=1, precision=precision if fast else "32-true")
         self.model = model.eval().to(self.fabric.device)
 
     @torch.inference_mode()

@@ -24,7 +24,7 @@ from lora_lightning.data.text import normalize, vocabulary_of
 from lora_lightning.data.workers import loading_workers
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
 from lora_lightning.loader import ResumableLoader
-from lora_lightning.models.pipelines import PIPELINES, labels
+from lora_lightning.models.pipelines import PIPELINES, labels, pipeline_name
 
 MANIFEST = "manifest"
 TOLD: set[str] = set()  # what a process has said already: the jobs of a comparison share their data
@@ -85,6 +85,7 @@ class RecordingsDataModule(L.LightningDataModule):
         augment: Augmentation | Mapping[str, Any] | None = None,
     ) -> None:
         super().__init__()
+        vocabulary = pipeline_name(vocabulary)
         by = [split_by] if isinstance(split_by, str) else list(split_by)
         problems = [
             _source(corpus, manifest, root),

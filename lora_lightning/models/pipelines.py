@@ -23,6 +23,13 @@ PIPELINES: dict[str, Any] = {
 }
 
 
+def pipeline_name(name: Any) -> Any:
+    """The name of a pipeline as PIPELINES has it, which may be given in small letters or with its module;
+    anything else as it is."""
+    known = name.removeprefix("torchaudio.pipelines.").upper() if isinstance(name, str) else name
+    return known if isinstance(known, str) and known in PIPELINES else name
+
+
 def labels(name: str) -> list[str] | None:
     """The outputs of a pipeline that was fine-tuned to write, blank first, in small letters, with " " for
     its word boundary "|"; None for the others."""

@@ -16,7 +16,13 @@ from torchaudio.models.wav2vec2.wavlm_attention import WavLMSelfAttention
 
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
 from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
-from lora_lightning.models.pipelines import PIPELINES, labels, pipeline_state, without_unused_outputs
+from lora_lightning.models.pipelines import (
+    PIPELINES,
+    labels,
+    pipeline_name,
+    pipeline_state,
+    without_unused_outputs,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -193,8 +199,9 @@ def pretrained_recognizer(
         MissingFileError: weights that are not on this machine and cannot be downloaded now.
         AdapterFileError: a checkpoint that is damaged or does not fit.
     """
+    name = pipeline_name(name)
     problems = [
-        None if name in PIPELINES
+        None if isinstance(name, str) and name in PIPELINES
         else f"name={name!r}: give a pipeline of torchaudio: {', '.join(PIPELINES)}."
         f"{did_you_mean(name, PIPELINES)}",
         *(

@@ -41,7 +41,8 @@ def timm_model(
     Weights are loaded whole or not at all; only the head may differ, and is then a fresh one.
 
     Args:
-        name: a name of `timm.list_models()`, with or without a tag (`resnet18.a1_in1k`).
+        name: a name of `timm.list_models()`, with or without a tag (`resnet18.a1_in1k`); also as the hub
+            has it (`timm/resnet18.a1_in1k`, `hf-hub:timm/resnet18.a1_in1k`).
         pretrained: load timm's weights for this name, from the local cache or the hub.
         checkpoint: a .safetensors file, or the bare name of weights shipped in the package
             (`vit_digits`); it takes the place of `pretrained`. Keys may carry the `model.` of a
@@ -57,6 +58,7 @@ def timm_model(
         AdapterFileError: a checkpoint that is pickled, damaged, or made for another model.
     """
     kwargs = {key: _plain(value) for key, value in kwargs.items() if value is not None}
+    name = re.sub(r"^(hf[-_]hub:)?timm/", "", name) if isinstance(name, str) else name
     _check(name, num_classes, checkpoint, kwargs)
     if checkpoint is not None:
         path = checkpoint_path(checkpoint)

@@ -41,7 +41,9 @@ class OptimConfig:
     def __post_init__(self) -> None:
         # A list from YAML becomes a plain tuple, which every checkpoint can hold.
         if isinstance(self.betas, Iterable) and not isinstance(self.betas, (str, Mapping)):
-            self.betas = tuple(self.betas)  # type: ignore[assignment]
+            self.betas = tuple(map(_numeric, self.betas))
+        for name in ("lr", "head_lr", "weight_decay", "warmup"):
+            setattr(self, name, _numeric(getattr(self, name)))
         problems = [
             _between("lr", self.lr, "above 0; 1e-4 to 1e-2 are usual"),
             self.head_lr is not None and _between("head_lr", self.head_lr, "above 0, or null for lr"),
@@ -159,6 +161,14 @@ def configured(
         raise ConfigError([problem])
     optimizer, scheduler = adamw(parameter_groups(module, head, config), config, int(steps))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+
+def _numeric(value: Any) -> Any:
+    """PyYAML takes 1e-3, without a point, for a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _between(name: str, value: Any, allowed: str, below: float = math.inf) -> str | None:

@@ -168,3 +168,13 @@ def test_dropped_layers_have_no_gradient_alone_and_zeros_among_processes(monkeyp
     monkeypatch.setattr("lora_lightning.models.speech._distributed", lambda: True)
     model(*batch)[0].sum().backward()
     assert all(w.grad is not None and not w.grad.any() for w in weights)
+
+
+@pytest.mark.parametrize("name", ["hubert_base", "torchaudio.pipelines.HUBERT_BASE"])
+def test_a_pipeline_by_another_spelling(name):
+    assert pipelines.pipeline_name(name) == "HUBERT_BASE"
+    assert len(small(name).state_dict()) == len(small("HUBERT_BASE").state_dict())
+    with pytest.raises(ConfigError, match="name='hubert_bose'"):
+        small("hubert_bose")
+    with pytest.raises(ConfigError, match=r"name=\['HUBERT_BASE'\]"):
+        small(["HUBERT_BASE"])

@@ -323,3 +323,8 @@ def test_model_without_pretrained_weights_names_some_that_have(no_network):
     with pytest.raises(ConfigError, match=r"no weights.*Did you mean .*'efficientnet_b5'"):
         timm_model("efficientnet_b6", pretrained=True)
     assert not no_network
+
+
+@pytest.mark.parametrize("name", ["timm/test_vit", "hf-hub:timm/test_vit", "hf_hub:timm/test_vit.r160_in1k"])
+def test_a_name_as_the_hub_has_it(name):
+    assert timm_model(name, num_classes=3).num_classes == 3
