@@ -40,6 +40,7 @@ from lora_lightning.kernels.conv_products import (
     scale,
     unsample,
 )
+from lora_lightning.kernels.half import shared_out, times
 from lora_lightning.kernels.sources import Source
 from lora_lightning.kernels.weights import factor_groups, factors_gradient, sum_of, update_of
 
@@ -86,15 +87,15 @@ def reference(
     if factor_groups(A, B) != step.groups:  # across the channels: the update is as small as the weight
         change = convolve(kept, update_of(weight, A, B, step.scaling).to(x.dtype), None, step)
     else:
-        h = convolve(kept, A.to(x.dtype), None, step)
-        change = expand(h * step.scaling, B.to(x.dtype), step)
+        down, up, _ = shared_out(A, B, step.scaling, x.dtype)
+        change = expand(convolve(kept, down.to(x.dtype), None, step), up.to(x.dtype), step)
     if magnitude is not None:
         # c·(f(x, W) + change) - f(x, W), with c = 1 exactly at the start
         with torch.no_grad():
             norms = row_norms(weight.to(A.dtype) + update_of(weight, A, B, step.scaling))
-        c = per_channel((magnitude / norms).to(x.dtype), step)
+        c = per_channel(magnitude / norms, step)
         product = y if bias is None else y - per_channel(bias, step)
-        change = (c - 1) * product + c * change
+        change = (c - 1).to(x.dtype) * product + c.to(x.dtype) * change
     return y + change
 
 
@@ -138,7 +139,7 @@ class FactoredConv(Function):
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor,
                 magnitude: Tensor | None, step: Step, source: Source) -> Tensor:  # fmt: skip
         ctx.step, ctx.watched = step, None
-        h = mask = None
+        h = mask = divided = None
         if step.form == "merged":
             W, _ = _scaled_sum(weight, A, B, magnitude, step)
             y = convolve(x, W.to(x.dtype), bias, step)
@@ -148,18 +149,19 @@ class FactoredConv(Function):
                 mask = keep_mask(x, step.dropout)
                 mask = mask.as_strided(x.shape, torch.empty_like(x, device="meta").stride())  # x's format
                 kept = masked(x, mask)
-            h = reduce(kept, A.to(x.dtype), step)
-            y = add_expanded(y, h, B.to(x.dtype), _branch_step(step))
+            down, up, divided = shared_out(A, B, _branch_step(step).scaling, x.dtype)
+            h = reduce(kept, down.to(x.dtype), step)
+            y = add_expanded(y, h, up.to(x.dtype), step)
         if magnitude is not None:
             # Saved as an output it could not be changed in place, as by ReLU(inplace=True): watched here.
             ctx.watched = y.detach(), y._version
         output = None if magnitude is None else y.data
-        _save(ctx, x, source, weight, bias, A, B, magnitude, mask, h, output)
+        _save(ctx, x, source, weight, bias, A, B, magnitude, mask, h, divided, output)
         return y
 
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, A, B, magnitude, mask, h, y = _saved(ctx)
+        x, weight, bias, A, B, magnitude, mask, h, divided, y = _saved(ctx)
         if torch.is_grad_enabled():
             return _by_the_reference(ctx, dY, (x, weight, bias, A, B, magnitude), mask)
         step: Step = _branch_step(ctx.step)
@@ -180,7 +182,7 @@ class FactoredConv(Function):
             high = B * c
         if need_B:
             dB = B_gradient(dY, reduce(kept, low, step) if h is None else h, step).to(B.dtype)
-            dB = dB if norms is None else dB * c
+            dB = times(dB if norms is None else dB * c, divided)
         if need_m:
             if ctx.watched[0]._version != ctx.watched[1]:
                 y = convolve(x, weight, bias, step)

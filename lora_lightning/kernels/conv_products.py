@@ -72,10 +72,8 @@ def reduce_gradients(
 
 
 def add_expanded(y: Tensor, h: Tensor, B: Tensor, step: Step) -> Tensor:
-    """y + s·B·h, in place where it can be."""
-    if step.groups == 1:
-        return products.add_applied(y, B, h, step.scaling)
-    return y.add_(expand(h, B, step), alpha=step.scaling)
+    """y + B·h, in place where it can be."""
+    return products.add_applied(y, B, h) if step.groups == 1 else y.add_(expand(h, B, step))
 
 
 def expand(h: Tensor, B: Tensor, step: Step) -> Tensor:

@@ -26,10 +26,12 @@ from lora_lightning.kernels import (
     magnitude_gradient,
     masked,
     pieces,
+    product_dtype,
     row_norms,
     without_autocast,
 )
 from lora_lightning.kernels.factors import factor_gradients, low_rank
+from lora_lightning.kernels.half import shared_out, times
 from lora_lightning.kernels.sources import Source
 
 MERGE_FROM = 2  # fresh memory for W' costs about as much again as the sum
@@ -61,13 +63,17 @@ def plain(
     Args:
         dropped: X̃.
     """
-    branch = F.linear(F.linear(dropped, cast(A, x.dtype)) * scaling, cast(B, x.dtype))
+    down, up, _ = shared_out(A, B, scaling, product_dtype(x))
+    y = F.linear(x, W, bias)
+    branch = F.linear(F.linear(dropped, cast(down, x.dtype)), cast(up, x.dtype))
     if magnitude is None:
-        return F.linear(x, W, bias) + branch
+        return y + branch
     with torch.no_grad(), without_autocast(x.device.type):
         norms = row_norms(cast(W, A.dtype) + scaling * B @ A)
-    y = (F.linear(x, W) + branch) * (magnitude / norms).to(branch.dtype)
-    return y if bias is None else y + bias.to(y.dtype)
+    # c·(x·Wᵀ + branch) - x·Wᵀ, with c = 1 exactly at the start
+    c = magnitude / norms
+    product = y if bias is None else y - bias.to(y.dtype)
+    return y + ((c - 1).to(y.dtype) * product + c.to(y.dtype) * branch)
 
 
 class Options(NamedTuple):
@@ -107,7 +113,7 @@ class LoRALinearFunction(torch.autograd.Function):
         source: where the backward gets x from.
         """
         with without_autocast(x.device.type):
-            y, low, H, factors = forward(x, W, bias, A, B, magnitude, mask, options)
+            y, low, H, factors, divided = forward(x, W, bias, A, B, magnitude, mask, options)
         if source.is_input:
             source = replace(source, rowwise=(low,))
         ctx.options = options
@@ -116,14 +122,14 @@ class LoRALinearFunction(torch.autograd.Function):
         # changed in place, as ReLU(inplace=True) does: it is saved as data and watched here.
         ctx.watched = None if magnitude is None else (y.detach(), y._version)
         ctx.save_for_backward(
-            W, bias, A, B, magnitude, factors, H, mask,
+            W, bias, A, B, magnitude, factors, H, divided, mask,
             None if magnitude is None else y.data, *source.rowwise, *source.shared,
         )  # fmt: skip
         return y
 
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
-        W, bias, A, B, magnitude, factors, H, mask, y, *kept = ctx.saved_tensors
+        W, bias, A, B, magnitude, factors, H, divided, mask, y, *kept = ctx.saved_tensors
         scaling, keep, merged, dtype = ctx.options
         rowwise, shared = kept[: ctx.rowwise], kept[ctx.rowwise :]
         needs = ctx.needs_input_grad[:6]
@@ -151,7 +157,7 @@ class LoRALinearFunction(torch.autograd.Function):
             if dA is not None:
                 dA = cast(dA, A.dtype)
             if dB is not None:
-                dB = cast(dB, B.dtype) if factors is None else dB * factors[:, None]
+                dB = times(cast(dB, B.dtype) if factors is None else dB * factors[:, None], divided)
             if needs_bias or needs_m:
                 dbias = dY2.sum(0)
             if needs_m:
@@ -176,10 +182,10 @@ def forward(
     magnitude: Tensor | None,
     mask: Tensor | None,
     options: Options,
-) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """y, x in the products' dtype, H with a branch, and c with DoRA."""
+) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
+    """y, x in the products' dtype, H with a branch, c with DoRA, and in float16 what H is divided by."""
     scaling, keep, merged, dtype = options
-    low, factors, H = cast(x, dtype), None, None
+    low, factors, H, divided = cast(x, dtype), None, None, None
     rows = low.reshape(-1, W.shape[1])  # (T, d_in)
     starts = _starts(low)
     touched = _touched(rows, W, len(A), starts and bias is not None)
@@ -190,8 +196,9 @@ def forward(
     if merge:
         y = F.linear(low, weight, bias).contiguous()
     else:
-        H = low_rank(cast(A, dtype), rows, mask)
-        up = cast(B if factors is None else B * factors[:, None], dtype) * (scaling / keep)
+        up = B if factors is None else B * factors[:, None]
+        down, up, divided = shared_out(A, up, scaling / keep, dtype)
+        H, up = low_rank(cast(down, dtype), rows, mask), cast(up, dtype)
         if starts:
             y = _branch(H, up, bias).addmm_(rows, weight.t()).view(*low.shape[:-1], W.shape[0])
         else:
@@ -199,7 +206,7 @@ def forward(
             y.view(-1, W.shape[0]).addmm_(H.t(), up.t())
     # autograd lets nobody change a view from a function in place
     y = torch.ops.aten._unsafe_view.default(y, y.shape)
-    return y, low, H, factors
+    return y, low, H, factors, divided
 
 
 def _starts(x: Tensor) -> bool:

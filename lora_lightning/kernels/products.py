@@ -22,16 +22,16 @@ def apply(matrix: Tensor, x: Tensor) -> Tensor:
     return (rows.flatten(0, -2) @ matrix.t()).view(*rows.shape[:-1], -1).movedim(-1, 1)
 
 
-def add_applied(y: Tensor, matrix: Tensor, x: Tensor, scale: float = 1.0) -> Tensor:
-    """y + scale · `apply(matrix, x)`, in place where y's memory format allows."""
+def add_applied(y: Tensor, matrix: Tensor, x: Tensor) -> Tensor:
+    """y + `apply(matrix, x)`, in place where y's memory format allows."""
     if y.is_contiguous():
         flat = y.view(*y.shape[:2], -1)
-        flat.baddbmm_(matrix.expand(len(y), -1, -1), x.flatten(2), alpha=scale)
+        flat.baddbmm_(matrix.expand(len(y), -1, -1), x.flatten(2))
         return y
     rows = y.movedim(1, -1)
     if not rows.is_contiguous():
-        return y + scale * apply(matrix, x)
-    rows.view(-1, y.shape[1]).addmm_(x.movedim(1, -1).flatten(0, -2), matrix.t(), alpha=scale)
+        return y + apply(matrix, x)
+    rows.view(-1, y.shape[1]).addmm_(x.movedim(1, -1).flatten(0, -2), matrix.t())
     return y
 
 

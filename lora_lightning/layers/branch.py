@@ -28,9 +28,9 @@ class BranchLayer(LoRALayer):
             factors = update.row_factors(update.slot.of(self.base("weight")))
             if factors is not None:
                 # DoRA: c·(f(x, W) + branch) - f(x, W), with c = 1 exactly at the start
-                c = self._per_feature(factors.to(y.dtype))
+                c = self._per_feature(factors)
                 product = base if self.bias is None else base - self._per_feature(self.bias.to(y.dtype))
-                change = (c - 1) * self._rows(product, update) + c * change
+                change = (c - 1).to(y.dtype) * self._rows(product, update) + c.to(y.dtype) * change
             y = y + self._placed(change, update, y)
         return y
 

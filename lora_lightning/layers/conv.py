@@ -89,8 +89,9 @@ class LoRAConv(_Convolution):
     def branch(self, x: Tensor, update: LowRankUpdate) -> Tensor:
         if update.slot.groups != self.groups:  # depthwise: the update is as small as the weight
             return self._conv_forward(x, update.product(self.base("weight")).to(x.dtype), None)
-        h = self._conv_forward(x, update.lora_A.to(x.dtype), None)  # groups·r channels
-        return self._pointwise(h * update.scaling, update.lora_B.to(x.dtype), self.groups)
+        down, up = update.factors_for(x)
+        h = self._conv_forward(x, down, None)  # groups·r channels
+        return self._pointwise(h, up, self.groups)
 
 
 class LoRAConvTranspose(_Convolution):
@@ -113,12 +114,10 @@ class LoRAConvTranspose(_Convolution):
         )
         y = self._transpose(x, self.base("weight"), self.bias, padding)
         for update in self.active_updates("weight"):
-            h = self._grouped_pointwise(update.dropout(x), update)
-            y = y + self._transpose(h * update.scaling, update.lora_B.to(x.dtype), None, padding)
+            down, up = update.factors_for(x)
+            h = self._pointwise(update.dropout(x), down, self.groups)
+            y = y + self._transpose(h, up, None, padding)
         return y
-
-    def _grouped_pointwise(self, x: Tensor, update: LowRankUpdate) -> Tensor:
-        return self._pointwise(x, update.lora_A.to(x.dtype), self.groups)
 
     def _transpose(self, x: Tensor, weight: Tensor, bias: Tensor | None, padding: list[int]) -> Tensor:
         convolution = TRANSPOSED[len(self.kernel_size)]

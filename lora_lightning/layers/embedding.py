@@ -7,11 +7,19 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_lightning.kernels import without_autocast
 from lora_lightning.layers.layer import LoRALayer
 from lora_lightning.layers.slot import Slot
+from lora_lightning.layers.update import LowRankUpdate
 
 # A begins at zero: rows that training never sees keep their values, as in PEFT.
 EMBEDDING_SLOT = Slot("weight", transposed=True, zero="A")
+
+
+def _expanded(h: Tensor, update: LowRankUpdate) -> Tensor:
+    """s·h·B, (..., d), in A's dtype: in float16, as autocast would have it, it could overflow."""
+    with without_autocast(h.device.type):
+        return h * update.scaling @ update.lora_B
 
 
 class LoRAEmbedding(LoRALayer):
@@ -31,7 +39,7 @@ class LoRAEmbedding(LoRALayer):
         y = self._look_up(i, self.base("weight"))
         for update in self.active_updates("weight"):
             h = self._look_up(i, update.lora_A.t())  # (...) -> (..., r)
-            y = y + (h * update.scaling @ update.lora_B).to(y.dtype)
+            y = y + _expanded(h, update).to(y.dtype)
         return y
 
     def _look_up(self, i: Tensor, table: Tensor) -> Tensor:
@@ -59,7 +67,7 @@ class LoRAEmbeddingBag(LoRALayer):
         y = self._bag(self.base("weight"), input, offsets, per_sample_weights)
         for update in self.active_updates("weight"):
             h = self._bag(update.lora_A.t(), input, offsets, per_sample_weights)  # (bags, r)
-            y = y + (h * update.scaling @ update.lora_B).to(y.dtype)
+            y = y + _expanded(h, update).to(y.dtype)
         return y
 
     def _bag(self, table: Tensor, i: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:

@@ -30,8 +30,8 @@ class LoRALinear(BranchLayer):
         )
 
     def branch(self, x: Tensor, update: LowRankUpdate) -> Tensor:
-        h = F.linear(x, update.lora_A.to(x.dtype))  # (..., in) -> (..., r)
-        return F.linear(h * update.scaling, update.lora_B.to(x.dtype))
+        down, up = update.factors_for(x)
+        return F.linear(F.linear(x, down), up)  # (..., in) -> (..., r) -> (..., out)
 
 
 def _are_one(updates: list[LowRankUpdate]) -> bool:

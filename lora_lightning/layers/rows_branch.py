@@ -11,6 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_lightning.errors import UserError
+from lora_lightning.kernels import product_dtype, without_autocast
+from lora_lightning.kernels.half import shared_out
 from lora_lightning.layers.branch import BranchLayer
 from lora_lightning.layers.conv import CONVOLUTIONS, TRANSPOSED, LoRAConv, LoRAConvTranspose
 from lora_lightning.layers.embedding import LoRAEmbedding
@@ -26,22 +28,28 @@ class Stack:
 
     Args:
         updates: of each adapter in `rows.distinct`, None where it has none here.
+        dtype: of the products; None for an embedding, whose branch has A's.
 
     Attributes:
-        A: (n, groups, R, columns of A).
-        B: (n, groups, out / groups, R) times the scaling; of a transposed slot (n, groups, R, columns).
+        A: (n, groups, R, columns of A), in float16 with `kernels.half.divisors` taken out.
+        B: (n, groups, out / groups, R) times the scaling and those; transposed (n, groups, R, columns).
         factors: DoRA's, (n, out), 1 for rows without; None when no adapter has them.
     """
 
-    def __init__(self, layer: LoRALayer, updates: list[LowRankUpdate | None], rows: Rows) -> None:
+    def __init__(
+        self,
+        layer: LoRALayer,
+        updates: list[LowRankUpdate | None],
+        rows: Rows,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         some = [u for u in updates if u is not None]
         self.slot, self.updates = some[0].slot, updates
         self.rank = max(u.rank for u in some)
         index = rows.index(some[0].lora_A.device)
-        self.A = torch.stack([self._padded(u, some[0], "A") for u in updates])[index]
-        B = torch.stack([self._padded(u, some[0], "B") for u in updates])
-        scaling = B.new_tensor([0.0 if u is None else u.scaling for u in updates])
-        self.B = (B * scaling.view(-1, 1, 1, 1))[index]
+        parts = [self._factors(u, dtype) for u in updates]
+        empty = [torch.zeros_like(factor) for factor in next(p for p in parts if p is not None)]
+        self.A, self.B = (torch.stack([(empty if p is None else p)[i] for p in parts])[index] for i in (0, 1))
         self.factors: Tensor | None = None
         if any(u.lora_magnitude is not None for u in some):
             weight = self.slot.of(layer.base(self.slot.parameter))
@@ -54,16 +62,19 @@ class Stack:
         """B of a linear layer, (n, R, out), in the order in which the product reads it."""
         return self.B.squeeze(1).mT.contiguous()
 
-    def _padded(self, update: LowRankUpdate | None, like: LowRankUpdate, which: str) -> Tensor:
-        """A or B with the rank apart from the groups, zeros up to the largest rank."""
-        factor: Tensor = getattr(update or like, f"lora_{which}")
-        groups, rank = self.slot.groups, (update or like).rank
-        if which == "A" or self.slot.transposed:
-            factor, missing = factor.view(groups, rank, -1), [0, 0, 0, self.rank - rank]
-        else:
-            factor, missing = factor.view(groups, -1, rank), [0, self.rank - rank]
-        factor = factor if rank == self.rank else F.pad(factor, missing)
-        return factor if update is not None else torch.zeros_like(factor)
+    def _factors(
+        self, update: LowRankUpdate | None, dtype: torch.dtype | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """A and s·B with the rank apart from the groups, zeros up to the largest rank."""
+        if update is None:
+            return None
+        slot, rank, missing = self.slot, update.rank, self.rank - update.rank
+        dtype = dtype or update.lora_A.dtype
+        A, B, _ = shared_out(update.lora_A, update.lora_B, update.scaling, dtype, slot.transposed)
+        A = F.pad(A.reshape(slot.groups, rank, -1), [0, 0, 0, missing])
+        if slot.transposed:
+            return A, F.pad(B.reshape(slot.groups, rank, -1), [0, 0, 0, missing])
+        return A, F.pad(B.reshape(slot.groups, -1, rank), [0, missing])
 
 
 class RowsBranch:
@@ -89,11 +100,12 @@ class RowsBranch:
         dim = self.rows.dim_of(x, layer)
         if isinstance(layer, LoRAEmbedding):
             self._refuse_positions(x)
-        stacks = self.stacks()
-        dora = any(s.factors is not None for s in stacks)
-        y = self._base(x, dora, *args, **kwargs).movedim(dim, 0).unflatten(0, (n, -1))
+        stacks = self.stacks(x)
+        y = self._base(x, *args, **kwargs).movedim(dim, 0).unflatten(0, (n, -1))
         x = x.movedim(dim, 0).unflatten(0, (n, -1))  # (n, k, ...): k inputs of each row
-        base = y
+        base, own = y, None if self.biases is not None else getattr(layer, "bias", None)
+        if own is not None and any(s.factors is not None for s in stacks):
+            base = y - self._per_feature(own.to(y.dtype)[None], y)  # the product, which DoRA scales
         branch = BRANCHES[layer.mixin_class]
         for stack in stacks:
             if branch is _linear and stack.factors is None and stack.slot.rows is None:
@@ -102,37 +114,37 @@ class RowsBranch:
             change = branch(layer, self._dropped(x, stack), stack, self.rows, *args, **kwargs)
             if stack.factors is not None:
                 mixed = cast(BranchLayer, layer)
-                c = self._per_feature(stack.factors.to(y.dtype), y)
+                c = self._per_feature(stack.factors, y)
                 # DoRA: c·(f(x, W) + branch) - f(x, W), as in BranchLayer.add_branches
-                change = (c - 1) * mixed._rows(base, stack) + c * change  # type: ignore[arg-type]
+                product = mixed._rows(base, stack)  # type: ignore[arg-type]
+                change = (c - 1).to(y.dtype) * product + c.to(y.dtype) * change
             y = y + self._placed(change.to(y.dtype), stack, y)
         if self.biases is not None:
             bias = torch.stack(self.biases)[self.rows.index(y.device)]
             y = y + self._per_feature(bias.to(y.dtype), y)
-        elif dora and getattr(layer, "bias", None) is not None:
-            y = y + self._per_feature(cast(Tensor, layer.bias).to(y.dtype)[None], y)
         return y.flatten(0, 1).movedim(0, dim)
 
-    def stacks(self) -> list[Stack]:
-        """Made anew where gradients flow or a value has changed since."""
+    def stacks(self, x: Tensor) -> list[Stack]:
+        """Made anew where gradients flow, or a value or the dtype of the products has changed since."""
         tensors = [p for us in self.slots.values() for u in us if u is not None for p in u.parameters()]
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in tensors)
         fixed = not trains and not any(p.is_inference() for p in tensors)
-        versions = tuple((p._version, p.data_ptr()) for p in tensors) if fixed else None
+        dtype = product_dtype(x) if x.is_floating_point() else None
+        versions = (dtype, *[(p._version, p.data_ptr()) for p in tensors]) if fixed else None
         if versions is None or versions != self._versions:
             with self._as_base():
-                stacks = [Stack(self.layer, updates, self.rows) for updates in self.slots.values()]
+                stacks = [Stack(self.layer, updates, self.rows, dtype) for updates in self.slots.values()]
             self._stacks, self._versions = stacks, versions
             if versions is None:
                 self._stacks = []
                 return stacks
         return self._stacks
 
-    def _base(self, x: Tensor, dora: bool, *args: Any, **kwargs: Any) -> Tensor:
-        """f(x, W), with the bias where it is the same for all rows and DoRA does not scale the product."""
+    def _base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """f(x, W), with the bias where it is the same for all rows."""
         parameters = self.layer._parameters
         bias = parameters.get("bias")
-        without = bias is not None and (dora or self.biases is not None)
+        without = bias is not None and self.biases is not None
         with self._as_base():
             if without:
                 parameters["bias"] = None
@@ -216,7 +228,8 @@ def _embedding(layer: LoRALayer, i: Tensor, stack: Stack, rows: Rows) -> Tensor:
             h = cast(LoRAEmbedding, layer)._look_up(mine, update.lora_A.t())
             parts.append(F.pad(h, [0, stack.rank - update.rank]))
     h = rows.join(parts, 0).unflatten(0, (len(rows), -1))  # (n, k, ..., R)
-    return torch.bmm(h.flatten(1, -2), stack.B.squeeze(1)).unflatten(1, h.shape[1:-1])
+    with without_autocast(h.device.type):  # as in LoRAEmbedding
+        return torch.bmm(h.flatten(1, -2), stack.B.squeeze(1)).unflatten(1, h.shape[1:-1])
 
 
 def _conv(layer: LoRALayer, x: Tensor, stack: Stack, rows: Rows) -> Tensor:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from lora_lightning.init import init_update
-from lora_lightning.kernels import row_norms, without_autocast
+from lora_lightning.kernels import product_dtype, row_norms, without_autocast
+from lora_lightning.kernels.half import shared_out
 from lora_lightning.layers.slot import Slot
 
 LEAVES = ("lora_A", "lora_B", "lora_magnitude")  # names of an update's parameters
@@ -121,6 +122,13 @@ class LowRankUpdate(nn.Module):
         with without_autocast(weight.device.type):
             sums = torch.addmm(weight.flatten(1), left[0], right[0], alpha=self.scaling)
         return sums.view(weight.shape)
+
+    def factors_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """A and s·B in x's dtype, of the shapes of `lora_A` and `lora_B`; where the products with x are in
+        float16, shared out so that A·x cannot overflow."""
+        A, B, dtype = self.lora_A, self.lora_B, product_dtype(x)
+        down, up, _ = shared_out(A, B, self.scaling, dtype, self.slot.transposed)
+        return down.to(x.dtype), up.to(x.dtype)
 
     def _sides(self) -> tuple[Tensor, Tensor]:
         """The factors of each group, (groups, rows, r) and (groups, r, columns)."""
