@@ -227,7 +227,11 @@ def _named(group: str) -> Iterator[None]:
 
 
 def _under(group: str, problem: str) -> str:
-    return f"{group}.{problem}" if re.match(r"\w+[=:\[]", problem) else problem
+    """A problem that begins with an option's name, with the group before it, also where it comes again."""
+    if not (option := re.match(r"(\w+)[=:\[]", problem)):
+        return problem
+    again = re.sub(rf"(?<=[ ,;]){option[1]}=", f"{group}.{option[1]}=", problem)
+    return f"{group}.{again}"
 
 
 def _data_and_model(config: DictConfig) -> tuple[Any, Any]:

@@ -44,7 +44,8 @@ class RecordingsDataModule(L.LightningDataModule):
         subsets: tables of Common Voice or folders of LibriSpeech; None takes the usual ones.
         accent: use only utterances of this accent or of one of these; None takes all.
         split_by: what training, validation and test never share: "speaker", "text", "utterance", or
-            several of them. Counts where the corpus has no split of its own.
+            several of them. Counts where the corpus has no split of its own; where the rows name no
+            speakers, "text" takes the place of "speaker", and a line says so.
         val_share: share of the utterances for validation.
         test_share: share for testing.
         train_minutes: use only so many minutes of the training part, drawn by `seed`; None takes all.
@@ -140,27 +141,37 @@ class RecordingsDataModule(L.LightningDataModule):
         return with_accent(rows, self.accents) if self.accents else rows
 
     def prepare_data(self) -> None:
-        found = self._checked()[1]
-        if not found:
-            return
+        good, found = self._checked()
+        if found:
+            self._tell_findings(found)
+        self._split(good)  # what cannot be split is an error now, before a model is built
+
+    def _tell_findings(self, found: Sequence[Finding]) -> None:
         table = f"{len(found)} of {len(self.rows)} utterances cannot be used:\n{findings_table(found)}"
         if self.strict:
             raise UserError(f"{table}\nMend them or take them out, or give strict=false to leave them out.")
-        if table not in TOLD:
-            TOLD.add(table)
-            rank_zero_only(print)(f"{table}\nThey are left out (strict=false).\n", flush=True)
+        _tell(f"{table}\nThey are left out (strict=false).\n")
+
+    def _split(self, good: Mapping[Row, float]) -> dict[str, list[Row]]:
+        if not good:
+            raise UserError(f"none of {len(self.rows)} utterances can be used; strict=true shows why.")
+        by = self.split_by
+        if "speaker" in by and not any(row.speaker for row in good) and not all(row.split for row in good):
+            by = [field for field in by if field != "speaker"] or ["text"]
+            _tell(
+                f"data.split_by={','.join(self.split_by)}: the rows of {self.manifest or self.root} name no"
+                f" speakers; they are split by {' and '.join(by)} instead."
+            )
+        parts, crossing = split_rows(list(good), by, self.val_share, self.test_share, self.seed)
+        if crossing:
+            _tell(_crossing(crossing, len(good), by))
+        return parts
 
     def setup(self, stage: str | None = None) -> None:
         if self.parts:
             return
         good, _ = self._checked()
-        if not good:
-            raise UserError(f"none of {len(self.rows)} utterances can be used; strict=true shows why.")
-        shares = self.val_share, self.test_share
-        parts, crossing = split_rows(list(good), self.split_by, *shares, self.seed)
-        if crossing and (line := _crossing(crossing, len(good), self.split_by)) not in TOLD:
-            TOLD.add(line)
-            rank_zero_only(print)(line, flush=True)
+        parts = self._split(good)
         if self.train_minutes is not None:
             parts["train"] = _drawn(parts["train"], good, 60 * self.train_minutes, self.seed)
         self.parts = {part: {row: good[row] for row in rows} for part, rows in parts.items()}
@@ -229,10 +240,14 @@ class Utterances(Sequence[Utterance]):
         return Utterance(wave, normalize(row.text, self.vocabulary), row.id, row.accent, row.speaker)
 
 
+def _tell(line: str) -> None:
+    if line not in TOLD:
+        TOLD.add(line)
+        rank_zero_only(print)(line, flush=True)
+
+
 def _crossing(count: int, total: int, by: Sequence[str]) -> str:
-    return (
-        f"split_by={','.join(by)}: {count} of {total} utterances belong to different parts and are left out."
-    )
+    return f"data.split_by={','.join(by)}: {count} of {total} utterances belong to different parts and are left out."
 
 
 def _drawn(rows: Sequence[Row], seconds: Mapping[Row, float], most: float, seed: int) -> list[Row]:

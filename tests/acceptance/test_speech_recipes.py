@@ -143,3 +143,28 @@ def test_options_of_every_recipe_are_checked(recipe: str, capsys: pytest.Capture
         main([f"recipe={recipe}", "data.batch_second=3", "lora.rank=0"])
     said = capsys.readouterr().err
     assert "2 problems" in said and "data.batch_seconds" in said
+
+
+def test_a_manifest_without_speakers_trains_in_full_precision(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The usual case of own recordings: path and text, and Lightning's own word for float32."""
+    manifest = speech_files.manifest(tmp_path, each=3)
+    rows = [line.split(",")[:2] for line in manifest.read_text().splitlines()]
+    manifest.write_text("\n".join(map(",".join, rows)) + "\n")
+    (tmp_path / "whisper").mkdir()
+    small_whisper(tmp_path / "whisper")
+    words = [f"data.manifest={manifest}", "model.checkpoint=whisper", "model.language=en"]
+    quick = [word.replace("32-true", "32") for word in QUICK]
+    main(["recipe=whisper_manifest", *words, *quick])
+    assert "they are split by text instead" in capsys.readouterr().out
+    assert Path("run/adapter").is_dir()
+
+
+def test_an_option_keeps_its_group_where_it_comes_again() -> None:
+    from lora_lightning.app.compare import _under
+
+    problem = "split_by=text: the rows name 1 different. Give split_by=utterance."
+    told = "data.split_by=text: the rows name 1 different. Give data.split_by=utterance."
+    assert _under("data", problem) == told
+    assert _under("data", "nothing to split_by=x") == "nothing to split_by=x"

@@ -201,3 +201,30 @@ def test_a_loader_without_workers_gives_whole_batches():
     batches = Batches([[0, 1], [2]], [Utterance(torch.ones(i + 1), id=str(i)) for i in range(3)])
     first, second = DataLoader(batches, batch_size=None)
     assert first.ids == ["0", "1"] and second.waves.shape == (1, 3)
+
+
+def without_speakers(tmp_path, texts=None):
+    """The usual manifest of own recordings: path and text alone."""
+    path = speech_files.manifest(tmp_path)
+    rows = [line.split(",") for line in path.read_text().splitlines()]
+    texts = texts or [row[1] for row in rows[1:]]
+    lines = [f"{row[0]},{text}" for row, text in zip(rows[1:], texts)]
+    path.write_text("\n".join(["path,text", *lines]) + "\n")
+    return path
+
+
+def test_without_speakers_the_texts_are_kept_apart_and_that_is_said(tmp_path, capsys):
+    path = without_speakers(tmp_path)
+    data = module(path)
+    texts = {part: {row.text.lower() for row in rows} for part, rows in data.parts.items()}
+    assert all(texts.values())
+    assert texts["train"].isdisjoint(texts["val"] | texts["test"]) and texts["val"].isdisjoint(texts["test"])
+    said = capsys.readouterr().out
+    assert f"data.split_by=speaker: the rows of {path} name no speakers; they are split by text" in said
+    assert module(path, split_by="text").parts == data.parts
+
+
+def test_what_cannot_be_split_is_said_before_a_model_is_built(tmp_path):
+    data = RecordingsDataModule(manifest=str(without_speakers(tmp_path, ["red"] * 99)), **QUIET)
+    with pytest.raises(ConfigError, match=r"split_by=text: .* 1 different; .* Give split_by=utterance"):
+        data.prepare_data()
