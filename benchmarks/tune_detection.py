@@ -102,7 +102,7 @@ def train(model: str, method: str, lr: float, seed: int) -> tuple[dict[str, Any]
     lora = LoRAConfig(**LORA[model])
     callbacks = [LoRACallback(lora, verbose=False)] if method == "lora" else []
     if method == "probe":
-        freeze(module, LoRAConfig(train_norm="stats"))
+        freeze(module)
     if method == "peft":
         module = task(model, lr, adapt=lambda net: peft_model(net, lora))
     fitter = trainer(

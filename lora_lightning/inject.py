@@ -27,7 +27,7 @@ from lora_lightning.record import (
 from lora_lightning.report import listed
 from lora_lightning.sharding import FIRST, refuse_sharded
 from lora_lightning.structure import inside
-from lora_lightning.targets import Plan, inside_scope, plan, plan_probe, trained_names
+from lora_lightning.targets import Plan, head_alone, inside_scope, plan, plan_probe, trained_names
 
 
 def inject(model: nn.Module, config: LoRAConfig | None = None, adapter: str = "default") -> Plan:
@@ -174,12 +174,12 @@ def freeze(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     """Freeze the backbone and train the head alone: the linear probe. `eject` undoes it.
 
     Args:
-        config: of its fields, `modules_to_save`, `backbone`, `train_bias` and `train_norm` count.
+        config: of its fields, `modules_to_save`, which names the head, and `backbone` count.
 
     Raises:
         ConfigError: no head is found.
     """
-    config = config_of(config)
+    config = head_alone(config_of(config))
     planned = plan_probe(model, config)
     carry_out(model, config, planned)
     return planned

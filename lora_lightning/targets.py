@@ -54,11 +54,12 @@ def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
 
 
 def plan_probe(model: nn.Module, config: LoRAConfig) -> Plan:
-    """The plan of a linear probe: no layer adapted, the head trained.
+    """The plan of a linear probe: no layer adapted, the head alone trained, norms and biases frozen.
 
     Raises:
         ConfigError: nothing would train.
     """
+    config = head_alone(config)
     _refuse_unfit(model)
     scope = find_scope(model, config)
     problems: list[str] = []
@@ -69,6 +70,11 @@ def plan_probe(model: nn.Module, config: LoRAConfig) -> Plan:
     if not planned.trainable:
         raise ConfigError(["no head was found to train: name it in modules_to_save."])
     return planned
+
+
+def head_alone(config: LoRAConfig) -> LoRAConfig:
+    """The configuration of a linear probe: what LoRA trains beside its updates and the head stays frozen."""
+    return replace(config, train_bias="none", train_norm="frozen")
 
 
 def _refuse_unfit(model: nn.Module) -> None:

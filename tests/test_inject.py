@@ -351,3 +351,14 @@ def test_freeze_trains_the_head_alone():
     assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
     ll.eject(model)
     assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_linear_probe_trains_the_head_alone():
+    """Whatever LoRA would train beside its updates."""
+    model = cnn()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    config = ll.LoRAConfig(modules_to_save=["9"], train_norm="both", train_bias="all")
+    assert ll.freeze(model, config).trainable == 12 * 3 + 3
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == ["9.weight", "9.bias"]
+    model.train()(torch.randn(4, 3, 10, 10))
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())  # the statistics too

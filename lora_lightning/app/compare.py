@@ -6,6 +6,7 @@ import contextlib
 import re
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -57,12 +58,12 @@ class Job:
             with _named("lora"):
                 self.plan = plan(self.task, lora_config(self.config))
                 if config.compare:
-                    plan_probe(self.task, lora_config(self.config))  # raises now rather than later
+                    self._probe_config()  # raises now rather than later
                 self._quantize(self.plan)
             self.trained, self.total = self.plan.trainable, self.plan.total
         elif method == "probe":
             with _named("lora"):
-                self.trained = freeze(self.task, lora_config(self.config)).trainable
+                self.trained = freeze(self.task, self._probe_config()).trainable
             keep_trained_only(self.task)
 
     def _task(self, model: Any) -> Any:
@@ -79,6 +80,21 @@ class Job:
         """Keep the weights of linear layers in fewer bits, but for what trains in full."""
         if kind := self.config.lora.get("quantize"):
             quantize(self.task, kind, exclude_modules=planned.heads or None)
+
+    def _probe_config(self) -> LoRAConfig:
+        """Of a linear probe: the head that the model's structure shows, since `modules_to_save` may name more
+        than the head; what that names where none is seen.
+
+        Raises:
+            ConfigError: there is no head.
+        """
+        config = lora_config(self.config)
+        with contextlib.suppress(ConfigError):
+            seen = replace(config, modules_to_save="auto")
+            plan_probe(self.task, seen)
+            return seen
+        plan_probe(self.task, config)
+        return config
 
     def _optim(self) -> OptimConfig:
         """`optim` is meant for the method that the recipe is about; its peers have their own rates."""

@@ -247,7 +247,8 @@ def _tell(line: str) -> None:
 
 
 def _crossing(count: int, total: int, by: Sequence[str]) -> str:
-    return f"data.split_by={','.join(by)}: {count} of {total} utterances belong to different parts and are left out."
+    given = f"data.split_by={','.join(by)}"
+    return f"{given}: {count} of {total} utterances belong to different parts and are left out."
 
 
 def _drawn(rows: Sequence[Row], seconds: Mapping[Row, float], most: float, seed: int) -> list[Row]:

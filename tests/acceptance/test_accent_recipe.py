@@ -76,6 +76,7 @@ def test_one_adapter_each_and_then_together(corpus: Path, capsys: pytest.Capture
         assert "data:audio/flac" in (Path("run") / name / "report.html").read_text()
         results = json.loads((Path("run") / name / "results.json").read_text())
         assert [r["method"] for r in results] == ["before", "probe", "lora", "full"]
+        assert results[1]["trained"] == 29 * (16 + 1)  # the head alone
         for result in results:
             assert set(result["scores"]) == set(result["intervals"]) == {"wer", "cer", "wer_us"}
             low, high = result["intervals"]["wer"]
