@@ -53,8 +53,10 @@ def test_outputs_do_not_change_at_injection(build, mode, options):
     ):
         other.requires_grad_(own.requires_grad)
     x = BATCHES[build]()
-    with torch.set_grad_enabled(mode == "train"):  # a gradient anywhere turns TransformerEncoder's kernel off
+    with torch.no_grad():
         assert torch.equal(model(x), base(x))
+    wanted = base(x)  # with gradients, read weights require one, and torch may take another kernel
+    assert (model(x) - wanted).abs().max() <= 1e-6 * wanted.abs().max()
 
 
 @pytest.mark.parametrize("build", MODELS)

@@ -15,12 +15,6 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import lora_lightning as ll
 from lora_lightning.layers import lora_layers
-from lora_lightning.layers.conv import LoRAConv, LoRAConvTranspose
-from lora_lightning.layers.embedding import LoRAEmbedding, LoRAEmbeddingBag
-from lora_lightning.layers.linear import LoRALinear
-
-# Families that compute with the base weight itself.
-BRANCHES = (LoRALinear, LoRAConv, LoRAConvTranspose, LoRAEmbedding, LoRAEmbeddingBag)
 
 
 def plainly(layer: nn.Module, *inputs: Tensor) -> Any:
@@ -126,16 +120,11 @@ def equal(ones: list[Tensor], others: list[Tensor]) -> bool:
 
 def same_flags(name: str, model: nn.Module) -> nn.Module:
     """The base model with the `requires_grad` flags of the adapted one: flags alone can make torch take
-    another kernel. Where a layer reads its effective weight, that one requires a gradient, when there
-    are any."""
+    another kernel, with and without gradients."""
     base = base_model(name, model.layer_dtype()).train(model.training)
     own = {n: p for n, p in model.named_parameters() if ".lora." not in n}
     for parameter_name, parameter in base.named_parameters():
         parameter.requires_grad_(own[parameter_name].requires_grad)
-    for layer_name, layer in lora_layers(model).items():
-        if torch.is_grad_enabled() and not isinstance(layer, BRANCHES):
-            for key in set(layer.properties) & set(layer._parameters):
-                base.get_parameter(f"{layer_name}.{key}").requires_grad_()
     for module in base.modules():
         if isinstance(module, _SpectralNorm):  # frozen, it no longer iterates in train mode
             module.eval()
