@@ -24,6 +24,7 @@ from lora_lightning.app.compose import CONF, CONFIG_NAME, VERSION_BASE
 from lora_lightning.app.launch import hydra_raises, one_job, quiet, reported, wrapped
 from lora_lightning.app.loggers import (
     build_loggers,
+    chosen_in_words,
     finish,
     log_start,
     log_table,
@@ -148,7 +149,7 @@ def train_one(config: DictConfig, adapter: str = "") -> tuple[float | None, Job]
     status = "failed"
     try:
         log_start(loggers, plain, job.trained, job.total, job.plan)  # type: ignore[arg-type]
-        for line in where(loggers):
+        for line in filter(None, [chosen_in_words(config), *where(loggers)]):
             say(f"{line}\n")
         results = [job.run(loggers, config.ckpt_path)]
         _save_weights(job, folder)

@@ -17,11 +17,38 @@ from omegaconf import DictConfig
 from lora_lightning.plans import Plan
 
 WANDB_URL = "https://api.wandb.ai"
+OFFLINE_MODES = ("offline", "dryrun")
 
 
 def build_loggers(config: DictConfig) -> list[Logger]:
-    """The loggers of the group `logger`, in its order; none when it is null."""
-    return [instantiate(node, _convert_="all") for node in (config.get("logger") or {}).values() if node]
+    """The loggers of the group `logger`, in its order; none when it is null. With `choose`, of W&B and CSV
+    only the one that can work here."""
+    nodes = dict(config.get("logger") or {})
+    if nodes.pop("choose", False):
+        del nodes["csv" if wandb_is_wanted(nodes["wandb"]) else "wandb"]
+    return [instantiate(node, _convert_="all") for node in nodes.values() if node]
+
+
+def wandb_is_wanted(node: Mapping[str, Any]) -> bool:
+    """Whether W&B can work as it is, or is asked for: a key, WANDB_MODE=offline, `offline=true`, a run to go
+    on with."""
+    mode = os.environ.get("WANDB_MODE")
+    if mode == "disabled":
+        return False
+    return bool(mode in OFFLINE_MODES or node.get("offline") or node.get("id") or has_wandb_key())
+
+
+def chosen_in_words(config: DictConfig) -> str | None:
+    """One line that says that CSV was chosen, and how to have W&B; None where nothing was chosen, or W&B,
+    which `where` speaks of."""
+    nodes = config.get("logger") or {}
+    if not nodes.get("choose") or wandb_is_wanted(nodes["wandb"]):
+        return None
+    folder = short_path(Path(nodes["csv"]["save_dir"]) / "csv")
+    if os.environ.get("WANDB_MODE") == "disabled":
+        return f"Metrics go to {folder}: WANDB_MODE=disabled."
+    remedy = "`wandb login` gives it one, logger=wandb keeps a run to upload later"
+    return f"Metrics go to {folder}: W&B has no key here ({remedy})."
 
 
 def wandb_logger(
@@ -46,7 +73,7 @@ def wandb_logger(
 
     mode = os.environ.get("WANDB_MODE")
     if offline is None:
-        offline = mode in ("offline", "dryrun") if mode else not has_wandb_key()
+        offline = mode in OFFLINE_MODES if mode else not has_wandb_key()
     if offline:
         mode = "offline"
     logger = WandbLogger(
@@ -65,10 +92,11 @@ def wandb_logger(
 
 
 def has_wandb_key() -> bool:
-    """Whether W&B can log in without asking: WANDB_API_KEY, or an entry for its host in netrc."""
-    if os.environ.get("WANDB_API_KEY"):
+    """Whether W&B can log in without asking, where it looks itself: WANDB_API_KEY, a token's file, or an
+    entry for its host (with its port) in netrc."""
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL", WANDB_URL)).hostname
+    host = urlparse(os.environ.get("WANDB_BASE_URL") or WANDB_URL).netloc
     named = os.environ.get("NETRC")
     for path in [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]:
         try:

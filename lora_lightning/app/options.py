@@ -180,6 +180,7 @@ RULES: dict[str, Rule] = {
     "callbacks.checkpoint.save_last": or_null(FLAG),
     "callbacks.checkpoint.save_weights_only": FLAG,
     "callbacks.learning_rate.logging_interval": or_null(choice("step", "epoch")),
+    "logger.choose": FLAG,
     "logger.csv": MAPPING,
     "logger.tensorboard": MAPPING,
     "logger.wandb": MAPPING,

@@ -12,7 +12,11 @@ from typing import Any
 import pytest
 import yaml
 from lightning.pytorch.loggers import CSVLogger
+from omegaconf import OmegaConf
 
+from lora_lightning.app import loggers
+from lora_lightning.app.command_line import command_config
+from lora_lightning.app.compose import RECIPES
 from lora_lightning.app.loggers import build_loggers, has_wandb_key, log_start, short_path, wandb_logger
 from lora_lightning.train import main
 
@@ -21,7 +25,7 @@ TINY = ["debug=fast", "compare=false", "trainer.enable_progress_bar=false"]
 
 @pytest.fixture(autouse=True)
 def _no_account(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL"):
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "WANDB_IDENTITY_TOKEN_FILE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     monkeypatch.chdir(tmp_path)
@@ -161,8 +165,6 @@ def test_every_logger_gets_plain_hyperparameters(tmp_path: Path) -> None:
 
 
 def test_no_logger_at_all() -> None:
-    from omegaconf import OmegaConf
-
     assert build_loggers(OmegaConf.create({"logger": None})) == []
     assert build_loggers(OmegaConf.create({"logger": {"csv": None}})) == []
 
@@ -170,3 +172,48 @@ def test_no_logger_at_all() -> None:
 def test_a_path_is_shown_the_short_way(tmp_path: Path) -> None:
     assert short_path(tmp_path / "outputs" / "a") == "outputs/a"
     assert short_path("/etc") == "/etc"
+
+
+@pytest.mark.parametrize(
+    ("environment", "words", "chosen"),
+    [
+        ({}, [], "csv"),
+        ({"WANDB_API_KEY": "k" * 40}, [], "wandb"),
+        ({"WANDB_IDENTITY_TOKEN_FILE": "token"}, [], "wandb"),
+        ({"WANDB_MODE": "offline"}, [], "wandb"),
+        ({"WANDB_MODE": "disabled", "WANDB_API_KEY": "k" * 40}, [], "csv"),
+        ({}, ["logger.wandb.offline=true"], "wandb"),
+        ({"WANDB_API_KEY": "k" * 40}, ["logger.choose=false"], "csv wandb"),
+    ],
+)
+def test_the_logger_that_can_work_is_chosen(
+    monkeypatch: pytest.MonkeyPatch, environment: dict[str, str], words: list[str], chosen: str
+) -> None:
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(loggers, "instantiate", lambda node, **_: node["_target_"].rpartition(".")[2])
+    config = OmegaConf.create(command_config(["logger=auto", *words]))
+    names = {"CSVLogger": "csv", "wandb_logger": "wandb"}
+    assert " ".join(names[made] for made in build_loggers(config)) == chosen
+    said = loggers.chosen_in_words(config)
+    assert bool(said) == (chosen == "csv")
+    assert not said or ("WANDB_MODE=disabled" if "WANDB_MODE" in environment else "no key here") in said
+
+
+def test_no_recipe_asks_for_an_account() -> None:
+    """Those that can use W&B leave the choice to what is there."""
+    used = {path.stem: yaml.safe_load(path.read_text())["defaults"] for path in RECIPES.glob("recipe/*.yaml")}
+    loggers_of = {
+        name: [d["override /logger"] for d in ds if "override /logger" in d] for name, ds in used.items()
+    }
+    assert loggers_of["vit_cifar"] == ["auto"]
+    assert not any("wandb" in chosen for chosen in loggers_of.values())
+
+
+def test_a_run_without_a_key_says_where_its_metrics_go(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    main([*TINY, "logger=auto", "hydra.run.dir=run"])
+    assert "Metrics go to run/csv: W&B has no key here" in capsys.readouterr().out
+    assert (tmp_path / "run" / "csv" / "metrics.csv").is_file()
+    assert not (tmp_path / "run" / "wandb").exists()
