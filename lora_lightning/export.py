@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,9 @@ from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.layers.weight_norm import normed_parts, normed_weight, parts_of
 from lora_lightning.quantization import quantize_as
 from lora_lightning.quantized import QuantizedTensor, is_quantized
+from lora_lightning.rebuild import build, builder_of, checked_facts, section_of
 from lora_lightning.report import listed
 from lora_lightning.source import Source, read_source
-
-SAFE = ("lora_lightning.models.", "lora_lightning.data.")  # what a run's configuration may build
 
 
 @dataclass(frozen=True)
@@ -174,8 +174,8 @@ def rebuilt_model(
 ) -> tuple[torch.nn.Module, Mapping[str, Any]]:
     """The model as a configuration builds it, and what its data say of themselves (`provides`).
 
-    A run's configuration may have come with a download, and building it calls what it names: only models
-    and data of this package are built. The data are not, where the run has kept what they said.
+    A run's configuration may have come with a download: only models and data of this package are built
+    from it, see `lora_lightning.rebuild`. The data are not, where the run has kept what they said.
 
     Args:
         source: whose run's the configuration is; None is a recipe of this package or the user.
@@ -185,57 +185,56 @@ def rebuilt_model(
         UserError: it would build something else, or cannot be built.
     """
     try:
-        from hydra.errors import InstantiationException
-        from hydra.utils import get_object, instantiate
-        from omegaconf import OmegaConf
-
-        from lora_lightning.app.signatures import takes
+        if source is None:
+            return _composed_model(config, facts)
+        model, facts = _model_of_run(config, source, facts)
     except ModuleNotFoundError as error:
         raise UserError(
             f"rebuilding the base needs {error.name}: pip install 'lora-lightning[recipes]', or give "
             "base=FILE.safetensors."
         ) from None
-    if source is not None:
-        _refuse_foreign(config, source, get_object)
-    whole: Any = OmegaConf.create(dict(config))
+    quantize_as(model, aligned(source.saved, [n for n, _ in model.named_modules()]).quantized)
+    return model, facts
+
+
+def _model_of_run(
+    config: Mapping[str, Any], source: Source, facts: Mapping[str, Any] | None
+) -> tuple[torch.nn.Module, Mapping[str, Any]]:
+    where = source.run_file
+    target, options = section_of(config, "model", where)
+    facts = source.facts() if facts is None else facts
+    data = section_of(config, "data", where) if facts is None else None
     try:
-        if facts is None and source:
-            facts = source.facts()
-        if facts is None:
-            facts = getattr(instantiate(whole.data, _convert_="all"), "provides", {})
-        given = {name: value for name, value in facts.items() if takes(whole.model["_target_"], name)}
-        model = instantiate(whole.model, **given, _convert_="all")
-        if source is not None:
-            quantize_as(model, aligned(source.saved, [n for n, _ in model.named_modules()]).quantized)
-        return model, facts
-    except (UserError, InstantiationException) as error:
-        reason = error if isinstance(error, UserError) else error.__cause__ or error
-        if source is None:
-            raise UserError(str(reason)) from None
+        if data is not None:
+            facts = checked_facts(getattr(build(*data), "provides", {}), where)
+        takes = inspect.signature(builder_of(target)).parameters
+        given = {name: value for name, value in (facts or {}).items() if name in takes}
+        return build(target, {**options, **given}), facts or {}
+    except UserError as error:
         raise UserError(
-            f"the base cannot be rebuilt as {source.run} says: {reason}\nOr give base=FILE.safetensors."
+            f"the base cannot be rebuilt as {source.run} says: {error}\nOr give base=FILE.safetensors."
         ) from None
 
 
-def _refuse_foreign(config: Mapping[str, Any], source: Source, get_object: Callable[[str], Any]) -> None:
-    # The name alone is not enough: lora_lightning.models.timm.torch.load begins as it should.
-    targets = _targets([config.get("model"), config.get("data")])
-    if foreign := [
-        t for t in targets if not (t.startswith(SAFE) and get_object(t).__module__.startswith(SAFE))
-    ]:
-        raise UserError(
-            f"{source.run}: its configuration builds {listed(foreign)}, which is not run unasked. "
-            "Give base=FILE.safetensors."
-        )
+def _composed_model(
+    config: Mapping[str, Any], facts: Mapping[str, Any] | None
+) -> tuple[torch.nn.Module, Mapping[str, Any]]:
+    """By the user's own words and recipes, which may name any class."""
+    from hydra.errors import InstantiationException
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
 
+    from lora_lightning.app.signatures import takes
 
-def _targets(node: Any) -> list[str]:
-    """Every `_target_` in a configuration."""
-    if isinstance(node, Mapping):
-        return [str(v) for k, v in node.items() if k == "_target_"] + [
-            t for v in node.values() for t in _targets(v)
-        ]
-    return [t for v in node for t in _targets(v)] if isinstance(node, list) else []
+    whole: Any = OmegaConf.create(dict(config))
+    try:
+        if facts is None:
+            facts = getattr(instantiate(whole.data, _convert_="all"), "provides", {})
+        given = {name: value for name, value in facts.items() if takes(whole.model["_target_"], name)}
+        return instantiate(whole.model, **given, _convert_="all"), facts
+    except (UserError, InstantiationException) as error:
+        reason = error if isinstance(error, UserError) else error.__cause__ or error
+        raise UserError(str(reason)) from None
 
 
 def _check(saved: SavedAdapter, base: Mapping[str, Tensor], any_base: bool) -> None:

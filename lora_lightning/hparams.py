@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
 from lora_lightning.config import LoRAConfig
+from lora_lightning.errors import AdapterFileError
 from lora_lightning.plans import Plan
+from lora_lightning.rebuild import BUILDERS, calls
+from lora_lightning.report import listed
 from lora_lightning.twins import is_a
 
 LOGGED_AS = "LoRACallback"  # a name of its own, so that no hyperparameter of the module's is replaced
+STORED = ("hparams", "module_arguments", "hyper_parameters")  # Lightning's keys, of old and now
+INSTANTIATOR, CLASSES = "_instantiator", ("class_path", "_class_path")  # what LightningCLI obeys
+LIGHTNING_CLI = "lightning.pytorch.cli.instantiate_module"
 
 
 def logged(config: LoRAConfig, planned: Plan, adapter: str) -> dict[str, Any]:
@@ -63,3 +70,36 @@ def _safe(value: Any) -> bool:
     except Exception:  # pickle and torch raise many kinds
         return False
     return True
+
+
+def refuse_calls(checkpoint: Mapping[str, Any], path: object, given: Collection[str]) -> dict[str, None]:
+    """Refuse hyperparameters that would have something called: by Hydra, by LightningCLI, or by a module
+    that hands them to one of these.
+
+    Args:
+        path: of the checkpoint, for the error.
+        given: names of the hyperparameters that the caller replaces.
+
+    Returns:
+        Arguments for Lightning's `load_from_checkpoint` with which it calls the module's class itself, also
+        where LightningCLI has noted that it shall.
+
+    Raises:
+        AdapterFileError: a hyperparameter names what is to be called.
+    """
+    if checkpoint.get("hparams_name") in given:  # all of them are one argument, and replaced
+        return {}
+    stored = [checkpoint[key] for key in STORED if isinstance(checkpoint.get(key), Mapping)]
+    kept = {name: v for values in stored for name, v in values.items() if name not in given}
+    own = [name for names in BUILDERS.values() for name in names]
+    found = calls(kept, "", own) + calls(kept, "", keys=CLASSES)
+    noted = kept.pop(INSTANTIATOR, None)
+    if noted is not None and (noted != LIGHTNING_CLI or any(isinstance(v, Mapping) for v in kept.values())):
+        found.append(f"{INSTANTIATOR}={noted}")  # of other values than plain ones it would make objects
+    if found:
+        raise AdapterFileError(
+            f"{path}: its hyperparameters name what is to be called, {listed(found)}, which is not run "
+            "unasked. Give these hyperparameters as arguments of load_from_checkpoint, or weights_only=False "
+            "if you trust the file."
+        )
+    return {INSTANTIATOR: None} if noted is not None else {}

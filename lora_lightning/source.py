@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -11,12 +12,19 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from lora_lightning.adapter_file import SavedAdapter, described, read_adapter, read_config
+from lora_lightning.adapter_file import (
+    LARGEST_CONFIG,
+    SavedAdapter,
+    described,
+    read_adapter,
+    read_config,
+)
 from lora_lightning.checkpoint_digests import KEY, check_digests
 from lora_lightning.errors import AdapterFileError, UserError, did_you_mean
 from lora_lightning.layers.layer import slot_key
 from lora_lightning.layers.update import LEAVES
 from lora_lightning.peft_format import is_peft, read_peft
+from lora_lightning.rebuild import checked_facts
 from lora_lightning.torch_file import read_torch
 
 GIVE = "Give an adapter's folder or a Trainer's checkpoint."
@@ -41,13 +49,28 @@ class Source:
     base: dict[str, Tensor] = field(default_factory=dict)
     run: Path | None = None
 
+    @property
+    def run_file(self) -> Path | None:
+        """The configuration of the run, if there is one."""
+        return self.run / RUN_FILE if self.run else None
+
     def run_config(self) -> dict[str, Any]:
-        """The run's configuration; empty without one."""
-        return _yaml(self.run / RUN_FILE) if self.run else {}
+        """The run's configuration; empty without one.
+
+        Raises:
+            AdapterFileError: it is damaged, or holds more than plain values.
+        """
+        return _read_yaml(self.run / RUN_FILE) if self.run else {}
 
     def facts(self) -> dict[str, Any] | None:
-        """What the run's data said of themselves; None where it is not known."""
-        return _yaml(self.run / FACTS_FILE) or None if self.run else None
+        """What the run's data said of themselves; None where it is not known.
+
+        Raises:
+            AdapterFileError: the file is damaged, or holds more than plain values.
+            UserError: it holds what is not run unasked.
+        """
+        path = self.run / FACTS_FILE if self.run else None
+        return checked_facts(_read_yaml(path), path) if path and path.is_file() else None
 
     def recipe(self) -> str:
         """Name of the run's recipe; empty where it is not known."""
@@ -136,13 +159,45 @@ def from_checkpoint(
 
 def _run_of(path: Path) -> Path | None:
     folders = [path, *path.absolute().parents][: ABOVE + 1]
-    return next((f for f in folders if "model" in _yaml(f / RUN_FILE)), None)
+    return next((f for f in folders if _is_run(f / RUN_FILE)), None)
+
+
+def _is_run(path: Path) -> bool:
+    """Whether this is a run's configuration, be it damaged."""
+    try:
+        return "model" in _read_yaml(path)
+    except AdapterFileError:
+        with open(path, "rb") as file:
+            return re.search(rb"^model\s*:", file.read(LARGEST_CONFIG), re.MULTILINE) is not None
 
 
 def _yaml(path: Path) -> dict[str, Any]:
     """A mapping in a YAML file of plain values; empty when there is none."""
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        return _read_yaml(path)
+    except AdapterFileError:
         return {}
-    return values if isinstance(values, dict) else {}
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    """A mapping in a YAML file of plain values; empty when there is no such file. Tags build nothing.
+
+    Raises:
+        AdapterFileError: it cannot be read, or holds something else.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        with open(path, "rb") as file:
+            text = file.read(LARGEST_CONFIG + 1)
+        if len(text) > LARGEST_CONFIG:
+            raise ValueError(f"larger than {LARGEST_CONFIG >> 20} MiB")
+        values = yaml.safe_load(text.decode("utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise AdapterFileError(
+            f"{path} cannot be read: {reason}. Nothing in it was run; it holds plain values alone."
+        ) from None
+    if values is not None and not isinstance(values, dict):
+        raise AdapterFileError(f"{path} is damaged: it holds no mapping.")
+    return values or {}

@@ -20,6 +20,7 @@ from lora_lightning.checkpoint_digests import KEY, add_digests, check_digests
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError
 from lora_lightning.fingerprint import fingerprint, refusal_of_base
+from lora_lightning.hparams import refuse_calls
 from lora_lightning.inject import activate, carry_out, eject, grow
 from lora_lightning.layers import lora_layers
 from lora_lightning.plans import Plan
@@ -69,7 +70,7 @@ def load_from_checkpoint(
 
     Raises:
         AdapterFileError: the file cannot be read or is damaged, holds no adapter, or one that does not fit
-            the module or its base.
+            the module or its base; or a hyperparameter names what is to be called.
     """
     checkpoint = read_torch(path, GIVE, map_location=map_location, weights_only=weights_only)
     if not isinstance(checkpoint, dict) or KEY not in checkpoint:
@@ -77,6 +78,8 @@ def load_from_checkpoint(
             f"{path} was not saved with LoRACallback. Use {module_class.__name__}.load_from_checkpoint(path)."
         )
     check_digests(checkpoint, path)
+    if weights_only:
+        options |= refuse_calls(checkpoint, path, options)
     # Lightning builds the module by the stored hyperparameters; its weights come after the injection.
     building = type(module_class.__name__, (module_class,), {"load_state_dict": _load_nothing})
     build: Any = building

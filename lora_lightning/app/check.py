@@ -94,7 +94,8 @@ def checkpoint_problems(path: str, max_epochs: Any = None) -> list[str]:
     """Why a Trainer cannot resume from this file, if it cannot; nothing in it is executed."""
     file = Path(path).absolute()
     given = f"ckpt_path={path}"
-    if (file / "checkpoint").is_dir():  # DeepSpeed's, which it checks itself
+    # DeepSpeed's, which it checks itself; with a .metadata beside, FSDP would unpickle that.
+    if (file / "checkpoint").is_dir() and not (file / ".metadata").exists():
         return []
     try:
         state = read_torch(file, "Give a Trainer checkpoint, such as checkpoints/last.ckpt.")

@@ -25,7 +25,8 @@ from lora_lightning.errors import ConfigError, did_you_mean, nearest
 from lora_lightning.peft_names import peft_problem
 
 SUBMITIT = ("slurm", "local")  # launchers
-UNCHECKED = ("--hydra-help", "--version", "--shell-completion", "-sc", "--experimental-rerun")
+UNCHECKED = ("--hydra-help", "--version", "--shell-completion", "-sc")
+RERUN = "--experimental-rerun"
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
@@ -43,6 +44,8 @@ def check_command_line(arguments: Sequence[str]) -> None:
     Raises:
         ConfigError: one line for each mistake, all of them.
     """
+    if any(len(a) > 2 and RERUN.startswith(a.partition("=")[0]) for a in arguments):  # argparse takes it cut
+        raise ConfigError([f"{RERUN}: would unpickle a file, which can run any code: give resume=FOLDER."])
     if any(argument.partition("=")[0] in UNCHECKED for argument in arguments):
         return
     problems: list[str] = []

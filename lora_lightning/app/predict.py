@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from faster_coco_eval.core import mask as rle
 from hydra.utils import get_object, instantiate
+from lightning import LightningDataModule
 from lightning.fabric import Fabric
 from omegaconf import OmegaConf
 from torch import Tensor, nn
@@ -21,12 +22,13 @@ from tqdm import tqdm
 from lora_lightning.adapter_file import write_adapter
 from lora_lightning.adapters import merge as merge_adapters
 from lora_lightning.app.command_line import command_config
-from lora_lightning.app.options import precision_of
+from lora_lightning.app.options import precision_of, rules_of, show
 from lora_lightning.checkpoint import load_adapter
 from lora_lightning.data.picture_folder import PictureFolder, draw_pictures
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.export import rebuilt_model
 from lora_lightning.files import write_whole
+from lora_lightning.rebuild import build, plain_values, section_of, target_of
 from lora_lightning.source import Source, read_source
 from lora_lightning.tasks.detection import ObjectDetector
 from lora_lightning.tasks.detection_pictures import confident, drawn
@@ -38,6 +40,9 @@ OPTIONS = {
 RESULTS, IMAGES, PICTURES, DRAWN = "predictions.json", "images.json", "pictures", "images"
 EMBEDDED = ("lora_lightning.data.shapes.ShapesDataModule",)  # data that are drawn, not found
 LEAST_WIDTH = 320  # of a picture, in pixels: captions would hide a smaller one
+USED = (  # options of a run
+    "task.score_threshold", "trainer.accelerator", "trainer.precision", "data.batch_size", "data.num_workers",
+)  # fmt: skip
 COLOURS = ("#ff5a5f", "#3d8bfd", "#2fbf4f", "#f2c316", "#b36bff", "#ff9f40", "#20c5c5", "#ff77c8")
 
 
@@ -61,12 +66,14 @@ def predict(options: Mapping[str, Any], words: Sequence[str]) -> str:
     source, config, folder = _checked(options, words)
     out = Path(options["out"]).expanduser()
     if folder is None:
-        folder = draw_pictures(instantiate(OmegaConf.create(dict(config["data"]))), out / DRAWN)
+        folder = draw_pictures(_drawing(config, None if words else source), out / DRAWN)
     known = source.facts() if source and words else None
     model, facts = rebuilt_model(config, None if words else source, known)
+    if not facts.get("class_names"):
+        raise UserError("its data, which name the classes, are not on this machine: give recipe=NAME.")
     if source:
         _adapt(model, source, options.get("any_base", False))
-    trainer = config["trainer"]
+    trainer = {"accelerator": "auto", "precision": "32-true", **config["trainer"]}
     score = options.get("score", config["task"].get("score_threshold", 0.5))
     finder = Finder(model, trainer["accelerator"], trainer["precision"])
     writer = Writer(out, folder, facts, score)
@@ -222,17 +229,45 @@ def _config(source: Source | None, words: Sequence[str]) -> Mapping[str, Any]:
     """Of the command line, or of the run, if it is a detector's."""
     if words and not any(word.startswith("recipe=") for word in words):
         raise UserError(f"{' '.join(words)}: give recipe=NAME with it.")
-    config = command_config(words) if words else source.run_config() if source else {}
+    config = command_config(words) if words else _config_of_run(source) if source else {}
     if not config:
         where = f"{source.path} lies in no run of the training application: " if source else ""
         raise UserError(f"{where}give recipe=NAME.")
     task = config["task"]["_target_"]
-    if not (str(task).startswith("lora_lightning.") or words) or not _is_detector(str(task)):
+    if not _is_detector(task):
         name = next((w for w in words if w.startswith("recipe=")), str(source.path) if source else "")
         raise UserError(
             f"{name}: its task, {task}, finds no objects. Give a detector's, such as fcos_shapes."
         )
     return config
+
+
+def _config_of_run(source: Source) -> dict[str, Any]:
+    """The sections of a run that are used here, all plain: they may have come with a download."""
+    config, where = source.run_config(), source.run_file
+    if not config:
+        return {}
+    target_of(config, "task", where)
+    section_of(config, "model", where)
+    if source.facts() is None:
+        section_of(config, "data", where)
+    sections = {name: plain_values(config, name, where) for name in ("task", "model", "data", "trainer")}
+    rules = rules_of(sections)
+    for path in USED:
+        section, _, name = path.partition(".")
+        if not isinstance(sections[section], dict):
+            raise UserError(f"{where}: {section}={show(sections[section])}: the file is damaged.")
+        value, rule = sections[section].get(name), rules.get(path)
+        if rule and value is not None and not rule.test(value):
+            raise UserError(f"{where}: {path}={show(value)}: the file is damaged: give {rule.allowed} there.")
+    return sections
+
+
+def _drawing(config: Mapping[str, Any], source: Source | None) -> LightningDataModule:
+    """The data that draw their pictures; None: by the user's own words."""
+    if source is None:
+        return instantiate(OmegaConf.create(dict(config["data"])))
+    return build(*section_of(config, "data", source.run_file))
 
 
 def _is_detector(target: str) -> bool:

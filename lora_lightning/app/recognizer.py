@@ -10,6 +10,7 @@ from lora_lightning.app.compose import recipe_config
 from lora_lightning.checkpoint import load_adapter
 from lora_lightning.errors import UserError
 from lora_lightning.export import rebuilt_model
+from lora_lightning.rebuild import target_of
 from lora_lightning.source import read_source
 
 CTC = "lora_lightning.tasks.ctc.SpeechRecognizer"
@@ -37,8 +38,9 @@ def recognizer(
             "built: give recipe=NAME." if adapter else "give adapter=FOLDER, or recipe=NAME for its base."
         )  # fmt: skip
     where = f"recipe={recipe}" if recipe else str(adapter)
-    if config["task"].get("_target_") != CTC:
-        raise UserError(f"{where}: is no CTC recognizer ({config['task'].get('_target_')}).")
+    task = config["task"]["_target_"] if recipe or not source else target_of(config, "task", source.run_file)
+    if task != CTC:
+        raise UserError(f"{where}: is no CTC recognizer ({task}).")
     model, facts = rebuilt_model(config, None if recipe else source)
     if "vocabulary" not in facts:
         raise UserError(f"{where}: its data, which decide the vocabulary, are not on this machine.")

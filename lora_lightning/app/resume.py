@@ -9,6 +9,7 @@ from pathlib import Path
 import yaml
 from omegaconf import DictConfig
 
+from lora_lightning.app.foreign import refuse_foreign
 from lora_lightning.errors import ConfigError, did_you_mean
 
 WORD = "resume="
@@ -22,7 +23,7 @@ def resumed(arguments: Sequence[str]) -> list[str]:
     W&B id; `ckpt_path=last` begins anew where there is no checkpoint yet.
 
     Raises:
-        ConfigError: FOLDER is not a run's.
+        ConfigError: FOLDER is not a run's, or what began the run is not run unasked.
     """
     given = [a for a in arguments if not a.startswith(WORD)]
     if len(given) == len(arguments):
@@ -37,8 +38,20 @@ def resumed(arguments: Sequence[str]) -> list[str]:
         ])  # fmt: skip
     own = [f"hydra.run.dir={_quoted(folder)}", "ckpt_path=last"]
     replaced = {_key(word) for word in [*given, *own]}
-    before = [word for word in yaml.safe_load(began.read_text()) or [] if _key(word) not in replaced]
+    before = [word for word in _words(began, folder) if _key(word) not in replaced]
+    refuse_foreign(folder, before, [_key(word) for word in given])
     return [*given, *before, *own]
+
+
+def _words(began: Path, folder: Path) -> list[str]:
+    try:
+        words = yaml.safe_load(began.read_text(encoding="utf-8")) or []
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = f"cannot be read: {' '.join(str(error).split())[:200]}. Nothing in it was run."
+        raise ConfigError([f"resume={folder}: {began} {reason}"]) from None
+    if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
+        raise ConfigError([f"resume={folder}: {began} is damaged: it is no list of KEY=VALUE."])
+    return words
 
 
 def wandb_run(folder: Path) -> str | None:

@@ -67,17 +67,33 @@ def read_image(file: str | os.PathLike[str]) -> Tensor:
         if path.suffix.lower() in DECODED:
             image = decode_image(str(path), mode=ImageReadMode.RGB)
             return image if image.dtype == torch.uint8 else (image.int() // 257).to(torch.uint8)
-        with Image.open(path) as opened:
+        with opened_image(path) as opened:
             return torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1).contiguous()
     except (OSError, RuntimeError, ValueError, UnidentifiedImageError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path} cannot be read as an image ({reason}).") from None
 
 
+def opened_image(file: str | os.PathLike[str]) -> Image.Image:
+    """PIL's image of any format but PostScript, whatever the file's name: that is a program, and PIL has
+    Ghostscript run it.
+
+    Raises:
+        OSError: it cannot be read, or is no image.
+    """
+    return Image.open(file, formats=_formats())
+
+
+@functools.cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.ID if name != "EPS"]
+
+
 def image_size(file: str | os.PathLike[str]) -> tuple[int, int] | None:
     """(width, height) of an image file from its first bytes, None where it is not one."""
     try:
-        with Image.open(file) as image:
+        with opened_image(file) as image:
             return image.size
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return None

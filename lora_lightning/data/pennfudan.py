@@ -7,9 +7,8 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 
-from lora_lightning.data.detection import DetectionDataModule, Part, Sample, image_size
+from lora_lightning.data.detection import DetectionDataModule, Part, Sample, image_size, opened_image
 from lora_lightning.data.findings import Findings
 from lora_lightning.data.options import path, whole
 from lora_lightning.errors import ConfigError, MissingFileError
@@ -108,7 +107,7 @@ def _sample(image_id: int, file: Path, findings: Findings) -> Sample | None:
 
 def read_masks(file: Path) -> np.ndarray:
     """An image in which every object has a number of its own -> (n, height, width), uint8."""
-    with Image.open(file) as image:
+    with opened_image(file) as image:
         numbers = np.array(image)
     return (numbers == np.unique(numbers[numbers > 0])[:, None, None]).astype(np.uint8)
 

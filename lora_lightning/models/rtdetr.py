@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torchvision.ops import box_convert
 
 from lora_lightning.errors import AdapterFileError, ConfigError, MissingFileError, UserError, did_you_mean
+from lora_lightning.models.checkpoint import refuse_adapter_beside
 from lora_lightning.models.hub import WEIGHTS, hub_files
 
 try:
@@ -170,6 +171,7 @@ def _folder(checkpoint: str) -> Path:
 
 
 def _loaded(folder: Path, num_classes: int, config: dict[str, Any]) -> tuple[nn.Module, Any]:
+    refuse_adapter_beside(folder)
     try:
         found = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         if found.model_type not in KINDS:
@@ -184,6 +186,7 @@ def _loaded(folder: Path, num_classes: int, config: dict[str, Any]) -> tuple[nn.
                 ignore_mismatched_sizes=True,
                 use_safetensors=True,
                 local_files_only=True,
+                trust_remote_code=False,
                 output_loading_info=True,
                 **config,
             )

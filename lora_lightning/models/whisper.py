@@ -18,6 +18,7 @@ from transformers import (
 
 from lora_lightning.data.speech import SAMPLE_RATE
 from lora_lightning.errors import AdapterFileError, ConfigError, MissingFileError
+from lora_lightning.models.checkpoint import refuse_adapter_beside
 from lora_lightning.models.download import PROBE_SECONDS, failure_text, request_failure
 
 FILES = ["*.json", "merges.txt", "model*.safetensors"]
@@ -120,6 +121,7 @@ def whisper(
         AdapterFileError: they are damaged.
     """
     folder = _folder(name, checkpoint)
+    refuse_adapter_beside(folder)
     try:
         network = WhisperForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
         tokenizer = WhisperTokenizer.from_pretrained(folder)

@@ -176,6 +176,21 @@ def test_folders_that_do_not_hold_it(tmp_path):
         rtdetr(3, checkpoint=str(folder))
 
 
+def test_code_in_the_folder_is_not_run(tmp_path, monkeypatch):
+    """transformers asks on the terminal whether it shall run it; nobody is asked here."""
+    monkeypatch.setattr("builtins.input", lambda *_: "y")
+    folder = saved(tmp_path / "a", small(3))
+    (folder / "evil.py").write_text(f"open({str(tmp_path / 'marker')!r}, 'w')\n")
+    config = {"model_type": "evil", "auto_map": {"AutoConfig": "evil.Evil"}}
+    (folder / "config.json").write_text(json.dumps(config))
+    with pytest.raises(AdapterFileError, match="cannot be loaded as RT-DETR"):
+        rtdetr(3, checkpoint=str(folder))
+    (folder / "adapter_config.json").write_text("{}")
+    with pytest.raises(AdapterFileError, match=r"holds adapter_config\.json: .* not loaded unasked"):
+        rtdetr(3, checkpoint=str(folder))
+    assert not (tmp_path / "marker").exists()
+
+
 def test_offline_says_what_to_fetch(tmp_path, monkeypatch):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))

@@ -92,6 +92,9 @@ def test_what_is_missing_or_wrong(folder, tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(AdapterFileError, match="cannot be read as Whisper"):
         whisper(checkpoint=str(tmp_path))
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(AdapterFileError, match=r"holds adapter_config\.json: .* not loaded unasked"):
+        whisper(checkpoint=str(tmp_path))
     model = whisper(checkpoint=str(folder))
     with pytest.raises(ConfigError, match="Whisper hears 30 s"):
         model(torch.zeros(1, 31 * 16_000), torch.tensor([31 * 16_000]))

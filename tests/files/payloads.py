@@ -1,0 +1,85 @@
+"""Payloads: what creates a file, the marker, if it is executed, in the forms that files can carry."""
+
+from __future__ import annotations
+
+import io
+import pickle
+import pydoc
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+Node = dict[str, Any]
+
+
+class Touch:
+    """Unpickled, it creates the marker."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = str(marker)
+
+    def __reduce__(self) -> tuple[Any, tuple[str, str]]:
+        return open, (self.marker, "w")
+
+
+def pickled(marker: Path) -> bytes:
+    return pickle.dumps({"state_dict": {}, "x": Touch(marker)})
+
+
+def npy(marker: Path) -> bytes:
+    file = io.BytesIO()
+    np.save(file, np.array([Touch(marker)], object), allow_pickle=True)
+    return file.getvalue()
+
+
+def calls(target: str, **options: Any) -> Callable[[Path], Node]:
+    """A call with options in which {m} is the marker."""
+    return lambda m: {"_target_": target} | {k: str(v).format(m=m) for k, v in options.items()}
+
+
+def unpickles(target: str, contents: Callable[[Path], bytes], **options: Any) -> Callable[[Path], Node]:
+    """A call that reads a file beside the marker."""
+
+    def node(marker: Path) -> Node:
+        file = marker.with_name("evil.bin")
+        file.write_bytes(contents(marker))
+        return {"_target_": target, "_args_": [str(file)], **options}
+
+    return node
+
+
+def path_of(marker: Path) -> Node:
+    return {"_target_": "pathlib.Path", "_args_": [str(marker)]}
+
+
+NODES: dict[str, Callable[[Path], Node]] = {
+    "open": calls("builtins.open", file="{m}", mode="w"),
+    "system": calls("os.system", command="touch {m}"),
+    "mkdir": calls("os.mkdir", path="{m}"),
+    "process": lambda m: {"_target_": "subprocess.check_call", "_args_": [["touch", str(m)]]},
+    "eval": lambda m: {"_target_": "builtins.eval", "_args_": [f"open({str(m)!r}, 'w')"]},
+    "touch": lambda m: {"_target_": "pathlib.Path.touch", "_args_": [path_of(m)]},
+    "torch_load": unpickles("torch.load", pickled, weights_only=False),
+    "numpy_load": unpickles("numpy.load", npy, allow_pickle=True),
+    "through_the_package": calls("lora_lightning.source.os.system", command="touch {m}"),
+    "through_a_model": unpickles("lora_lightning.models.detection.torch.load", pickled, weights_only=False),
+    "through_data": unpickles("lora_lightning.data.detection.np.load", npy, allow_pickle=True),
+}
+
+
+def carry_out(node: Any) -> Any:
+    """What `hydra.utils.instantiate` does, without the list of names that some versions of it refuse."""
+    if isinstance(node, list):
+        return [carry_out(value) for value in node]
+    if not isinstance(node, dict):
+        return node
+    options = {name: carry_out(value) for name, value in node.items() if name != "_target_"}
+    call: Any = pydoc.locate(node["_target_"])
+    return call(*options.pop("_args_", []), **options)
+
+
+def other_letters(name: str) -> str:
+    """The name with its first o in Cyrillic, which looks the same."""
+    return name.replace("o", "\N{CYRILLIC SMALL LETTER O}", 1)
