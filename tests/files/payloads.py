@@ -64,7 +64,7 @@ NODES: dict[str, Callable[[Path], Node]] = {
     "torch_load": unpickles("torch.load", pickled, weights_only=False),
     "numpy_load": unpickles("numpy.load", npy, allow_pickle=True),
     "through_the_package": calls("lora_lightning.source.os.system", command="touch {m}"),
-    "through_a_model": unpickles("lora_lightning.models.detection.torch.load", pickled, weights_only=False),
+    "through_a_model": unpickles("lora_lightning.models.timm.torch.load", pickled, weights_only=False),
     "through_data": unpickles("lora_lightning.data.detection.np.load", npy, allow_pickle=True),
 }
 

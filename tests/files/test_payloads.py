@@ -28,6 +28,7 @@ from lora_lightning.app.foreign import KNOWN, refuse_foreign_recipes
 from lora_lightning.app.predict import predict
 from lora_lightning.app.recognizer import recognizer
 from lora_lightning.app.resume import resumed
+from lora_lightning.checkpoint_digests import KEY, add_digests
 from lora_lightning.data.detection import opened_image, read_image
 from lora_lightning.data.findings import DataError
 from lora_lightning.export import merge_files, rebuilt_model
@@ -417,6 +418,14 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return torch.load(folder / "x.ckpt", weights_only=True)
 
 
+def save_forged(checkpoint: dict[str, Any], path: Path, key: str, values: dict[str, Any]) -> None:
+    """With other hyperparameters, and the checksums that belong to them."""
+    forged = {name: value for name, value in checkpoint.items() if name != "hyper_parameters"} | {key: values}
+    forged[KEY] = dict(forged[KEY])
+    add_digests(forged)
+    torch.save(forged, path)
+
+
 CLI = "lightning.pytorch.cli.instantiate_module"
 HYPERPARAMETERS: dict[str, Callable[[Path], dict[str, Any]]] = {
     "target": lambda m: {"net": NODES["mkdir"](m)},
@@ -436,8 +445,7 @@ def test_hyperparameters_call_nothing(name, key, checkpoint, tmp_path, marker, m
     monkeypatch.syspath_prepend(str(tmp_path))
     (tmp_path / "evil_module.py").write_text(f"open({str(marker)!r}, 'w')\n")
     values = HYPERPARAMETERS[name](marker)
-    rest = {name: value for name, value in checkpoint.items() if name != "hyper_parameters"}
-    torch.save({**rest, key: values}, tmp_path / "x.ckpt")
+    save_forged(checkpoint, tmp_path / "x.ckpt", key, values)
     told = refusal(lambda: ll.load_from_checkpoint(Obedient, tmp_path / "x.ckpt"), marker)
     assert "its hyperparameters name what is to be called" in told
     if "net" in values and "_instantiator" not in values:  # those that the caller gives are the caller's
@@ -447,9 +455,9 @@ def test_hyperparameters_call_nothing(name, key, checkpoint, tmp_path, marker, m
 
 def test_plain_hyperparameters_of_lightning_cli_are_taken(checkpoint, tmp_path, marker, monkeypatch):
     noted = {"lr": 0.5, "_instantiator": CLI}
-    torch.save({**checkpoint, "hyper_parameters": noted}, tmp_path / "x.ckpt")
+    save_forged(checkpoint, tmp_path / "x.ckpt", "hyper_parameters", noted)
     assert ll.load_from_checkpoint(Obedient, tmp_path / "x.ckpt").lr == 0.5
-    torch.save({**checkpoint, "hyper_parameters": {"net": NODES["mkdir"](marker)}}, tmp_path / "x.ckpt")
+    save_forged(checkpoint, tmp_path / "x.ckpt", "hyper_parameters", {"net": NODES["mkdir"](marker)})
     ll.load_from_checkpoint(
         Obedient, tmp_path / "x.ckpt", weights_only=False
     )  # the control: trusted, it runs
@@ -544,7 +552,8 @@ def test_no_file_is_unpickled(contents, adapter, run, tmp_path, marker):
         lambda: use("merge", run),
     ):
         refusal(act, marker)
-    assert checkpoint_problems(str(file))
+    refusal(lambda: ll.load_from_checkpoint(Classifier, file), marker)
+    assert checkpoint_problems(str(file)) and not marker.exists()
     (folder / CONFIG_FILE).write_bytes(contents(marker))
     refusal(lambda: ll.load_adapter(mlp(), folder), marker)
 
