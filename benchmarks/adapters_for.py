@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 import lora_lightning as ll
 from benchmarks.measure import interleaved, machine, ratios
+from lora_lightning.layers.update import LowRankUpdate
 
 RESULTS = Path(__file__).parent / "results"
 TARGETS = ["qkv", "proj", "fc1", "fc2"]
@@ -83,9 +84,9 @@ def grow(model: nn.Module, rival: Any, count: int) -> None:
     """Up to `count` adapters in both models, with values in every B."""
     for i in range(len(ll.adapter_names(model)), count):
         ll.add_adapter(model, f"a{i}")
-    for name, parameter in model.named_parameters():
-        if "lora_B" in name and not parameter.any():
-            parameter.normal_(std=0.02)
+    for update in (m for m in model.modules() if isinstance(m, LowRankUpdate)):
+        if not update.lora_B.any():
+            update.lora_B.normal_(std=0.02)
     if rival is not None:
         for i in range(len(rival.peft_config), count):
             rival.add_adapter(f"a{i}", rival.peft_config["a0"])

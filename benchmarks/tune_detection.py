@@ -25,7 +25,7 @@ import lightning as L
 import torch
 
 from benchmarks.fits import quiet, trainer
-from lora_lightning import LoRACallback, LoRAConfig, freeze, inject
+from lora_lightning import LoRACallback, LoRAConfig, freeze, inject, lora_parameters
 from lora_lightning.data.shapes import ShapesDataModule
 from lora_lightning.models.detection import detector
 from lora_lightning.report import format_table
@@ -135,7 +135,8 @@ def peft_model(net: torch.nn.Module, lora: LoRAConfig) -> torch.nn.Module:
 
     ours = copy.deepcopy(net)
     layers = inject(ours, lora).layers
-    in_full = {n for n, p in ours.named_parameters() if p.requires_grad and ".lora." not in n}
+    updates = {id(p) for p in lora_parameters(ours)}
+    in_full = {n for n, p in ours.named_parameters() if p.requires_grad and id(p) not in updates}
     parameters = dict(net.named_parameters())
     config = LoraConfig(
         r=lora.rank,

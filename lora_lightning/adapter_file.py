@@ -21,6 +21,7 @@ from lora_lightning.errors import AdapterFileError
 from lora_lightning.files import write_together
 from lora_lightning.fingerprint import is_fingerprint
 from lora_lightning.layers.slot import Slot
+from lora_lightning.layers.update import LEAVES
 from lora_lightning.plans import Plan
 from lora_lightning.quantized import QUANTIZERS
 
@@ -55,6 +56,10 @@ class SavedAdapter:
     quantized: dict[str, str] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     foreign: bool = False
+
+    def update_names(self) -> set[str]:
+        """Names in `tensors` of the updates, by the plan."""
+        return {layer.tensor(leaf) for layer in self.plan.layers for leaf in LEAVES}
 
     def description(self) -> dict[str, Any]:
         """All but the tensors, in plain types."""

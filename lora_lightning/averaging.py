@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from lora_lightning.layers.norm import FrozenNorm
+from lora_lightning.names import named_parameters
 from lora_lightning.twins import is_a
 
 
@@ -49,7 +50,7 @@ class _KeepsEqual:
 
 
 def _names(module: nn.Module) -> list[str]:
-    return [n for n, _ in module.named_parameters()]
+    return list(named_parameters(module))
 
 
 def _moving_norms(module: nn.Module) -> list[nn.Module]:

@@ -18,6 +18,7 @@ from lora_lightning.files import write_checkpoints_whole
 from lora_lightning.hparams import log_to_all, logged, unsafe_hparams
 from lora_lightning.inject import carry_out, eject, freeze_norms
 from lora_lightning.layers.norm import FrozenNorm
+from lora_lightning.names import named_parameters
 from lora_lightning.peft_config import config_of
 from lora_lightning.plans import Plan
 from lora_lightning.record import injection_of, is_injected
@@ -213,14 +214,14 @@ class LoRACallback(ExactResume):
 
     def _after_configure_model(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Wrap the module's `configure_model`, once, to inject into layers that are built after setup."""
-        names = {n for n, _ in pl_module.named_parameters()}
+        names = set(named_parameters(pl_module))
         original = pl_module.configure_model
 
         def configure_model() -> None:
             del pl_module.__dict__["configure_model"]
             original()
             if is_injected(pl_module):
-                if {n for n, _ in pl_module.named_parameters()} == names:
+                if set(named_parameters(pl_module)) == names:
                     return
                 eject(pl_module)
             self._inject(pl_module)

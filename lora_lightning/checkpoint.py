@@ -19,23 +19,17 @@ from lora_lightning.errors import ConfigError, UserError, did_you_mean
 from lora_lightning.fingerprint import fingerprint, frozen_tensors
 from lora_lightning.fitting import check_fit, fitted, network_of, refuse
 from lora_lightning.inject import carry_out, grow, own_names, refuse_merged, replace
-from lora_lightning.layers import lora_layers
+from lora_lightning.layers import lora_layers, update_ids
 from lora_lightning.layers.layer import slot_key
 from lora_lightning.layers.swap import Swapped
-from lora_lightning.layers.update import LEAVES, LowRankUpdate
+from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.names import named_parameters, submodule
 from lora_lightning.peft_writing import to_peft
 from lora_lightning.plans import Plan
 from lora_lightning.quantized import QuantizedTensor
 from lora_lightning.record import Adapter, as_before, injection_of, is_injected, own_tensors
 from lora_lightning.report import listed
-from lora_lightning.sharding import (
-    FIRST,
-    gathered,
-    is_flattened,
-    is_sharded,
-    named_parameters,
-    refuse_sharded,
-)
+from lora_lightning.sharding import FIRST, gathered, is_flattened, is_sharded, refuse_sharded
 from lora_lightning.source import read_any
 
 FORMATS = ("lora_lightning", "peft")
@@ -57,8 +51,8 @@ def trained_tensors(model: nn.Module, adapter: str | None = None) -> dict[str, T
             kept.update(layer.lora[adapter].named_parameters(prefix=f"{path}.lora.{adapter}".lstrip(".")))
     own = own_tensors(model, record.own)
     if adapter == injection.adapter:
-        named = named_parameters(model)
-        trains = {n: p for n, p in named.items() if p.requires_grad and ".lora." not in f".{n}"}
+        named, updates = named_parameters(model), update_ids(model)
+        trains = {n: p for n, p in named.items() if p.requires_grad and id(p) not in updates}
         kept.update({**trains, **own})
     else:
         kept.update({n: record.values.get(n, t) for n, t in own.items()})
@@ -105,9 +99,9 @@ def saved_adapter(
     record = injection.named(name)
     slots = {}
     for layer in record.plan.layers:
-        updates = cast(Any, model.get_submodule(layer.module)).lora[name]
+        updates = cast(Any, submodule(model, layer.module)).lora[name]
         slots[layer.name] = cast(LowRankUpdate, updates[slot_key(layer.slot)]).slot
-    network = model.get_submodule(network_of(model, record.plan))
+    network = submodule(model, network_of(model, record.plan))
     base_class = network.original_class if isinstance(network, Swapped) else type(network)
     return SavedAdapter(
         record.config,
@@ -159,7 +153,8 @@ def save_adapter(
         saved = dataclasses.replace(saved, tensors=gathered(saved.tensors))
         if torch.distributed.get_rank() != 0:
             return Path(folder)
-    updates = {n: t for n, t in saved.tensors.items() if "lora_" in n.rpartition(".")[2]}
+    names = saved.update_names()
+    updates = {n: t for n, t in saved.tensors.items() if n in names}
     if broken := [n for n, t in updates.items() if not torch.isfinite(t).all()]:
         raise UserError(
             f"{listed(broken)} hold NaN or infinity: the training diverged, and such an adapter cannot be "
@@ -243,7 +238,8 @@ def checkpoint_entry(model: nn.Module, base: dict[str, str] | None = None) -> di
         saved = saved_adapter(model, name, base)
         about, base = saved.description(), saved.base
         parts = {key: about.pop(key) for key in ("config", "plan", "slots")}
-        own = [n for n in saved.tensors if n.rpartition(".")[2] not in LEAVES]
+        updates = saved.update_names()
+        own = [n for n in saved.tensors if n not in updates]
         values = {} if name == injection.adapter else {n: saved.tensors[n] for n in own}
         adapters[name] = {**parts, "own": own, "values": values}
     return {

@@ -16,6 +16,7 @@ from lora_lightning.errors import ConfigError, did_you_mean
 from lora_lightning.inject import check_adapter, grow, own_names, refuse_merged
 from lora_lightning.layers.layer import LoRALayer, slot_key
 from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.names import submodule
 from lora_lightning.patterns import naming
 from lora_lightning.plans import LayerPlan, Plan
 from lora_lightning.record import Adapter, as_before, injection_of, own_tensors, value_for
@@ -143,7 +144,7 @@ def _check(
 
 
 def _update(model: nn.Module, layer: LayerPlan, adapter: str) -> LowRankUpdate:
-    module = cast(LoRALayer, model.get_submodule(layer.module))
+    module = cast(LoRALayer, submodule(model, layer.module))
     return cast(LowRankUpdate, cast(nn.ModuleDict, module.lora[adapter])[slot_key(layer.slot)])
 
 
@@ -205,7 +206,7 @@ def _planned(
     )
     skipped = {n.removeprefix(prefix): r for n, r in records[0].plan.skipped.items() if n not in sums}
     with as_before(model):
-        config = naming(config, layers, heads, model.get_submodule(scope))
+        config = naming(config, layers, heads, submodule(model, scope))
         return config, assemble(model, config, scope, heads, layers, skipped)
 
 

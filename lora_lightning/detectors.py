@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from lora_lightning.names import named_children, named_modules, submodule
 from lora_lightning.structure import inside
 
 # Beside the trunk in a torchvision backbone: feature pyramids, and SSD's extra layers.
@@ -14,7 +15,9 @@ def detectors(model: nn.Module) -> list[str]:
     """Names of the detectors in a model, "" being the model itself: torchvision's (a backbone beside an
     RPN and RoI heads, or beside a head and an anchor generator) and the DETR family (a backbone beside an
     encoder and a decoder)."""
-    return [name for name, module in model.named_modules() if _is_torchvision(module) or _is_detr(module)]
+    return [
+        name for name, module in named_modules(model).items() if _is_torchvision(module) or _is_detr(module)
+    ]
 
 
 def is_convolutional(model: nn.Module) -> bool:
@@ -33,14 +36,14 @@ def within_part(model: nn.Module, part: str, names: list[str]) -> list[str]:
         return names
     trunks, necks = [], []
     for name in detectors(model):
-        detector = model.get_submodule(name)
+        detector = submodule(model, name)
         prefix = f"{name}." if name else ""
         trunks.append(f"{prefix}backbone")
         if _is_torchvision(detector):
-            children = [n for n, _ in detector.get_submodule("backbone").named_children()]
+            children = list(named_children(submodule(detector, "backbone")))
             necks += [f"{prefix}backbone.{n}" for n in children if n in NECKS]
         else:
-            children = [n for n, _ in detector.named_children()]
+            children = list(named_children(detector))
             necks += [f"{prefix}{n}" for n in children if "encoder" in n or n.startswith("input_proj")]
     if part == "backbone":
         return [n for n in names if inside(n, trunks) and not inside(n, necks)]

@@ -23,6 +23,7 @@ from lora_lightning.fitting import aligned, update_shapes
 from lora_lightning.layers.layer import effective_weight
 from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.layers.weight_norm import normed_parts, normed_weight, parts_of
+from lora_lightning.names import named_modules, named_parameters
 from lora_lightning.quantization import quantize_as
 from lora_lightning.quantized import QuantizedTensor, is_quantized
 from lora_lightning.rebuild import build, builder_of, checked_facts, section_of
@@ -193,7 +194,7 @@ def rebuilt_model(
             f"rebuilding the base needs {error.name}: pip install 'lora-lightning[recipes]', or give "
             "base=FILE.safetensors."
         ) from None
-    quantize_as(model, aligned(source.saved, [n for n, _ in model.named_modules()]).quantized)
+    quantize_as(model, aligned(source.saved, list(named_modules(model))).quantized)
     return model, facts
 
 
@@ -279,7 +280,7 @@ def _update(saved: SavedAdapter, name: str, weight: Tensor) -> LowRankUpdate:
         saved.config.scaling(layer.rank, layer.alpha),
         use_dora=saved.config.use_dora,
     ).requires_grad_(False)
-    for part, parameter in update.named_parameters():
+    for part, parameter in named_parameters(update).items():
         parameter.copy_(saved.tensors[layer.tensor(part)])
     return update
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from lora_lightning.digests import PART, digests, same
 from lora_lightning.layers import lora_layers
 from lora_lightning.layers.norm import has_statistics
+from lora_lightning.names import named_modules, named_parameters, submodule
 from lora_lightning.record import injection_of, is_injected
 from lora_lightning.report import listed
 from lora_lightning.sharding import is_flattened
@@ -44,15 +45,15 @@ def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
         for name, original in layer.lora_originals.items()
         if original is not None
     }
-    tensors: dict[str, Tensor] = {n: p for n, p in model.named_parameters() if id(p) not in ours}
+    tensors: dict[str, Tensor] = {n: p for n, p in named_parameters(model).items() if id(p) not in ours}
     # A merged parameter stands in the place of the original, whose values a buffer holds.
     tensors.update({n: _unmerged(model, n) for n in merged})
-    for name, module in model.named_modules():
+    for name, module in named_modules(model).items():
         if has_statistics(module):
             tensors.update({f"{name}.{n}".lstrip("."): b for n, b in module.named_buffers(recurse=False)})
     trained: set[str] = set()
     if is_injected(model):
-        trained = {n for n, p in model.named_parameters() if p.requires_grad}
+        trained = {n for n, p in named_parameters(model).items() if p.requires_grad}
         trained |= injection_of(model).originals.keys()
     return {n: t.detach() for n, t in tensors.items() if n not in trained}
 
@@ -90,4 +91,4 @@ def is_fingerprint(value: Any) -> bool:
 
 def _unmerged(model: nn.Module, name: str) -> Tensor:
     module, _, leaf = name.rpartition(".")
-    return model.get_submodule(module).get_buffer(f"lora_unmerged_{leaf}")
+    return submodule(model, module).get_buffer(f"lora_unmerged_{leaf}")

@@ -17,6 +17,7 @@ from lora_lightning.errors import AdapterFileError, did_you_mean
 from lora_lightning.fingerprint import fingerprint, refusal_of_base
 from lora_lightning.inject import own_names
 from lora_lightning.layers.slot import Slot
+from lora_lightning.names import named_buffers, named_children, named_modules, named_parameters
 from lora_lightning.patterns import renamed_in
 from lora_lightning.peft_fitting import in_model, only_trained
 from lora_lightning.plans import Plan
@@ -73,7 +74,7 @@ def network_of(model: nn.Module, planned: Plan) -> str:
     names = [*[p.module for p in planned.layers], *planned.heads]
     if not isinstance(model, pl.LightningModule) or not names:
         return ""
-    return next((c for c, _ in model.named_children() if all(inside(n, [c]) for n in names)), "")
+    return next((c for c in named_children(model) if all(inside(n, [c]) for n in names)), "")
 
 
 def fitted(saved: SavedAdapter, model: nn.Module, where: str | os.PathLike[str]) -> SavedAdapter:
@@ -82,13 +83,13 @@ def fitted(saved: SavedAdapter, model: nn.Module, where: str | os.PathLike[str])
     Raises:
         AdapterFileError: a layer that PEFT computes in another way than its weight says.
     """
-    saved = aligned(saved, [n for n, _ in model.named_modules()])
+    saved = aligned(saved, list(named_modules(model)))
     if not saved.foreign:
         return saved
     saved = in_model(saved, model, where)
     if _misfits(model, saved.plan, saved.slots):
         return saved  # named by check_fit
-    base: dict[str, Tensor] = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    base: dict[str, Tensor] = {**named_parameters(model), **named_buffers(model)}
     if is_injected(model):
         base.update(injection_of(model).originals)
     return only_trained(saved, own_names(model, saved.config, saved.plan), base)
@@ -126,7 +127,7 @@ def check_fit(
     if present is not None:
         own = {n: t for n, t in present.items() if n not in shapes}
     refuse(_tensor_problems(saved.tensors, shapes, own), where)
-    refuse(_not_finite(saved.tensors), where)
+    refuse(_not_finite(saved.tensors, shapes), where)
     if not any_base and (
         refusal := refusal_of_base(saved.base, fingerprint(model), f"the adapter in {where}")
     ):
@@ -145,7 +146,7 @@ def update_shapes(planned: Plan, slots: dict[str, Slot], config: LoRAConfig) -> 
 
 
 def _misfits(model: nn.Module, planned: Plan, slots: dict[str, Slot]) -> list[str]:
-    modules = dict(model.named_modules())
+    modules = named_modules(model)
     targets, refused = targets_of(model)
     problems = [f"no module {n}" for n in planned.heads if n not in modules]
     if planned.scope and planned.scope not in modules:
@@ -192,10 +193,9 @@ def _same_kind(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype or (one.is_floating_point() and other.is_floating_point())
 
 
-def _not_finite(tensors: dict[str, Tensor]) -> list[str]:
+def _not_finite(tensors: dict[str, Tensor], updates: Iterable[str]) -> list[str]:
     """A diverged update: it cannot be used, nor merged."""
-    updates = {n: t for n, t in tensors.items() if ".lora_" in n or n.startswith("lora_")}
-    return [f"{n} holds NaN or infinity" for n, t in updates.items() if not torch.isfinite(t).all()]
+    return [f"{n} holds NaN or infinity" for n in updates if not torch.isfinite(tensors[n]).all()]
 
 
 def refuse(problems: list[str], where: str | os.PathLike[str]) -> None:

@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from lora_lightning.layers import slots_of
+from lora_lightning.names import named_children, named_modules, submodule, unwrapped
 from lora_lightning.structure import embedding_weights, in_block, inside
 
 # Attribute names under which timm, torchvision, torchaudio and transformers keep their output layers.
@@ -35,8 +36,8 @@ def find_heads(model: nn.Module) -> list[str]:
     return [
         name
         for name in dict.fromkeys([*declared, *outputs])
-        if not any(id(p) in embedded for p in model.get_submodule(name).parameters())
-        or (name in declared and isinstance(model.get_submodule(name), nn.Embedding))
+        if not any(id(p) in embedded for p in submodule(model, name).parameters())
+        or (name in declared and isinstance(submodule(model, name), nn.Embedding))
     ]
 
 
@@ -44,13 +45,16 @@ def _declared_heads(model: nn.Module) -> tuple[list[str], list[str]]:
     """The classifiers that modules declare, and the names of the modules that declare."""
     heads: list[str] = []
     declaring: list[str] = []
-    for name, module in model.named_modules():
+    for name, module in named_modules(model).items():
         get_classifier = getattr(module, "get_classifier", None)
         if not callable(get_classifier) or "" in declaring or inside(name, declaring):
             continue
         declared = get_classifier()
-        declared = declared if isinstance(declared, (tuple, list)) else [declared]
-        found = [n for n, m in module.named_modules() if any(m is h for h in declared) and holds(m)]
+        declared = [
+            unwrapped(h) if isinstance(h, nn.Module) else h
+            for h in (declared if isinstance(declared, (tuple, list)) else [declared])
+        ]
+        found = [n for n, m in named_modules(module).items() if any(m is h for h in declared) and holds(m)]
         heads += [".".join(part for part in (name, n) if part) for n in found]
         declaring.append(name)
     return heads, declaring
@@ -58,7 +62,7 @@ def _declared_heads(model: nn.Module) -> tuple[list[str], list[str]]:
 
 def _named_heads(model: nn.Module) -> list[str]:
     heads: list[str] = []
-    for name, module in model.named_modules():
+    for name, module in named_modules(model).items():
         last = name.rpartition(".")[2]
         if last in HEAD_NAMES and holds(module) and not in_block(model, name) and not inside(name, heads):
             heads.append(name)
@@ -68,8 +72,10 @@ def _named_heads(model: nn.Module) -> list[str]:
 def _output_layers(model: nn.Module, head: str) -> list[str]:
     """The last layer of a stack; of a module with layers of its own beside stacks those layers
     (RetinaNet's cls_logits beside its tower); of several heads in one, each one's."""
-    module = model.get_submodule(head)
-    parts = {n: m for n, m in module.named_children() if _is_layer(m) or any(map(_is_layer, m.modules()))}
+    module = submodule(model, head)
+    parts = {
+        n: m for n, m in named_children(module).items() if _is_layer(m) or any(map(_is_layer, m.modules()))
+    }
     if _is_layer(module) or not parts:
         return [head]
     if isinstance(module, nn.Sequential):
@@ -78,7 +84,7 @@ def _output_layers(model: nn.Module, head: str) -> list[str]:
         own = {n: m for n, m in parts.items() if _is_layer(m)}
         parts = {n: m for n, m in own.items() if not any(_feeds(m, other) for other in own.values())}
     outputs = [layer for n in parts for layer in _output_layers(model, f"{head}.{n}")]
-    layers = [n for n, m in module.named_modules() if _is_layer(m)]
+    layers = [n for n, m in named_modules(module).items() if _is_layer(m)]
     return [head] if len(outputs) == len(layers) else outputs
 
 
@@ -96,7 +102,9 @@ def _is_layer(module: nn.Module) -> bool:
 def _last_layer(model: nn.Module) -> str | None:
     """The last layer of all, outside the blocks: a linear one, or a convolution that gives fewer
     channels than every other (Wav2Letter's, a U-Net's)."""
-    layers = {n: m for n, m in model.named_modules() if _is_layer(m) and not isinstance(m, nn.Embedding)}
+    layers = {
+        n: m for n, m in named_modules(model).items() if _is_layer(m) and not isinstance(m, nn.Embedding)
+    }
     if len(layers) < 2:
         return None
     name = list(layers)[-1]
@@ -110,7 +118,7 @@ def _last_layer(model: nn.Module) -> str | None:
 
 
 def _within(model: nn.Module, name: str, kind: type[nn.Module]) -> bool:
-    return isinstance(model.get_submodule(name.rpartition(".")[0]), kind)
+    return isinstance(submodule(model, name.rpartition(".")[0]), kind)
 
 
 def holds(module: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from lora_lightning.layers.reading import weight_of
 from lora_lightning.layers.swap import swap_out
 from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.layers.writing import set_weights
+from lora_lightning.names import named_modules, named_parameters, submodule, unwrapped
 from lora_lightning.peft_config import config_of
 from lora_lightning.record import (
     Adapter,
@@ -62,12 +63,12 @@ def carry_out(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str 
         ConfigError: the adapter's name is no identifier; the model is untouched.
     """
     check_adapter(model, config, adapter)
-    parameters = dict(model.named_parameters())
+    parameters = named_parameters(model)
     injection = Injection(requires_grad={n: p.requires_grad for n, p in parameters.items()})
     names = own_names(model, config, planned)
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in names)
-    model.lora_injection = injection  # type: ignore[assignment]
+    unwrapped(model).lora_injection = injection  # type: ignore[assignment]
     _attach(model, config, planned, adapter, names)
     activate(model, (adapter,))
 
@@ -92,9 +93,14 @@ def check_adapter(model: nn.Module, config: LoRAConfig, adapter: str) -> None:
     """Refuse what no model can have.
 
     Raises:
-        ConfigError: the adapter's name is no identifier, or DoRA on the meta device.
+        ConfigError: the adapter's name is no identifier, DoRA on the meta device, or DDP around a module.
     """
     check_name(adapter)
+    if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
+        raise ConfigError([
+            "the model is in DistributedDataParallel, which has noted already what trains: inject into the "
+            "module first, and then wrap it."
+        ])  # fmt: skip
     if config.use_dora and any(p.is_meta for p in model.parameters()):
         raise ConfigError([
             "use_dora=True: magnitudes begin as the norms of the weights, which a model on the meta device "
@@ -118,11 +124,11 @@ def own_names(model: nn.Module, config: LoRAConfig, planned: Plan) -> tuple[str,
     """Names of the plain model's own tensors that such an adapter trains, in their order."""
     trained = trained_names(model, config, planned.scope, planned.heads, [p.module for p in planned.layers])
     moving = []
-    for name, module in model.named_modules():
+    for name, module in named_modules(model).items():
         moves = inside(name, planned.heads) or config.train_norm in ("stats", "both")
         if moves and has_statistics(module) and inside_scope(name, planned.scope):
             moving += [f"{name}.{n}".lstrip(".") for n, _ in module.named_buffers(recurse=False)]
-    return (*[n for n, _ in model.named_parameters() if n in trained], *moving)
+    return (*[n for n in named_parameters(model) if n in trained], *moving)
 
 
 def activate(model: nn.Module, names: tuple[str, ...]) -> None:
@@ -207,16 +213,16 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
         restore(layer)
         if merged:
             plain += [f"{name}.{w}".lstrip(".") for w in set_weights(layer, weights[name])]
-    modules = dict(model.named_modules())
+    modules = named_modules(model)
     for name, mode in injection.training.items():
         if isinstance(norm := modules.get(name), FrozenNorm):
             swap_out(norm)
             norm.training = mode and model.training  # a model in eval mode stays in it
     if not merged:
         put_base_values(model)
-    for name, parameter in model.named_parameters():
+    for name, parameter in named_parameters(model).items():
         parameter.requires_grad_(injection.requires_grad.get(name, parameter.requires_grad))
-    del model.lora_injection
+    del unwrapped(model).lora_injection
     if plain:
         rank_zero_warn(
             f"{listed(plain)} are plain parameters now: no values of their parametrizations (spectral norm, "
@@ -228,7 +234,7 @@ def freeze_norms(model: nn.Module) -> None:
     """Put frozen norm layers back into eval mode where another tool has replaced them (SyncBatchNorm)."""
     injection = injection_of(model)
     for name in injection.training:
-        freeze_statistics(model.get_submodule(name), injection.config.kernel)
+        freeze_statistics(submodule(model, name), injection.config.kernel)
 
 
 def _attach(
@@ -240,7 +246,7 @@ def _attach(
     families: dict[str, type[LoRALayer]] = {}
     with as_before(model):
         for item in planned.layers:
-            module = model.get_submodule(item.module)
+            module = submodule(model, item.module)
             slot = slots_of(item.module, module)[item.slot]
             families[item.module] = family_of(module)
             updates.setdefault(item.module, {})[slot_key(item.slot)] = LowRankUpdate(
@@ -254,7 +260,7 @@ def _attach(
                 kernel=config.kernel,
             ).requires_grad_(False)
     for name, slots in updates.items():
-        adapt(model.get_submodule(name), families[name], slots, adapter)
+        adapt(submodule(model, name), families[name], slots, adapter)
     own = own_tensors(model, names)
     values = {n: t.detach().clone() for n, t in own.items()} if injection.adapters else {}
     for name, tensor in own.items():

@@ -133,7 +133,8 @@ class _Mixture:
                 units.setdefault(parent, _Unit(parent, self.modules[parent]))
         for unit in units.values():
             rows.called[id(unit.module)] = unit.name
-            holds = any(name != "lora" for name in unit.module._modules)
+            updates = 1 if isinstance(unit.module, LoRALayer) else 0
+            holds = len(unit.module._modules) > updates
             below = f"{unit.name}." if unit.name else ""
             inside = (u for u in units.values() if u is not unit and u.name.startswith(below))
             unit.parts = [unit, *(inside if holds else ())]

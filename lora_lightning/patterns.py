@@ -11,6 +11,7 @@ from torch import nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import did_you_mean
+from lora_lightning.names import named_modules
 from lora_lightning.pattern_kinds import alone, exactly, means, specificity
 from lora_lightning.plans import LayerPlan, summary
 from lora_lightning.report import listed
@@ -92,7 +93,7 @@ def naming(config: LoRAConfig, layers: list[LayerPlan], heads: list[str], model:
     Args:
         model: the plain backbone, which has these names.
     """
-    known = {*targets_of(model)[0], *(n for n, _ in model.named_modules())}
+    known = {*targets_of(model)[0], *named_modules(model)}
     key = {name: alone(name, known) for name in [*(p.name for p in layers), *heads]}
     alphas = {p.name: p.alpha for p in layers if p.alpha != config.alpha}
     return replace(

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from lora_lightning.adapter_file import SavedAdapter
 from lora_lightning.layers import slots_of
+from lora_lightning.names import named_modules
 from lora_lightning.patterns import naming
 from lora_lightning.peft_format import MERGE_IN_PEFT, refuse_peft
 from lora_lightning.plans import LayerPlan, Plan
@@ -23,7 +24,7 @@ def in_model(saved: SavedAdapter, model: nn.Module, where: str | os.PathLike[str
     Raises:
         AdapterFileError: a layer that PEFT computes in another way than its weight says.
     """
-    modules = dict(model.named_modules())
+    modules = named_modules(model)
     problems: list[str] = []
     tensors, slots, layers = dict(saved.tensors), dict(saved.slots), []
     for layer in saved.plan.layers:

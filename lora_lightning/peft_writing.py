@@ -17,6 +17,7 @@ from lora_lightning.layers import family_of
 from lora_lightning.layers.conv import LoRAConv
 from lora_lightning.layers.embedding import LoRAEmbedding
 from lora_lightning.layers.linear import LoRALinear
+from lora_lightning.names import named_modules, submodule
 from lora_lightning.peft_fitting import foreign_computation
 from lora_lightning.peft_format import OUT_PROJ, PREFIX, TWICE_UNTIL
 from lora_lightning.plans import LayerPlan
@@ -47,7 +48,7 @@ def to_peft(
         ConfigError: what PEFT cannot express, every layer named.
     """
     saved, network = _in_network(saved, model)
-    modules = dict(network.named_modules())
+    modules = named_modules(network)
     problems = [p for layer in saved.plan.layers if (p := _layer_problem(layer, saved, modules))]
     problems += _shared(network, [p.module for p in saved.plan.layers])
     whole, biases = _own_parts(saved, modules, problems)
@@ -70,7 +71,7 @@ def _in_network(saved: SavedAdapter, model: nn.Module) -> tuple[SavedAdapter, nn
     top = network_of(model, saved.plan)
     if not top:
         return saved, model
-    return renamed(saved, lambda n: n.removeprefix(top).removeprefix(".")), model.get_submodule(top)
+    return renamed(saved, lambda n: n.removeprefix(top).removeprefix(".")), submodule(model, top)
 
 
 def _layer_problem(layer: LayerPlan, saved: SavedAdapter, modules: dict[str, nn.Module]) -> str | None:
@@ -104,12 +105,12 @@ def _layer_problem(layer: LayerPlan, saved: SavedAdapter, modules: dict[str, nn.
 def _shared(network: nn.Module, adapted: list[str]) -> list[str]:
     """PEFT replaces a module under its first name only."""
     names: dict[int, list[str]] = {}
-    for name, module in network.named_modules(remove_duplicate=False):
+    for name, module in named_modules(network, all_names=True).items():
         names.setdefault(id(module), []).append(name)
     return [
         f"{name} is used under the names {', '.join(same)}, of which PEFT adapts the first alone; {OURS}."
         for name in dict.fromkeys(adapted)
-        if len(same := names[id(network.get_submodule(name))]) > 1
+        if len(same := names[id(submodule(network, name))]) > 1
     ]
 
 
@@ -135,7 +136,7 @@ def _own_parts(
 
 def own_names_of(saved: SavedAdapter) -> list[str]:
     """Names of the tensors that are no updates."""
-    names = {p.tensor(f"lora_{k}") for p in saved.plan.layers for k in ("A", "B", "magnitude")}
+    names = saved.update_names()
     return [n for n in saved.tensors if n not in names]
 
 

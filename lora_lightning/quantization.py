@@ -9,6 +9,7 @@ from torch import nn
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
 from lora_lightning.heads import find_heads, holds
+from lora_lightning.names import named_modules, named_parameters, submodule
 from lora_lightning.patterns import matching
 from lora_lightning.quantized import QUANTIZERS, QuantizedTensor
 from lora_lightning.record import is_injected
@@ -54,12 +55,14 @@ def quantize(model: nn.Module, kind: str, exclude_modules: str | list[str] | Non
     scope = find_scope(model, LoRAConfig())
     found = {n: p for n, p in _linear_weights(model).items() if inside_scope(n, scope)}
     problems: list[str] = []
-    alone = [f"{scope}.{head}".lstrip(".") for head in find_heads(model.get_submodule(scope))]
+    alone = [f"{scope}.{head}".lstrip(".") for head in find_heads(submodule(model, scope))]
     if exclude_modules is not None:
-        names = {n: None for n, m in model.named_modules() if n and holds(m)}
+        names = {n: None for n, m in named_modules(model).items() if n and holds(m)}
         alone += matching("exclude_modules", exclude_modules, names, problems)
     elsewhere = {
-        id(p) for n, p in model.named_parameters(remove_duplicate=False) if n not in found or inside(n, alone)
+        id(p)
+        for n, p in named_parameters(model, all_names=True).items()
+        if n not in found or inside(n, alone)
     }
     weights = {n: p for n, p in found.items() if id(p) not in elsewhere}
     if not weights and not problems:
@@ -78,7 +81,7 @@ def quantize_as(model: nn.Module, kinds: Mapping[str, str]) -> None:
     Raises:
         UserError: bitsandbytes is not installed; nothing is changed.
     """
-    found = dict(model.named_parameters(remove_duplicate=False))
+    found = named_parameters(model, all_names=True)
     rounded: dict[int, nn.Parameter] = {}
     kinds = {name: kind for name, kind in kinds.items() if name in found}
     for name, kind in kinds.items():
@@ -87,7 +90,7 @@ def quantize_as(model: nn.Module, kinds: Mapping[str, str]) -> None:
             rounded[id(found[name])] = nn.Parameter(made, requires_grad=False)
     for name in kinds:
         module, _, leaf = name.rpartition(".")
-        model.get_submodule(module)._parameters[leaf] = rounded[id(found[name])]
+        submodule(model, module)._parameters[leaf] = rounded[id(found[name])]
 
 
 def summary(model: nn.Module) -> str:
@@ -105,7 +108,7 @@ def _linear_weights(model: nn.Module) -> dict[str, nn.Parameter]:
     """The weights of linear layers by name; a shared one by each of its names."""
     weights = {}
     for target in targets_of(model)[0].values():
-        parameters = model.get_submodule(target.module)._parameters
+        parameters = submodule(model, target.module)._parameters
         weight = parameters.get(target.slot.parameter)
         if target.kind == "linear" and weight is not None and not isinstance(weight, QuantizedTensor):
             weights[f"{target.module}.{target.slot.parameter}".lstrip(".")] = weight

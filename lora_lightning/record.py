@@ -11,8 +11,9 @@ from torch import Tensor, nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import UserError, did_you_mean
-from lora_lightning.layers import own_modules
+from lora_lightning.layers import LoRALayer, own_modules
 from lora_lightning.layers.swap import Swapped
+from lora_lightning.names import named_parameters, submodule, unwrapped
 from lora_lightning.plans import Plan
 
 
@@ -95,7 +96,7 @@ def injection_of(model: nn.Module) -> Injection:
     Raises:
         UserError: there is none.
     """
-    injection = model.__dict__.get("lora_injection")
+    injection = unwrapped(model).__dict__.get("lora_injection")
     if not isinstance(injection, Injection):
         raise UserError(
             f"{type(model).__name__} is not an adapted model: call lora_lightning.inject(model) first, "
@@ -106,7 +107,7 @@ def injection_of(model: nn.Module) -> Injection:
 
 def is_injected(model: nn.Module) -> bool:
     """Whether `inject` or `freeze` was called on this very module."""
-    return isinstance(model.__dict__.get("lora_injection"), Injection)
+    return isinstance(unwrapped(model).__dict__.get("lora_injection"), Injection)
 
 
 def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
@@ -115,7 +116,7 @@ def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     for name in names:
         path, _, leaf = name.rpartition(".")
         try:
-            module = model.get_submodule(path)
+            module = submodule(model, path)
         except AttributeError:
             continue
         tensor = {**module._buffers, **module._parameters}.get(leaf)
@@ -174,16 +175,17 @@ def as_before(model: nn.Module) -> Iterator[None]:
     swapped = [m for _, m in own_modules(model) if isinstance(m, Swapped)]
     kept = [(module, type(module), dict(module._modules)) for module in swapped]
     for module in swapped:
+        if isinstance(module, LoRALayer):
+            del module._modules["lora"]
         module.__class__ = module.original_class  # type: ignore[assignment]
-        module._modules.pop("lora", None)
     before = injection_of(model).requires_grad
-    flags = {n: p.requires_grad for n, p in model.named_parameters()}
-    for name, parameter in model.named_parameters():
+    flags = {n: p.requires_grad for n, p in named_parameters(model).items()}
+    for name, parameter in named_parameters(model).items():
         parameter.requires_grad_(before.get(name, parameter.requires_grad))
     try:
         yield
     finally:
-        for name, parameter in model.named_parameters():
+        for name, parameter in named_parameters(model).items():
             parameter.requires_grad_(flags[name])
         for module, swapped_class, children in kept:
             module.__class__ = swapped_class

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.loader import ResumableLoader
+from lora_lightning.names import named_parameters
 from lora_lightning.random_state import random_state, set_random_state
 from lora_lightning.strategies import UNSHARDED
 from lora_lightning.twins import is_a
@@ -103,7 +104,7 @@ def go_on(trainer: Any, model: nn.Module, progress: list[dict[str, Any]]) -> Non
     if len(progress) != trainer.world_size:
         return
     mine = progress[trainer.global_rank]
-    parameters = dict(model.named_parameters())
+    parameters = named_parameters(model)
     for name, gradient in mine["gradients"].items():
         parameters[name].grad = gradient.to(parameters[name].device)
     set_random_state(mine["random"])
@@ -127,7 +128,7 @@ def align_loaders(trainer: Any) -> None:
 
 def optimized_names(trainer: Any, model: nn.Module) -> list[list[str]]:
     """Names of the parameters of each optimizer, in its order: its state is stored by number alone."""
-    names = {id(p): n for n, p in model.named_parameters()}
+    names = {id(p): n for n, p in named_parameters(model).items()}
     return [
         [names.get(id(p), "?") for group in optimizer.param_groups for p in group["params"]]
         for optimizer in trainer.optimizers
@@ -166,4 +167,4 @@ def _accumulated(trainer: Any, model: nn.Module) -> dict[str, Tensor]:
     stepped = batches.current.ready % trainer.accumulate_grad_batches == 0 or batches.is_last_batch
     if stepped or not trainer.lightning_module.automatic_optimization:
         return {}
-    return {n: p.grad.detach().cpu() for n, p in model.named_parameters() if p.grad is not None}
+    return {n: p.grad.detach().cpu() for n, p in named_parameters(model).items() if p.grad is not None}

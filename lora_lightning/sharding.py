@@ -8,8 +8,6 @@ from torch import Tensor, nn
 
 from lora_lightning.errors import UserError
 
-FSDP_WRAPPER = "_fsdp_wrapped_module."  # in the names below a module that FSDP has wrapped
-
 
 def is_shard(weight: Tensor) -> bool:
     """Whether this is a part of a weight, as FSDP and FSDP2 leave it outside the forward, or a view whose
@@ -57,10 +55,3 @@ def gathered(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def whole(tensor: Tensor) -> Tensor:
     """The tensor, gathered from all processes where FSDP2 has sharded it."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-
-
-def named_parameters(model: nn.Module, all_names: bool = False) -> dict[str, nn.Parameter]:
-    """The model's parameters by the names that they have without FSDP's wrappers; with `all_names` a tied
-    one by each of its names."""
-    parameters = model.named_parameters(remove_duplicate=not all_names)
-    return {n.replace(FSDP_WRAPPER, ""): p for n, p in parameters}

@@ -24,6 +24,7 @@ from lora_lightning.errors import AdapterFileError, UserError, did_you_mean
 from lora_lightning.layers.layer import slot_key
 from lora_lightning.layers.update import LEAVES
 from lora_lightning.peft_format import is_peft, read_peft
+from lora_lightning.plans import Plan
 from lora_lightning.rebuild import checked_facts
 from lora_lightning.torch_file import read_torch
 
@@ -149,12 +150,19 @@ def from_checkpoint(
     weights = [f"{p.module}.{saved.slots[p.name].parameter}".lstrip(".") for p in saved.plan.layers]
     whole = all(w in state for w in weights)
     top = f"{about['network']}." if about.get("network") else ""
+    updates = {prefix for other in adapters for prefix in _update_prefixes(adapters[other], other)}
     base = {
         n.removeprefix(top): t
         for n, t in state.items()
-        if whole and n.startswith(top) and ".lora." not in f".{n}"
+        if whole and n.startswith(top) and n.rpartition(".")[0] not in updates
     }
     return replace(saved, tensors=tensors), base
+
+
+def _update_prefixes(chosen: Mapping[str, Any], adapter: str) -> list[str]:
+    """Where the updates of one of a checkpoint's adapters stand in its state_dict, by its plan."""
+    layers = Plan.from_dict(chosen["plan"]).layers
+    return [f"{p.module}.lora.{adapter}.{slot_key(p.slot)}".lstrip(".") for p in layers]
 
 
 def _run_of(path: Path) -> Path | None:

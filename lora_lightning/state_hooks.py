@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError
+from lora_lightning.layers import update_ids
+from lora_lightning.names import is_wrapping, named_parameters, plain_name, stored_name, submodule
 from lora_lightning.record import injection_of, is_injected
-from lora_lightning.sharding import FSDP_WRAPPER, is_flattened, is_sharded, named_parameters
+from lora_lightning.sharding import is_flattened, is_sharded
 from lora_lightning.targets import inside_scope
 
 # An entry of a checkpoint's state_dict: a module without LoRA names it as unexpected when it refuses.
@@ -18,7 +20,8 @@ ADVICE = "lora_lightning: an adapter without its base; use LoRACallback or ll.lo
 
 def keep_trained_only(model: nn.Module, full: bool = False) -> None:
     """From now on `model.state_dict()` leaves out what is frozen (unless `full`), and `load_state_dict()`
-    forgives its absence, and that alone; the submodules' own `state_dict()` are as ever.
+    forgives its absence, and that alone; the names in both are those of `names.named_modules`, whatever
+    wraps a module. The submodules' own `state_dict()` are as ever.
 
     Hooks on the module serve every way of saving: Lightning does not call the callbacks' hooks with
     `save_weights_only=True`. They do nothing once the model is ejected.
@@ -44,23 +47,36 @@ def keep_trained_only_of(wrapper: nn.Module, model: nn.Module) -> None:
 
 
 def frozen_names(model: nn.Module) -> set[str]:
-    """Names in `state_dict()` of the frozen parameters of the backbone, and of the buffers of the
-    norm layers that are frozen with it; the updates of adapters that are not selected are none of them."""
-    injection = injection_of(model)
+    """Names of the frozen parameters of the backbone, and of the buffers of the norm layers that are frozen
+    with it; the updates of adapters that are not selected are none of them."""
+    injection, updates = injection_of(model), update_ids(model)
     frozen = {
         n
         for n, p in named_parameters(model, all_names=True).items()
-        if not p.requires_grad and inside_scope(n, injection.plan.scope) and ".lora." not in f".{n}"
+        if not p.requires_grad and id(p) not in updates and inside_scope(n, injection.plan.scope)
     }
     for name in injection.training:
-        frozen |= {f"{name}.{n}" for n, _ in model.get_submodule(name).named_buffers(recurse=False)}
+        frozen |= {f"{name}.{n}" for n, _ in submodule(model, name).named_buffers(recurse=False)}
     return frozen
 
 
 def _drop_frozen(model: nn.Module, state: dict[str, Any], prefix: str, local_metadata: Any) -> None:
-    if is_injected(model) and not model.__dict__["lora_full_state_dict"] and not is_flattened(model):
-        for name in frozen_names(model):
+    if is_injected(model) and not is_flattened(model):
+        if is_wrapping(model):
+            for names in (state, getattr(state, "_metadata", {})):  # the second has the modules' versions
+                _rename(names, prefix, lambda name: plain_name(model, name))
+        for name in () if model.__dict__["lora_full_state_dict"] else frozen_names(model):
             state.pop(prefix + name, None)
+
+
+def _rename(names: dict[str, Any], prefix: str, rename: Callable[[str], str]) -> None:
+    """Change the names below the prefix, in their order."""
+    renamed = {
+        prefix + rename(n.removeprefix(prefix)) if n.startswith(prefix) else n: value
+        for n, value in names.items()
+    }
+    names.clear()
+    names.update(renamed)
 
 
 def _refuse_misfit(
@@ -72,6 +88,8 @@ def _refuse_misfit(
     state.pop(prefix + ADVICE, None)
     if is_injected(model) and (is_flattened(model) or not is_sharded(model)):
         refuse_misfit(model, state, strict, prefix)
+        if is_wrapping(model):
+            _rename(state, prefix, lambda name: stored_name(model, name))
 
 
 def refuse_misfit(model: nn.Module, state: Mapping[str, Any], strict: bool, prefix: str = "") -> None:
@@ -81,7 +99,9 @@ def refuse_misfit(model: nn.Module, state: Mapping[str, Any], strict: bool, pref
     Raises:
         AdapterFileError: it is such a checkpoint.
     """
-    expected = {prefix + n: p for n, p in named_parameters(model, all_names=True).items() if ".lora_" in n}
+    updates = update_ids(model)
+    named = named_parameters(model, all_names=True)
+    expected = {prefix + n: p for n, p in named.items() if id(p) in updates}
     absent = [n for n in expected if n not in state]
     whole_base = all(prefix + n in state for n in frozen_names(model))
     if absent and not (whole_base and len(absent) == len(expected) and not strict):
@@ -102,7 +122,10 @@ def refuse_misfit(model: nn.Module, state: Mapping[str, Any], strict: bool, pref
 
 def _forgive_frozen(model: nn.Module, incompatible: Any) -> None:
     if is_injected(model):
-        prefix = model.__dict__["lora_load_prefix"].replace(FSDP_WRAPPER, "")
-        frozen = {prefix + name for name in frozen_names(model)}
+        prefix, frozen = model.__dict__["lora_load_prefix"], frozen_names(model)
         missing = incompatible.missing_keys
-        missing[:] = [n for n in missing if n.replace(FSDP_WRAPPER, "") not in frozen]
+        missing[:] = [
+            n
+            for n in missing
+            if not n.startswith(prefix) or plain_name(model, n.removeprefix(prefix)) not in frozen
+        ]

@@ -43,7 +43,7 @@ def prepare_precision(trainer: pl.Trainer, model: pl.LightningModule) -> None:
     if is_a(trainer.strategy, "FSDPStrategy") and precision in ("bf16-true", "16-true"):
         mixed = precision.replace("true", "mixed")
         raise UserError(
-            f"precision={precision!r}: updates stay float32, where small steps are not lost, and FSDPStrategy puts "
+            f"precision={precision!r}: updates stay float32, where small steps are not lost, and FSDP puts "
             f'them into one flat parameter with the weights. Take precision="{mixed}", or '
             "ModelParallelStrategy (FSDP2)."
         )

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvNd
 from lora_lightning.layers import LoRALayer, family_of, hidden_weight, refusal, slots_of
 from lora_lightning.layers.reading import weight_of
 from lora_lightning.layers.slot import Slot
+from lora_lightning.names import named_children, named_modules, submodule
 
 # wav2vec 2.0's feature extractor has seven layers, the features of VGG-11 eight.
 LONG = 8
@@ -47,7 +48,7 @@ def targets_of(model: nn.Module) -> tuple[dict[str, Target], dict[str, str]]:
     """What can be adapted, by name in the order of registration; and what cannot, with the reason."""
     targets: dict[str, Target] = {}
     refused: dict[str, str] = {}
-    for module_name, module in model.named_modules():
+    for module_name, module in named_modules(model).items():
         hidden = hidden_weight(module)
         slots = {} if hidden else slots_of(module_name, module)
         if reason := hidden or (refusal(module) if slots else None):
@@ -81,7 +82,7 @@ def in_block(model: nn.Module, name: str) -> bool:
     """Whether a layer lies in a block: a module with children inside a Sequential or ModuleList."""
     parts = name.split(".")
     for i in range(1, len(parts) - 1):
-        parent = model.get_submodule(".".join(parts[:i]))
+        parent = submodule(model, ".".join(parts[:i]))
         if isinstance(parent, (nn.Sequential, nn.ModuleList)):
             return True
     return isinstance(model, (nn.Sequential, nn.ModuleList)) and len(parts) > 1
@@ -111,7 +112,7 @@ def auto_targets(model: nn.Module, targets: Iterable[Target]) -> tuple[list[str]
     for target in whole:
         if target.kind in ("embedding", "other"):
             left[target.name] = f"{target.kind}: not chosen by auto"
-        elif id(model.get_submodule(target.module)._parameters.get(target.slot.parameter)) in embedded:
+        elif id(submodule(model, target.module)._parameters.get(target.slot.parameter)) in embedded:
             left[target.name] = "tied to an embedding"
     return [t.name for t in whole if t.name not in left], {
         t.name: left[t.name] for t in whole if t.name in left
@@ -120,7 +121,7 @@ def auto_targets(model: nn.Module, targets: Iterable[Target]) -> tuple[list[str]
 
 def _front(model: nn.Module, layers: list[Target]) -> list[Target]:
     """Those before the first block of the smallest part of the model that holds them and blocks."""
-    position = {name: i for i, (name, _) in enumerate(model.named_modules())}
+    position = {name: i for i, name in enumerate(named_modules(model))}
     blocks, flat = _blocks(model, [t.module for t in layers])
     front = []
     for target in layers:
@@ -140,13 +141,13 @@ def _blocks(model: nn.Module, layers: list[str]) -> tuple[list[str], list[str]]:
     make a long list (VGG's features, unlike the extractor of wav2vec 2.0 or a stem)."""
     blocks: list[str] = []
     flat: list[str] = []
-    for name, module in model.named_modules():
+    for name, module in named_modules(model).items():
         if not isinstance(module, LISTS):
             continue
-        elements = [".".join(part for part in (name, n) if part) for n, _ in module.named_children()]
+        elements = [".".join(part for part in (name, n) if part) for n in named_children(module)]
         sizes = {e: sum(inside(n, [e]) for n in layers) for e in elements}
         several = [e for e in elements if sizes[e] > 1]
-        if len(several) == 1 and _holds_blocks(model.get_submodule(several[0])):
+        if len(several) == 1 and _holds_blocks(submodule(model, several[0])):
             continue  # nn.Sequential(backbone, head)
         blocks += several
         if not several and sum(sizes.values()) >= LONG:
@@ -170,7 +171,7 @@ def _stem(model: nn.Module, convolutions: list[Target]) -> list[Target]:
     5 % of the convolutions' weights."""
     if len(convolutions) < 2:
         return []
-    first = cast(_ConvNd, model.get_submodule(convolutions[0].module))
+    first = cast(_ConvNd, submodule(model, convolutions[0].module))
     if first.in_channels > RAW_CHANNELS:
         return []
     parts = convolutions[0].module.split(".")

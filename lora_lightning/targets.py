@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import nn
@@ -14,6 +14,7 @@ from lora_lightning.errors import ConfigError, did_you_mean
 from lora_lightning.heads import find_heads, holds
 from lora_lightning.layers import LoRALayer
 from lora_lightning.layers.norm import is_norm
+from lora_lightning.names import named_modules, named_parameters, submodule
 from lora_lightning.pattern_kinds import is_name
 from lora_lightning.patterns import lookup, matching
 from lora_lightning.peft_config import config_of
@@ -42,7 +43,7 @@ def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     config = config_of(config)
     _refuse_unfit(model)
     scope = find_scope(model, config)
-    backbone = model.get_submodule(scope)
+    backbone = submodule(model, scope)
     problems: list[str] = []
     heads = _heads(backbone, config, problems)
     chosen, skipped = _targets(backbone, config, heads, problems)
@@ -63,7 +64,7 @@ def plan_probe(model: nn.Module, config: LoRAConfig) -> Plan:
     _refuse_unfit(model)
     scope = find_scope(model, config)
     problems: list[str] = []
-    heads = _heads(model.get_submodule(scope), config, problems)
+    heads = _heads(submodule(model, scope), config, problems)
     if problems:
         raise ConfigError(problems)
     planned = assemble(model, config, scope, heads, [], {})
@@ -80,7 +81,7 @@ def head_alone(config: LoRAConfig) -> LoRAConfig:
 def _refuse_unfit(model: nn.Module) -> None:
     if any(isinstance(m, LoRALayer) for m in model.modules()):
         raise ConfigError(["the model is adapted already; call lora_lightning.eject(model) first."])
-    if lazy := [n for n, p in model.named_parameters() if isinstance(p, nn.UninitializedParameter)]:
+    if lazy := [n for n, p in named_parameters(model).items() if isinstance(p, nn.UninitializedParameter)]:
         raise ConfigError([
             f"the shapes of {listed(lazy)} are not known yet: run one batch through the model first."
         ])  # fmt: skip
@@ -103,7 +104,7 @@ def assemble(
     heads = [absolute(h) for h in heads]
     updates = sum(p.parameters for p in layers)
     trained = trained_names(model, config, scope, heads, [p.module for p in layers])
-    sizes = {n: p.numel() for n, p in model.named_parameters()}
+    sizes = {n: p.numel() for n, p in named_parameters(model).items()}
     return Plan(
         layers=layers,
         heads=heads,
@@ -117,7 +118,7 @@ def assemble(
 def find_scope(model: nn.Module, config: LoRAConfig) -> str:
     """Name of the backbone: `config.backbone`, else `model.backbone` if it is a module, else ""; a detector,
     whose other parts are pretrained too, is its own backbone."""
-    names = dict(model.named_modules())
+    names = named_modules(model)
     if config.backbone is not None:
         if config.backbone not in names:
             raise ConfigError([
@@ -135,8 +136,8 @@ def trained_names(
     inside it the heads, and biases and norms as configured. A parameter of several names trains when
     it does by one of them."""
     norms_train = config.train_norm in ("affine", "both")
-    norms = {n for n, m in model.named_modules() if is_norm(m)} if norms_train else set()
-    named = list(_named_parameters(model))
+    norms = {n for n, m in named_modules(model).items() if is_norm(m)} if norms_train else set()
+    named = list(named_parameters(model, all_names=True).items())
     # By identity: a head that is tied to an embedding is listed under the embedding's name.
     in_heads = {id(p) for n, p in named if inside(n, heads)}
     trained = set()
@@ -168,9 +169,9 @@ def _heads(backbone: nn.Module, config: LoRAConfig, problems: list[str]) -> list
     if config.modules_to_save == "auto":
         heads = _untied(backbone, find_heads(backbone))
     else:
-        holders = {n: None for n, m in backbone.named_modules() if n and holds(m)}
+        holders = {n: None for n, m in named_modules(backbone).items() if n and holds(m)}
         heads = matching("modules_to_save", config.modules_to_save, holders, problems)
-    rounded = [h for h in heads if any(is_quantized(p) for p in backbone.get_submodule(h).parameters())]
+    rounded = [h for h in heads if any(is_quantized(p) for p in submodule(backbone, h).parameters())]
     if rounded:
         problems.append(
             f"modules_to_save: {listed(rounded)} cannot train in full, quantized: name it in the "
@@ -181,11 +182,11 @@ def _heads(backbone: nn.Module, config: LoRAConfig, problems: list[str]) -> list
 
 def _untied(backbone: nn.Module, heads: list[str]) -> list[str]:
     """The heads with a weight of their own: one that is tied to an embedding is no new layer to train."""
-    elsewhere = {id(p) for n, p in _named_parameters(backbone) if not inside(n, heads)}
+    elsewhere = {id(p) for n, p in named_parameters(backbone, all_names=True).items() if not inside(n, heads)}
     return [
         head
         for head in heads
-        if any(id(p) not in elsewhere for p in backbone.get_submodule(head).parameters() if p.dim() > 1)
+        if any(id(p) not in elsewhere for p in submodule(backbone, head).parameters() if p.dim() > 1)
     ]
 
 
@@ -251,11 +252,11 @@ def _impossible(backbone: nn.Module, config: LoRAConfig, chosen: list[Target], h
             f"use_dora=True: {listed(transposed)} have weights of (in, out), whose outputs have no norm of "
             "their own: set use_dora to false, or name them in exclude_modules."
         )
-    in_heads = {id(p): n for n, p in _named_parameters(backbone) if inside(n, heads)}
+    in_heads = {id(p): n for n, p in named_parameters(backbone, all_names=True).items() if inside(n, heads)}
     tied = {
         t.name: in_heads[id(p)]
         for t in chosen
-        if (p := backbone.get_submodule(t.module)._parameters.get(t.slot.parameter)) is not None
+        if (p := submodule(backbone, t.module)._parameters.get(t.slot.parameter)) is not None
         and id(p) in in_heads
     }
     for name, head in tied.items():
@@ -268,11 +269,7 @@ def _impossible(backbone: nn.Module, config: LoRAConfig, chosen: list[Target], h
 
 def _read_by_parent(backbone: nn.Module, module: str) -> bool:
     """nn.MultiheadAttention never calls its output projection."""
-    return isinstance(backbone.get_submodule(module.rpartition(".")[0]), nn.MultiheadAttention)
-
-
-def _named_parameters(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return model.named_parameters(remove_duplicate=False)
+    return isinstance(submodule(backbone, module.rpartition(".")[0]), nn.MultiheadAttention)
 
 
 def _nothing_to_adapt(config: LoRAConfig, refused: Mapping[str, str]) -> str:
@@ -306,7 +303,7 @@ def _layers(
         _, alpha = alpha_of(name) or ("", 2 * rank if config.alpha is None else config.alpha)
         parameters = sum(math.prod(factor) for factor in target.slot.factors(shape, rank))
         parameters += shape[0] if config.use_dora else 0
-        kind = type(backbone.get_submodule(target.module)).__name__
+        kind = type(submodule(backbone, target.module)).__name__
         layers.append(
             LayerPlan(
                 name, target.module, target.slot_name, kind, shape, rank, alpha, parameters,

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from lora_lightning.adapters import adapters_off, lora_parameters, merge, unmerge
 from lora_lightning.inject import eject
-from lora_lightning.layers import LoRALayer, lora_layers
+from lora_lightning.layers import LoRALayer, lora_layers, update_ids
 from lora_lightning.layers.layer import slot_key
+from lora_lightning.names import named_parameters, submodule
 from lora_lightning.record import injection_of
 from lora_lightning.report import listed
 from lora_lightning.sharding import refuse_sharded
@@ -55,7 +56,7 @@ def gradient_peaks(model: nn.Module) -> dict[str, float | None]:
     peaks: dict[str, float | None] = {}
     for adapter in injection.active:
         for planned in injection.adapters[adapter].plan.layers:
-            layer = cast(LoRALayer, model.get_submodule(planned.module))
+            layer = cast(LoRALayer, submodule(model, planned.module))
             if adapter not in layer.lora_active:
                 continue
             update = cast(nn.ModuleDict, layer.lora[adapter])[slot_key(planned.slot)]
@@ -185,7 +186,8 @@ def _off_is_base(model: nn.Module, batch: Any) -> list[str]:
 
 
 def _base_parameters(model: nn.Module) -> list[nn.Parameter]:
-    return [p for n, p in model.named_parameters() if ".lora." not in f".{n}"]
+    updates = update_ids(model)
+    return [p for p in model.parameters() if id(p) not in updates]
 
 
 def _gradients_arrive(model: nn.Module, batch: Any) -> list[str]:
@@ -215,9 +217,9 @@ def _frozen_stays(model: nn.Module, batch: Any) -> list[str]:
 
 def _frozen(model: nn.Module) -> dict[str, Tensor]:
     injection = injection_of(model)
-    frozen = {n: p.detach() for n, p in model.named_parameters() if not p.requires_grad}
+    frozen = {n: p.detach() for n, p in named_parameters(model).items() if not p.requires_grad}
     for name in injection.training:
-        norm = model.get_submodule(name)
+        norm = submodule(model, name)
         frozen.update({f"{name}.{n}": b for n, b in norm.named_buffers(recurse=False)})
     return frozen
 

@@ -130,7 +130,7 @@ def test_the_longest_pattern_that_matches_wins():
     [
         ({"target_modules": ["qvk"]}, "'qvk' matches no layer. Did you mean 'qkv'"),
         ({"target_modules": ["qkv", "atn.proj"]}, "'atn.proj' matches no layer. Did you mean 'attn.proj'"),
-        ({"target_modules": "all-linear"}, "Did you mean 'all'"),
+        ({"target_modules": "all-linear"}, "is PEFT's: here 'all'"),
         ({"target_modules": ["head"]}, "'head' matches no layer"),
         ({"exclude_modules": ["qvk"]}, "exclude_modules: 'qvk'"),
         ({"exclude_modules": ["*"]}, "leaves no layer to adapt after exclude_modules"),
@@ -293,7 +293,7 @@ def test_near_misses_are_endings_that_would_match():
         (["qvk"], "Did you mean 'qkv' or "),
         (["fc"], r"Layers here: convs\.\*\.0, qkv, qkv\.k, qkv\.q, qkv\.v\."),
         ("qkv", r"A string is a regular expression for whole names: for an ending give a list, \['qkv'\]"),
-        ("all-linear", "Did you mean 'all'?"),
+        ("all-linear", "is PEFT's: here 'all'"),
     ):
         with pytest.raises(ll.ConfigError, match=remedy):
             ll.plan(model, ll.LoRAConfig(rank=2, target_modules=pattern, modules_to_save=None))

@@ -20,7 +20,7 @@ from lora_lightning.layers.norm import is_norm
 from lora_lightning.layers.reading import weight_of
 from lora_lightning.layers.recurrent import LoRARecurrent, recurrent_slots
 from lora_lightning.layers.slot import Slot
-from lora_lightning.sharding import FSDP_WRAPPER
+from lora_lightning.names import unwrapped
 
 # The base class whose forward a family knows. A class with a forward of its own, or a weight that is
 # computed, takes the general road: LoRALayer itself.
@@ -119,16 +119,21 @@ def hidden_weight(module: nn.Module) -> str | None:
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
     """Every adapted layer of the model by name, in the order of registration."""
-    layers = {n: m for n, m in own_modules(model) if isinstance(m, LoRALayer)}
-    return {n.replace(FSDP_WRAPPER, ""): m for n, m in layers.items()}
+    return {n: m for n, m in own_modules(model) if isinstance(m, LoRALayer)}
+
+
+def update_ids(model: nn.Module) -> set[int]:
+    """Identities of the parameters of every update in the model, of adapters that are not selected too."""
+    return {id(p) for layer in lora_layers(model).values() for p in layer.lora.parameters()}
 
 
 def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """`model.named_modules()` without the updates, of which there may be thousands."""
+    """`names.named_modules(model)` without the updates, of which there may be thousands."""
     seen: set[nn.Module] = set()
     waiting = [("", model)]
     while waiting:
         name, module = waiting.pop()
+        module = unwrapped(module)
         if module in seen:
             continue
         seen.add(module)

@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.layers import update_ids
 
 
 @dataclass
@@ -23,7 +24,7 @@ class OptimConfig:
     Args:
         lr: peak learning rate of everything that trains but the head.
         head_lr: peak learning rate of the head; None means `lr`.
-        weight_decay: not applied to updates (`lora_`), biases and normalization layers.
+        weight_decay: not applied to updates, biases and normalization layers.
         warmup: fraction of all steps in which the rate climbs linearly to its peak; in the others
             it falls to 0 along a half cosine.
         betas: decay rates of AdamW's two running averages.
@@ -106,10 +107,11 @@ def parameter_groups(module: nn.Module, head: set[nn.Parameter], config: OptimCo
         for part, lr in (("backbone", config.lr), ("head", config.head_lr or config.lr))
         for suffix, decay in (("", config.weight_decay), ("_no_decay", 0.0))
     }
-    for name, parameter in module.named_parameters():
+    updates = update_ids(module)
+    for parameter in module.parameters():
         if parameter.requires_grad:
             part = "head" if parameter in head else "backbone"
-            suffix = "_no_decay" if "lora_" in name or parameter.ndim < 2 else ""
+            suffix = "_no_decay" if id(parameter) in updates or parameter.ndim < 2 else ""
             groups[part + suffix]["params"].append(parameter)
     kept = [group for group in groups.values() if group["params"]]
     if not kept:

@@ -89,10 +89,16 @@ def test_submitit_runs_each_job_of_a_sweep(trainer, tmp_path):
 @pytest.mark.slow
 def test_a_mistake_in_a_job_of_submitit_is_one_message(tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
-    words = [ROOT / "train.py", "-m", "hydra/launcher=local", "lora.rank=200", "hydra.sweep.dir=sweep"]
+    words = [
+        ROOT / "train.py",
+        "-m",
+        "hydra/launcher=local",
+        "lora.target_modules=[qvk]",
+        "hydra.sweep.dir=sweep",
+    ]
     code, _, errors = finish(start([*words, *TINY], cwd=tmp_path))
     assert code == 1
-    assert "A job of the sweep failed." in errors and "lora.rank=200 is above" in errors
+    assert "A job of the sweep failed." in errors and "'qvk' matches no layer" in errors
     assert "Traceback" not in errors
 
 

@@ -1,0 +1,134 @@
+"""Names of modules and tensors without the wrappers of torch.compile, DDP, FSDP and activation checkpointing.
+
+A wrapper holds one module and adds a word to the names below it: `model._orig_mod.0.weight`. Plans, files,
+checkpoints and fingerprints know `model.0.weight` alone, so that they fit the model wrapped and not. What is
+a wrapper is told by its class, never by the word.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+
+from torch import Tensor, nn
+
+# Module and class of a wrapper -> the child that it wraps; and whether it hides that name in `state_dict()`.
+WRAPPERS = {
+    ("torch._dynamo.eval_frame", "OptimizedModule"): ("_orig_mod", False),
+    ("torch.nn.parallel.distributed", "DistributedDataParallel"): ("module", False),
+    ("torch.nn.parallel.data_parallel", "DataParallel"): ("module", False),
+    ("torch.distributed.fsdp.fully_sharded_data_parallel", "FullyShardedDataParallel"): (
+        "_fsdp_wrapped_module",
+        True,
+    ),
+    ("torch.distributed.algorithms._checkpoint.checkpoint_wrapper", "ActivationWrapper"): (
+        "_checkpoint_wrapped_module",
+        True,
+    ),
+}
+
+
+def _wrapped(module: nn.Module) -> tuple[str, bool] | None:
+    """Name of the child that a wrapper wraps, and whether `state_dict()` is without it; None for others."""
+    for (path, name), about in WRAPPERS.items():
+        cls = getattr(sys.modules.get(path), name, None)  # not imported, it has no instances
+        if cls is not None and isinstance(module, cls):
+            return about
+    return None
+
+
+def unwrapped(module: nn.Module) -> nn.Module:
+    """The module in its wrappers, or the module itself."""
+    while (about := _wrapped(module)) is not None:
+        module = module._modules[about[0]]  # type: ignore[assignment]
+    return module
+
+
+def named_modules(model: nn.Module, all_names: bool = False) -> dict[str, nn.Module]:
+    """As `model.named_modules()`, in its order and without wrappers; with `all_names` a shared module by each
+    of its names."""
+    return dict(_walk(model, "", None if all_names else set()))
+
+
+def _walk(module: nn.Module, name: str, seen: set[nn.Module] | None) -> Iterator[tuple[str, nn.Module]]:
+    module = unwrapped(module)
+    if seen is not None:
+        if module in seen:
+            return
+        seen.add(module)
+    yield name, module
+    for key, child in module._modules.items():
+        if child is not None:
+            yield from _walk(child, f"{name}.{key}" if name else key, seen)
+
+
+def named_children(module: nn.Module) -> dict[str, nn.Module]:
+    """As `module.named_children()`, without wrappers."""
+    return {n: unwrapped(child) for n, child in unwrapped(module).named_children()}
+
+
+def named_parameters(model: nn.Module, all_names: bool = False) -> dict[str, nn.Parameter]:
+    """As `model.named_parameters()`, without wrappers in the names; with `all_names` a tied parameter by each
+    of its names."""
+    found: dict[str, nn.Parameter] = {}
+    seen: set[int] = set()
+    for name, module in named_modules(model, all_names).items():
+        for leaf, parameter in module._parameters.items():
+            if parameter is not None and (all_names or id(parameter) not in seen):
+                seen.add(id(parameter))
+                found[f"{name}.{leaf}" if name else leaf] = parameter
+    return found
+
+
+def named_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """As `model.named_buffers()`, without wrappers in the names."""
+    return {
+        f"{name}.{leaf}" if name else leaf: buffer
+        for name, module in named_modules(model).items()
+        for leaf, buffer in module._buffers.items()
+        if buffer is not None
+    }
+
+
+def submodule(model: nn.Module, name: str) -> nn.Module:
+    """The module of this name in `named_modules(model, all_names=True)`.
+
+    Raises:
+        AttributeError: there is none.
+    """
+    module = unwrapped(model)
+    for part in name.split(".") if name else ():
+        module = unwrapped(module.get_submodule(part))
+    return module
+
+
+def plain_name(model: nn.Module, name: str) -> str:
+    """A name in `model.state_dict()`, or in what torch says of it, without the words of wrappers."""
+    return _renamed(model, name, stored=False)
+
+
+def stored_name(model: nn.Module, name: str) -> str:
+    """The inverse of `plain_name`: the name that `model.state_dict()` has."""
+    return _renamed(model, name, stored=True)
+
+
+def _renamed(model: nn.Module, name: str, stored: bool) -> str:
+    module: nn.Module | None = model
+    made: list[str] = []
+    for part in name.split("."):
+        while module is not None and (about := _wrapped(module)) is not None:
+            word, hidden = about
+            module = module._modules[word]
+            if stored and not hidden:
+                made.append(word)
+            elif not stored and part == word:
+                break
+        else:
+            made.append(part)
+            module = None if module is None else module._modules.get(part)
+    return ".".join(made)
+
+
+def is_wrapping(model: nn.Module) -> bool:
+    """Whether a name in `model.state_dict()` can have the word of a wrapper."""
+    return any((about := _wrapped(m)) is not None and not about[1] for m in model.modules())
