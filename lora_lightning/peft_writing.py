@@ -17,7 +17,7 @@ from lora_lightning.layers import family_of
 from lora_lightning.layers.conv import LoRAConv
 from lora_lightning.layers.embedding import LoRAEmbedding
 from lora_lightning.layers.linear import LoRALinear
-from lora_lightning.names import named_modules, submodule
+from lora_lightning.names import named_modules, plain_name, submodule
 from lora_lightning.peft_fitting import foreign_computation
 from lora_lightning.peft_format import OUT_PROJ, PREFIX, TWICE_UNTIL
 from lora_lightning.plans import LayerPlan
@@ -230,7 +230,11 @@ def _magnitudes(saved: SavedAdapter, modules: dict[str, nn.Module]) -> dict[str,
 
 def _whole_states(saved: SavedAdapter, modules: dict[str, nn.Module], whole: list[str]) -> dict[str, Tensor]:
     """All of each module's state, with what was trained in the place of the base's."""
-    state = {f"{name}.{n}": t for name in whole for n, t in modules[name].state_dict().items()}
+    state = {
+        f"{name}.{plain_name(modules[name], n)}": tensor
+        for name in whole
+        for n, tensor in modules[name].state_dict().items()
+    }
     return {n: saved.tensors.get(n, t) for n, t in state.items()}
 
 

@@ -157,8 +157,6 @@ def test_a_model_in_ddp_is_refused_before_anything_changes():
     model = nn.parallel.DistributedDataParallel.__new__(nn.parallel.DistributedDataParallel)
     nn.Module.__init__(model)
     model.module = pretrained(mlp)
-    with pytest.raises(
-        ll.ConfigError, match=r"DistributedDataParallel.*inject into the module first"
-    ):
+    with pytest.raises(ll.ConfigError, match=r"DistributedDataParallel.*inject into the module first"):
         ll.inject(model, ll.LoRAConfig(rank=2))
     assert all(p.requires_grad for p in model.parameters())
