@@ -29,7 +29,7 @@ from lora_lightning.report import format_table
 from lora_lightning.state_hooks import keep_trained_only
 from lora_lightning.tasks.ctc import SpeechRecognizer
 from lora_lightning.tasks.error_rates import error_rate
-from lora_lightning.tasks.optim import OptimConfig
+from lora_lightning.tasks.optim_config import OptimConfig
 
 RESULTS = Path(__file__).parent / "results" / "accents.json"
 ACCENTS = ("scottish", "caribbean")

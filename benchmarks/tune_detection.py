@@ -30,7 +30,7 @@ from lora_lightning.data.shapes import ShapesDataModule
 from lora_lightning.models.detection import detector
 from lora_lightning.report import format_table
 from lora_lightning.tasks.detection import SCORES, ObjectDetector
-from lora_lightning.tasks.optim import OptimConfig
+from lora_lightning.tasks.optim_config import OptimConfig
 
 Tested = tuple[L.LightningModule, L.LightningDataModule]
 RESULTS = Path(__file__).parent / "results"

@@ -26,7 +26,7 @@ from lora_lightning.data.digits import DigitsDataModule
 from lora_lightning.models.timm import timm_model
 from lora_lightning.report import format_table
 from lora_lightning.tasks.classification import ImageClassifier
-from lora_lightning.tasks.optim import OptimConfig
+from lora_lightning.tasks.optim_config import OptimConfig
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)

@@ -1,12 +1,9 @@
-"""The Hydra application behind `python train.py` and `lora-lightning train`."""
+"""What `python train.py` and `lora-lightning train` do once the command line is sound: one job."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-import hydra
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
@@ -18,26 +15,23 @@ from lora_lightning import quantization
 from lora_lightning.adapter_file import read_adapter
 from lora_lightning.app.adapters import config_of, names_of
 from lora_lightning.app.check import LAST, last_checkpoint
-from lora_lightning.app.command_line import check_command_line, flags_first
 from lora_lightning.app.compare import Job, main_method
-from lora_lightning.app.compose import CONF, CONFIG_NAME, VERSION_BASE
-from lora_lightning.app.launch import hydra_raises, one_job, quiet, reported, wrapped
+from lora_lightning.app.console import on_rank_zero, say, short_path
 from lora_lightning.app.loggers import (
     build_loggers,
     chosen_in_words,
     finish,
     log_start,
     log_table,
-    on_rank_zero,
-    short_path,
     where,
 )
-from lora_lightning.app.results import Result, header, results_rows, results_table, save_results
-from lora_lightning.app.resume import continue_logs, resumed
+from lora_lightning.app.results import Result, results_rows, results_table, save_results
+from lora_lightning.app.resume import continue_logs
+from lora_lightning.app.sweep import ENDED, Ended
 from lora_lightning.checkpoint import load_adapter, save_adapter
-from lora_lightning.report import format_table, percent
+from lora_lightning.interrupts import wait_no_more
+from lora_lightning.report import percent
 from lora_lightning.source import FACTS_FILE
-from lora_lightning.tasks.scores import Score
 
 FILES = {
     "adapter": "the adapter: lora_lightning.load_adapter(model, FOLDER)",
@@ -53,37 +47,6 @@ FILES = {
     "results.json": "the table above",
     "config.yaml": "the whole configuration",
 }
-FINISHED: list[tuple[list[str], Result, Sequence[Score]]] = []  # overrides, result, scores of each job
-say = rank_zero_only(print)
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Check the command line, then run the application.
-
-    Args:
-        arguments: in place of `sys.argv[1:]`; the processes of a distributed run then start from
-            this file instead of `sys.argv[0]`.
-
-    Raises:
-        SystemExit: 2 after a user's mistake, 130 after Ctrl-C.
-    """
-    script = sys.argv[0] if arguments is None else __file__
-    given = sys.argv[1:] if arguments is None else arguments
-    FINISHED.clear()
-    with hydra_raises(), reported():
-        sys.argv = [script, *flags_first(resumed(given))]
-        check_command_line(sys.argv[1:])
-        with wrapped("--help" in sys.argv):
-            application()
-        if len(FINISHED) > 1:
-            say(f"\n{_sweep_table()}")
-
-
-@hydra.main(config_path=str(CONF), config_name=CONFIG_NAME, version_base=VERSION_BASE)
-def application(config: DictConfig) -> float | None:
-    """One job: the whole of a single run, or one of a sweep. Returns the best validation score."""
-    with one_job(), reported(Path(config.run_dir)), quiet():
-        return run(config)
 
 
 def run(config: DictConfig) -> float | None:
@@ -160,13 +123,14 @@ def train_one(config: DictConfig, adapter: str = "") -> tuple[float | None, Job]
         log_table(loggers, "results", *results_rows(results, scores))
         status = "success"
     finally:
+        wait_no_more()
         finish(loggers, status)
     _report(results, job, folder)
     result = next(r for r in results if r.method == method)
     context = HydraConfig.get()
     if not adapter or context.mode == RunMode.MULTIRUN:
         words = [*context.overrides.task, *([adapter] if adapter else [])]
-        FINISHED.append((words, result, job.task.scores))
+        ENDED.append(Ended(words, result, job.task.scores))
     return result.best_validation, job
 
 
@@ -176,23 +140,10 @@ def _title(config: DictConfig, folder: Path, adapter: str) -> str:
     if adapter:
         words[0] = f"\n{words[0]} · adapter {adapter}"
     if context.mode == RunMode.MULTIRUN:
-        words.insert(
-            0, f"{chr(10) * bool(FINISHED)}job {context.job.num}: {' '.join(context.overrides.task)}"
-        )
+        words.insert(0, f"{chr(10) * bool(ENDED)}job {context.job.num}: {' '.join(context.overrides.task)}")
     if config.ckpt_path:
         words.append(f"resumed from {config.ckpt_path}")
     return f"{' · '.join(words)} · {short_path(folder)}"
-
-
-def _sweep_table() -> str:
-    """Each job of a sweep by the overrides in which it differs from another."""
-    shared = set.intersection(*(set(overrides) for overrides, _, _ in FINISHED))
-    scores = list(dict.fromkeys(score for _, _, scores in FINISHED for score in scores))
-    rows = [
-        (" ".join(o for o in overrides if o not in shared), *result.row(scores)[1:])
-        for overrides, result, _ in FINISHED
-    ]
-    return format_table(("job", *header(scores)[1:]), rows)
 
 
 def _full_plan(job: Job) -> str:
@@ -228,7 +179,3 @@ def _report(results: list[Result], job: Job, folder: Path) -> None:
     for name, meaning in FILES.items():
         if (folder / name).exists():
             print(f"  {name:<{width}}  {meaning}")
-
-
-if __name__ == "__main__":
-    main()

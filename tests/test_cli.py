@@ -26,7 +26,7 @@ def test_inspect_shows_an_adapter(tmp_path: Path, capsys: pytest.CaptureFixture[
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["inspect", "nowhere"], "nowhere is not an adapter"),
+        (["inspect", "nowhere"], "nowhere: there is no such file or folder"),
         (["inspect"], "give one path"),
         (["trian"], "Did you mean 'train'"),
         (["train", "lora.rank=0"], "lora.rank=0: give a whole number"),

@@ -6,6 +6,7 @@ import errno
 import logging
 import os
 import re
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -18,11 +19,14 @@ from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
 
 from lora_lightning import train
+from lora_lightning.app.application import main
 from lora_lightning.app.check import checkpoint_problems
 from lora_lightning.app.launch import (
+    FAILED,
     INTERRUPTED,
     LOST,
     MISTAKE,
+    PREEMPTED,
     PROGRAM,
     explain,
     hydra_raises,
@@ -30,12 +34,11 @@ from lora_lightning.app.launch import (
     quiet,
     reported,
 )
-from lora_lightning.app.preemption import PREEMPTED
 from lora_lightning.app.results import Result, results_table
+from lora_lightning.app.sweep import ENDED, Ended
 from lora_lightning.errors import ConfigError, MissingFileError
 from lora_lightning.tasks.classification import ImageClassifier
 from lora_lightning.tasks.scores import Score
-from lora_lightning.train import main
 
 TINY = ["debug=fast", "compare=false", "trainer.enable_progress_bar=false", "hydra.run.dir=run"]
 
@@ -266,3 +269,56 @@ def test_error_rates_have_intervals_and_say_what_has_gone() -> None:
     assert lines[2][:4] == ["before adaptation", "60.0 (55.0–66.0)", "–", "5.0"]
     assert lines[3][:4] == ["LoRA", "15.0 (12.0–18.0)", "75", "20.0"]
     assert "fewer %" not in results_table(results[1:], scores)
+
+
+def test_a_sweep_goes_on_after_a_bad_job(
+    monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path
+) -> None:
+    """The reason of a mistake and of a bug stands under the table, whose other rows are as ever."""
+    scores = (Score("acc", "accuracy %"),)
+
+    def run(config: Any) -> float:
+        if config.lora.rank == 3:
+            raise ConfigError(["lora.rank=3: is odd."])
+        if config.lora.rank == 4:
+            raise ZeroDivisionError("ours")
+        words = HydraConfig.get().overrides.task
+        ENDED.append(Ended(words, Result("lora", {"acc": 0.5}, 50, 1000), scores))
+        return 0.5
+
+    monkeypatch.setattr(train, "run", run)
+    with pytest.raises(SystemExit) as caught:
+        main(["-m", *TINY[:-1], "lora.rank=2,3,4,5", "hydra.sweep.dir=sweep"])
+    out, errors = capsys.readouterr()
+    assert caught.value.code == FAILED
+    rows = [line.split() for line in out.splitlines()]
+    assert ["lora.rank=2", "50.0", "50", "5.00", "–", "–"] in rows
+    assert ["lora.rank=3", "(failed)", "–", "–", "–", "–", "–"] in rows
+    assert ["lora.rank=5", "50.0", "50", "5.00", "–", "–"] in rows
+    assert "2 of 4 jobs failed:\n  lora.rank=3: lora.rank=3: is odd.\n" in out
+    assert "  lora.rank=4: ZeroDivisionError: ours" in out
+    assert errors.count("Traceback") == 1  # the bug's
+    assert errors.count("is odd") == 1
+
+
+def test_ctrl_c_ends_a_whole_sweep(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    begun: list[int] = []
+
+    def run(config: Any) -> None:
+        begun.append(config.lora.rank)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(train, "run", run)
+    code, message = fails(["-m", *TINY[:-1], "lora.rank=2,3", "hydra.sweep.dir=sweep"], capsys)
+    assert (code, message.strip(), begun) == (INTERRUPTED, "Interrupted.", [2])
+
+
+def test_ctrl_c_that_a_library_turns_into_another_error(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
+    def run(config: Any) -> None:
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except KeyboardInterrupt:
+            raise ImportError("numpy could not be imported") from None
+
+    monkeypatch.setattr(train, "run", run)
+    assert fails(TINY, capsys) == (INTERRUPTED, "\nInterrupted.\n")

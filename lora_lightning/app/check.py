@@ -8,23 +8,18 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import torch
-from lightning.pytorch.strategies import StrategyRegistry
 from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.adapters import adapters_problems, config_of, names_of
-from lora_lightning.app.options import OPTIONAL, REQUIRED, Rule, devices_of, rules_of, show
-from lora_lightning.app.signatures import RESERVED, argument_problems
-from lora_lightning.checkpoint_digests import check_digests
+from lora_lightning.app.options import OPTIONAL, REQUIRED, STRATEGIES, Rule, devices_of, rules_of, show
+from lora_lightning.app.signatures import RESERVED, argument_problems, import_problem
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
-from lora_lightning.tasks.optim import OptimConfig
-from lora_lightning.torch_file import read_torch
+from lora_lightning.tasks.optim_config import OptimConfig
 
 LAST = "last"
 CLUSTER = ("SLURM_NTASKS", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR")
-UNSAFE_STRATEGIES = ("spawn", "fork", "notebook")  # they cannot start from a Hydra application
 
 
 def problems_of(config: DictConfig) -> list[str]:
@@ -76,6 +71,16 @@ def problems_of(config: DictConfig) -> list[str]:
     return list(dict.fromkeys(problems))
 
 
+def unimportable(config: DictConfig) -> list[str]:
+    """The callables of a sound configuration that cannot be imported; loads all that the run will need."""
+    values = _resolved(config, "", [])
+    return [
+        f"{path}._target_={node['_target_']}: cannot be imported: {reason}"
+        for path, node in _targets(values, "")
+        if (reason := import_problem(node["_target_"]))
+    ]
+
+
 def last_checkpoint(folder: Path, max_epochs: Any = None) -> str | None:
     """What `ckpt_path=last` means: the run's own last checkpoint, or none, when it has just begun.
 
@@ -97,6 +102,9 @@ def checkpoint_problems(path: str, max_epochs: Any = None) -> list[str]:
     # DeepSpeed's, which it checks itself; with a .metadata beside, FSDP would unpickle that.
     if (file / "checkpoint").is_dir() and not (file / ".metadata").exists():
         return []
+    from lora_lightning.checkpoint_digests import check_digests
+    from lora_lightning.torch_file import read_torch  # with it torch
+
     try:
         state = read_torch(file, "Give a Trainer checkpoint, such as checkpoints/last.ckpt.")
         check_digests(state, file)
@@ -203,6 +211,8 @@ def _trainer_problems(trainer: Mapping[str, Any]) -> list[str]:
     problems = []
     accelerator, devices = trainer.get("accelerator"), devices_of(trainer.get("devices"))
     if accelerator in ("gpu", "cuda", "mps"):
+        import torch
+
         mps = accelerator != "cuda" and torch.backends.mps.is_available()
         count = 0 if accelerator == "mps" else torch.cuda.device_count()
         if not mps and not count:
@@ -243,15 +253,10 @@ def _strategy_problems(strategy: Any, accelerator: Any) -> list[str]:
         if accelerator == "cpu" and name in ("FSDPStrategy", "DeepSpeedStrategy"):
             return [f"trainer.strategy: {name} needs GPUs; on the CPU give trainer=ddp_sim."]
         return []
-    names = [
-        name
-        for name in ("auto", *StrategyRegistry.available_strategies())
-        if not any(word in name for word in UNSAFE_STRATEGIES)
-    ]
-    if not isinstance(strategy, str) or strategy.lower() not in names:
+    if not isinstance(strategy, str) or strategy.lower() not in STRATEGIES:
         return [
-            f"trainer.strategy={show(strategy)}: give one of {', '.join(names)}."
-            f"{did_you_mean(strategy, names)}"
+            f"trainer.strategy={show(strategy)}: give one of {', '.join(STRATEGIES)}."
+            f"{did_you_mean(strategy, STRATEGIES)}"
         ]
     strategy = strategy.lower()
     if "deepspeed" in strategy and find_spec("deepspeed") is None:

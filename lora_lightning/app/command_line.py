@@ -17,7 +17,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_lightning.app.check import problems_of
+from lora_lightning.app.check import problems_of, unimportable
 from lora_lightning.app.compose import CONFIG_NAME, choices_of, compose, config_loader, plain_values
 from lora_lightning.app.options import show
 from lora_lightning.app.signatures import takes
@@ -27,6 +27,8 @@ from lora_lightning.peft_names import peft_problem
 SUBMITIT = ("slurm", "local")  # launchers
 UNCHECKED = ("--hydra-help", "--version", "--shell-completion", "-sc")
 RERUN = "--experimental-rerun"
+HELP = ("--help", "-h")
+ASKING = (*HELP, "--cfg", "-c", "--info", "-i")  # flags that show something and run nothing
 
 
 def flags_first(arguments: Sequence[str]) -> list[str]:
@@ -35,8 +37,15 @@ def flags_first(arguments: Sequence[str]) -> list[str]:
     return [a for a in arguments if a not in words] + words
 
 
+def is_run(arguments: Sequence[str]) -> bool:
+    """Whether Hydra will run the application, or only show something."""
+    return not any(argument.partition("=")[0] in (*ASKING, *UNCHECKED) for argument in arguments)
+
+
 def check_command_line(arguments: Sequence[str]) -> None:
     """Check flags, names, types and ranges of a whole command line, each value of a sweep included.
+
+    All of it without importing what the configuration names; that comes last, when all else is sound.
 
     Args:
         arguments: as in `sys.argv[1:]`.
@@ -56,8 +65,13 @@ def check_command_line(arguments: Sequence[str]) -> None:
     if not multirun:
         problems += [_sweep_without_flag(o) for o in overrides if o.is_sweep_override()]
         overrides = [o for o in overrides if not o.is_sweep_override()]
+    configs = []
     for variant in _variants(overrides, problems):
-        problems += _check_variant(loader, variant)
+        found, config = _check_variant(loader, variant)
+        problems += found
+        configs.append(config)
+    if not problems and is_run(arguments):
+        problems = [p for config in configs if config is not None for p in unimportable(config)]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
 
@@ -158,7 +172,10 @@ def command_config(words: Sequence[str]) -> dict[str, Any]:
     return plain_values(loader.load_configuration(CONFIG_NAME, list(words), run_mode=RunMode.RUN))
 
 
-def _check_variant(loader: ConfigLoaderImpl, overrides: Sequence[Override]) -> list[str]:
+def _check_variant(
+    loader: ConfigLoaderImpl, overrides: Sequence[Override]
+) -> tuple[list[str], DictConfig | None]:
+    """The problems of one run, and its configuration."""
     problems: list[str] = []
     groups, values = [], []
     for override in overrides:
@@ -176,7 +193,7 @@ def _check_variant(loader: ConfigLoaderImpl, overrides: Sequence[Override]) -> l
             groups[-1:] and groups[-1],
         )
         if not bad:
-            return [*problems, config]
+            return [*problems, config], None
         groups.remove(bad)
         reason = compose(loader, (bad,))
         problems.append(f"{bad}: {reason if isinstance(reason, str) else config}")
@@ -192,7 +209,7 @@ def _check_variant(loader: ConfigLoaderImpl, overrides: Sequence[Override]) -> l
     with open_dict(config):
         hydra = config.pop("hydra")
         config.run_dir = config.get("run_dir") if "run_dir" in _keys(values) else "."
-    return problems + _hydra_problems(hydra) + problems_of(config)
+    return problems + _hydra_problems(hydra) + problems_of(config), config
 
 
 def _keys(overrides: Sequence[Override]) -> list[str]:

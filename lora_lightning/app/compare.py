@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from lora_lightning.app.loggers import on_rank_zero
+from lora_lightning.app.console import on_rank_zero
 from lora_lightning.app.progress import Progress
 from lora_lightning.app.results import LABELS, Result
 from lora_lightning.app.signatures import lacking, provided
@@ -31,7 +31,7 @@ from lora_lightning.quantization import quantize
 from lora_lightning.resume import ExactResume
 from lora_lightning.state_hooks import keep_trained_only
 from lora_lightning.targets import plan, plan_probe
-from lora_lightning.tasks.optim import OptimConfig
+from lora_lightning.tasks.optim_config import OptimConfig
 
 
 class Job:

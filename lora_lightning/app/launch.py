@@ -7,6 +7,7 @@ import errno
 import io
 import logging
 import os
+import signal
 import sys
 import textwrap
 import warnings
@@ -14,22 +15,20 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from lightning.fabric.utilities.exceptions import MisconfigurationException
-from lightning.pytorch.utilities import rank_zero_only
-from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_lightning.app.loggers import on_rank_zero, short_path
-from lora_lightning.app.preemption import PREEMPTED, Preempted
+from lora_lightning import interrupts
+from lora_lightning.app.console import on_rank_zero, short_path
 from lora_lightning.errors import UserError
+from lora_lightning.interrupts import INTERRUPTED
+from lora_lightning.twins import is_a
 
-PROGRAM = Path(__file__).parents[1] / "train.py"
+PROGRAM = Path(__file__).with_name("process.py")
 TRACEBACKS = "HYDRA_FULL_ERROR"
-FAILED, MISTAKE, LOST, INTERRUPTED = 1, 2, 3, 130  # exit codes
+FAILED, MISTAKE, LOST, PREEMPTED = 1, 2, 3, 128 + signal.SIGTERM  # exit codes, and INTERRUPTED
 # What gloo and NCCL say when a process at the other end has ended, or its machine is silent.
 LOST_PEER = (
     "Connection closed by peer",
@@ -72,6 +71,14 @@ def hydra_raises() -> Iterator[None]:
         _Tracebacks.wanted = False
 
 
+class Reported(SystemExit):
+    """The end of a process whose user has been told why."""
+
+    def __init__(self, message: str, code: int) -> None:
+        self.message = message
+        super().__init__(code)
+
+
 @contextlib.contextmanager
 def reported(folder: Path | None = None) -> Iterator[None]:
     """Turn what a user can cause into one message on stderr and an exit code.
@@ -82,7 +89,7 @@ def reported(folder: Path | None = None) -> Iterator[None]:
         folder: the run's, to say where an interrupted run can go on.
 
     Raises:
-        SystemExit: in place of such an error.
+        Reported: in place of such an error.
     """
     try:
         yield
@@ -96,17 +103,20 @@ def reported(folder: Path | None = None) -> Iterator[None]:
         message, code = explained
         if on_rank_zero() or code == LOST:  # the first process may be the one that has gone
             print(f"\n{message}", file=sys.stderr, flush=True)
-        raise SystemExit(code) from None
+        interrupts.said()
+        raise Reported(message, code) from None
 
 
 def explain(error: BaseException, folder: Path | None = None) -> tuple[str, int] | None:
     """The message and the exit code for an error that a user can mend; None for any other."""
     chain = list(_chain(error))
+    if isinstance(error, Reported):
+        return None
     if any(isinstance(e, KeyboardInterrupt) for e in chain):
         return f"Interrupted.{_resume(folder)}", INTERRUPTED
-    if isinstance(error, SIGTERMException):
-        code = error.code if isinstance(error, Preempted) else PREEMPTED
-        return f"Ended by SIGTERM.{_resume(folder)}", int(code or 0)
+    if is_a(error, "SIGTERMException"):
+        code = getattr(error, "code", None)
+        return f"Ended by SIGTERM.{_resume(folder)}", PREEMPTED if code is None else int(code)
     if isinstance(error, SystemExit):
         return None
     for e in chain:
@@ -119,7 +129,7 @@ def explain(error: BaseException, folder: Path | None = None) -> tuple[str, int]
         return f"Another process of this run has gone: {first[:200]}\n{_resume(folder).strip()}", LOST
     if type(error).__module__.startswith("submitit."):
         return f"A job of the sweep failed. {error}", FAILED
-    if isinstance(error, torch.OutOfMemoryError):
+    if (torch := sys.modules.get("torch")) and isinstance(error, torch.OutOfMemoryError):
         return (
             "The device's memory is full. Give a smaller data.batch_size with"
             " trainer.accumulate_grad_batches, or trainer.precision=bf16-mixed.",
@@ -127,7 +137,7 @@ def explain(error: BaseException, folder: Path | None = None) -> tuple[str, int]
         )
     if isinstance(error, (PermissionError, FileExistsError, NotADirectoryError)):
         return f"Cannot write {error.filename}: {error.strerror}. Give another hydra.run.dir.", MISTAKE
-    if isinstance(error, MisconfigurationException):
+    if is_a(error, "MisconfigurationException"):
         return f"Lightning refuses these options: {error}", MISTAKE
     if isinstance(error, RuntimeError) and str(error).startswith("Error(s) in loading state_dict"):
         lines = [line.strip() for line in str(error).splitlines()[1:4]]
@@ -204,7 +214,7 @@ def one_job() -> Iterator[None]:
     finally:
         sys.argv, launched.__spec__ = arguments, module
         _restore(TRACEBACKS, before)
-        if environment["LOCAL_RANK"] is None:
+        if environment["LOCAL_RANK"] is None and "lightning" in sys.modules:
             _end_processes()
             for name, value in environment.items():
                 _restore(name, value)
@@ -220,6 +230,9 @@ def _config_dir(arguments: list[str]) -> list[str]:
 
 
 def _end_processes() -> None:
+    import torch
+    from lightning.pytorch.utilities import rank_zero_only
+
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
     rank_zero_only.rank = 0  # type: ignore[attr-defined]

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
+from lora_lightning.app.console import on_rank_zero, short_path
 from lora_lightning.plans import Plan
 
 WANDB_URL = "https://api.wandb.ai"
@@ -169,14 +170,3 @@ def finish(loggers: Sequence[Logger], status: str = "success") -> None:
         import wandb
 
         wandb.finish(exit_code=0 if status == "success" else 1)
-
-
-def on_rank_zero() -> bool:
-    """Whether this process is the one that prints and logs."""
-    return getattr(rank_zero_only, "rank", 0) == 0
-
-
-def short_path(path: str | Path) -> str:
-    """Relative to the working directory where that is shorter."""
-    absolute = os.path.abspath(path)
-    return min(absolute, os.path.relpath(absolute), key=len)

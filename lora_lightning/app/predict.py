@@ -33,10 +33,6 @@ from lora_lightning.source import Source, read_source
 from lora_lightning.tasks.detection import ObjectDetector
 from lora_lightning.tasks.detection_pictures import confident, drawn
 
-OPTIONS = {
-    "images": str, "out": str, "adapter": str, "ckpt": str, "batch_size": int, "num_workers": int,
-    "score": float, "overwrite": bool, "any_base": bool,
-}  # fmt: skip
 RESULTS, IMAGES, PICTURES, DRAWN = "predictions.json", "images.json", "pictures", "images"
 EMBEDDED = ("lora_lightning.data.shapes.ShapesDataModule",)  # data that are drawn, not found
 LEAST_WIDTH = 320  # of a picture, in pixels: captions would hide a smaller one
@@ -53,8 +49,8 @@ def predict(options: Mapping[str, Any], words: Sequence[str]) -> str:
     its numbers mean, in COCO's format; and `pictures/`, each image with what was found.
 
     Args:
-        options: by OPTIONS. Without `images`, a recipe whose pictures are drawn has its test pictures
-            drawn into `out/images`.
+        options: as `lora_lightning.app.arguments.PREDICT` has them. Without `images`, a recipe whose
+            pictures are drawn has its test pictures drawn into `out/images`.
         words: `recipe=NAME key=value …`; none takes the run that the adapter or checkpoint lies in.
 
     Returns:
@@ -188,20 +184,11 @@ def _checked(
     options: Mapping[str, Any], words: Sequence[str]
 ) -> tuple[Source | None, Mapping[str, Any], PictureFolder | None]:
     """The adapter, the configuration and the images (None: to be drawn), or every mistake at once."""
-    problems = [] if "out" in options else ["give out=FOLDER."]
+    problems = []
     if "adapter" in options and "ckpt" in options:
         problems.append("adapter and ckpt: give one of the two.")
-    for name, least in (("batch_size", 1), ("num_workers", 0)):
-        if options.get(name, least) < least:
-            problems.append(f"{name}={options[name]}: give a whole number of at least {least}.")
-    if not 0 <= options.get("score", 0) <= 1:
-        problems.append(f"score={options['score']:g}: give a number from 0 to 1.")
-    out = Path(options.get("out", ".")).expanduser()
-    if (
-        "out" in options
-        and not options.get("overwrite")
-        and (out.is_file() or (out.is_dir() and any(out.iterdir())))
-    ):
+    out = Path(options["out"]).expanduser()
+    if not options.get("overwrite") and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
         problems.append(f"out={out} is not empty: give another folder, or overwrite=true.")
     source = folder = None
     config: Mapping[str, Any] = {}

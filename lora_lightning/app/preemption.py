@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
-PREEMPTED = 128 + signal.SIGTERM  # exit code
+from lora_lightning.app.launch import PREEMPTED
 
 
 class Preemption(pl.Callback):

@@ -7,24 +7,40 @@ import inspect
 from collections.abc import Mapping
 from typing import Any
 
-from hydra.utils import get_object
-
 from lora_lightning.app.options import PROVIDED, show
+from lora_lightning.app.static_signatures import missing_name, static_signature
 from lora_lightning.errors import did_you_mean
 
 RESERVED = ("_target_", "_args_", "_recursive_", "_convert_", "_partial_")
 
 
-@functools.lru_cache(maxsize=256)
 def _signature(target: str) -> tuple[inspect.Signature | None, str]:
+    """From the source where that is enough, so that mistakes are told before anything heavy is imported."""
+    if found := static_signature(target):
+        return found, ""
+    reason = missing_name(target) or import_problem(target)
+    return (None, reason) if reason else (_imported_signature(target), "")
+
+
+@functools.lru_cache(maxsize=256)
+def _imported_signature(target: str) -> inspect.Signature:
+    from hydra.utils import get_object
+
     try:
-        found = get_object(target)
-        try:
-            return inspect.signature(found), ""
-        except ValueError:  # classes written in C have none
-            return inspect.signature(lambda **_: None), ""
+        return inspect.signature(get_object(target))
+    except ValueError:  # classes written in C have none
+        return inspect.signature(lambda **_: None)
+
+
+def import_problem(target: str) -> str | None:
+    """Why a callable cannot be imported, if it cannot: its whole module is loaded."""
+    from hydra.utils import get_object
+
+    try:
+        get_object(target)
     except Exception as error:  # an import runs any code
-        return None, " ".join(str(error).split())[:200] or type(error).__name__
+        return " ".join(str(error).split())[:200] or type(error).__name__
+    return None
 
 
 def argument_problems(path: str, node: Mapping[str, Any]) -> list[str]:

@@ -21,10 +21,6 @@ from lora_lightning.errors import UserError, did_you_mean
 from lora_lightning.files import write_whole
 from lora_lightning.transcription import Transcriber, Transcription, to_srt
 
-OPTIONS = {
-    "adapter": str, "recipe": str, "format": str, "out": str, "device": str, "chunk": float, "overlap": float,
-    "batch": int, "beam": int, "lm": str, "lexicon": str, "any_base": bool,
-}  # fmt: skip
 FORMATS = {"plain": ".txt", "srt": ".srt", "json": ".json"}
 AHEAD = 2  # files that are decoded while the model hears another
 
@@ -34,7 +30,7 @@ def transcribe(paths: Sequence[str], options: Mapping[str, Any]) -> None:
 
     Args:
         paths: files and folders.
-        options: by OPTIONS.
+        options: as `lora_lightning.app.arguments.TRANSCRIBE` has them.
 
     Raises:
         UserError: every mistake in one message, before the model is built; or, at the end, the files that
@@ -119,14 +115,8 @@ def _waves(files: Sequence[Path], errors: dict[Path, AudioError], readable: list
 
 def _problems(options: Mapping[str, Any]) -> list[str]:
     problems = []
-    form = options.get("format", "plain")
-    if form not in FORMATS:
-        problems.append(f"format={form}: give one of {', '.join(FORMATS)}.{did_you_mean(form, FORMATS)}")
     if not {"adapter", "recipe"} & options.keys():
         problems.append("give adapter=FOLDER, or recipe=NAME for its base.")
-    for name in ("chunk", "batch", "beam"):
-        if name in options and options[name] <= 0:
-            problems.append(f"{name}={options[name]}: give a number above 0.")
     chunk, overlap = options.get("chunk", 20.0), options.get("overlap", 4.0)
     if not 0 <= overlap <= chunk / 2:
         problems.append(f"overlap={overlap:g}: give seconds from 0 to half of chunk={chunk:g}.")

@@ -13,7 +13,8 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torchmetrics.classification import MulticlassAccuracy
 
 from lora_lightning.errors import ConfigError
-from lora_lightning.tasks.optim import OptimConfig, configured, head_parameters
+from lora_lightning.tasks.optim import configured, head_parameters
+from lora_lightning.tasks.optim_config import OptimConfig
 from lora_lightning.tasks.scores import Score
 
 

@@ -17,7 +17,8 @@ from torchmetrics.text import CharErrorRate, WordErrorRate
 from lora_lightning.data.speech import SpeechBatch
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.tasks.error_rates import Transcript, error_rate
-from lora_lightning.tasks.optim import OptimConfig, adamw, head_parameters, parameter_groups
+from lora_lightning.tasks.optim import adamw, head_parameters, parameter_groups
+from lora_lightning.tasks.optim_config import OptimConfig
 from lora_lightning.tasks.routing import report_together
 from lora_lightning.tasks.scores import Score
 from lora_lightning.tasks.speech_report import report

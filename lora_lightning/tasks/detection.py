@@ -15,7 +15,8 @@ from lora_lightning.errors import ConfigError
 from lora_lightning.heads import find_heads
 from lora_lightning.tasks.average_precision import AveragePrecision, scores_of
 from lora_lightning.tasks.detection_pictures import log_to_wandb, write_report
-from lora_lightning.tasks.optim import OptimConfig, configured
+from lora_lightning.tasks.optim import configured
+from lora_lightning.tasks.optim_config import OptimConfig
 from lora_lightning.tasks.scores import Score
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]

@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import soundfile
 
+from lora_lightning.app.application import main
 from lora_lightning.data.espeak_corpus import COLUMNS
-from lora_lightning.train import main
 
 RATE = 16_000
 TONES = {"a": 300, "b": 700, "c": 1500}

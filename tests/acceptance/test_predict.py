@@ -13,12 +13,12 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import lora_lightning as ll
+from lora_lightning.app.application import main as train
 from lora_lightning.cli import main as command
 from lora_lightning.data.detection import read_image
 from lora_lightning.data.shapes import Shapes
 from lora_lightning.models.detection import detector
 from lora_lightning.tasks.average_precision import AveragePrecision
-from lora_lightning.train import main as train
 from tests.data.detection_sets import coco_content, picture, write_coco
 
 MODEL = [

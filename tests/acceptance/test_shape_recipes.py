@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 import lora_lightning as ll
+from lora_lightning.app.application import main
 from lora_lightning.data.shapes import ShapesDataModule
 from lora_lightning.models.checkpoint import SHIPPED
 from lora_lightning.models.detection import detector
 from lora_lightning.tasks.detection import ObjectDetector
-from lora_lightning.train import main
 
 SMALL = [
     "data.train_size=16", "data.val_size=6", "data.test_size=8", "trainer.max_epochs=1",

@@ -15,9 +15,9 @@ from safetensors.torch import save_file
 from small_whisper import small_whisper
 
 from lora_lightning import cli
+from lora_lightning.app.application import main
 from lora_lightning.models.pipelines import labels
 from lora_lightning.models.speech import pretrained_recognizer
-from lora_lightning.train import main
 
 ROOT = Path(__file__).parents[2]
 SMALL = {

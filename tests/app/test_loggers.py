@@ -15,10 +15,11 @@ from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
 
 from lora_lightning.app import loggers
+from lora_lightning.app.application import main
 from lora_lightning.app.command_line import command_config
 from lora_lightning.app.compose import RECIPES
-from lora_lightning.app.loggers import build_loggers, has_wandb_key, log_start, short_path, wandb_logger
-from lora_lightning.train import main
+from lora_lightning.app.console import short_path
+from lora_lightning.app.loggers import build_loggers, has_wandb_key, log_start, wandb_logger
 
 TINY = ["debug=fast", "compare=false", "trainer.enable_progress_bar=false"]
 

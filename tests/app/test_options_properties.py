@@ -9,10 +9,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from lora_lightning.app.application import main
 from lora_lightning.app.command_line import _leaves
 from lora_lightning.app.compose import choices_of, compose, config_loader
 from lora_lightning.app.options import rules_of, show
-from lora_lightning.train import main
 
 LOADER = config_loader(None)
 CONFIG = compose(LOADER, ())

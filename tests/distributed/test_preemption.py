@@ -9,8 +9,8 @@ import pytest
 import torch
 from processes import HERE, end, finish, free_port, start
 
-from lora_lightning.app.loggers import short_path
-from lora_lightning.app.preemption import PREEMPTED
+from lora_lightning.app.console import short_path
+from lora_lightning.app.launch import PREEMPTED
 
 SCRIPT = HERE / "run_slowly.py"
 

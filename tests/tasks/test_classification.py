@@ -10,7 +10,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from lora_lightning.errors import ConfigError
 from lora_lightning.tasks.classification import ImageClassifier
-from lora_lightning.tasks.optim import OptimConfig
+from lora_lightning.tasks.optim_config import OptimConfig
 
 
 class Rates(Callback):

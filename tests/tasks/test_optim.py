@@ -8,13 +8,8 @@ from torch import nn
 
 from lora_lightning import LoRAConfig, inject
 from lora_lightning.errors import ConfigError
-from lora_lightning.tasks.optim import (
-    OptimConfig,
-    adamw,
-    head_parameters,
-    parameter_groups,
-    warmup_cosine,
-)
+from lora_lightning.tasks.optim import adamw, head_parameters, parameter_groups, warmup_cosine
+from lora_lightning.tasks.optim_config import OptimConfig
 
 
 class Net(nn.Module):

@@ -10,8 +10,8 @@ import pytest
 from safetensors.torch import load_file
 
 import lora_lightning as ll
+from lora_lightning.app.application import main
 from lora_lightning.app.resume import resumed, wandb_run
-from lora_lightning.train import main
 
 ROOT = Path(__file__).parents[2]
 WORDS = ["data.train_size=64", "compare=false", "logger=many", "trainer.enable_progress_bar=false"]
