@@ -220,11 +220,11 @@ def test_a_run_of_another_origin_is_not_executed(tmp_path):
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["merge"], "give ckpt=... and out=..."),
+        (["merge"], "give ckpt=PATH and out=FILE.safetensors"),
         (["merge", "ckpt=a", "out=b", "bsae=c"], "bsae=c: there is no such option. Did you mean 'base'?"),
         (["merge", "ckpt=a", "ckpt=b"], "ckpt is given twice"),
-        (["merge", "ckpt=", "overwrite=yes"], "overwrite=yes: give overwrite=true"),
-        (["merge", "ckpt=nowhere", "out=x.safetensors"], "nowhere does not exist"),
+        (["merge", "ckpt=", "overwrite=yes"], "overwrite=yes: give true or false"),
+        (["merge", "ckpt=nowhere", "out=x.safetensors"], "ckpt=nowhere: there is no such file or folder"),
         (["inspect", "a", "b"], "give one path"),
         (["inspect", "a", "bsae=c"], "Did you mean 'base'?"),
     ],
