@@ -208,7 +208,8 @@ def _check_variant(
             problems += _apply(loader, config, override)
     with open_dict(config):
         hydra = config.pop("hydra")
-        config.run_dir = config.get("run_dir") if "run_dir" in _keys(values) else "."
+        if "run_dir" not in _keys(values):  # Hydra's own, which is not known here
+            config.run_dir = "."
     return problems + _hydra_problems(hydra) + problems_of(config), config
 
 
