@@ -14,7 +14,7 @@ from lora_lightning.app.check import problems_of
 from lora_lightning.app.compose import compose, config_loader
 from lora_lightning.app.options import PRECISIONS, precision_of
 from lora_lightning.errors import ConfigError
-from lora_lightning.tasks.optim import OptimConfig
+from lora_lightning.tasks.optim_config import OptimConfig
 
 VALUES: dict[str, list[Any]] = {
     "precision": [32, 16, 64, "32", "16", "64", "bf16", None, *PRECISIONS, "fp16", 8],

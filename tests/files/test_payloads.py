@@ -23,6 +23,7 @@ from torchvision.io import write_png
 
 import lora_lightning as ll
 from lora_lightning.adapter_file import CONFIG_FILE, TENSOR_FILE, digest_of, read_tensors
+from lora_lightning.app.application import main as train
 from lora_lightning.app.check import checkpoint_problems
 from lora_lightning.app.foreign import KNOWN, refuse_foreign_recipes
 from lora_lightning.app.predict import predict
@@ -35,7 +36,6 @@ from lora_lightning.export import merge_files, rebuilt_model
 from lora_lightning.inspection import inspect
 from lora_lightning.rebuild import BUILDERS, DEEPEST, MOST, plain_values
 from lora_lightning.source import read_source
-from lora_lightning.train import main as train
 
 TIMM = "lora_lightning.models.timm.timm_model"
 DATA = "lora_lightning.data.digits.DigitsDataModule"
