@@ -22,7 +22,7 @@ from lora_lightning.export import base_of
 from lora_lightning.fingerprint import other_tensors, short
 from lora_lightning.fitting import aligned, update_shapes
 from lora_lightning.plans import LayerPlan
-from lora_lightning.report import format_table, listed
+from lora_lightning.report import format_table, listed, printable
 from lora_lightning.source import Source, read_source
 
 EFFECTIVE = (
@@ -55,7 +55,7 @@ def inspect(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = 
     if rest := _rest(saved):
         lines.append(f"also trained: {listed(rest, most=6)}")
     dora = " before DoRA's magnitudes" if saved.config.use_dora else ""
-    return "\n".join([*lines, "", EFFECTIVE.format(dora=dora)])
+    return printable("\n".join([*lines, "", EFFECTIVE.format(dora=dora)]))
 
 
 def layer_table(saved: SavedAdapter, weights: Mapping[str, Tensor]) -> str:
@@ -192,7 +192,8 @@ def _merged_page(path: Path) -> str:
         ) from None
     facts.append(("size", f"{_size(path)}, {len(names)} tensors of {', '.join(sorted(dtypes))}"))
     width = max(len(name) for name, _ in facts)
-    return "\n".join([f"{path}  (merged weights)", *(f"{name:<{width}}  {text}" for name, text in facts)])
+    lines = [f"{path}  (merged weights)", *(f"{name:<{width}}  {text}" for name, text in facts)]
+    return printable("\n".join(lines))
 
 
 def rounding_text(largest: float, relative: float) -> str:

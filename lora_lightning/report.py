@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f\u202a-\u202e\u2066-\u2069]")  # but tabs and line ends
+
 
 def format_table(header: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
     """Aligned columns under a header and a rule; columns of numbers stand to the right."""
@@ -30,6 +32,11 @@ def percent(part: int, whole: int) -> str:
 
 
 ROOT = "the model itself"  # in messages and tables, where its name is ""
+
+
+def printable(page: str) -> str:
+    """With control characters, which a terminal obeys, written out as Python writes them."""
+    return CONTROL.sub(lambda found: repr(found[0])[1:-1], page)
 
 
 def listed(names: Sequence[str], most: int = 4) -> str:

@@ -567,6 +567,27 @@ def test_metadata_are_read_alone(about, tmp_path, marker, monkeypatch):
     assert "no adapter" in refusal(lambda: inspect(tmp_path / "x.safetensors"), marker)
 
 
+def test_a_page_holds_no_orders_to_the_terminal(adapter, tmp_path):
+    """Names in files may hold control characters, which clear it, set its title, turn the writing round."""
+
+    def rename(about: dict[str, Any]) -> None:
+        about["base_class"] = "A\x1b]0;evil\x07\x9b2J\u202eB"
+
+    page = inspect(forged(tmp_path / "forged", adapter, rename))
+    assert r"A\x1b]0;evil\x07\x9b2J\u202eB" in page
+    about = {
+        "merged_from": "\x1b[2J",
+        "recipe": "",
+        "training": {},
+        "base_class": "",
+        "base": "",
+        "layers": 1,
+    }
+    metadata = {"lora_lightning": json.dumps({**about, "rounding": [0, 0]})}
+    save_file({"x\x1b": torch.zeros(1)}, tmp_path / "x.safetensors", metadata)
+    assert r"\x1b[2J" in (page := inspect(tmp_path / "x.safetensors")) and "\x1b" not in page
+
+
 def test_postscript_is_no_picture(tmp_path, marker, monkeypatch):
     """PIL hands it to Ghostscript, whatever the file is called."""
     from PIL import EpsImagePlugin, Image
