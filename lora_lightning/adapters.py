@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
-from lora_lightning.inject import activate, check_name, drop, grow, refuse_merged
+from lora_lightning.inject import activate, check_name, drop, grow, refuse_choosing, refuse_merged
 from lora_lightning.layers import LoRALayer, lora_layers
+from lora_lightning.layers.viewed import show
+from lora_lightning.layers.views import Held, View, hold, opened
 from lora_lightning.peft_config import config_of
 from lora_lightning.plans import Plan
-from lora_lightning.record import as_before, injection_of, put_adapter_values, put_base_values
+from lora_lightning.record import as_before, injection_of, view_as
 from lora_lightning.report import listed
 from lora_lightning.sharding import refuse_sharded
 from lora_lightning.targets import plan
@@ -65,11 +69,17 @@ def select(model: nn.Module, *names: str) -> None:
     Heads, norms and biases have the values of the first named, and train as its configuration says.
     An optimizer keeps the parameters that it was given: make it after selecting.
 
+    In the thread, and asyncio task, in which the model was adapted (or fitted last by a Trainer) this is the
+    model's own choice, which holds for everybody who has made none. Anywhere else it holds for the calling
+    thread or task alone, and says nothing of what trains.
+
     Raises:
-        UserError: an unknown name, none, or one twice; the model is not adapted, or merged.
+        UserError: an unknown name, none, or one twice; the model is not adapted, or merged, or within
+            `adapters_off` or `adapters_for`.
     """
-    refuse_merged(model)
     injection = injection_of(model)
+    injection.leave_context()
+    refuse_choosing(model, "select")
     if len(names) == 1 and isinstance(names[0], (list, tuple)):
         raise UserError(
             f"select: {names[0]!r} is a list: give the names one by one, as in "
@@ -82,7 +92,26 @@ def select(model: nn.Module, *names: str) -> None:
             f"select{names!r}: name one or several adapters, each once, of {', '.join(injection.adapters)}; "
             "for the base model there is lora_lightning.adapters_off(model)."
         )
-    activate(model, names)
+    if injection.choice.at_home():
+        hold(None, injection.choice)
+        activate(model, names)
+    else:
+        hold(Held(injection.choice, partial(_own_view, weakref.ref(model), names)), injection.choice)
+
+
+def _own_view(model: weakref.ref[nn.Module], names: tuple[str, ...]) -> View:
+    """The view of a thread that has selected these adapters for itself.
+
+    Raises:
+        UserError: one of them is gone.
+    """
+    found = model()
+    assert found is not None  # its layers are called
+    for name in names:
+        injection_of(found).named(name)
+    view = view_as(found, names)
+    show(view)
+    return view
 
 
 def delete_adapter(model: nn.Module, name: str) -> None:
@@ -131,14 +160,17 @@ def merge(model: nn.Module) -> None:
         UserError: the model is not adapted or sharded, or an update is not finite; no layer is merged.
     """
     refuse_sharded(model, "merge")
-    layers = {n: layer for n, layer in _layers_of(model).items() if not layer.merged}
+    layers = {n: layer for n, layer in _layers_of(model).items() if not layer.lora_merged}
+    injection_of(model).settled()
     merged: dict[str, dict[str, Tensor]] = {}
     for name, layer in layers.items():
         try:
             merged[name] = layer.merged_weights()
         except UserError as error:
             raise UserError(f"{name}: {error}. No layer was merged.") from None
-    hidden = [f"{n}.{w}".lstrip(".") for n, layer in layers.items() for w in layer.merge_updates(merged[n])]
+    with injection_of(model).changing():
+        written = {n: layer.merge_updates(merged[n]) for n, layer in layers.items()}
+    hidden = [f"{n}.{w}".lstrip(".") for n, weights in written.items() for w in weights]
     if hidden:
         rank_zero_warn(
             f"{listed(hidden)}: its parametrization (spectral norm, for example) has no values that give the "
@@ -153,39 +185,26 @@ def unmerge(model: nn.Module) -> None:
     Raises:
         UserError: the model is not adapted.
     """
-    for layer in _layers_of(model).values():
-        if layer.merged:
-            layer.unmerge_updates()
+    layers = [layer for layer in _layers_of(model).values() if layer.lora_merged]
+    if layers:
+        with injection_of(model).changing():
+            for layer in layers:
+                layer.unmerge_updates()
 
 
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """Within this context the model is the base model, bit for bit: no update is added, merged
-    weights are unmerged, and heads, norms and biases have the values of before training.
+    """Within this context the model is the base model, bit for bit: no update is added, merged or not, and
+    heads, norms and biases have the values of before training.
+
+    It holds for the calling thread and asyncio task alone, also within another such context.
 
     Raises:
-        UserError: the model is not adapted or sharded, or within such a context already.
+        UserError: the model is not adapted or sharded.
     """
     refuse_sharded(model, "adapters_off")
-    layers, injection = lora_layers(model), injection_of(model)
-    injection.settled()
-    active = {n: layer.lora_active for n, layer in layers.items()}
-    merged = {n: layer.present_weights() for n, layer in layers.items() if layer.merged}
-    for name, layer in layers.items():
-        if name in merged:
-            layer.unmerge_updates()
-        layer.lora_active = ()
-    put_base_values(model)
-    injection.within = "adapters_off"
-    try:
+    with opened(view_as(model, (), "adapters_off")):
         yield
-    finally:
-        injection.within = ""
-        put_adapter_values(model)
-        for name, layer in layers.items():
-            layer.lora_active = active[name]
-            if name in merged:
-                layer.merge_updates(merged[name])
 
 
 def _layers_of(model: nn.Module) -> dict[str, LoRALayer]:

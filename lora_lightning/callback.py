@@ -111,6 +111,8 @@ class LoRACallback(ExactResume):
         layers; both come before the checkpoint is restored and before the optimizers are made."""
         self._refuse_unfreezing(trainer)
         self._refuse_replacing(trainer)
+        if is_injected(pl_module):  # what is trained here is the model's own choice
+            injection_of(pl_module).choice.stay()
         if is_a(trainer.strategy, *UNSHARDED):
             write_checkpoints_whole(trainer.strategy)
         if is_injected(pl_module):

@@ -21,7 +21,7 @@ from lora_lightning.fitting import check_fit, fitted, network_of, refuse
 from lora_lightning.inject import carry_out, grow, own_names, refuse_merged, replace
 from lora_lightning.layers import lora_layers, update_ids
 from lora_lightning.layers.layer import slot_key
-from lora_lightning.layers.swap import Swapped
+from lora_lightning.layers.swap import plain_class
 from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.names import named_parameters, submodule
 from lora_lightning.peft_writing import to_peft
@@ -102,7 +102,7 @@ def saved_adapter(
         updates = cast(Any, submodule(model, layer.module)).lora[name]
         slots[layer.name] = cast(LowRankUpdate, updates[slot_key(layer.slot)]).slot
     network = submodule(model, network_of(model, record.plan))
-    base_class = network.original_class if isinstance(network, Swapped) else type(network)
+    base_class = plain_class(network)
     return SavedAdapter(
         record.config,
         record.plan,

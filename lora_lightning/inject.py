@@ -13,6 +13,7 @@ from lora_lightning.layers.norm import FrozenNorm, freeze_statistics, has_statis
 from lora_lightning.layers.reading import weight_of
 from lora_lightning.layers.swap import swap_out
 from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.layers.viewed import hide_all
 from lora_lightning.layers.writing import set_weights
 from lora_lightning.names import named_modules, named_parameters, submodule, unwrapped
 from lora_lightning.peft_config import config_of
@@ -80,13 +81,14 @@ def grow(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str) -> N
         ConfigError: the adapter's name is no identifier; the model is untouched.
     """
     check_adapter(model, config, adapter)
-    put_base_values(model)
-    try:
-        with as_before(model):
-            names = own_names(model, config, planned)
-        _attach(model, config, planned, adapter, names)
-    finally:
-        put_adapter_values(model)
+    with injection_of(model).changing():
+        put_base_values(model)
+        try:
+            with as_before(model):
+                names = own_names(model, config, planned)
+            _attach(model, config, planned, adapter, names)
+        finally:
+            put_adapter_values(model)
 
 
 def check_adapter(model: nn.Module, config: LoRAConfig, adapter: str) -> None:
@@ -135,23 +137,26 @@ def activate(model: nn.Module, names: tuple[str, ...]) -> None:
     """Select these adapters: their updates are added and train, the values of the first stand in the
     model and train, norm layers are frozen as it says, and nothing of the others trains."""
     injection = injection_of(model)
-    _deactivate(model, injection)
-    injection.active = names
-    put_adapter_values(model)
-    for layer in lora_layers(model).values():
-        layer.lora_active = tuple(n for n in names if n in layer.lora)
-        for adapter in layer.lora_active:
-            layer.lora[adapter].requires_grad_(True)
-    _flag_own(model, injection, True)
-    _freeze_statistics(model, injection)
+    with injection.choice.lock:
+        _deactivate(model, injection)
+        injection.active = names
+        put_adapter_values(model)
+        for layer in lora_layers(model).values():
+            layer.lora_active = tuple(n for n in names if n in layer.lora)
+            for adapter in layer.lora_active:
+                layer.lora[adapter].requires_grad_(True)
+        _flag_own(model, injection, True)
+        _freeze_statistics(model, injection)
+        injection.choice.version += 1
 
 
 def drop(model: nn.Module, adapter: str) -> None:
     """Take an adapter that is not selected out of the model."""
-    for layer in lora_layers(model).values():
-        if adapter in layer.lora:
-            forget(layer, adapter)
-    del injection_of(model).adapters[adapter]
+    with injection_of(model).changing():
+        for layer in lora_layers(model).values():
+            if adapter in layer.lora:
+                forget(layer, adapter)
+        del injection_of(model).adapters[adapter]
 
 
 def replace(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str) -> None:
@@ -168,11 +173,20 @@ def refuse_merged(model: nn.Module) -> None:
     """Refuse to change the adapters of a model whose weights hold the selected ones' sum.
 
     Raises:
-        UserError: the model is merged, sharded, or within a context that has changed it for a while.
+        UserError: the model is merged, sharded, or some thread or task is within a context of it.
     """
-    refuse_sharded(model, "changing adapters")
     injection_of(model).settled()
-    if any(layer.merged for layer in lora_layers(model).values()):
+    refuse_choosing(model, "changing adapters")
+
+
+def refuse_choosing(model: nn.Module, action: str) -> None:
+    """Refuse to choose among the adapters of a model whose weights hold the selected ones' sum.
+
+    Raises:
+        UserError: the model is merged or sharded.
+    """
+    refuse_sharded(model, action)
+    if any(layer.lora_merged for layer in lora_layers(model).values()):
         raise UserError("the adapters are merged into the weights: call lora_lightning.unmerge(model) first.")
 
 
@@ -205,10 +219,11 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
     refuse_sharded(model, "eject")
     injection = injection_of(model)
     injection.settled()
+    hide_all(injection.choice)
     weights = {n: layer.merged_weights() for n, layer in lora_layers(model).items()} if merged else {}
     plain: list[str] = []
     for name, layer in lora_layers(model).items():
-        if layer.merged:
+        if layer.lora_merged:
             layer.unmerge_updates()
         restore(layer)
         if merged:
@@ -260,7 +275,7 @@ def _attach(
                 kernel=config.kernel,
             ).requires_grad_(False)
     for name, slots in updates.items():
-        adapt(submodule(model, name), families[name], slots, adapter)
+        adapt(submodule(model, name), families[name], slots, adapter, injection.choice, name)
     own = own_tensors(model, names)
     values = {n: t.detach().clone() for n, t in own.items()} if injection.adapters else {}
     for name, tensor in own.items():

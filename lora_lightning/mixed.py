@@ -2,23 +2,21 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from lora_lightning.errors import UserError
-from lora_lightning.inject import refuse_merged
-from lora_lightning.layers import own_modules
+from lora_lightning.inject import refuse_choosing
 from lora_lightning.layers.layer import LoRALayer
-from lora_lightning.layers.rows import Rows, serving, split_call
+from lora_lightning.layers.rows import Rows, split_call
 from lora_lightning.layers.rows_branch import RowsBranch, has_rows_branch
-from lora_lightning.layers.swap import Swapped, swap_in, swap_out
-from lora_lightning.record import Injection, injection_of, own_tensors, value_for
+from lora_lightning.layers.viewed import own_forward
+from lora_lightning.layers.views import Standing, View, opened, seen
+from lora_lightning.record import injection_of, view_as
 
 
 @contextmanager
@@ -36,6 +34,8 @@ def adapters_for(model: nn.Module, rows: Sequence[str | None]) -> Iterator[None]
     of the heads they reach that of the first selected. With gradient checkpointing call `backward` within
     the context, since it calls the layers again.
 
+    It holds for the calling thread and asyncio task alone, also within another such context.
+
     Args:
         model: the module that was given to `inject` (with LoRACallback, the LightningModule).
         rows: an adapter's name, or None, for each row of the batch.
@@ -49,197 +49,82 @@ def adapters_for(model: nn.Module, rows: Sequence[str | None]) -> Iterator[None]
         with ll.adapters_for(model, ["scottish", "indian", None]):
             y = model(x)  # x: (3, ...)
     """
-    refuse_merged(model)
     injection = injection_of(model)
+    refuse_choosing(model, "adapters_for")
     if isinstance(rows, str) or not rows:
         raise UserError(f"adapters_for: rows={rows!r}: give a list with one adapter's name, or None, a row.")
     for name in dict.fromkeys(rows):
         if name is not None:
             injection.named(name)
-    modules = dict(own_modules(model))
-    mixture = _Mixture(Rows(rows, _sequence_first(modules)), modules, model, injection)
-    fused = torch.backends.mha.get_fastpath_enabled()
-    injection.within = "adapters_for"
-    try:
-        mixture.install()
-        torch.backends.mha.set_fastpath_enabled(fused and len(mixture.rows.distinct) == 1)
+    with injection.choice.lock:
+        each = [view_as(model, () if n is None else (n,), "adapters_for") for n in dict.fromkeys(rows)]
+    view = each[0] if len(each) == 1 else _mixed(Rows(rows, _sequence_first(each[0].modules)), each)
+    with opened(view):
         yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
-        mixture.remove()
-        injection.within = ""
 
 
-class Guarded(Swapped):
-    """Mixin for a plain module with values of the adapters' own: they are read in its own calls alone."""
+def _mixed(rows: Rows, each: list[View]) -> View:
+    """The view in which every row has its own adapter.
 
-    prefix = "Guarded"
-    lora_rows: Rows
-
-    def read(self, name: str) -> Any:
-        self.lora_rows.refuse_reading(self)
-        return {**self._buffers, **self._parameters}[name]
-
-
-@dataclass
-class _Unit:
-    """A module whose calls are taken over.
-
-    Attributes:
-        own: by leaf name the value for each adapter of the rows, where they differ.
-        parts: the units that this one's call reads, itself among them.
+    Args:
+        each: the view of each adapter in `rows.distinct`.
     """
-
-    name: str
-    module: nn.Module
-    own: dict[str, list[Tensor]] = field(default_factory=dict)
-    parts: list[_Unit] = field(default_factory=list)
-
-
-class _Mixture:
-    """What `adapters_for` does to a model, and undoes."""
-
-    def __init__(
-        self, rows: Rows, modules: dict[str, nn.Module], model: nn.Module, injection: Injection
-    ) -> None:
-        self.rows, self.modules = rows, modules
-        self.layers = [m for m in modules.values() if isinstance(m, LoRALayer)]
-        self.active = [layer.lora_active for layer in self.layers]
-        self.own = _own_values(model, injection, rows)
-        self.undo: list[Callable[[], None]] = []
-
-    def install(self) -> None:
-        rows, mixed = self.rows, set()
-        uniform = len(rows.distinct) == 1
-        for layer in self.layers:
-            adapters = [n for n in rows.distinct if n is not None and n in layer.lora]
-            layer.lora_active = tuple(adapters) if uniform else ()
-            if adapters and not uniform:
-                mixed.add(layer)
-        units = {}
-        for path, values in self.own.items():
-            differing = {leaf: v for leaf, v in values.items() if any(t is not v[0] for t in v)}
-            same = {leaf: v[0] for leaf, v in values.items() if leaf not in differing}
-            self.undo.append(_put(self.modules[path], same))
-            _refresh(self.modules[path])
-            if differing:
-                units[path] = _Unit(path, self.modules[path], differing)
-        for path, module in self.modules.items():
-            if module in mixed:
-                units.setdefault(path, _Unit(path, module))
-        for path in list(units):
-            parent = path.rpartition(".")[0]
-            if path and isinstance(self.modules.get(parent), nn.MultiheadAttention):
-                units.setdefault(parent, _Unit(parent, self.modules[parent]))
-        for unit in units.values():
-            rows.called[id(unit.module)] = unit.name
-            updates = 1 if isinstance(unit.module, LoRALayer) else 0
-            holds = len(unit.module._modules) > updates
-            below = f"{unit.name}." if unit.name else ""
-            inside = (u for u in units.values() if u is not unit and u.name.startswith(below))
-            unit.parts = [unit, *(inside if holds else ())]
-        for unit in units.values():
-            self._take_over(unit)
-
-    def remove(self) -> None:
-        for undo in reversed(self.undo):
-            undo()
-        for path in self.own:
-            _refresh(self.modules[path])
-        for layer, active in zip(self.layers, self.active, strict=True):
-            layer.lora_active = active
-
-    def _take_over(self, unit: _Unit) -> None:
-        module, rows = unit.module, self.rows
-        before = {n: v for n, v in module.__dict__.items() if n == "forward"}
-        guarded = bool(unit.own) and not isinstance(module, LoRALayer)
-        if guarded:
-            swap_in(module, Guarded, tuple(sorted(unit.own)))
-
-        def give_back() -> None:
-            for name in ("forward", "lora_rows"):
-                module.__dict__.pop(name, None)
-            module.__dict__.update(before)
-            if guarded:
-                swap_out(module)
-
-        self.undo.append(give_back)
-        module.lora_rows = rows  # type: ignore[assignment]
-        original = module.forward
-        if isinstance(module, LoRALayer) and has_rows_branch(module) and set(unit.own) <= {"bias"}:
-            mixed: Callable[..., Any] = RowsBranch(module, rows, unit.own.get("bias"))
-        else:
-
-            def mixed(*args: Any, **kwargs: Any) -> Any:
-                return split_call(rows, module, original, lambda j: _serve(rows, unit, j), args, kwargs)
-
-        def forward(*args: Any, **kwargs: Any) -> Any:
-            # within another module's call the rows are one adapter's already
-            return mixed(*args, **kwargs) if rows.serving is None else original(*args, **kwargs)
-
-        module.forward = _not_compiled(forward)
-
-
-def _not_compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function, called as it is by compiled models too: each new list of rows would compile anew."""
-    if "torch._dynamo" not in sys.modules:  # no model is compiled yet, and its import takes seconds
-        return function
-    disabled: Callable[..., Any] = torch.compiler.disable(function)
-    return disabled
-
-
-@contextmanager
-def _serve(rows: Rows, unit: _Unit, j: int) -> Iterator[None]:
-    """Within this context the unit's module is that of the j-th adapter of the rows."""
-    undo = [_put(part.module, {leaf: values[j] for leaf, values in part.own.items()}) for part in unit.parts]
-    with serving(rows, j):
-        for part in unit.parts:
-            _refresh(part.module)
-        try:
-            yield
-        finally:
-            for put_back in undo:
-                put_back()
-            for part in unit.parts:
-                _refresh(part.module)
-
-
-def _put(module: nn.Module, values: dict[str, Tensor]) -> Callable[[], None]:
-    """Put tensors in the places of a module's own parameters and buffers; gives what undoes it. The
-    tensors themselves are exchanged, not their contents: a backward may come later."""
-    places = {n: module._parameters if n in module._parameters else module._buffers for n in values}
-    before = {n: places[n][n] for n in values}
-    for name, value in values.items():
-        places[name][name] = value  # type: ignore[assignment]
-
-    def put_back() -> None:
-        for name, value in before.items():
-            places[name][name] = value  # type: ignore[assignment]
-
-    return put_back
-
-
-def _refresh(module: nn.Module) -> None:
-    """A recurrent module keeps a list of its weights."""
-    if isinstance(module, nn.RNNBase) and not isinstance(module, LoRALayer):
-        module._flat_weights = [getattr(module, n, None) for n in module._flat_weights_names]
-
-
-def _own_values(model: nn.Module, injection: Injection, rows: Rows) -> dict[str, dict[str, list[Tensor]]]:
-    """By module and leaf name, the value for each adapter of the rows of every tensor that one of them,
-    or the adapter whose values stand in the model, trains."""
-    involved = [n for n in dict.fromkeys([injection.adapter, *rows.distinct]) if n is not None]
-    own = own_tensors(model, dict.fromkeys(n for name in involved for n in injection.adapters[name].own))
-    found: dict[str, dict[str, list[Tensor]]] = {}
-    for name, tensor in own.items():
-        values = [value_for(injection, adapter, name, tensor) for adapter in rows.distinct]
+    modules = each[0].modules
+    differing: dict[str, set[str]] = {}
+    values: dict[str, Tensor | Standing | None] = {}
+    for name in dict.fromkeys(n for view in each for n in view.values):
         path, _, leaf = name.rpartition(".")
-        if any(value is not tensor for value in values):
-            found.setdefault(path, {})[leaf] = values
-    return found
+        of_each = [_source(view, name, modules[path], leaf) for view in each]
+        if any(value is not of_each[0] for value in of_each):
+            differing.setdefault(path, set()).add(leaf)
+            values[name] = None  # it cannot be read as one
+        elif name in each[0].values:
+            values[name] = each[0].values[name]
+    called = dict.fromkeys([*differing, *(p for p, m in modules.items() if _differs(m, rows))])
+    for path in [*called]:
+        parent = path.rpartition(".")[0]
+        if path and isinstance(modules.get(parent), nn.MultiheadAttention):
+            called[parent] = None
+    rows.called = {id(modules[path]): path for path in called}
+    calls = {path: _call(path, modules[path], rows, each, differing.get(path, set())) for path in called}
+    return View(each[0].choice, "adapters_for", (), values, rows, calls, modules)
 
 
-def _sequence_first(modules: dict[str, nn.Module]) -> str:
+def _differs(module: nn.Module, rows: Rows) -> bool:
+    """Whether the rows' adapters have updates in the module."""
+    return isinstance(module, LoRALayer) and any(n in module.lora for n in rows.distinct if n is not None)
+
+
+def _source(view: View, name: str, module: nn.Module, leaf: str) -> Tensor | None:
+    """What a view reads of the module's own tensor of this name, to be compared by identity."""
+    standing = (module._parameters if leaf in module._parameters else module._buffers)[leaf]
+    value = view.values.get(name, standing)
+    return value.parameter if isinstance(value, Standing) else value
+
+
+def _call(path: str, module: nn.Module, rows: Rows, each: list[View], own: set[str]) -> Callable[..., Any]:
+    """The forward of a module of which the adapters of the rows have their own updates or values.
+
+    Args:
+        own: leaf names of the values.
+    """
+    if isinstance(module, LoRALayer) and has_rows_branch(module) and own <= {"bias"}:
+        return RowsBranch(module, path, rows, partial(_biases, path, module, each) if own else None)
+
+    def split(*args: Any, **kwargs: Any) -> Any:
+        return split_call(rows, module, own_forward(module), lambda j: seen(each[j]), args, kwargs)
+
+    return split
+
+
+def _biases(path: str, module: nn.Module, each: list[View]) -> list[Tensor]:
+    """The module's bias of each adapter."""
+    name = f"{path}.bias".lstrip(".")
+    values = [v.value(name) if name in v.values else module._parameters["bias"] for v in each]
+    return cast("list[Tensor]", values)
+
+
+def _sequence_first(modules: Mapping[str, nn.Module]) -> str:
     """Name of the first module that takes (time, batch, features), or ""."""
     for name, module in modules.items():
         if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) and not module.batch_first:

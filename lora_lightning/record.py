@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import UserError, did_you_mean
 from lora_lightning.layers import LoRALayer, own_modules
-from lora_lightning.layers.swap import Swapped
+from lora_lightning.layers.swap import Swapped, class_of, give_class, plain_class
+from lora_lightning.layers.views import Choice, Standing, View, holds, within
 from lora_lightning.names import named_parameters, submodule, unwrapped
 from lora_lightning.plans import Plan
 
@@ -44,7 +46,7 @@ class Injection:
             adapter trains, by name.
         requires_grad: the flag of every parameter before.
         training: the mode before of every norm layer that is frozen now.
-        within: name of the context manager that has changed the model for a while, else "".
+        choice: who sees the model otherwise than it stands.
     """
 
     adapters: dict[str, Adapter] = field(default_factory=dict)
@@ -52,7 +54,7 @@ class Injection:
     originals: dict[str, Tensor] = field(default_factory=dict)
     requires_grad: dict[str, bool] = field(default_factory=dict)
     training: dict[str, bool] = field(default_factory=dict)
-    within: str = ""
+    choice: Choice = field(default_factory=Choice)
 
     @property
     def adapter(self) -> str:
@@ -80,14 +82,45 @@ class Injection:
             raise UserError(f"there is no adapter {name!r}.{near} The model has {', '.join(self.adapters)}.")
         return self.adapters[name]
 
-    def settled(self) -> None:
-        """Refuse to change adapters while a context manager has changed the model for a while.
+    def leave_context(self) -> None:
+        """Refuse to choose adapters where a context manager has chosen.
 
         Raises:
-            UserError: the model is within one.
+            UserError: the calling thread or task is within one.
         """
-        if self.within:
-            raise UserError(f"the model is within {self.within}(model): leave that context first.")
+        if name := within(self.choice):
+            raise UserError(f"the model is within {name}(model): leave that context first.")
+
+    def settled(self) -> None:
+        """Refuse to change the model for everybody while somebody sees it otherwise for a while.
+
+        Raises:
+            UserError: some thread or task is within a context manager of the model, or the calling one has
+                selected adapters for itself alone.
+        """
+        self.leave_context()
+        if self.choice.contexts:
+            raise UserError(
+                f"another thread or task is within {self.choice.contexts[0]}(model), and this changes the "
+                "model for all: wait until it has left that context."
+            )
+        if holds(self.choice):
+            raise UserError(
+                "this thread or task has selected adapters for itself alone, and this changes the model for "
+                "all: do it in the thread in which the model was adapted."
+            )
+
+    @contextmanager
+    def changing(self) -> Iterator[None]:
+        """Within this context the model changes for everybody.
+
+        Raises:
+            UserError: as `settled`.
+        """
+        with self.choice.lock:
+            self.settled()
+            yield
+            self.choice.version += 1
 
 
 def injection_of(model: nn.Module) -> Injection:
@@ -165,6 +198,39 @@ def put_adapter_values(model: nn.Module) -> None:
                 tensor.data = adapter.values.pop(name).to(tensor.device, tensor.dtype)
 
 
+def view_as(model: nn.Module, active: tuple[str, ...], context: str = "") -> View:
+    """The model as it is with these adapters selected, the first of which says the values of heads, norms and
+    biases; none of them is the base.
+
+    Args:
+        context: name of the context manager that it is for.
+    """
+    injection = injection_of(model)
+    adapters = injection.adapters.values()
+    own = own_tensors(model, dict.fromkeys(n for adapter in adapters for n in adapter.own))
+    seen: dict[int, Tensor | Standing | None] = {}
+    with injection.choice.lock:
+        for name, tensor in own.items():
+            value = value_for(injection, active[0] if active else None, name, tensor)
+            if value is not tensor:
+                seen[id(tensor)] = value
+            elif len(adapters) > 1:  # another choice of adapters would take it out of the model
+                seen[id(tensor)] = Standing(tensor, tensor.data)
+    modules = dict(own_modules(model))
+    values = _by_every_name(modules, seen) if seen else {}
+    return View(injection.choice, context, active, values, modules=modules)
+
+
+def _by_every_name(modules: Mapping[str, nn.Module], values: Mapping[int, Any]) -> dict[str, Any]:
+    """What belongs to tensors of the model's, by identity, by each name that they have: they may be tied."""
+    return {
+        f"{path}.{leaf}".lstrip("."): values[id(tensor)]
+        for path, module in modules.items()
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
+        if id(tensor) in values
+    }
+
+
 @contextmanager
 def as_before(model: nn.Module) -> Iterator[None]:
     """Within this context the model looks as it did before it was adapted: the classes of its modules,
@@ -173,11 +239,11 @@ def as_before(model: nn.Module) -> Iterator[None]:
         yield
         return
     swapped = [m for _, m in own_modules(model) if isinstance(m, Swapped)]
-    kept = [(module, type(module), dict(module._modules)) for module in swapped]
+    kept = [(module, class_of(module), dict(module._modules)) for module in swapped]
     for module in swapped:
         if isinstance(module, LoRALayer):
             del module._modules["lora"]
-        module.__class__ = module.original_class  # type: ignore[assignment]
+        give_class(module, plain_class(module))
     before = injection_of(model).requires_grad
     flags = {n: p.requires_grad for n, p in named_parameters(model).items()}
     for name, parameter in named_parameters(model).items():
@@ -188,6 +254,6 @@ def as_before(model: nn.Module) -> Iterator[None]:
         for name, parameter in named_parameters(model).items():
             parameter.requires_grad_(flags[name])
         for module, swapped_class, children in kept:
-            module.__class__ = swapped_class
+            give_class(module, swapped_class)
             module._modules.clear()
             module._modules.update(children)

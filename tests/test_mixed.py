@@ -243,7 +243,7 @@ def test_what_is_asked_wrongly_is_refused_before_anything_changes():
     ]:
         with pytest.raises(ll.UserError, match=says), ll.adapters_for(model, rows):
             pass
-    for act in (lambda: ll.select(model, "two"), lambda: ll.adapters_for(model, ROWS).__enter__()):
+    for act in (lambda: ll.select(model, "two"), lambda: ll.delete_adapter(model, "two")):
         with pytest.raises(ll.UserError, match="leave that context first"), ll.adapters_for(model, ROWS):
             act()
     assert_unchanged(model, before)

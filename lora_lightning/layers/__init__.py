@@ -20,6 +20,7 @@ from lora_lightning.layers.norm import is_norm
 from lora_lightning.layers.reading import weight_of
 from lora_lightning.layers.recurrent import LoRARecurrent, recurrent_slots
 from lora_lightning.layers.slot import Slot
+from lora_lightning.layers.swap import class_of
 from lora_lightning.names import unwrapped
 
 # The base class whose forward a family knows. A class with a forward of its own, or a weight that is
@@ -48,7 +49,7 @@ def family_of(module: nn.Module) -> type[LoRALayer]:
     """The family that adapts `module`: by the class whose forward it has, else the general road."""
     for base, family in FAMILIES.items():
         if isinstance(module, base) and all(
-            getattr(type(module), method) is getattr(base, method)
+            getattr(class_of(module), method) is getattr(base, method)
             for method in ("forward", "_conv_forward")
             if hasattr(base, method)
         ):

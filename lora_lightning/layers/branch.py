@@ -20,10 +20,10 @@ class BranchLayer(LoRALayer):
     if TYPE_CHECKING:
         bias: Tensor | None
 
-    def add_branches(self, x: Tensor, y: Tensor) -> Tensor:
-        """Add the active updates' outputs to y = f(x, W) + b, the output of the base layer."""
+    def add_branches(self, x: Tensor, y: Tensor, updates: list[LowRankUpdate]) -> Tensor:
+        """Add the updates' outputs to y = f(x, W) + b, the output of the base layer."""
         base = y
-        for update in self.active_updates("weight"):
+        for update in updates:
             change = self.branch(update.dropout(x), update)
             factors = update.row_factors(update.slot.of(self.base("weight")))
             if factors is not None:

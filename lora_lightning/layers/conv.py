@@ -62,11 +62,11 @@ class LoRAConv(_Convolution):
         def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, updates = self.base("weight"), self.active_updates("weight")
+        weight, updates = self.parts("weight")
         # dropout comes before a padding that is a pass of its own
         ahead = self.padding_mode != "zeros" or isinstance(self.padding, str)
         if len(updates) != 1 or (updates[0].drops and ahead):
-            return self.add_branches(x, self._conv_forward(x, weight, self.bias))
+            return self.add_branches(x, self._conv_forward(x, weight, self.bias), updates)
         update, padding = updates[0], self.padding
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), 0
@@ -112,8 +112,9 @@ class LoRAConvTranspose(_Convolution):
         padding = self._output_padding(
             x, output_size, self.stride, self.padding, self.kernel_size, len(self.kernel_size), self.dilation
         )
-        y = self._transpose(x, self.base("weight"), self.bias, padding)
-        for update in self.active_updates("weight"):
+        weight, updates = self.parts("weight")
+        y = self._transpose(x, weight, self.bias, padding)
+        for update in updates:
             down, up = update.factors_for(x)
             h = self._pointwise(update.dropout(x), down, self.groups)
             y = y + self._transpose(h, up, None, padding)

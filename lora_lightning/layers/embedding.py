@@ -36,8 +36,9 @@ class LoRAEmbedding(LoRALayer):
     def forward(self, i: Tensor) -> Tensor:
         if self.scale_grad_by_freq:
             return self._look_up(i, self.read("weight"))
-        y = self._look_up(i, self.base("weight"))
-        for update in self.active_updates("weight"):
+        table, updates = self.parts("weight")
+        y = self._look_up(i, table)
+        for update in updates:
             h = self._look_up(i, update.lora_A.t())  # (...) -> (..., r)
             y = y + _expanded(h, update).to(y.dtype)
         return y
@@ -64,8 +65,9 @@ class LoRAEmbeddingBag(LoRALayer):
     ) -> Tensor:
         if self.mode == "max" or self.scale_grad_by_freq:
             return self._bag(self.read("weight"), input, offsets, per_sample_weights)
-        y = self._bag(self.base("weight"), input, offsets, per_sample_weights)
-        for update in self.active_updates("weight"):
+        table, updates = self.parts("weight")
+        y = self._bag(table, input, offsets, per_sample_weights)
+        for update in updates:
             h = self._bag(update.lora_A.t(), input, offsets, per_sample_weights)  # (bags, r)
             y = y + _expanded(h, update).to(y.dtype)
         return y

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lora_lightning.errors import UserError
-from lora_lightning.layers.rows import Rows
-from lora_lightning.layers.swap import Swapped, swap_in, swap_out, swapped_class
+from lora_lightning.layers.swap import Swapped, give_class, swap_in, swap_out, swapped_class
 from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.layers.views import Choice, View
 from lora_lightning.layers.writing import inverted
 from lora_lightning.quantized import QuantizedTensor
 from lora_lightning.sharding import is_shard
@@ -28,33 +28,68 @@ class LoRALayer(Swapped):
     Attributes:
         lora: adapter name -> slot name -> LowRankUpdate.
         lora_active: names of the adapters in use, of those that the layer has.
-        lora_originals: the base parameters while the updates are merged into the weights; of a
-            parametrized one those that it is computed from, as `parametrizations.weight.original0`.
-        lora_rows: within `adapters_for`, which says the adapters of the rows the layer is called with.
+        lora_merged: whether their updates are merged into the weights.
+        lora_originals: the base parameters while they are; of a parametrized one those that it is computed
+            from, as `parametrizations.weight.original0`.
+        lora_choice: of the model: whether some thread or task sees it otherwise.
+        lora_path: the layer's name in the model.
         has_branch: whether the family's forward adds branches, which dropout needs.
     """
 
     prefix = "LoRA"
+    keeps_state = True
     has_branch = False
     lora: nn.ModuleDict
     lora_active: tuple[str, ...]
+    lora_merged: bool
     lora_originals: dict[str, nn.Parameter | None]
-    lora_rows: Rows | None = None
+    lora_choice: Choice
+    lora_path: str
 
     def read(self, name: str) -> Tensor:
         # An AttributeError in here would make nn.Module fall back to the base weight, silently.
-        if f"lora_merged_{name}" in self._buffers:
-            return cast(Tensor, self._buffers[f"lora_merged_{name}"])
-        weight, updates = self.base(name), self.active_updates(name)
+        weight, updates = self.parts(name)
         return effective_weight(weight, updates) if updates and not is_shard(weight) else weight
+
+    def parts(self, name: str) -> tuple[Tensor, list[LowRankUpdate]]:
+        """W and the updates to be added to it, as the calling thread or task sees the layer. Merged ones are
+        in W already, but for a view, which has adapters of its own."""
+        view = self.lora_choice.view()
+        if view is None:
+            if self.lora_merged:
+                return self._merged(name), []
+            return self._weight(name), self._updates_of(self.lora_active, name)
+        view.refuse_reading(self.lora_path)
+        return self._seen(view, name), self._updates_of(view.active, name)
 
     def base(self, name: str) -> Tensor:
         """W: the parameter, or what the module's own parametrization makes of it; after
         `merge_updates` a parameter holds the merged values."""
+        view = self.lora_choice.view()
+        return self._weight(name) if view is None else self._seen(view, name)
+
+    def _weight(self, name: str) -> Tensor:
         for place in (self._parameters, self.__dict__):  # the second under FSDP, between its states
             if name in place:
                 return cast(Tensor, place[name])
         return getattr(self.original_class, name).fget(self)
+
+    def _merged(self, name: str) -> Tensor:
+        merged = self._buffers.get(f"lora_merged_{name}")
+        return self._weight(name) if merged is None else merged
+
+    def _seen(self, view: View, name: str) -> Tensor:
+        """W in a view: unmerged; another adapter may train it in full."""
+        path = f"{self.lora_path}.{name}" if self.lora_path else name
+        if path in view.values:
+            return cast(Tensor, view.value(path))
+        original = self._buffers.get(f"lora_unmerged_{name}")
+        return self._weight(name) if original is None else original
+
+    def _updates_of(self, adapters: tuple[str, ...], name: str) -> list[LowRankUpdate]:
+        """Those of these adapters that belong to the parameter `name`."""
+        here = (u for adapter in adapters if adapter in self.lora for u in self.updates(adapter))
+        return [u for u in here if u.slot.parameter == name]
 
     def reset_parameters(self, *args: Any, **kwargs: Any) -> None:
         """Begin anew, as when a model on the meta device is given memory: the base weights by the
@@ -82,17 +117,6 @@ class LoRALayer(Swapped):
             if isinstance(stored := state.get(prefix + name), Tensor) and not stored.numel():
                 del state[prefix + name]
         super()._load_from_state_dict(state, prefix, *rest)
-
-    @property
-    def merged(self) -> bool:
-        return bool(self.lora_originals)
-
-    def active_updates(self, name: str) -> list[LowRankUpdate]:
-        """The updates of the parameter `name` that are to be added; none when they are merged."""
-        if self.merged:
-            return []
-        active = self.lora_active if self.lora_rows is None else self.lora_rows.active(self, self.lora)
-        return [u for adapter in active for u in self.updates(adapter) if u.slot.parameter == name]
 
     def updates(self, adapter: str) -> list[LowRankUpdate]:
         """The updates that make up one adapter."""
@@ -135,6 +159,8 @@ class LoRALayer(Swapped):
                 self.lora_originals[name] = None
                 hidden.append(name)
                 continue
+            if name not in places:  # what a view of the base reads
+                self.register_buffer(f"lora_unmerged_{name}", self._weight(name).detach(), persistent=False)
             for place, value in places.items():
                 module, leaf = self._place(place)
                 original = cast(nn.Parameter, module._parameters[leaf])
@@ -142,10 +168,15 @@ class LoRALayer(Swapped):
                 module.register_buffer(f"lora_unmerged_{leaf}", original.data, persistent=False)
                 module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
                 self.lora_originals[place] = original
+        self.lora_merged = True
         return hidden
 
     def unmerge_updates(self) -> None:
         """Put the base weights back, bit for bit."""
+        self.lora_merged = False
+        for name in self.properties:
+            if name not in self.lora_originals and f"lora_unmerged_{name}" in self._buffers:
+                delattr(self, f"lora_unmerged_{name}")
         for place, original in self.lora_originals.items():
             if original is None:
                 delattr(self, f"lora_merged_{place}")
@@ -180,18 +211,28 @@ def effective_weight(weight: Tensor, updates: list[LowRankUpdate]) -> Tensor:
     return effective.to(weight.dtype)
 
 
-def adapt(module: nn.Module, family: type[LoRALayer], slots: dict[str, LowRankUpdate], adapter: str) -> None:
+def adapt(
+    module: nn.Module,
+    family: type[LoRALayer],
+    slots: dict[str, LowRankUpdate],
+    adapter: str,
+    choice: Choice,
+    path: str,
+) -> None:
     """Give `module` an adapter, which is not active yet; a plain module becomes a layer of `family`.
 
     Args:
         slots: the adapter's updates by slot name.
+        choice: of the model.
+        path: the module's name in the model.
     """
     parameters = {update.slot.parameter for update in slots.values()}
     if not isinstance(module, LoRALayer):
         swap_in(module, family)
         module.lora = nn.ModuleDict().train(module.training)
         module.lora_active = ()  # type: ignore[assignment]
-        module.lora_originals = {}  # type: ignore[assignment]
+        module.lora_merged, module.lora_originals = False, {}  # type: ignore[assignment]
+        module.lora_choice, module.lora_path = choice, path  # type: ignore[assignment]
     layer = cast(LoRALayer, module)
     layer.lora[adapter] = nn.ModuleDict(slots).train(layer.training)
     _compute(layer, parameters | {*layer.properties})
@@ -210,7 +251,7 @@ def forget(layer: LoRALayer, adapter: str) -> None:
 def restore(layer: LoRALayer) -> None:
     """Undo `adapt` for all adapters: the layer has its class and attributes of before."""
     swap_out(layer)
-    for name in ("lora_active", "lora_originals"):
+    for name in ("lora_active", "lora_merged", "lora_originals", "lora_choice", "lora_path"):
         del layer.__dict__[name]
     del layer._modules["lora"]
     _refresh(layer)
@@ -219,7 +260,7 @@ def restore(layer: LoRALayer) -> None:
 def _compute(layer: LoRALayer, parameters: set[str]) -> None:
     """Give the layer the class that computes these parameters, which some adapter updates."""
     names = tuple(sorted(parameters))
-    layer.__class__ = swapped_class(layer.mixin_class, layer.original_class, names)  # type: ignore[assignment]
+    give_class(layer, swapped_class(layer.mixin_class, layer.original_class, names))
     _refresh(layer)
 
 

@@ -15,9 +15,9 @@ class LoRALinear(BranchLayer):
     """y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ; x is (..., in), A is (r, in), B is (out, r)."""
 
     def forward(self, x: Tensor) -> Tensor:
-        W, updates = self.base("weight"), self.active_updates("weight")
+        W, updates = self.parts("weight")
         if not updates or not _are_one(updates):
-            return self.add_branches(x, F.linear(x, W, self.bias))
+            return self.add_branches(x, F.linear(x, W, self.bias), updates)
         first = updates[0]
         return lora_linear(
             x,

@@ -12,7 +12,7 @@ from typing_extensions import Self
 
 from lora_lightning.kernels import is_plain
 from lora_lightning.kernels.norm import FrozenBatchNormFunction
-from lora_lightning.layers.swap import Swapped, swap_in
+from lora_lightning.layers.swap import Swapped, class_of, swap_in
 
 
 class FrozenNorm(Swapped):
@@ -94,7 +94,7 @@ def freeze_statistics(module: nn.Module, kernel: str = "auto") -> None:
 
 def _frozen_family(module: nn.Module) -> type[FrozenNorm]:
     """By the class whose forward the module has."""
-    if type(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
+    if class_of(module).forward in (_BatchNorm.forward, nn.SyncBatchNorm.forward):
         return FrozenBatchNorm
     timm = type(module).__module__.startswith("timm.") and type(module).__name__ == "BatchNormAct2d"
     return FrozenBatchNormAct if timm else FrozenNorm

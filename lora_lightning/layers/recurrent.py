@@ -9,6 +9,7 @@ from torch import nn
 from lora_lightning.layers.layer import LoRALayer
 from lora_lightning.layers.reading import weight_of
 from lora_lightning.layers.slot import Slot
+from lora_lightning.layers.swap import class_of
 
 # Order of the gates in the rows of a weight (the documentation of nn.LSTM and nn.GRU).
 GATES: dict[type[nn.Module], str] = {
@@ -42,15 +43,14 @@ class LoRARecurrent(LoRALayer):
     """The base class's forward with the effective weights in its list of flat weights."""
 
     if TYPE_CHECKING:
-        _flat_weights: list[Any]
         _flat_weights_names: list[str]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        self._flat_weights = [getattr(self, name) for name in self._flat_weights_names]
-        try:
-            return super().forward(*args, **kwargs)
-        finally:  # tensors with a history in an attribute could be neither copied nor pickled
-            self._init_flat_weights()
+        # on a twin: another thread may see other weights, and a history kept in an attribute cannot be copied
+        twin = object.__new__(class_of(self))
+        weights = [getattr(self, name) for name in self._flat_weights_names]
+        twin.__dict__ = {**self.__dict__, "_flat_weights": weights}
+        return self.original_class.forward(twin, *args, **kwargs)
 
     def _init_flat_weights(self) -> None:
         self._flat_weights = [self._parameters.get(name) for name in self._flat_weights_names]

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lora_lightning.errors import UserError
+from lora_lightning.layers.swap import class_of
 
 # Modules whose input has the batch first, and whose other dimensions are no candidates.
 BATCH_FIRST = (_ConvNd, _NormBase, nn.GroupNorm)
@@ -30,15 +30,12 @@ class Rows:
 
     Attributes:
         distinct: the different names, in order of appearance.
-        serving: position in `distinct` of the adapter whose rows a module is called with at the moment;
-            None outside of such a call.
-        called: names of the modules that are taken over, by identity, for messages.
+        called: names of the modules that are called by rows, by identity, for messages.
     """
 
     def __init__(self, names: Sequence[str | None], sequence_first: str) -> None:
         self.names, self.sequence_first = tuple(names), sequence_first
         self.distinct = tuple(dict.fromkeys(names))
-        self.serving: int | None = None
         self.called: dict[int, str] = {}
         self._index = torch.tensor([self.distinct.index(n) for n in names])
         self._of = [torch.nonzero(self._index == j).flatten() for j in range(len(self.distinct))]
@@ -57,26 +54,16 @@ class Rows:
         """How many rows the j-th of `distinct` has."""
         return len(self._of[j])
 
-    def active(self, module: nn.Module, has: Any) -> tuple[str, ...]:
-        """The adapters of `module`, which has those in `has`, for the rows it is called with.
-
-        Raises:
-            UserError: it is not called, but its weight is read.
-        """
-        self.refuse_reading(module)
-        name = self.distinct[self.serving]  # type: ignore[index]
-        return (name,) if name is not None and name in has else ()
-
-    def refuse_reading(self, module: nn.Module) -> None:
-        if self.serving is None:
-            raise UserError(
-                f"adapters_for: {self.where(module)} is not called, its weight is read by another module, "
-                "and so cannot differ from row to row. Run the rows of each adapter by themselves with "
-                "select(model, name), or leave this layer out of the adapters (exclude_modules)."
-            )
+    def refuse_reading(self, path: str) -> None:
+        """Refuse to read the weight of the module of this path outside of its own call."""
+        raise UserError(
+            f"adapters_for: {path or 'the model'} is not called, its weight is read by another module, "
+            "and so cannot differ from row to row. Run the rows of each adapter by themselves with "
+            "select(model, name), or leave this layer out of the adapters (exclude_modules)."
+        )
 
     def where(self, module: nn.Module) -> str:
-        """Name of a module that is taken over."""
+        """Name of a module that is called by rows."""
         return self.called.get(id(module)) or type(module).__name__
 
     def take(self, x: Tensor, dim: int, j: int) -> Tensor:
@@ -177,23 +164,13 @@ def split_call(
     return _joined(rows, module, parts, outputs)
 
 
-@contextmanager
-def serving(rows: Rows, j: int) -> Iterator[None]:
-    """Within this context every layer is that of the j-th adapter of the rows."""
-    before, rows.serving = rows.serving, j
-    try:
-        yield
-    finally:
-        rows.serving = before
-
-
 def _dims(
     rows: Rows, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[list[int | None], Callable[[int], int]]:
     """The batch dimension of each leaf of (args, kwargs), None for what all rows share; and of each leaf
     of the output."""
     leaves, _ = tree_flatten((args, kwargs))
-    if type(module).forward is nn.MultiheadAttention.forward:
+    if class_of(module).forward is nn.MultiheadAttention.forward:
         return _attention_dims(rows, module, args, kwargs)
     if isinstance(module, nn.RNNBase):
         x = leaves[0]

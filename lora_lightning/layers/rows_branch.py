@@ -20,7 +20,9 @@ from lora_lightning.layers.layer import LoRALayer
 from lora_lightning.layers.linear import LoRALinear
 from lora_lightning.layers.rows import Rows
 from lora_lightning.layers.slot import Slot
+from lora_lightning.layers.swap import class_of
 from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.layers.views import View, seen
 
 
 class Stack:
@@ -81,12 +83,18 @@ class RowsBranch:
     """The forward of a layer with a low-rank branch for rows of several adapters.
 
     Args:
-        biases: the bias of each adapter in `rows.distinct`, when they differ.
+        path: the layer's name in the model.
+        biases: gives the bias of each adapter in `rows.distinct`, where they have their own.
     """
 
-    def __init__(self, layer: LoRALayer, rows: Rows, biases: list[Tensor] | None) -> None:
+    def __init__(
+        self, layer: LoRALayer, path: str, rows: Rows, biases: Callable[[], list[Tensor]] | None
+    ) -> None:
         self.layer, self.rows, self.biases = layer, rows, biases
-        self.forward = type(layer).forward
+        self.forward = class_of(layer).forward
+        self.base_view = View(layer.lora_choice, "")
+        no_bias = {f"{path}.bias".lstrip("."): None}
+        self.view_without_bias = View(layer.lora_choice, "", values=no_bias)
         slots: dict[Slot, list[LowRankUpdate | None]] = {}
         for j, name in enumerate(rows.distinct):
             for update in layer.updates(name) if name is not None and name in layer.lora else []:
@@ -120,7 +128,7 @@ class RowsBranch:
                 change = (c - 1).to(y.dtype) * product + c.to(y.dtype) * change
             y = y + self._placed(change.to(y.dtype), stack, y)
         if self.biases is not None:
-            bias = torch.stack(self.biases)[self.rows.index(y.device)]
+            bias = torch.stack(self.biases())[self.rows.index(y.device)]
             y = y + self._per_feature(bias.to(y.dtype), y)
         return y.flatten(0, 1).movedim(0, dim)
 
@@ -132,7 +140,7 @@ class RowsBranch:
         dtype = product_dtype(x) if x.is_floating_point() else None
         versions = (dtype, *[(p._version, p.data_ptr()) for p in tensors]) if fixed else None
         if versions is None or versions != self._versions:
-            with self._as_base():
+            with seen(self.base_view):
                 stacks = [Stack(self.layer, updates, self.rows, dtype) for updates in self.slots.values()]
             self._stacks, self._versions = stacks, versions
             if versions is None:
@@ -142,20 +150,9 @@ class RowsBranch:
 
     def _base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """f(x, W), with the bias where it is the same for all rows."""
-        parameters = self.layer._parameters
-        bias = parameters.get("bias")
-        without = bias is not None and self.biases is not None
-        with self._as_base():
-            if without:
-                parameters["bias"] = None
-            try:
-                return cast(Tensor, self.forward(self.layer, x, *args, **kwargs))
-            finally:
-                if without:
-                    parameters["bias"] = bias
-
-    def _as_base(self) -> Any:
-        return _AsBase(self.layer)
+        without = self.layer._parameters.get("bias") is not None and self.biases is not None
+        with seen(self.view_without_bias if without else self.base_view):
+            return cast(Tensor, self.forward(self.layer, x, *args, **kwargs))
 
     def _dropped(self, x: Tensor, stack: Stack) -> Tensor:
         """Dropout of each row's own adapter."""
@@ -190,19 +187,6 @@ class RowsBranch:
                 f"adapters_for: {self.rows.where(self.layer)} is read at {count} positions in order, which "
                 "all rows seem to share: leave it out of the adapters (exclude_modules)."
             )
-
-
-class _AsBase:
-    """Within this context the layer is the base layer."""
-
-    def __init__(self, layer: LoRALayer) -> None:
-        self.layer = layer
-
-    def __enter__(self) -> None:
-        self.rows, self.layer.lora_rows = self.layer.lora_rows, None
-
-    def __exit__(self, *error: object) -> None:
-        self.layer.lora_rows = self.rows
 
 
 def _linear(layer: LoRALayer, x: Tensor, stack: Stack, rows: Rows) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from weakref import WeakValueDictionary
 
 from torch import nn
 
@@ -13,9 +14,11 @@ class Swapped(nn.Module):
     Attributes:
         prefix: what the made class's name begins with: `LoRA` over nn.Linear is `LoRALinear`.
         properties: names of the parameters that the made class computes by `read`.
+        keeps_state: whether the module's attributes that begin with `lora_` are its own for good.
     """
 
     prefix: str
+    keeps_state = False
     mixin_class: type[Swapped]
     original_class: type[nn.Module]
     properties: tuple[str, ...]
@@ -30,36 +33,75 @@ class Swapped(nn.Module):
         raise NotImplementedError
 
 
-_made: dict[tuple[type[Swapped], type[nn.Module], tuple[str, ...]], type[nn.Module]] = {}
+_made: WeakValueDictionary[tuple[Any, ...], type[nn.Module]] = WeakValueDictionary()  # while they are in use
 
 
 def swapped_class(
     mixin: type[Swapped], original: type[nn.Module], properties: tuple[str, ...] = ()
 ) -> type[nn.Module]:
     """The subclass of `original` that behaves as `mixin`; one class for each combination."""
+    body = {
+        "__module__": mixin.__module__,
+        "__doc__": mixin.__doc__,
+        "mixin_class": mixin,
+        "original_class": original,
+        "properties": properties,
+        **{name: _property(name) for name in properties},
+    }
     key = (mixin, original, properties)
-    if key not in _made:
-        body = {
-            "__module__": mixin.__module__,
-            "__doc__": mixin.__doc__,
-            "mixin_class": mixin,
-            "original_class": original,
-            "properties": properties,
-            **{name: _property(name) for name in properties},
-        }
-        _made[key] = type(f"{mixin.prefix}{original.__name__}", (mixin, original), body)
-    return _made[key]
+    return made_class(key, f"{mixin.prefix}{original.__name__}", (mixin, original), body)
+
+
+def made_class(
+    key: tuple[Any, ...], name: str, bases: tuple[type, ...], body: dict[str, Any]
+) -> type[nn.Module]:
+    """The class of this key, made when there is none; it goes with the last module that has it."""
+    made = _made.get(key)
+    return made if made is not None else _made.setdefault(key, type(name, bases, body))
+
+
+class Viewed(nn.Module):
+    """Mixin of a class on top of a module's own while some thread or task sees the module otherwise.
+
+    Attributes:
+        beneath: the module's class.
+    """
+
+    beneath: type[nn.Module]
+
+    @classmethod
+    def on_top_of(cls, beneath: type[nn.Module]) -> type[nn.Module]:
+        """The same on top of another class."""
+        raise NotImplementedError
+
+
+def class_of(module: nn.Module) -> type[nn.Module]:
+    """The module's class, without what lies on top while some thread sees it otherwise."""
+    return module.beneath if isinstance(module, Viewed) else type(module)
+
+
+def plain_class(module: nn.Module) -> type[nn.Module]:
+    """The class that the module had before anything here changed it."""
+    cls = class_of(module)
+    while issubclass(cls, Swapped):
+        cls = cls.original_class
+    return cls
+
+
+def give_class(module: nn.Module, cls: type[nn.Module]) -> None:
+    """Change the module's class beneath what lies on top."""
+    module.__class__ = module.on_top_of(cls) if isinstance(module, Viewed) else cls
 
 
 def swap_in(module: nn.Module, mixin: type[Swapped], properties: tuple[str, ...] = ()) -> None:
     """Give `module` the behaviour of `mixin`; its identity, parameters, hooks and `isinstance` stay."""
-    module.__class__ = swapped_class(mixin, type(module), properties)
+    give_class(module, swapped_class(mixin, class_of(module), properties))
 
 
 def swap_out(module: nn.Module) -> None:
     """Give `module` its original class back."""
     assert isinstance(module, Swapped)
-    module.__class__ = module.original_class  # type: ignore[assignment]
+    give_class(module, module.original_class)
 
 
 def _property(name: str) -> property:
