@@ -21,6 +21,7 @@ from lora_lightning.layers.norm import FrozenNorm
 from lora_lightning.names import named_parameters
 from lora_lightning.peft_config import config_of
 from lora_lightning.plans import Plan
+from lora_lightning.random_base import looks_untrained
 from lora_lightning.record import injection_of, is_injected
 from lora_lightning.report import listed
 from lora_lightning.resume import ExactResume
@@ -136,6 +137,7 @@ class LoRACallback(ExactResume):
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         if is_a(trainer.strategy, *UNSHARDED):
             self._first_steps = FirstSteps(pl_module)
+            self._warn_of_random_base(pl_module)
         self._warn_of_hparams(trainer, pl_module)
         self._log(trainer, pl_module)
         if self.verbose:
@@ -268,6 +270,14 @@ class LoRACallback(ExactResume):
         if self._logged != (told := ([id(logger) for logger in trainer.loggers], about)):
             log_to_all(trainer, pl_module, about)
             self._logged = told
+
+    def _warn_of_random_base(self, pl_module: pl.LightningModule) -> None:
+        if looks_untrained(pl_module):
+            rank_zero_warn(
+                f"the frozen weights of {type(pl_module).__name__} look random: every norm layer is as it "
+                "was built. LoRA adapts pretrained weights: load them before the fit. An adapter of random "
+                'weights works on these alone: keep them, as LoRACallback(checkpoint="full") does.'
+            )
 
     def _warn_of_hparams(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         for owner in (pl_module, trainer.datamodule):  # type: ignore[attr-defined]

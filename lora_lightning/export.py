@@ -26,6 +26,7 @@ from lora_lightning.layers.weight_norm import normed_parts, normed_weight, parts
 from lora_lightning.names import named_modules, named_parameters
 from lora_lightning.quantization import quantize_as
 from lora_lightning.quantized import QuantizedTensor, is_quantized
+from lora_lightning.random_base import kept_base, put_back_base
 from lora_lightning.rebuild import build, builder_of, checked_facts, section_of
 from lora_lightning.report import listed
 from lora_lightning.source import Source, read_source
@@ -161,6 +162,8 @@ def base_of(source: Source, base: str | os.PathLike[str] | None) -> dict[str, Te
         return read_tensors(path)[0]
     if source.base:
         return source.base
+    if kept := kept_base(source.run):
+        return kept
     config = source.run_config()
     if not config:
         raise UserError(
@@ -194,6 +197,7 @@ def rebuilt_model(
             f"rebuilding the base needs {error.name}: pip install 'lora-lightning[recipes]', or give "
             "base=FILE.safetensors."
         ) from None
+    put_back_base(model, source.run)
     quantize_as(model, aligned(source.saved, list(named_modules(model))).quantized)
     return model, facts
 

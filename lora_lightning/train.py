@@ -30,11 +30,13 @@ from lora_lightning.app.resume import continue_logs
 from lora_lightning.app.sweep import ENDED, Ended
 from lora_lightning.checkpoint import load_adapter, save_adapter
 from lora_lightning.interrupts import wait_no_more
+from lora_lightning.random_base import BASE_FILE
 from lora_lightning.report import percent
 from lora_lightning.source import FACTS_FILE
 
 FILES = {
     "adapter": "the adapter: lora_lightning.load_adapter(model, FOLDER)",
+    "base.safetensors": "the random weights that the adapter is added to",
     "model.safetensors": "the trained weights: model.checkpoint=FILE",
     "checkpoints/best.ckpt": "the epoch that was tested",
     "checkpoints/last.ckpt": "the last one: go on with resume=FOLDER trainer.max_epochs=MORE",
@@ -47,6 +49,9 @@ FILES = {
     "results.json": "the table above",
     "config.yaml": "the whole configuration",
 }
+RANDOM_BASE = """WARNING: LoRA is added to random weights, in whole or in part, and they do not train.
+  Give model.pretrained=true or model.checkpoint=FILE.safetensors; lora=none trains everything from scratch.
+  The adapter works on these weights alone, which are kept in {}."""
 
 
 def run(config: DictConfig) -> float | None:
@@ -108,6 +113,8 @@ def train_one(config: DictConfig, adapter: str = "") -> tuple[float | None, Job]
     _write_config(dict(getattr(job.data, "provides", {})), folder / FACTS_FILE)
     lines = [str(job.plan or _full_plan(job)), quantization.summary(job.task)]
     say("\n" + "\n".join(filter(None, lines)) + "\n")
+    if job.random_base:
+        say(f"{RANDOM_BASE.format(short_path(folder / BASE_FILE))}\n")
     loggers = build_loggers(config)
     status = "failed"
     try:

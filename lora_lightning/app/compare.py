@@ -28,6 +28,7 @@ from lora_lightning.files import WholeCheckpointIO
 from lora_lightning.inject import freeze
 from lora_lightning.plans import Plan
 from lora_lightning.quantization import quantize
+from lora_lightning.random_base import forget_base, is_random, keep_base, put_back_base
 from lora_lightning.resume import ExactResume
 from lora_lightning.state_hooks import keep_trained_only
 from lora_lightning.targets import plan, plan_probe
@@ -49,6 +50,9 @@ class Job:
         self.config.run_dir = str(folder)
         pl.seed_everything(config.seed, workers=True, verbose=False)
         self.data, model = _data_and_model(self.config)
+        self.random_base = method == "lora" and is_random(self.config.model, model)
+        if method == "lora":
+            self._keep_base(model)
         self.task = self._task(model)
         self.total = sum(p.numel() for p in self.task.parameters())
         trains = method in ("full", "scratch")
@@ -75,6 +79,14 @@ class Job:
                 **provided(self.data, self.config.task),
                 _convert_="all",
             )
+
+    def _keep_base(self, model: Any) -> None:
+        """Keep random weights beside the adapter; a run that goes on begins with those that it has kept."""
+        folder = Path(self.config.run_dir)
+        if self.random_base and self.config.ckpt_path:
+            put_back_base(model, folder)
+        elif on_rank_zero():
+            keep_base(model, folder) if self.random_base else forget_base(folder)
 
     def _quantize(self, planned: Plan) -> None:
         """Keep the weights of linear layers in fewer bits, but for what trains in full."""
@@ -124,7 +136,10 @@ class Job:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         score = getattr(trainer.checkpoint_callback, "best_model_score", None)
         if self._sharded():  # what is tested and saved is whole again
-            self.task = self._task(_data_and_model(self.config)[1])
+            model = _data_and_model(self.config)[1]
+            if self.random_base:
+                put_back_base(model, Path(self.config.run_dir))
+            self.task = self._task(model)
         metrics = self._test(best)
         for logger in loggers:
             logger.log_metrics(metrics, trainer.global_step)

@@ -48,6 +48,7 @@ CHATTER = (
     r".*Be aware that when using `ckpt_path`, callbacks used to create.*",
     r".*You requested to overfit but enabled train dataloader shuffling.*",
     r".*The dirpath has changed from.*",
+    r".*frozen weights of .* look random.*",  # said before, with the options that mend it
     r".*`isinstance\(treespec, LeafSpec\)` is deprecated.*",
 )
 

@@ -211,6 +211,7 @@ def test_no_recipe_asks_for_an_account() -> None:
     assert not any("wandb" in chosen for chosen in loggers_of.values())
 
 
+@pytest.mark.slow
 def test_a_run_without_a_key_says_where_its_metrics_go(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
