@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -20,7 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from lora_lightning.app.check import problems_of, unimportable
 from lora_lightning.app.compose import CONFIG_NAME, choices_of, compose, config_loader, plain_values
 from lora_lightning.app.options import show
-from lora_lightning.app.signatures import takes
+from lora_lightning.app.signatures import takes, without_imports
 from lora_lightning.errors import ConfigError, did_you_mean, nearest
 from lora_lightning.peft_names import peft_problem
 
@@ -67,13 +68,30 @@ def check_command_line(arguments: Sequence[str]) -> None:
         overrides = [o for o in overrides if not o.is_sweep_override()]
     configs = []
     for variant in _variants(overrides, problems):
-        found, config = _check_variant(loader, variant)
+        with contextlib.nullcontext() if is_run(arguments) else without_imports():
+            found, config = _check_variant(loader, variant)
         problems += found
         configs.append(config)
+    if not is_run(arguments):
+        problems += _log_problems(loader, overrides)
     if not problems and is_run(arguments):
         problems = [p for config in configs if config is not None for p in unimportable(config)]
     if problems:
         raise ConfigError(list(dict.fromkeys(problems)))
+
+
+def _log_problems(loader: ConfigLoaderImpl, overrides: Sequence[Override]) -> list[str]:
+    """Logging that a recipe configures: Hydra sets it up before it shows anything, by what it names."""
+    groups = tuple(str(o.input_line) for o in overrides if choices_of(loader, o.key_or_group))
+    composed, ours = compose(loader, groups), compose(config_loader(None), ())
+    logs = [
+        OmegaConf.to_container(config.hydra.hydra_logging, resolve=False)
+        for config in (composed, ours)
+        if isinstance(config, DictConfig)
+    ]
+    if logs and any(log != logs[-1] for log in logs):
+        return ["hydra.hydra_logging: is changed by a recipe; to look at that, leave the change out."]
+    return []
 
 
 def _flags(arguments: Sequence[str], problems: list[str]) -> tuple[argparse.Namespace, list[str]]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
+from lora_lightning.app.foreign import KNOWN
 from lora_lightning.app.options import PROVIDED, show
 from lora_lightning.app.static_signatures import missing_name, static_signature
 from lora_lightning.errors import did_you_mean
@@ -14,10 +17,26 @@ from lora_lightning.errors import did_you_mean
 RESERVED = ("_target_", "_args_", "_recursive_", "_convert_", "_partial_")
 
 
+_IMPORTING: ContextVar[bool] = ContextVar("_IMPORTING", default=True)
+
+
+@contextlib.contextmanager
+def without_imports() -> Iterator[None]:
+    """Within this context no module of the user's or of anyone else's is imported to see what it takes: what
+    its source does not tell stays unknown."""
+    token = _IMPORTING.set(False)
+    try:
+        yield
+    finally:
+        _IMPORTING.reset(token)
+
+
 def _signature(target: str) -> tuple[inspect.Signature | None, str]:
     """From the source where that is enough, so that mistakes are told before anything heavy is imported."""
     if found := static_signature(target):
         return found, ""
+    if not _IMPORTING.get() and target not in KNOWN:
+        return inspect.signature(lambda **_: None), ""
     reason = missing_name(target) or import_problem(target)
     return (None, reason) if reason else (_imported_signature(target), "")
 

@@ -397,6 +397,33 @@ def test_a_pickled_job_is_not_run_again(flag, tmp_path, marker, monkeypatch, cap
     assert "would unpickle a file" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("flag", [["--help"], ["--cfg", "job"]], ids=lambda f: f[0])
+def test_to_look_at_a_recipe_runs_nothing_of_it(flag, tmp_path, marker, monkeypatch, capsys):
+    """Where its source does not tell what a class takes, that stays unknown; a run imports it."""
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    module = f"evil_{flag[0].strip('-')}"
+    (tmp_path / f"{module}.py").write_text(f"open({str(marker)!r}, 'w')\nbuild = dict\n")
+    log = {
+        "handlers": {"x": {"()": "os.mkdir", "path": str(marker)}},
+        "root": {"handlers": ["x"]},
+        "version": 1,
+    }
+    builds = {"model": {"_target_": f"{module}.build"}, "data": {"_target_": f"{module}.build"}}
+    (tmp_path / "recipe").mkdir()
+    for name, content in (("builds", builds), ("logs", {"hydra": {"hydra_logging": log}})):
+        (tmp_path / "recipe" / f"{name}.yaml").write_text(f"# @package _global_\n{yaml.safe_dump(content)}")
+    with contextlib.suppress(SystemExit):
+        train(["--config-dir", str(tmp_path), "recipe=builds", *flag])
+    assert not marker.exists() and "in the configuration" not in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        train(["--config-dir", str(tmp_path), "recipe=logs", *flag])
+    assert not marker.exists() and "hydra.hydra_logging: is changed" in capsys.readouterr().err
+    with contextlib.suppress(SystemExit):  # the control
+        train(["--config-dir", str(tmp_path), "recipe=builds", "data.seed=-1"])
+    assert marker.exists()
+
+
 class Obedient(Classifier):
     """A module that has Hydra build what its hyperparameters say."""
 
