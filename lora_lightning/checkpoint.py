@@ -13,7 +13,8 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lora_lightning.adapter_file import SavedAdapter, write_adapter, write_pair
+from lora_lightning.adapter_file import SavedAdapter, write_adapter
+from lora_lightning.adapter_pair import write_pair
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
 from lora_lightning.fingerprint import fingerprint, frozen_tensors

@@ -37,6 +37,13 @@ class MissingFileError(UserError, FileNotFoundError):
         return str(self.args[0])
 
 
+class WriteError(UserError, OSError):
+    """A file that cannot be written: the disk is full, the folder is locked. `errno` is the system's."""
+
+    def __str__(self) -> str:
+        return str(self.args[1])
+
+
 def nearest(name: str, known: Iterable[str], count: int = 3) -> list[str]:
     """The known names most like `name`, best first; possibly none."""
     return difflib.get_close_matches(str(name), [str(k) for k in known], n=count, cutoff=0.5)

@@ -14,7 +14,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lora_lightning.adapter_file import SavedAdapter, read_tensors
+from lora_lightning.adapter_file import SavedAdapter
+from lora_lightning.adapter_pair import read_tensors
 from lora_lightning.digests import digests
 from lora_lightning.errors import AdapterFileError, UserError
 from lora_lightning.files import write_whole

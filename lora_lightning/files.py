@@ -6,15 +6,20 @@ import contextlib
 import errno
 import io
 import os
-import tempfile
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
+from safetensors import SafetensorError
 
+from lora_lightning.errors import WriteError
 from lora_lightning.torch_file import read_torch
+from lora_lightning.writers import put_in_place, workplace
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, or what one user or one file may take of it
 
 
 def write_whole(path: Path, write: Callable[[str], object]) -> None:
@@ -24,40 +29,72 @@ def write_whole(path: Path, write: Callable[[str], object]) -> None:
         write: is called with the name of a temporary file to fill.
 
     Raises:
-        OSError: the disk is full or the folder cannot be written; no rest is left behind.
+        WriteError: the disk is full or the folder cannot be written; no rest is left behind.
     """
     write_together({path: write})
 
 
+def make_folder(folder: Path) -> None:
+    """The folder and those above it.
+
+    Raises:
+        WriteError: it cannot be made, or a file stands there.
+    """
+    with _told(folder):
+        if folder.exists() and not folder.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, "a file stands in the place of the folder")
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def write_together(files: Mapping[Path, Callable[[str], object]]) -> None:
     """`write_whole` for several files of one folder: all are complete on the disk before the first takes
-    its place.
+    its place. Of two writers at the same time one comes after the other, with all of its files; what a killed
+    one has left in the folder is settled (`writers`).
 
     Args:
         files: path -> function that fills the temporary file whose name it is given.
 
     Raises:
-        OSError: as `write_whole`; no file has changed.
+        WriteError: as `write_whole`; no file has changed.
     """
-    written: dict[Path, str] = {}
+    path = next(iter(files))
+    folder = path.parent
+    with _told(folder if len(files) > 1 else path), workplace(folder) as place:
+        for number, (path, write) in enumerate(files.items()):
+            temporary = place / f"{number}.{path.name}"
+            with _told(path):
+                write(str(temporary))
+                with open(temporary, "rb") as file:
+                    os.fsync(file.fileno())
+                os.chmod(temporary, place.stat().st_mode & 0o666)  # as the umask allows
+                if path.is_dir() and not path.is_symlink():
+                    raise IsADirectoryError(errno.EISDIR, "a folder stands in the place of the file")
+        put_in_place(place, [p.name for p in files])
+        _sync_folder(folder)
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """One error of ours for all that the system can refuse."""
     try:
-        for path, write in files.items():
-            handle, written[path] = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-            os.close(handle)
-            write(written[path])
-            with open(written[path], "rb") as file:
-                os.fsync(file.fileno())
-            os.chmod(written[path], 0o666 & ~_umask())
-            if path.is_dir() and not path.is_symlink():
-                raise IsADirectoryError(errno.EISDIR, "a folder stands in the place of the file", str(path))
-        for path, temporary in written.items():
-            os.replace(temporary, path)
-        for folder in {path.parent for path in files}:
-            _sync_folder(folder)
-    except BaseException:
-        for temporary in written.values():
-            Path(temporary).unlink(missing_ok=True)
+        yield
+    except WriteError:
         raise
+    except (OSError, SafetensorError) as error:
+        code = error.errno if isinstance(error, OSError) else _code_in(str(error))
+        if code is None:
+            raise
+        reason = (error.strerror if isinstance(error, OSError) else None) or os.strerror(code)
+        remedy = "Make room, or give another place. " if code in FULL else ""
+        raise WriteError(
+            code, f"{path} cannot be written: {reason}. {remedy}What stood there is as it was."
+        ) from None
+
+
+def _code_in(text: str) -> int | None:
+    """The system's error in a message of safetensors."""
+    found = re.search(r"\(os error (\d+)\)", text)
+    return int(found[1]) if found else None
 
 
 class WholeCheckpointIO(TorchCheckpointIO):
@@ -71,7 +108,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
             return
         buffer = io.BytesIO()  # torch's own file writer hides that a disk is full
         torch.save(checkpoint, buffer)
-        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        make_folder(Path(path).parent)
         write_whole(Path(path), lambda temporary: Path(temporary).write_bytes(buffer.getbuffer()))
 
     def load_checkpoint(
@@ -124,9 +161,3 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(handle)
         finally:
             os.close(handle)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask

@@ -12,7 +12,8 @@ from typing import Any
 
 from torch import Tensor
 
-from lora_lightning.adapter_file import TENSOR_FILE, SavedAdapter, digest_of, read_config, read_tensors
+from lora_lightning.adapter_file import SavedAdapter
+from lora_lightning.adapter_pair import PEFT_OPTIONS, Pair, check_peft_digest
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError
 from lora_lightning.fingerprint import is_fingerprint
@@ -38,19 +39,10 @@ NEUTRAL = (
     "fan_in_fan_out", "loftq_config", "eva_config", "corda_config", "lora_ga_config", "megatron_core",
     "qalora_group_size", "runtime_config", "init_lora_weights",
 )  # fmt: skip
-READ = (
-    "r", "lora_alpha", "lora_dropout", "bias", "use_rslora", "use_dora", "modules_to_save", "rank_pattern",
-    "alpha_pattern",
-)  # fmt: skip
 MERGE_IN_PEFT = "Merge it with PEFT (merge_and_unload) and save the model."
 
 
-def is_peft(about: Mapping[str, Any]) -> bool:
-    """Whether the contents of an `adapter_config.json` are PEFT's."""
-    return "peft_type" in about
-
-
-def read_peft(folder: str | os.PathLike[str]) -> SavedAdapter:
+def assembled_peft(pair: Pair, folder: str | os.PathLike[str]) -> SavedAdapter:
     """An adapter that PEFT wrote, or `save_adapter(..., format="peft")`.
 
     Its layers, their ranks and their shapes follow from the tensors; what only a model can tell (weights
@@ -59,10 +51,8 @@ def read_peft(folder: str | os.PathLike[str]) -> SavedAdapter:
     Raises:
         AdapterFileError: damaged, or with options that do not exist here; every problem at once.
     """
-    about = read_config(folder)
-    tensors, metadata = read_tensors(Path(folder) / TENSOR_FILE)
-    if "sha256" in metadata and metadata["sha256"] != digest_of({}, tensors):
-        raise AdapterFileError(f"{Path(folder) / TENSOR_FILE} is damaged: it does not match its checksum.")
+    about, tensors, metadata = pair
+    check_peft_digest(about, tensors, metadata, Path(folder))
     problems = _option_problems(about)
     refuse_peft(problems, folder)
     found = _updates(tensors, problems)
@@ -96,7 +86,7 @@ def variant_problems(about: Mapping[str, Any], remedy: str) -> list[str]:
     """What PEFT's options ask for that does not exist here, one line each, with this remedy."""
     if about["peft_type"] != "LORA":
         return [f"peft_type={about['peft_type']!r}: only LORA can be read here. {remedy}".rstrip()]
-    known = {*NEUTRAL, *READ, *VARIANTS}
+    known = {*NEUTRAL, *PEFT_OPTIONS, *VARIANTS}
     problems = [f"{k}={about[k]!r}: {why}. {remedy}" for k, why in VARIANTS.items() if about.get(k)]
     return problems + [
         f"{name}={value!r}: this variant of LoRA does not exist here. {remedy}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -10,7 +9,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
-from lora_lightning.adapter_file import SavedAdapter, digest_of
+from lora_lightning.adapter_file import SavedAdapter
+from lora_lightning.adapter_pair import peft_metadata
 from lora_lightning.errors import ConfigError
 from lora_lightning.fitting import network_of, renamed
 from lora_lightning.layers import family_of
@@ -63,8 +63,8 @@ def to_peft(
     }
     extras = {"base_class": saved.base_class, "base": saved.base, "training": saved.training}
     tensors = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
-    metadata = {"format": "pt", "sha256": digest_of({}, tensors), "lora_lightning": json.dumps(extras)}
-    return _config(saved, updates, whole, modules), tensors, metadata
+    about = _config(saved, updates, whole, modules)
+    return about, tensors, peft_metadata(about, tensors, extras)
 
 
 def _in_network(saved: SavedAdapter, model: nn.Module) -> tuple[SavedAdapter, nn.Module]:

@@ -12,18 +12,13 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from lora_lightning.adapter_file import (
-    LARGEST_CONFIG,
-    SavedAdapter,
-    described,
-    read_adapter,
-    read_config,
-)
+from lora_lightning.adapter_file import SavedAdapter, assembled, described
+from lora_lightning.adapter_pair import LARGEST_CONFIG, is_peft, read_pair
 from lora_lightning.checkpoint_digests import KEY, check_digests
 from lora_lightning.errors import AdapterFileError, UserError, did_you_mean
 from lora_lightning.layers.layer import slot_key
 from lora_lightning.layers.update import LEAVES
-from lora_lightning.peft_format import is_peft, read_peft
+from lora_lightning.peft_format import assembled_peft
 from lora_lightning.plans import Plan
 from lora_lightning.rebuild import checked_facts
 from lora_lightning.torch_file import read_torch
@@ -87,7 +82,8 @@ def read_any(folder: str | os.PathLike[str]) -> SavedAdapter:
     Raises:
         AdapterFileError: it is neither, or damaged.
     """
-    return read_peft(folder) if is_peft(read_config(folder)) else read_adapter(folder)
+    pair = read_pair(folder)
+    return assembled_peft(pair, folder) if is_peft(pair[0]) else assembled(pair, folder)
 
 
 def read_source(path: str | os.PathLike[str], adapter: str | None = None) -> Source:
@@ -101,8 +97,9 @@ def read_source(path: str | os.PathLike[str], adapter: str | None = None) -> Sou
     """
     path = Path(path)
     if path.is_dir():
-        kind = "PEFT's format" if is_peft(read_config(path)) else "adapter folder"
-        return Source(path, kind, read_any(path), run=_run_of(path))
+        saved = read_any(path)
+        kind = "PEFT's format" if saved.foreign else "adapter folder"
+        return Source(path, kind, saved, run=_run_of(path))
     checkpoint = load_checkpoint(path)
     saved, base = from_checkpoint(checkpoint, str(path), adapter)
     return Source(path, "Trainer checkpoint", saved, base, _run_of(path))

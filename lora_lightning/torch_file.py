@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 import zipfile
@@ -102,9 +103,13 @@ def _broken_record(file: BinaryIO) -> str | None:
 
 
 def _near(path: Path) -> str:
-    folder = path.parent if path.parent.is_dir() else Path()
-    near = nearest(path.name, [p.name for p in folder.iterdir()])
-    return f" Did you mean {folder / near[0]}?" if near else ""
+    """The name most like the first part of the path that does not exist."""
+    while not path.parent.is_dir() and path != path.parent:
+        path = path.parent
+    with contextlib.suppress(OSError):
+        if near := nearest(path.name, [p.name for p in path.parent.iterdir()]):
+            return f" Did you mean {path.parent / near[0]}?"
+    return ""
 
 
 def _reason(error: Exception) -> str:

@@ -11,7 +11,8 @@ from small import BATCHES, Classifier, cnn, encoder, mlp, vit
 from test_inject import adapted
 
 import lora_lightning as ll
-from lora_lightning.adapter_file import CONFIG_FILE, TENSOR_FILE, read_adapter, write_adapter
+from lora_lightning.adapter_file import read_adapter, write_adapter
+from lora_lightning.adapter_pair import CONFIG_FILE, TENSOR_FILE
 from lora_lightning.layers import lora_layers
 
 
@@ -151,7 +152,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_no_rest(tmp_path, monkeypatc
     def full(*args, **options):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("lora_lightning.adapter_file.save_file", full)
+    monkeypatch.setattr("lora_lightning.adapter_pair.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         ll.save_adapter(adapted(mlp, seed=1), tmp_path)
     assert {p.name: p.read_bytes() for p in tmp_path.iterdir()} == old
