@@ -18,7 +18,7 @@ from lora_lightning.adapter_pair import write_pair
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
 from lora_lightning.fingerprint import fingerprint, frozen_tensors
-from lora_lightning.fitting import check_fit, fitted, network_of, refuse
+from lora_lightning.fitting import check_fit, fitted, network_of, not_finite, refuse
 from lora_lightning.inject import carry_out, grow, own_names, refuse_merged, replace
 from lora_lightning.layers import lora_layers, update_ids
 from lora_lightning.layers.layer import slot_key
@@ -139,7 +139,7 @@ def save_adapter(
 
     Raises:
         UserError: the model is not adapted, has no adapter of this name, FSDP has flattened it, or an
-            update holds NaN or infinity.
+            trained tensor holds NaN or infinity.
         ConfigError: another format, or "peft" and what PEFT cannot express, every layer named.
         OSError: the folder cannot be written; files that stood there before are untouched.
     """
@@ -154,12 +154,10 @@ def save_adapter(
         saved = dataclasses.replace(saved, tensors=gathered(saved.tensors))
         if torch.distributed.get_rank() != 0:
             return Path(folder)
-    names = saved.update_names()
-    updates = {n: t for n, t in saved.tensors.items() if n in names}
-    if broken := [n for n, t in updates.items() if not torch.isfinite(t).all()]:
+    if broken := not_finite(saved.tensors):
         raise UserError(
-            f"{listed(broken)} hold NaN or infinity: the training diverged, and such an adapter cannot be "
-            "loaded. Nothing was written."
+            f"{listed(broken)}: the training diverged, and such an adapter cannot be loaded. Nothing was "
+            "written."
         )
     if format == "peft":
         with as_before(model):

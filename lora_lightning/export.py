@@ -82,8 +82,7 @@ def merge_state(saved: SavedAdapter, base: Mapping[str, Tensor], any_base: bool 
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
         total = effective_weight(wide, [_update(saved, layer, wide) for layer in layers])
         merged = total.to(weight.dtype)
-        if not torch.isfinite(merged).all() and torch.isfinite(weight).all():
-            raise UserError(f"{name}: merged it would hold NaN or infinity. Nothing was written.")
+        _refuse_not_finite(name, merged, weight)
         error = merged.to(wide.dtype) - total
         largest = max(largest, error.abs().max().item())
         lost += error.double().square().sum().item()
@@ -99,7 +98,14 @@ def merge_state(saved: SavedAdapter, base: Mapping[str, Tensor], any_base: bool 
     for name, tensor in own.items():
         if name not in left_out:
             state[name] = tensor.to(base[name].dtype) if name in base else tensor
+            _refuse_not_finite(name, state[name], base.get(name))
     return Merged(state, len(groups), largest, (lost / moved) ** 0.5 if moved else 0.0, left_out)
+
+
+def _refuse_not_finite(name: str, merged: Tensor, weight: Tensor | None) -> None:
+    """A base that holds infinity itself may keep it."""
+    if not torch.isfinite(merged).all() and (weight is None or torch.isfinite(weight).all()):
+        raise UserError(f"{name}: merged it would hold NaN or infinity. Nothing was written.")
 
 
 def _as_trained(weight: Tensor, kind: str | None) -> Tensor:

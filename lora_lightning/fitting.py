@@ -127,11 +127,46 @@ def check_fit(
     if present is not None:
         own = {n: t for n, t in present.items() if n not in shapes}
     refuse(_tensor_problems(saved.tensors, shapes, own), where)
-    refuse(_not_finite(saved.tensors, shapes), where)
+    refuse(not_finite(saved.tensors), where)
     if not any_base and (
         refusal := refusal_of_base(saved.base, fingerprint(model), f"the adapter in {where}")
     ):
         raise AdapterFileError(refusal)
+
+
+def check_plan(model: nn.Module, saved: SavedAdapter, where: str | os.PathLike[str]) -> None:
+    """Refuse an adapter of a Trainer's checkpoint before anything is built by its plan: where it has layers
+    that the model has not, or updates of other shapes than the plan says.
+
+    Args:
+        saved: with names of this model; without updates where a strategy has taken them out.
+
+    Raises:
+        AdapterFileError: it is such an adapter.
+    """
+    with as_before(model):
+        refuse(_misfits(model, saved.plan, saved.slots), where)
+        own = own_tensors(model, saved.tensors)
+    if saved.update_names() & saved.tensors.keys():
+        check_tensors(saved, where, own)
+
+
+def check_tensors(
+    saved: SavedAdapter, where: str | os.PathLike[str], own: Mapping[str, Tensor] | None = None
+) -> None:
+    """Refuse an adapter whose updates have other shapes than its plan says, or that holds NaN or infinity.
+
+    Args:
+        own: the model's own tensors that it trains, if there is a model.
+
+    Raises:
+        AdapterFileError: it is such an adapter.
+    """
+    shapes = update_shapes(saved.plan, saved.slots, saved.config)
+    own = {n: t for n, t in (own or {}).items() if n not in shapes}
+    found = {n: t for n, t in saved.tensors.items() if n in shapes or n in own}
+    refuse(_tensor_problems(found, shapes, own), where)
+    refuse(not_finite(found), where)
 
 
 def update_shapes(planned: Plan, slots: dict[str, Slot], config: LoRAConfig) -> dict[str, tuple[int, ...]]:
@@ -193,9 +228,9 @@ def _same_kind(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype or (one.is_floating_point() and other.is_floating_point())
 
 
-def _not_finite(tensors: dict[str, Tensor], updates: Iterable[str]) -> list[str]:
-    """A diverged update: it cannot be used, nor merged."""
-    return [f"{n} holds NaN or infinity" for n in updates if not torch.isfinite(tensors[n]).all()]
+def not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """A diverged update, head, norm or statistic: it cannot be used, nor merged."""
+    return [f"{n} holds NaN or infinity" for n, t in tensors.items() if not torch.isfinite(t).all()]
 
 
 def refuse(problems: list[str], where: str | os.PathLike[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
@@ -99,7 +100,7 @@ class Plan:
                 all(isinstance(w, str) for w in words)
                 and all(type(n) is int and n > 0 for n in numbers)
                 and type(layer.alpha) in (int, float)
-                and 0 < layer.alpha < math.inf
+                and 0 < layer.alpha <= sys.float_info.max
             ):
                 raise TypeError(f"the plan of {layer.name!r} holds a value of another kind")
         texts = (planned.scope, *planned.heads, *planned.skipped.keys(), *planned.skipped.values())

@@ -12,10 +12,11 @@ from typing import Any
 import yaml
 from torch import Tensor
 
-from lora_lightning.adapter_file import SavedAdapter, assembled, described
+from lora_lightning.adapter_file import VERSION, SavedAdapter, assembled, described
 from lora_lightning.adapter_pair import LARGEST_CONFIG, is_peft, read_pair
 from lora_lightning.checkpoint_digests import KEY, check_digests
 from lora_lightning.errors import AdapterFileError, UserError, did_you_mean
+from lora_lightning.fitting import check_tensors
 from lora_lightning.layers.layer import slot_key
 from lora_lightning.layers.update import LEAVES
 from lora_lightning.peft_format import assembled_peft
@@ -98,10 +99,12 @@ def read_source(path: str | os.PathLike[str], adapter: str | None = None) -> Sou
     path = Path(path)
     if path.is_dir():
         saved = read_any(path)
+        check_tensors(saved, path)
         kind = "PEFT's format" if saved.foreign else "adapter folder"
         return Source(path, kind, saved, run=_run_of(path))
     checkpoint = load_checkpoint(path)
     saved, base = from_checkpoint(checkpoint, str(path), adapter)
+    check_tensors(saved, path)
     return Source(path, "Trainer checkpoint", saved, base, _run_of(path))
 
 
@@ -124,42 +127,82 @@ def from_checkpoint(
     checkpoint: Mapping[str, Any], where: str, adapter: str | None = None
 ) -> tuple[SavedAdapter, dict[str, Tensor]]:
     """The adapter in a Trainer's checkpoint, and the base's tensors if they are in it too."""
-    about = checkpoint[KEY]
-    adapters, active = about.get("adapters"), about.get("active")
-    if not (isinstance(adapters, dict) and isinstance(active, list) and active):
-        raise AdapterFileError(f"{where} is damaged: it does not say which adapters it holds.")
+    adapters, active = adapters_in(checkpoint, where)
     name = active[0] if adapter is None else adapter
     if name not in adapters:
         holds = ", ".join(adapters)
         raise UserError(f"adapter={name}: {where} holds {holds}.{did_you_mean(name, adapters)}")
-    chosen = adapters[name]
-    if not (isinstance(chosen, dict) and isinstance(chosen.get("own"), list)):
-        raise AdapterFileError(f"{where} is damaged: it does not say what was trained.")
-    saved = described({**about, **chosen}, {}, where)
-    state = {n: t for n, t in checkpoint["state_dict"].items() if isinstance(t, Tensor) and t.numel()}
-    values = {**state, **chosen.get("values", {})}
-    tensors = {n: values[n] for n in chosen["own"] if n in values}
-    for layer in saved.plan.layers:
-        prefix = f"{layer.module}.lora.{name}.{slot_key(layer.slot)}.".lstrip(".")
-        for part in LEAVES:
-            if f"{prefix}{part}" in state:
-                tensors[layer.tensor(part)] = state[f"{prefix}{part}"]
+    saved, about, state = adapters[name], checkpoint[KEY], _state(checkpoint)
     weights = [f"{p.module}.{saved.slots[p.name].parameter}".lstrip(".") for p in saved.plan.layers]
     whole = all(w in state for w in weights)
     top = f"{about['network']}." if about.get("network") else ""
-    updates = {prefix for other in adapters for prefix in _update_prefixes(adapters[other], other)}
+    updates = {p for other, one in adapters.items() for p in _update_prefixes(one.plan, other).values()}
     base = {
         n.removeprefix(top): t
         for n, t in state.items()
         if whole and n.startswith(top) and n.rpartition(".")[0] not in updates
     }
-    return replace(saved, tensors=tensors), base
+    return saved, base
 
 
-def _update_prefixes(chosen: Mapping[str, Any], adapter: str) -> list[str]:
-    """Where the updates of one of a checkpoint's adapters stand in its state_dict, by its plan."""
-    layers = Plan.from_dict(chosen["plan"]).layers
-    return [f"{p.module}.lora.{adapter}.{slot_key(p.slot)}".lstrip(".") for p in layers]
+def adapters_in(checkpoint: Mapping[str, Any], where: str) -> tuple[dict[str, SavedAdapter], tuple[str, ...]]:
+    """All adapters of a Trainer's checkpoint, and the names of those that were selected.
+
+    Raises:
+        AdapterFileError: of another version, or a value in the description is not of its kind.
+    """
+    about = checkpoint[KEY]
+    if not isinstance(checkpoint.get("state_dict", {}), dict):
+        raise AdapterFileError(f"{where} is not a Trainer's checkpoint: it has no state_dict.")
+    if about.get("version") != VERSION:
+        raise AdapterFileError(
+            f"{where} has format version {about.get('version')!r}; this release of lora_lightning reads "
+            f"version {VERSION}. Upgrade lora-lightning."
+        )
+    adapters, active = about.get("adapters"), about.get("active")
+    if not (
+        isinstance(adapters, dict)
+        and all(isinstance(n, str) and n.isidentifier() for n in adapters)
+        and isinstance(active, list)
+        and active
+        and all(isinstance(n, str) and n in adapters for n in active)
+        and isinstance(about.get("network", ""), str)
+    ):
+        raise AdapterFileError(f"{where} is damaged: it does not say which adapters it holds.")
+    return {n: _saved(n, chosen, checkpoint, where) for n, chosen in adapters.items()}, tuple(active)
+
+
+def _saved(name: str, chosen: Any, checkpoint: Mapping[str, Any], where: str) -> SavedAdapter:
+    if not (
+        isinstance(chosen, dict)
+        and isinstance(chosen.get("own"), list)
+        and all(isinstance(n, str) for n in chosen["own"])
+        and isinstance(chosen.get("values"), dict)
+        and all(isinstance(t, Tensor) for t in chosen["values"].values())
+    ):
+        raise AdapterFileError(f"{where} is damaged: it does not say what was trained.")
+    saved = described({**checkpoint[KEY], **chosen}, {}, where)
+    state = _state(checkpoint)
+    values = {**state, **chosen["values"]}
+    tensors = {n: values[n] for n in chosen["own"] if n in values}
+    prefixes = _update_prefixes(saved.plan, name)
+    for layer in saved.plan.layers:
+        for part in LEAVES:
+            if (stored := f"{prefixes[layer.name]}.{part}") in state:
+                tensors[layer.tensor(part)] = state[stored]
+    return replace(saved, tensors=tensors)
+
+
+def _state(checkpoint: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of the checkpoint's state_dict, which strategies that shard have taken out, but for the
+    empty ones that guard it."""
+    state = checkpoint.get("state_dict", {})
+    return {n: t for n, t in state.items() if isinstance(t, Tensor) and t.numel()}
+
+
+def _update_prefixes(planned: Plan, adapter: str) -> dict[str, str]:
+    """Where the update of each layer of an adapter stands in a checkpoint's state_dict, by its plan."""
+    return {p.name: f"{p.module}.lora.{adapter}.{slot_key(p.slot)}".lstrip(".") for p in planned.layers}
 
 
 def _run_of(path: Path) -> Path | None:

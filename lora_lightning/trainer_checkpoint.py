@@ -14,21 +14,21 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
+from lora_lightning.adapter_file import SavedAdapter
 from lora_lightning.averaging import average_the_adapted
 from lora_lightning.checkpoint import checkpoint_entry
 from lora_lightning.checkpoint_digests import KEY, add_digests, check_digests
-from lora_lightning.config import LoRAConfig
-from lora_lightning.errors import AdapterFileError, ConfigError
+from lora_lightning.errors import AdapterFileError
 from lora_lightning.fingerprint import fingerprint, refusal_of_base
+from lora_lightning.fitting import check_plan
 from lora_lightning.hparams import refuse_calls
 from lora_lightning.inject import activate, carry_out, eject, grow
 from lora_lightning.layers import lora_layers
-from lora_lightning.plans import Plan
-from lora_lightning.record import Adapter, injection_of, is_injected
+from lora_lightning.record import injection_of, is_injected
+from lora_lightning.source import adapters_in
 from lora_lightning.state_hooks import ADVICE, keep_trained_only
 from lora_lightning.torch_file import read_torch
 
-VERSION = 1
 GIVE = "Give a checkpoint that a Trainer with LoRACallback wrote."
 Module = TypeVar("Module", bound=nn.Module)
 
@@ -80,24 +80,31 @@ def load_from_checkpoint(
     check_digests(checkpoint, path)
     if weights_only:
         options |= refuse_calls(checkpoint, path, options)
+    saved, active = adapters_in(checkpoint, str(path))
     # Lightning builds the module by the stored hyperparameters; its weights come after the injection.
     building = type(module_class.__name__, (module_class,), {"load_state_dict": _load_nothing})
     build: Any = building
     module = build.load_from_checkpoint(path, map_location=map_location, weights_only=weights_only, **options)
     module.__class__ = module_class
-    adapters, active = _read(checkpoint[KEY])
     try:
-        _make(module, adapters, active)
-    except (AttributeError, KeyError) as error:
+        for one in saved.values():
+            check_plan(module, one, path)
+    except AdapterFileError as error:
         raise AdapterFileError(
-            f"{path} adapts a layer that {module_class.__name__} does not have: {error}. Build all layers in "
-            "__init__ or configure_model; Lightning does not call setup here."
+            f"{error} Build all layers in __init__ or configure_model; Lightning does not call setup here."
         ) from None
+    _make(module, saved, active)
     if not any_base:
         _check_base(fingerprint(module), checkpoint, str(path))
-    _give_values(module, adapters)
+    _give_values(module, checkpoint)
     keep_trained_only(module)
-    module.load_state_dict(checkpoint["state_dict"])
+    try:
+        module.load_state_dict(checkpoint["state_dict"])
+    except RuntimeError as error:
+        lines = [line.strip() for line in str(error).splitlines()[1:4]]
+        raise AdapterFileError(
+            f"{path} does not fit {module_class.__name__}: {' '.join(lines)[:500]}"
+        ) from None
     module.__dict__["lora_trained"] = checkpoint[KEY].get("training", {})
     return module
 
@@ -133,27 +140,29 @@ def _adopt(module: Any, any_base: bool, base: dict[str, str] | None, checkpoint:
     type(module).on_load_checkpoint(module, checkpoint)
     if KEY not in checkpoint or not is_injected(module):
         return
-    adapters, active = _read(checkpoint[KEY])
+    saved, active = adapters_in(checkpoint, "the checkpoint")
     if not any_base:
         _check_base(fingerprint(module) if base is None else base, checkpoint, "the checkpoint")
     module.__dict__["lora_trained"] = checkpoint[KEY].get("training", {})
     here = injection_of(module)
-    if active != here.active and set(active) <= here.adapters.keys() | adapters.keys():
+    if active != here.active and set(active) <= here.adapters.keys() | saved.keys():
         raise AdapterFileError(
             f"the checkpoint was saved with {', '.join(active)} selected and holds their heads; the "
             f"module has {', '.join(here.active)}: select the same, LoRACallback(adapter={active[0]!r})."
         )
-    differ = [(n, a.plan) for n, a in adapters.items()] != [(n, a.plan) for n, a in here.adapters.items()]
-    same = all(n in adapters and adapters[n].config == a.config for n, a in here.adapters.items())
+    differ = [(n, a.plan) for n, a in saved.items()] != [(n, a.plan) for n, a in here.adapters.items()]
+    same = all(n in saved and saved[n].config == a.config for n, a in here.adapters.items())
     if differ and same:  # in the order of the file, which is that of the optimizer's state
+        for one in saved.values():
+            check_plan(module, one, "the checkpoint")
         eject(module)
-        _make(module, adapters, here.active)
+        _make(module, saved, here.active)
         average_the_adapted(module.trainer, module)
-    _give_values(module, adapters)
+    _give_values(module, checkpoint)
 
 
-def _make(module: nn.Module, adapters: dict[str, Adapter], active: tuple[str, ...]) -> None:
-    for name, adapter in adapters.items():
+def _make(module: nn.Module, saved: dict[str, SavedAdapter], active: tuple[str, ...]) -> None:
+    for name, adapter in saved.items():
         make = grow if is_injected(module) else carry_out
         make(module, adapter.config, adapter.plan, name)
     activate(module, active)
@@ -168,25 +177,8 @@ def _check_base(here: dict[str, str], checkpoint: dict[str, Any], where: str) ->
         raise AdapterFileError(refusal)
 
 
-def _give_values(module: nn.Module, adapters: dict[str, Adapter]) -> None:
+def _give_values(module: nn.Module, checkpoint: dict[str, Any]) -> None:
     """Those of the selected adapter stand in the model, and in the checkpoint's state_dict."""
-    here = injection_of(module)
+    here, adapters = injection_of(module), checkpoint[KEY]["adapters"]
     for name in (adapters.keys() & here.adapters.keys()) - set(here.active[:1]):
-        here.adapters[name].values.update(adapters[name].values)
-
-
-def _read(about: dict[str, Any]) -> tuple[dict[str, Adapter], tuple[str, ...]]:
-    """The adapters of a checkpoint and the names of those that were selected."""
-    if about.get("version") != VERSION:
-        raise AdapterFileError(
-            f"the checkpoint's adapters have format version {about.get('version')!r}; this release of "
-            f"lora_lightning reads version {VERSION}. Upgrade lora-lightning."
-        )
-    try:
-        adapters = {
-            name: Adapter(LoRAConfig(**a["config"]), Plan.from_dict(a["plan"]), values=a["values"])
-            for name, a in about["adapters"].items()
-        }
-        return adapters, tuple(about["active"])
-    except (TypeError, KeyError, AttributeError, ConfigError) as error:
-        raise AdapterFileError(f"the checkpoint's adapters cannot be read: {error}.") from None
+        here.adapters[name].values.update(adapters[name]["values"])

@@ -1,6 +1,7 @@
 """Trainer checkpoints that are damaged, edited, foreign, locked or no files: one error of ours each, before
 weights are touched; and bits that mean nothing change nothing."""
 
+import contextlib
 import os
 import random
 import stat
@@ -239,3 +240,63 @@ def test_a_file_without_torchs_own_checksums_is_still_checked_by_ours(tmp_path):
     (tmp_path / "y.ckpt").write_bytes(raw)
     with pytest.raises(ll.AdapterFileError, match="the checksum of state_dict does not match"):
         ll.load_from_checkpoint(Classifier, tmp_path / "y.ckpt")
+
+
+def layer(checkpoint):
+    return adapter_of(checkpoint)["plan"]["layers"][0]
+
+
+FORGED = [
+    (lambda c: layer(c).update(rank=10**9), r"lora_A: .1000000000, 8, 3, 3. in the model"),
+    (lambda c: layer(c).update(rank=-1), "another kind"),
+    (lambda c: layer(c).update(rank=2.0), "another kind"),
+    (lambda c: layer(c).update(alpha=float("nan")), "another kind"),
+    (lambda c: layer(c).update(alpha=10**400), "damaged|another kind"),
+    (lambda c: layer(c).update(shape=[10**9, 10**9]), "in the file"),
+    (lambda c: layer(c).update(module="nowhere"), "no layer model.3.*Build all layers"),
+    (lambda c: adapter_of(c)["plan"].update(heads=["x"]), "no module x"),
+    (lambda c: adapter_of(c)["plan"].update(layers=3), "damaged"),
+    (lambda c: adapter_of(c)["config"].update(rank=0), "rank=0"),
+    (lambda c: adapter_of(c)["config"].update(extra=1), "extra"),
+    (lambda c: adapter_of(c)["slots"].clear(), "damaged"),
+    (lambda c: adapter_of(c).update(own=[1]), "what was trained"),
+    (lambda c: adapter_of(c).update(values=3), "what was trained"),
+    (lambda c: c[KEY].update(active=[["default"]]), "which adapters"),
+    (lambda c: c[KEY].update(active=["other"]), "which adapters"),
+    (lambda c: c[KEY].update(adapters={"a b": adapter_of(c)}), "which adapters"),
+    (lambda c: c[KEY].update(version=9), "version 9.*Upgrade"),
+    (lambda c: c[KEY].update(training=[]), "training"),
+    (lambda c: c.update(state_dict=[]), "no state_dict"),
+    (lambda c: c.update({KEY: 3}), "damaged|no adapter"),
+    (lambda c: c["state_dict"].update({"model.3.lora.default.weight.lora_A": "x"}), "lora_A is missing"),
+    (lambda c: c["state_dict"].pop("model.9.bias"), "Missing key.*model.9.bias"),
+    (lambda c: first(c, "lora_B").fill_(float("nan")), "lora_B holds NaN or infinity"),
+    (lambda c: first(c, "9.weight")[0].fill_(float("inf")), "9.weight holds NaN or infinity"),
+]
+
+
+@pytest.mark.parametrize(("change", "told"), FORGED)
+def test_a_forged_checkpoint_with_right_checksums_is_refused(change, told, saved, tmp_path):
+    path = tmp_path / "forged.ckpt"
+    checkpoint = torch.load(saved[0], weights_only=True)
+    change(checkpoint)
+    if isinstance(checkpoint[KEY], dict):
+        save_checkpoint(checkpoint, path)
+    else:
+        torch.save(checkpoint, path)
+    with pytest.raises(ll.AdapterFileError, match=told):
+        ll.load_from_checkpoint(Classifier, path)
+    with contextlib.suppress(ll.UserError):  # some are found by the model alone
+        inspect(path)
+    with contextlib.suppress(ll.UserError):
+        merge_files(path, tmp_path / "out.safetensors")
+
+
+def test_a_plan_of_other_layers_is_refused_before_it_is_built_in_a_fit(saved, tmp_path):
+    path = tmp_path / "forged.ckpt"
+    checkpoint = torch.load(saved[0], weights_only=True)
+    layer(checkpoint).update(rank=10**9)
+    save_checkpoint(checkpoint, path)
+    run = trainer(tmp_path, ll.LoRACallback(rank=2, verbose=False), enable_checkpointing=False)
+    with pytest.raises(ll.AdapterFileError, match="1000000000"):
+        run.fit(Classifier(), loader(), ckpt_path=path, weights_only=True)

@@ -12,10 +12,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small import mlp
+from torch import nn
 
 import lora_lightning as ll
 from lora_lightning.adapter_file import read_adapter, write_adapter
 from lora_lightning.adapter_pair import CONFIG_FILE, TENSOR_FILE, digest_of
+from lora_lightning.export import merge_state
 
 
 def base():
@@ -234,9 +236,32 @@ def test_updates_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path):
     ll.inject(model, ll.LoRAConfig(rank=2))
     with torch.no_grad():
         ll.lora_parameters(model)[0].fill_(float("nan"))
-    with pytest.raises(ll.UserError, match=r"0.lora_A hold NaN or infinity.*Nothing was written"):
+    with pytest.raises(ll.UserError, match=r"0.lora_A holds NaN or infinity.*Nothing was written"):
         ll.save_adapter(model, tmp_path / "one")
     ll.load_adapter(base(), tmp_path / "one")
+
+
+@pytest.mark.parametrize("name", ["1.weight", "1.running_mean", "3.bias"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_heads_norms_and_statistics_that_are_not_finite_are_neither_saved_nor_merged(name, value, tmp_path):
+    net = nn.Sequential(nn.Linear(6, 8), nn.BatchNorm1d(8), nn.Linear(8, 8), nn.Linear(8, 3))
+    weights = {n: t.clone() for n, t in net.state_dict().items()}
+    ll.inject(net, ll.LoRAConfig(rank=2, target_modules=["0", "2"], modules_to_save=["3"], train_norm="both"))
+    tensor = net.state_dict()[name]
+    good = tensor.clone()
+    ll.save_adapter(net, tmp_path)
+    tensor[1] = value
+    for format in ("lora_lightning", "peft"):
+        with pytest.raises(ll.UserError, match=f"{name} holds NaN or infinity.*Nothing was written"):
+            ll.save_adapter(net, tmp_path, format=format)
+    tensor.copy_(good)
+    saved = read_adapter(tmp_path)
+    saved.tensors[name][1] = value
+    with pytest.raises(ll.UserError, match=f"{name}: merged it would hold NaN or infinity"):
+        merge_state(saved, weights)
+    write_adapter(tmp_path, saved)
+    with pytest.raises(ll.AdapterFileError, match=f"{name} holds NaN or infinity"):
+        ll.load_adapter(net, tmp_path)
 
 
 def load_within(memory, folders, answers):

@@ -185,7 +185,7 @@ def test_load_from_checkpoint_of_something_else(tmp_path):
             super().__init__(width, lr)
             self.model = mlp()
 
-    with pytest.raises(ll.AdapterFileError, match="does not have"):
+    with pytest.raises(ll.AdapterFileError, match="does not fit this model"):
         ll.load_from_checkpoint(Other, tmp_path / "x.ckpt")
 
 
