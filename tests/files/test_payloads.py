@@ -22,7 +22,7 @@ from small import Classifier, loader, mlp, trainer
 from torchvision.io import write_png
 
 import lora_lightning as ll
-from lora_lightning.adapter_file import CONFIG_FILE, TENSOR_FILE, digest_of, read_tensors
+from lora_lightning.adapter_pair import CONFIG_FILE, TENSOR_FILE, digest_of, read_tensors
 from lora_lightning.app.application import main as train
 from lora_lightning.app.check import checkpoint_problems
 from lora_lightning.app.foreign import KNOWN, refuse_foreign_recipes
