@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lora_lightning.adapter_file import read_tensors
+from lora_lightning.adapter_pair import read_tensors
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.files import write_whole
 from lora_lightning.layers import own_modules
