@@ -16,7 +16,7 @@ from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
 from lora_lightning.files import write_checkpoints_whole
 from lora_lightning.hparams import log_to_all, logged, unsafe_hparams
-from lora_lightning.inject import carry_out, eject, freeze_norms
+from lora_lightning.inject import carry_out, eject, freeze_norms, name_problem
 from lora_lightning.layers.norm import FrozenNorm
 from lora_lightning.names import named_parameters
 from lora_lightning.peft_config import config_of
@@ -90,9 +90,11 @@ class LoRACallback(ExactResume):
         if config is not None and options:
             raise ConfigError([f"give a config or its fields ({', '.join(options)}), not both."])
         problems = LoRAConfig.problems(options, beside=OWN_OPTIONS)
-        for name, value in (("verify_strict", verify_strict), ("any_base", any_base)):
+        for name, value in (("verbose", verbose), ("verify_strict", verify_strict), ("any_base", any_base)):
             if not isinstance(value, bool):
                 problems.append(f"{name}={value!r}: give true or false.")
+        if adapter is not None and (problem := name_problem(adapter)):
+            problems.append(problem)
         if checkpoint not in CHECKPOINTS:
             near = did_you_mean(checkpoint, CHECKPOINTS)
             problems.append(f"checkpoint={checkpoint!r}: give one of {', '.join(CHECKPOINTS)}.{near}")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, did_you_mean
-from lora_lightning.inject import check_adapter, grow, own_names, refuse_merged
+from lora_lightning.inject import check_adapter, grow, name_problem, own_names, refuse_merged
 from lora_lightning.layers.layer import LoRALayer, slot_key
 from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.names import submodule
@@ -110,12 +110,16 @@ def _check(
     rank: int | None,
     density: float | None,
 ) -> None:
+    if not hasattr(weights, "__len__"):
+        raise ConfigError([f"weights={weights!r}: give a list, with one number for each of {list(names)!r}."])
     problems = []
     if not records or len(names) != len(weights):
         problems.append(f"weights={list(weights)!r}: give one for each of {list(names)!r}, at least one.")
     if not all(isinstance(w, (int, float)) and math.isfinite(w) for w in weights):
         problems.append(f"weights={list(weights)!r}: give finite numbers.")
-    if into in injection_of(model).adapters:
+    if problem := name_problem(into):
+        problems.append(problem.replace("adapter=", "into="))
+    elif into in injection_of(model).adapters:
         problems.append(f"into={into!r}: the model has an adapter of this name; give another.")
     if method not in METHODS:
         problems.append(

@@ -9,6 +9,7 @@ import re
 import sys
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field, fields
+from numbers import Number
 from typing import Any
 
 from typing_extensions import NotRequired
@@ -111,9 +112,13 @@ class LoRAConfig:
         # checkpoint can hold.
         for name in ("target_modules", "exclude_modules", "modules_to_save"):
             setattr(self, name, _plain_list(getattr(self, name)))
+        for name in ("rank", "alpha", "dropout"):
+            setattr(self, name, _plain_number(getattr(self, name)))
         for name in ("rank_pattern", "alpha_pattern"):
             value = getattr(self, name)
-            setattr(self, name, {} if value is None else dict(value) if isinstance(value, Mapping) else value)
+            if isinstance(value, Mapping):
+                value = {key: _plain_number(number) for key, number in value.items()}
+            setattr(self, name, {} if value is None else value)
         if problems := _value_problems(self):
             raise ConfigError(problems)
 
@@ -150,7 +155,14 @@ class LoRAConfig:
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 
+def _plain_number(value: Any) -> Any:
+    """numpy's numbers, as sweeps draw them, as Python's."""
+    return value.item() if isinstance(value, Number) and hasattr(value, "item") else value
+
+
 def _plain_list(value: Any) -> Any:
+    if isinstance(value, (set, frozenset)):  # else each process would have an order of its own
+        return sorted(value, key=str)
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
         return list(value)
     return value

@@ -110,16 +110,21 @@ def check_adapter(model: nn.Module, config: LoRAConfig, adapter: str) -> None:
         ])  # fmt: skip
 
 
-def check_name(adapter: str) -> None:
+def name_problem(adapter: object) -> str | None:
+    """Why this cannot be an adapter's name, or None when it can."""
+    if isinstance(adapter, str) and adapter.isidentifier() and not hasattr(nn.ModuleDict, adapter):
+        return None
+    return f"adapter={adapter!r}: give an identifier that is no method of nn.Module, such as 'scottish'."
+
+
+def check_name(adapter: object) -> None:
     """Refuse what cannot be an adapter's name.
 
     Raises:
         ConfigError: it is no identifier.
     """
-    if not isinstance(adapter, str) or not adapter.isidentifier() or hasattr(nn.ModuleDict, adapter):
-        raise ConfigError([
-            f"adapter={adapter!r}: give an identifier that is no method of nn.Module, such as 'scottish'."
-        ])  # fmt: skip
+    if problem := name_problem(adapter):
+        raise ConfigError([problem])
 
 
 def own_names(model: nn.Module, config: LoRAConfig, planned: Plan) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ def adapters_for(model: nn.Module, rows: Sequence[str | None]) -> Iterator[None]
     refuse_choosing(model, "adapters_for")
     if isinstance(rows, str) or not rows:
         raise UserError(f"adapters_for: rows={rows!r}: give a list with one adapter's name, or None, a row.")
-    for name in dict.fromkeys(rows):
+    for name in rows:
         if name is not None:
             injection.named(name)
     with injection.choice.lock:

@@ -48,7 +48,7 @@ def quantize(model: nn.Module, kind: str, exclude_modules: str | list[str] | Non
     refuse_sharded(model, "quantize", FIRST)
     if is_injected(model):
         raise UserError("the model is adapted already: call quantize before inject or the Trainer's fit.")
-    if kind not in QUANTIZERS:
+    if not isinstance(kind, str) or kind not in QUANTIZERS:
         raise ConfigError(
             [f"kind={kind!r}: give one of {', '.join(QUANTIZERS)}.{did_you_mean(kind, QUANTIZERS)}"]
         )

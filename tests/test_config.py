@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 
 import lora_lightning as ll
@@ -11,6 +12,18 @@ def test_defaults_are_valid_and_plain():
     config = ll.LoRAConfig()
     assert config.scaling(8, None) == 2.0
     assert ll.LoRAConfig(**json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_what_sweeps_and_sets_hand_over_is_plain():
+    """numpy's numbers are Python's, and a set has the same order in every process."""
+    given = ll.LoRAConfig(
+        rank=np.int64(4), alpha=np.float32(8), dropout=np.float64(0.5), rank_pattern={"qkv": np.int32(2)},
+        target_modules={"qkv", "fc1", "proj"},
+    )  # fmt: skip
+    plain = ll.LoRAConfig(
+        rank=4, alpha=8.0, dropout=0.5, rank_pattern={"qkv": 2}, target_modules=["fc1", "proj", "qkv"]
+    )
+    assert json.dumps(given.to_dict()) == json.dumps(plain.to_dict())
 
 
 @pytest.mark.parametrize(

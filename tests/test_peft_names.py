@@ -184,6 +184,27 @@ def test_a_list_of_adapters_to_select():
     assert ll.adapter_names(model) == ["a", "b"]
 
 
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda m: ll.adapters_for(m, [["a"], "b"]).__enter__(), r"no adapter \['a'\]"),
+        (lambda m: ll.combine(m, ["a", "b"], 1.0, "c"), "weights=1.0: give a list"),
+        (lambda m: ll.combine(m, ["a", "b"], [1, 1], ["c"]), r"into=\['c'\]: give an identifier"),
+        (lambda m: ll.add_adapter(m, "a-b"), "adapter='a-b': give an identifier"),
+        (lambda m: ll.quantize(mlp(), ["nf4"]), r"kind=\['nf4'\]: give one of"),
+        (lambda m: ll.LoRACallback(adapter="a-b"), "adapter='a-b': give an identifier"),
+        (lambda m: ll.LoRACallback(verbose="yes"), "verbose='yes': give true or false"),
+    ],
+)
+def test_other_lists_and_names_where_none_belong(call, told):
+    model = nn.Sequential(nn.Linear(9, 8), nn.Linear(8, 3))
+    ll.inject(model, ll.LoRAConfig(target_modules=["0"]), adapter="a")
+    ll.add_adapter(model, "b")
+    with pytest.raises(ll.UserError, match=told):
+        call(model)
+    assert ll.adapter_names(model) == ["a", "b"]
+
+
 def test_the_trainer_never_sees_a_config_that_is_none():
     with pytest.raises(ll.ConfigError, match="config=8: give a LoRAConfig"):
         pl.Trainer(callbacks=[ll.LoRACallback(8)], logger=False)
