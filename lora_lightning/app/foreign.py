@@ -6,6 +6,7 @@ from __future__ import annotations
 import re
 import shlex
 from collections.abc import Sequence
+from importlib.machinery import all_suffixes
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ KNOWN = frozenset(
         "torch.distributed.fsdp.wrap.size_based_auto_wrap_policy",
     }
 )
+READ, IMPORTED = (".yaml", ".yml"), tuple(all_suffixes())  # by Hydra, by Python
 NOT_UNASKED = "is not run unasked, since the folder may be somebody else's"
 
 
@@ -93,7 +95,7 @@ def _reason(word: str) -> str:
 
 def refuse_foreign_recipes(folder: Path, recipes: Path) -> None:
     """Refuse a folder of recipes that a run's folder names (`--config-dir`) if any file in it would call or
-    evaluate anything but what KNOWN names, or changes Hydra itself.
+    evaluate anything but what KNOWN names, changes Hydra itself, or could be imported.
 
     Raises:
         ConfigError: one line for each such file.
@@ -101,7 +103,7 @@ def refuse_foreign_recipes(folder: Path, recipes: Path) -> None:
     problems = [
         f"resume={folder}: it began with --config-dir {recipes}; {path}: {reason}; {NOT_UNASKED}. If the "
         f"recipes are yours: --config-dir {shlex.quote(str(recipes))} resume={folder}"
-        for path in sorted([*recipes.rglob("*.yaml"), *recipes.rglob("*.yml")])
+        for path in sorted(path for path in recipes.rglob("*") if path.name.endswith((*READ, *IMPORTED)))
         if (reason := _reason_of_file(path, recipes))
     ]
     if problems:
@@ -109,6 +111,8 @@ def refuse_foreign_recipes(folder: Path, recipes: Path) -> None:
 
 
 def _reason_of_file(path: Path, recipes: Path) -> str:
+    if path.name.endswith(IMPORTED):
+        return "it is code"
     try:
         text = path.read_text(encoding="utf-8")
         values = yaml.safe_load(text)

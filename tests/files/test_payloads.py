@@ -383,6 +383,8 @@ def test_recipes_that_a_run_brings_are_plain(name, run, marker):
     (run.parent / "mine" / "recipe" / "bad.yaml").write_text(RECIPES[name](marker))
     told = refusal(lambda: refuse_foreign_recipes(run, run.parent / "mine"), marker)
     assert "bad.yaml" in told and "good.yaml" not in told and "is not run unasked" in told
+    (run.parent / "mine" / "recipe" / "bad.yaml").rename(run.parent / "mine" / "apex.py")
+    assert "apex.py: it is code" in refusal(lambda: refuse_foreign_recipes(run, run.parent / "mine"), marker)
 
 
 @pytest.mark.parametrize(
