@@ -55,7 +55,7 @@ def assembled_peft(pair: Pair, folder: str | os.PathLike[str]) -> SavedAdapter:
     check_peft_digest(about, tensors, metadata, Path(folder))
     problems = _option_problems(about)
     refuse_peft(problems, folder)
-    found = _updates(tensors, problems)
+    found = _updates(about, tensors, problems)
     refuse_peft(problems, folder)
     try:
         return _assembled(about, found, tensors, metadata, problems, folder)
@@ -95,13 +95,20 @@ def variant_problems(about: Mapping[str, Any], remedy: str) -> list[str]:
     ]
 
 
-def _updates(tensors: Mapping[str, Tensor], problems: list[str]) -> dict[str, dict[str, Tensor]]:
-    """Layer as PEFT names it -> "A", "B", "magnitude"; embeddings' as "table A", "table B"."""
+def _updates(
+    about: Mapping[str, Any], tensors: Mapping[str, Tensor], problems: list[str]
+) -> dict[str, dict[str, Tensor]]:
+    """Layer as PEFT names it -> "A", "B", "magnitude"; embeddings' as "table A", "table B". A module that is
+    saved whole, or has a bias that trains, may be called like one of these."""
     found: dict[str, dict[str, Tensor]] = {}
+    saved_modules, biases = _saved_modules(about), about.get("bias", "none") != "none"
     for key, tensor in tensors.items():
-        if match := KEY.fullmatch(key.removeprefix(PREFIX)):
+        name = key.removeprefix(PREFIX)
+        if match := _update_key(key, tensors, saved_modules):
             part = match["matrix"] or match["magnitude"] or f"table {match['table']}"
             found.setdefault(match["layer"], {})[part] = tensor
+        elif _saved_module(name, saved_modules) or (biases and name.endswith(".bias")):
+            continue
         elif re.search(r"\.lora_\w+(\.\w+)?$", key):
             problems.append(f"{key}: this tensor means nothing here. {MERGE_IN_PEFT}")
     for layer, parts in found.items():
@@ -118,6 +125,32 @@ def _updates(tensors: Mapping[str, Tensor], problems: list[str]) -> dict[str, di
     if not found and not problems:
         problems.append("it holds no LoRA tensor.")
     return found
+
+
+def _update_key(
+    key: str, tensors: Mapping[str, Tensor], saved_modules: Iterable[str]
+) -> re.Match[str] | None:
+    """The parts of an update's key; None of others, as of a module called `lora_A` that is saved whole."""
+    name = key.removeprefix(PREFIX)
+    match = KEY.fullmatch(name)
+    if match and match["matrix"] and _saved_module(name, saved_modules):
+        end = f"{match['matrix']}.weight"
+        other = "B.weight" if end == "A.weight" else "A.weight"
+        return match if key.removesuffix(end) + other in tensors else None
+    return match
+
+
+def _saved_modules(about: Mapping[str, Any]) -> list[str]:
+    """PEFT's `modules_to_save`; of another kind than a list they are refused where heads are read."""
+    named = about.get("modules_to_save")
+    return list(named) if isinstance(named, list) else []
+
+
+def _saved_module(name: str, saved_modules: Iterable[str]) -> str | None:
+    """The module with this tensor that is saved whole, by PEFT's rule: it ends as one of those named."""
+    parts = name.split(".")
+    ancestors = [".".join(parts[:i]) for i in range(1, len(parts))]
+    return next((a for a in ancestors if any(f"{PREFIX}{a}".endswith(m) for m in saved_modules)), None)
 
 
 def _factors_fit(A: Tensor, B: Tensor, table: bool) -> bool:
@@ -165,7 +198,7 @@ def _assembled(
         layers.append(
             LayerPlan(name, module, slot, "MultiheadAttention" if slot else kind, shape, len(A), alpha, size)
         )
-    own, heads = _own(tensors, about.get("modules_to_save") or [], found)
+    own, heads = _own(tensors, about.get("modules_to_save") or [])
     refuse_peft(problems, folder)
     config = _config(about, layers, heads)
     trainable = sum(p.parameters for p in layers) + sum(t.numel() for t in own.values())
@@ -194,9 +227,7 @@ def _converted(parts: Mapping[str, Tensor]) -> tuple[Tensor, Tensor, str]:
     return A, B.flatten(1), kind
 
 
-def _own(
-    tensors: Mapping[str, Tensor], saved_modules: Iterable[str], found: Mapping[str, Any]
-) -> tuple[dict[str, Tensor], list[str]]:
+def _own(tensors: Mapping[str, Tensor], saved_modules: Iterable[str]) -> tuple[dict[str, Tensor], list[str]]:
     """The model's own trained tensors under its names, and the modules that are trained in full."""
     if isinstance(saved_modules, str):
         raise TypeError(f"modules_to_save={saved_modules!r}")
@@ -205,13 +236,12 @@ def _own(
     heads: dict[str, None] = {}
     for key, tensor in tensors.items():
         name = key.removeprefix(PREFIX)
-        if KEY.fullmatch(name) or ".original_module." in name or ".modules_to_save." in name:
+        update = _update_key(key, tensors, saved_modules)
+        if update or ".original_module." in name or ".modules_to_save." in name:
             continue  # the base's copies, and second names that PEFT gives to biases of saved modules
         name = name.replace(".base_layer.", ".")
         own[name] = tensor
-        parts = name.split(".")
-        ancestors = [".".join(parts[:i]) for i in range(1, len(parts))]
-        head = next((a for a in ancestors if any(f"{PREFIX}{a}".endswith(m) for m in saved_modules)), None)
+        head = _saved_module(name, saved_modules)
         if head is not None:
             heads[head] = None
     return own, list(heads)

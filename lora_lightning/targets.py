@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import replace
 
@@ -13,14 +12,15 @@ from lora_lightning.detectors import detectors, is_convolutional, within_part
 from lora_lightning.errors import ConfigError, did_you_mean
 from lora_lightning.heads import find_heads, holds
 from lora_lightning.layers import LoRALayer
+from lora_lightning.layers.foreign import library_of
 from lora_lightning.layers.norm import is_norm
 from lora_lightning.names import named_modules, named_parameters, submodule
-from lora_lightning.pattern_kinds import is_name
-from lora_lightning.patterns import lookup, matching
+from lora_lightning.patterns import matching
 from lora_lightning.peft_config import config_of
 from lora_lightning.plans import LayerPlan, Plan, summary
 from lora_lightning.quantized import is_quantized
-from lora_lightning.report import listed
+from lora_lightning.ranks import ranked
+from lora_lightning.report import ROOT, listed
 from lora_lightning.structure import (
     Target,
     auto_targets,
@@ -47,7 +47,7 @@ def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     problems: list[str] = []
     heads = _heads(backbone, config, problems)
     chosen, skipped = _targets(backbone, config, heads, problems)
-    layers = _layers(backbone, config, chosen, problems)
+    layers = ranked(backbone, config, chosen, problems)
     problems += _impossible(backbone, config, chosen, heads)
     if problems:
         raise ConfigError(problems)
@@ -81,6 +81,10 @@ def head_alone(config: LoRAConfig) -> LoRAConfig:
 def _refuse_unfit(model: nn.Module) -> None:
     if any(isinstance(m, LoRALayer) for m in model.modules()):
         raise ConfigError(["the model is adapted already; call lora_lightning.eject(model) first."])
+    for name, module in model.named_modules():
+        if about := library_of(module):
+            library, remedy = about
+            raise ConfigError([f"{library} has adapted the model ({name or ROOT}): {remedy}."])
     if lazy := [n for n, p in named_parameters(model).items() if isinstance(p, nn.UninitializedParameter)]:
         raise ConfigError([
             f"the shapes of {listed(lazy)} are not known yet: run one batch through the model first."
@@ -279,42 +283,3 @@ def _nothing_to_adapt(config: LoRAConfig, refused: Mapping[str, str]) -> str:
         f"target_modules={config.target_modules!r} leaves no layer to adapt{excluded}: LoRA adapts "
         f"linear, convolution, embedding and recurrent layers and attention outside the head.{found}"
     )
-
-
-def _layers(
-    backbone: nn.Module,
-    config: LoRAConfig,
-    chosen: list[Target],
-    problems: list[str],
-) -> list[LayerPlan]:
-    """Rank, alpha and size of each chosen layer; with patterns checked against the names. A rank for all
-    layers is capped at a layer's smaller side; one that is given to a layer by its name is not."""
-    targets = {t.name: t for t in chosen}
-    rank_of = lookup("rank_pattern", config.rank_pattern, targets, problems)
-    alpha_of = lookup("alpha_pattern", config.alpha_pattern, targets, problems)
-    layers: list[LayerPlan] = []
-    small: dict[str, dict[str, int]] = {}
-    for name, target in targets.items():
-        shape, side = target.shape, target.slot.highest_rank(target.shape)
-        key, asked = rank_of(name) or ("", config.rank)
-        if asked > side and is_name(key) and key:
-            small.setdefault(key, {})[name] = side
-        rank = min(asked, side)
-        _, alpha = alpha_of(name) or ("", 2 * rank if config.alpha is None else config.alpha)
-        parameters = sum(math.prod(factor) for factor in target.slot.factors(shape, rank))
-        parameters += shape[0] if config.use_dora else 0
-        kind = type(submodule(backbone, target.module)).__name__
-        layers.append(
-            LayerPlan(
-                name, target.module, target.slot_name, kind, shape, rank, alpha, parameters,
-                asked if asked > rank else None,
-            )
-        )  # fmt: skip
-    for key, sides in small.items():
-        name, side = min(sides.items(), key=lambda item: item[1])
-        others = f" and {len(sides) - 1} more" if len(sides) > 1 else ""
-        problems.append(
-            f"rank_pattern[{key!r}]={config.rank_pattern[key]} is above the smaller side, {side}, of "
-            f"{name}{others}: give at most {side}."
-        )
-    return layers

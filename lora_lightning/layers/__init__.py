@@ -14,6 +14,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from lora_lightning.layers.attention import FUSED, attention_slots, fused_parts
 from lora_lightning.layers.conv import LoRAConv, LoRAConvTranspose, conv_slot, transposed_slot
 from lora_lightning.layers.embedding import EMBEDDING_SLOT, LoRAEmbedding, LoRAEmbeddingBag
+from lora_lightning.layers.foreign import own_update, taken_names
 from lora_lightning.layers.layer import LoRALayer
 from lora_lightning.layers.linear import LoRALinear
 from lora_lightning.layers.norm import is_norm
@@ -97,6 +98,10 @@ def refusal(module: nn.Module) -> str | None:
             return f"its weight is {str(weight.dtype).removeprefix('torch.')}: {remedy}"
         if type(weight).__module__.startswith("torchao."):
             return f"its weight is torchao's {type(weight).__name__}: {IN_FLOATS}"
+    if reason := own_update(module):
+        return reason
+    if taken := taken_names(module, family_of(module)):
+        return f"its attribute {' and '.join(taken)} is one that an adapted layer needs for itself: rename it"
     return None
 
 
