@@ -136,17 +136,17 @@ class WithLora(nn.Linear):
         return super().forward(x) + self.lora(x)
 
 
-class WithBase(nn.Linear):
+class WithMethod(nn.Linear):
     """Keeps nn.Linear's forward and names what LoRALinear names."""
 
     def branch(self) -> int:
         return 3
 
 
-class Merged(nn.Linear):
+class WithAttributes(nn.Linear):
     def __init__(self) -> None:
         super().__init__(6, 6)
-        self.merged, self.active_updates = False, None
+        self.read, self.updates = False, None
 
 
 class LoRAOfAnother(nn.Linear):
@@ -172,8 +172,8 @@ def parametrized() -> nn.Module:
 
 REFUSED = {
     WithLora: "its attribute lora is one that an adapted layer needs for itself: rename it",
-    lambda: WithBase(6, 6): "its attribute branch is one that",
-    Merged: "its attribute active_updates and merged is one that",
+    lambda: WithMethod(6, 6): "its attribute branch is one that",
+    WithAttributes: "its attribute read and updates is one that",
     LoRAOfAnother: "it has a lora_A and a lora_B already: merge its updates first",
     parametrized: "it has a lora_A and a lora_B already: merge its updates first",
 }
