@@ -10,6 +10,7 @@ from functools import partial
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lora_lightning.base_values import begin_magnitudes, refuse_replaced
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.inject import activate, check_name, drop, grow, refuse_choosing, refuse_merged
@@ -160,8 +161,10 @@ def merge(model: nn.Module) -> None:
         UserError: the model is not adapted or sharded, or an update is not finite; no layer is merged.
     """
     refuse_sharded(model, "merge")
+    refuse_replaced(model)
     layers = {n: layer for n, layer in _layers_of(model).items() if not layer.lora_merged}
     injection_of(model).settled()
+    begin_magnitudes(model)
     merged: dict[str, dict[str, Tensor]] = {}
     for name, layer in layers.items():
         try:
@@ -203,6 +206,7 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
         UserError: the model is not adapted or sharded.
     """
     refuse_sharded(model, "adapters_off")
+    refuse_replaced(model)
     with opened(view_as(model, (), "adapters_off")):
         yield
 

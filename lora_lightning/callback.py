@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lora_lightning import quantization
 from lora_lightning.adapters import add_adapter, lora_parameters, select
 from lora_lightning.averaging import average_the_adapted, keep_equal_values
+from lora_lightning.base_values import begin_training, refuse_replaced, replaced
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
 from lora_lightning.files import write_checkpoints_whole
@@ -110,8 +111,8 @@ class LoRACallback(ExactResume):
         self._logged: tuple[list[int], dict[str, Any]] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Inject now if the targets exist, and look again after `configure_model`, which may build
-        layers; both come before the checkpoint is restored and before the optimizers are made."""
+        """Inject now, or after `setup` and `configure_model` of the module's own, which may build layers and
+        load base weights; all that comes before the checkpoint is restored and the optimizers are made."""
         self._refuse_unfreezing(trainer)
         self._refuse_replacing(trainer)
         if is_injected(pl_module):  # what is trained here is the model's own choice
@@ -122,14 +123,14 @@ class LoRACallback(ExactResume):
             self._reuse(pl_module)
             self._prepare(trainer, pl_module)
             return
-        with contextlib.suppress(ConfigError):  # raised again after configure_model, if it stands
-            self._inject(pl_module)
-            self._prepare(trainer, pl_module)
-        if not is_injected(pl_module) or _builds_late(pl_module):
-            self._after_configure_model(trainer, pl_module)
+        if not _has_own(pl_module, "setup", "configure_model"):
+            self._try_to_inject(trainer, pl_module)
+        if not is_injected(pl_module):
+            self._around_configure_model(trainer, pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
+        refuse_replaced(pl_module)
         self.plan = injection_of(pl_module).plan  # a checkpoint may have brought another
         freeze_norms(pl_module)
         prepare_saving(trainer, pl_module)
@@ -150,6 +151,7 @@ class LoRACallback(ExactResume):
         """Refuse optimizers that were made without the updates: nothing would train."""
         if is_a(trainer.strategy, *UNSHARDED):  # sharded ones hand other tensors to the optimizer
             self._refuse_untrained(trainer, pl_module)
+            begin_training(pl_module)
         super().on_train_start(trainer, pl_module)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -194,9 +196,15 @@ class LoRACallback(ExactResume):
         self.plan = plan(pl_module, self.config)
         carry_out(pl_module, self.config, self.plan, self.adapter or "default")
 
+    def _try_to_inject(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        with contextlib.suppress(ConfigError):  # raised again after configure_model, if it stands
+            self._inject(pl_module)
+            self._prepare(trainer, pl_module)
+
     def _reuse(self, pl_module: pl.LightningModule) -> None:
         """setup runs again for validate, test, predict and a second fit."""
         injection = injection_of(pl_module)
+        injection.begun = True
         name = self.adapter or injection.adapter
         if name not in injection.adapters:
             add_adapter(pl_module, name, self.config)
@@ -218,16 +226,20 @@ class LoRACallback(ExactResume):
         average_the_adapted(trainer, pl_module)
         prepare_restore(trainer, pl_module)
 
-    def _after_configure_model(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Wrap the module's `configure_model`, once, to inject into layers that are built after setup."""
-        names = set(named_parameters(pl_module))
+    def _around_configure_model(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Wrap the module's `configure_model`, once, to inject after it; where it may shard the model, before
+        it, and again after it if it has built layers."""
         original = pl_module.configure_model
 
         def configure_model() -> None:
             del pl_module.__dict__["configure_model"]
+            if not is_a(trainer.strategy, *UNSHARDED):
+                self._try_to_inject(trainer, pl_module)
+            names = set(named_parameters(pl_module))
             original()
             if is_injected(pl_module):
-                if set(named_parameters(pl_module)) == names:
+                if set(named_parameters(pl_module)) == names and not replaced(pl_module):
+                    self._prepare(trainer, pl_module)  # again, the base may have other weights now
                     return
                 eject(pl_module)
             self._inject(pl_module)
@@ -291,10 +303,7 @@ class LoRACallback(ExactResume):
                 )
 
 
-def _builds_late(pl_module: pl.LightningModule) -> bool:
-    """Whether the module has hooks of its own, run after Callback.setup, that can build layers."""
-    hooks = ("setup", "configure_model")
-    return any(
-        getattr(type(pl_module), hook).__module__.partition(".")[0] not in ("lightning", "pytorch_lightning")
-        for hook in hooks
-    )
+def _has_own(pl_module: pl.LightningModule, *hooks: str) -> bool:
+    """Whether the module has one of these hooks of its own; they run after Callback.setup."""
+    packages = [getattr(type(pl_module), hook).__module__.partition(".")[0] for hook in hooks]
+    return any(package not in ("lightning", "pytorch_lightning") for package in packages)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lora_lightning.adapter_file import SavedAdapter, write_adapter
 from lora_lightning.adapter_pair import write_pair
+from lora_lightning.base_values import begin_magnitudes, refuse_replaced
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
 from lora_lightning.fingerprint import fingerprint, frozen_tensors
@@ -98,6 +99,8 @@ def saved_adapter(
     injection = injection_of(model)
     name = injection.adapter if adapter is None else adapter
     record = injection.named(name)
+    refuse_replaced(model)
+    begin_magnitudes(model)
     slots = {}
     for layer in record.plan.layers:
         updates = cast(Any, submodule(model, layer.module)).lora[name]
@@ -212,6 +215,7 @@ def load_adapter(
     with torch.no_grad():
         for key, tensor in saved.tensors.items():
             targets[key].copy_(tensor)
+    injection_of(model).begun = True
 
 
 def _warn_of_floats(model: nn.Module, saved: SavedAdapter, folder: str | os.PathLike[str]) -> None:

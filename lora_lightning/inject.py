@@ -5,6 +5,7 @@ from __future__ import annotations
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
+from lora_lightning.base_values import begin_magnitudes, follow_base, leave_base, refuse_replaced, replaced
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.layers import family_of, lora_layers, own_modules, slots_of
@@ -152,6 +153,7 @@ def activate(model: nn.Module, names: tuple[str, ...]) -> None:
                 layer.lora[adapter].requires_grad_(True)
         _flag_own(model, injection, True)
         _freeze_statistics(model, injection)
+        begin_magnitudes(model)
         injection.choice.version += 1
 
 
@@ -162,6 +164,7 @@ def drop(model: nn.Module, adapter: str) -> None:
             if adapter in layer.lora:
                 forget(layer, adapter)
         del injection_of(model).adapters[adapter]
+        follow_base(model)
 
 
 def replace(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str) -> None:
@@ -178,7 +181,8 @@ def refuse_merged(model: nn.Module) -> None:
     """Refuse to change the adapters of a model whose weights hold the selected ones' sum.
 
     Raises:
-        UserError: the model is merged, sharded, or some thread or task is within a context of it.
+        UserError: the model is merged, sharded, or some thread or task is within a context of it; or a
+            module of its plan was replaced.
     """
     injection_of(model).settled()
     refuse_choosing(model, "changing adapters")
@@ -188,9 +192,10 @@ def refuse_choosing(model: nn.Module, action: str) -> None:
     """Refuse to choose among the adapters of a model whose weights hold the selected ones' sum.
 
     Raises:
-        UserError: the model is merged or sharded.
+        UserError: the model is merged or sharded, or a module of its plan was replaced.
     """
     refuse_sharded(model, action)
+    refuse_replaced(model)
     if any(layer.lora_merged for layer in lora_layers(model).values()):
         raise UserError("the adapters are merged into the weights: call lora_lightning.unmerge(model) first.")
 
@@ -219,13 +224,19 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
             weight-normed layer stays one, its g and v give the merged weight.
 
     Raises:
-        UserError: the model is not adapted or sharded, or an update to be merged is not finite.
+        UserError: the model is not adapted or sharded, or an update to be merged is not finite or gone with
+            a module that was replaced.
     """
     refuse_sharded(model, "eject")
     injection = injection_of(model)
     injection.settled()
+    if merged:
+        refuse_replaced(model)
     hide_all(injection.choice)
     weights = {n: layer.merged_weights() for n, layer in lora_layers(model).items()} if merged else {}
+    gone = replaced(model)
+    injection.originals = {n: t for n, t in injection.originals.items() if n.rpartition(".")[0] not in gone}
+    leave_base(model)
     plain: list[str] = []
     for name, layer in lora_layers(model).items():
         if layer.lora_merged:
@@ -287,6 +298,7 @@ def _attach(
         if inside_scope(name, planned.scope) and name not in injection.originals:
             injection.originals[name] = tensor.detach().clone()
     injection.adapters[adapter] = Adapter(config, planned, names, values)
+    follow_base(model)
 
 
 def _deactivate(model: nn.Module, injection: Injection) -> None:

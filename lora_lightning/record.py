@@ -46,6 +46,9 @@ class Injection:
             adapter trains, by name.
         requires_grad: the flag of every parameter before.
         training: the mode before of every norm layer that is frozen now.
+        begun: whether the model's own tensors may have trained values, since when only what
+            `load_state_dict` brings is taken for the base's.
+        restoring: whether the next state that is loaded is a checkpoint's of this model.
         choice: who sees the model otherwise than it stands.
     """
 
@@ -54,6 +57,8 @@ class Injection:
     originals: dict[str, Tensor] = field(default_factory=dict)
     requires_grad: dict[str, bool] = field(default_factory=dict)
     training: dict[str, bool] = field(default_factory=dict)
+    begun: bool = False
+    restoring: bool = False
     choice: Choice = field(default_factory=Choice)
 
     @property

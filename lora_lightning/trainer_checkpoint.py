@@ -178,7 +178,8 @@ def _check_base(here: dict[str, str], checkpoint: dict[str, Any], where: str) ->
 
 
 def _give_values(module: nn.Module, checkpoint: dict[str, Any]) -> None:
-    """Those of the selected adapter stand in the model, and in the checkpoint's state_dict."""
+    """Those of the selected adapter stand in the model, and in the checkpoint's state_dict, loaded next."""
     here, adapters = injection_of(module), checkpoint[KEY]["adapters"]
+    here.restoring = True
     for name in (adapters.keys() & here.adapters.keys()) - set(here.active[:1]):
         here.adapters[name].values.update(adapters[name]["values"])

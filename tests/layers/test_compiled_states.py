@@ -21,9 +21,7 @@ def assert_same(ones, others) -> None:
 
 
 @pytest.mark.parametrize("name", names)
-@pytest.mark.parametrize(
-    "grad", [pytest.param(True, marks=pytest.mark.slow), False], ids=["grad", "no_grad"]
-)
+@pytest.mark.parametrize("grad", [pytest.param(True, marks=pytest.mark.slow), False], ids=["grad", "no_grad"])
 def test_a_compiled_layer_follows_every_change(name, grad):
     backend = "eager" if name in QUICK else "aot_eager"
     model, inputs = adapted(name, dropout=0.0).eval(), CASES[name].inputs()
