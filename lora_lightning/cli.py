@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_lightning import interrupts
 from lora_lightning.app import arguments
-from lora_lightning.app.arguments import missing_path, parsed, usage
+from lora_lightning.app.arguments import at_home, missing_path, parsed, usage
 from lora_lightning.errors import UserError, did_you_mean
 from lora_lightning.interrupts import interruptible
 from lora_lightning.report import listed
@@ -27,7 +27,7 @@ def main(words: Sequence[str] | None = None) -> None:
     Raises:
         SystemExit: 0 when done, 2 after a user's mistake, 130 after Ctrl-C.
     """
-    words = list(sys.argv[1:] if words is None else words)
+    words = at_home(sys.argv[1:] if words is None else words)
     if not words or words[0] in HELP:
         print(usage())
         raise SystemExit(0 if words else 2)

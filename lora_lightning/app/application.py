@@ -15,6 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
+from lora_lightning.app.arguments import at_home
 from lora_lightning.app.command_line import HELP, check_command_line, flags_first, is_run
 from lora_lightning.app.compose import CONF, CONFIG_NAME, VERSION_BASE
 from lora_lightning.app.console import say
@@ -46,7 +47,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         SystemExit: 2 after a user's mistake, 1 after a sweep of which a job failed, 130 after Ctrl-C.
     """
     script = sys.argv[0] if arguments is None else str(PROGRAM)
-    given = sys.argv[1:] if arguments is None else arguments
+    given = at_home(sys.argv[1:] if arguments is None else arguments)
     ENDED.clear()
     with hydra_raises(), reported():
         sys.argv = [script, *flags_first(resumed(given))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -67,6 +68,11 @@ lora-lightning predict images=FOLDER out=FOLDER adapter=FOLDER  what a detector 
     any_base=true           accept other base weights than those that it was trained on""",
 }
 PATHS = "PATH is an adapter's folder (of PEFT, too) or a Trainer's checkpoint."
+
+
+def at_home(words: Sequence[str]) -> list[str]:
+    """`key=~/x` with the home folder written out: shells do so only where a word begins with `~`."""
+    return [re.sub(r"=~(?=/|$)", f"={Path.home()}", word, count=1) for word in words]
 
 
 def usage(command: str | None = None) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +11,11 @@ import yaml
 from lightning.pytorch import Trainer
 from omegaconf import OmegaConf
 
+from lora_lightning.app.arguments import at_home
 from lora_lightning.app.check import problems_of
 from lora_lightning.app.compose import compose, config_loader
 from lora_lightning.app.options import PRECISIONS, precision_of
+from lora_lightning.cli import main
 from lora_lightning.errors import ConfigError
 from lora_lightning.tasks.optim_config import OptimConfig
 
@@ -64,6 +67,15 @@ def test_short_precisions_have_full_names() -> None:
         assert (
             precision_of(value).replace("16-mixed", "bf16-mixed").replace("bfbf", "bf") == trainer.precision
         )
+
+
+def test_the_home_folder_is_written_out(monkeypatch: pytest.MonkeyPatch, capsys: Any, tmp_path: Path) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    words = ["data.root=~/x", "out=~", "a=b~/c", "~logger", "b=~c"]
+    assert at_home(words) == [f"data.root={tmp_path}/x", f"out={tmp_path}", "a=b~/c", "~logger", "b=~c"]
+    with pytest.raises(SystemExit):
+        main(["merge", "ckpt=~/nothing", "out=~/x.safetensors"])
+    assert f"{tmp_path}/nothing" in capsys.readouterr().err
 
 
 def test_a_rate_that_yaml_takes_for_a_text() -> None:
