@@ -244,8 +244,8 @@ def _config_of_run(source: Source) -> dict[str, Any]:
         section, _, name = path.partition(".")
         if not isinstance(sections[section], dict):
             raise UserError(f"{where}: {section}={show(sections[section])}: the file is damaged.")
-        value, rule = sections[section].get(name), rules.get(path)
-        if rule and value is not None and not rule.test(value):
+        values, rule = sections[section], rules.get(path)
+        if rule and name in values and not rule.test(value := values[name]):
             raise UserError(f"{where}: {path}={show(value)}: the file is damaged: give {rule.allowed} there.")
     return sections
 

@@ -10,8 +10,23 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
+
+import lora_lightning as ll
+from lora_lightning.app.predict import predict
+from lora_lightning.app.recognizer import recognizer
+from lora_lightning.export import merge_files
 
 Node = dict[str, Any]
+TIMM = "lora_lightning.models.timm.timm_model"
+DATA = "lora_lightning.data.digits.DigitsDataModule"
+TASKS = {
+    "merge": "lora_lightning.tasks.classification.ImageClassifier",
+    "transcribe": "lora_lightning.tasks.ctc.SpeechRecognizer",
+    "predict": "lora_lightning.tasks.detection.ObjectDetector",
+}
+BY_HYDRA = ("open", "mkdir", "touch", "torch_load", "numpy_load", "through_a_model", "through_data")
+RESOLVERS = ("${oc.env:HOME}", "${oc.decode:'1'}", "${oc.create:{a:1}}", "${hydra:runtime.cwd}", "${now:%Y}")
 
 
 class Touch:
@@ -83,3 +98,31 @@ def carry_out(node: Any) -> Any:
 def other_letters(name: str) -> str:
     """The name with its first o in Cyrillic, which looks the same."""
     return name.replace("o", "\N{CYRILLIC SMALL LETTER O}", 1)
+
+
+def config_for(command: str) -> dict[str, Any]:
+    return {
+        "model": {"_target_": TIMM, "name": "vit_tiny_patch16_224"},
+        "data": {"_target_": DATA, "train_size": 10},
+        "task": {"_target_": TASKS[command]},
+        "trainer": {"_target_": "lightning.pytorch.Trainer", "accelerator": "cpu", "precision": "32-true"},
+    }
+
+
+def use(command: str, run: Path) -> None:
+    """What a user does with the folder of somebody else."""
+    if command == "merge":
+        merge_files(run / "adapter", run / "out.safetensors")
+    elif command == "transcribe":
+        recognizer(str(run / "adapter"))
+    else:
+        predict({"adapter": str(run / "adapter"), "out": str(run / "out")}, [])
+
+
+def refusal(act: Callable[[], object], marker: Path) -> str:
+    """The one message of ours with which it is refused; nothing has run."""
+    with pytest.raises(ll.UserError) as caught:
+        act()
+    assert not marker.exists()
+    assert "Traceback" not in str(caught.value)
+    return str(caught.value)
