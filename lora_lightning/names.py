@@ -129,6 +129,13 @@ def _renamed(model: nn.Module, name: str, stored: bool) -> str:
     return ".".join(made)
 
 
+def without_hidden(prefix: str) -> str:
+    """What stands before a model's names in `state_dict()`, without the words that wrappers around the model
+    hide there; those are not to be seen from within."""
+    words = [word for word, hidden in WRAPPERS.values() if hidden]
+    return "".join(f"{part}." for part in prefix.split(".")[:-1] if part not in words)
+
+
 def is_wrapping(model: nn.Module) -> bool:
     """Whether a name in `model.state_dict()` can have the word of a wrapper."""
     return any((about := _wrapped(m)) is not None and not about[1] for m in model.modules())

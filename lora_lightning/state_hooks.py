@@ -9,7 +9,14 @@ from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.layers import update_ids
-from lora_lightning.names import is_wrapping, named_parameters, plain_name, stored_name, submodule
+from lora_lightning.names import (
+    is_wrapping,
+    named_parameters,
+    plain_name,
+    stored_name,
+    submodule,
+    without_hidden,
+)
 from lora_lightning.record import injection_of, is_injected
 from lora_lightning.sharding import is_flattened, is_sharded
 from lora_lightning.targets import inside_scope
@@ -122,10 +129,11 @@ def refuse_misfit(model: nn.Module, state: Mapping[str, Any], strict: bool, pref
 
 def _forgive_frozen(model: nn.Module, incompatible: Any) -> None:
     if is_injected(model):
-        prefix, frozen = model.__dict__["lora_load_prefix"], frozen_names(model)
+        frozen, prefix = frozen_names(model), model.__dict__["lora_load_prefix"]
+        prefixes = (prefix, without_hidden(prefix))  # FSDP around the model takes its own word out
         missing = incompatible.missing_keys
         missing[:] = [
             n
             for n in missing
-            if not n.startswith(prefix) or plain_name(model, n.removeprefix(prefix)) not in frozen
+            if not any(n.startswith(p) and plain_name(model, n.removeprefix(p)) in frozen for p in prefixes)
         ]
