@@ -13,6 +13,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from lora_lightning.layers.norm import FrozenNorm
 from lora_lightning.names import named_parameters
+from lora_lightning.resume_loops import instead_once
 from lora_lightning.twins import is_a
 
 
@@ -28,6 +29,45 @@ def average_the_adapted(trainer: Any, module: nn.Module) -> None:
             copied = callback._average_model
             if copied is not None and _names(getattr(copied, "module", copied)) != _names(module):
                 callback.setup(trainer, module, trainer.state.fn.value)
+
+
+def go_on_averaging(trainer: Any, module: Any, between_epochs: bool) -> None:
+    """Let SWA take up its scheduler, and in its last epoch, which renews the statistics of norms, what it
+    does at that epoch's start: both are made there, with changes that the checkpoint has behind it."""
+    for callback in trainer.callbacks:
+        if is_a(callback, "StochasticWeightAveraging") and callback._scheduler_state is not None:
+            if between_epochs:
+                instead_once(callback, "on_train_epoch_start", partial(_keeping_rates, callback))
+            else:
+                _keeping_statistics(callback, trainer, module)
+
+
+def finish_averages(trainer: Any, module: Any) -> None:
+    """Give the module its averages at the end of a fit that found nothing left to train."""
+    for callback in trainer.callbacks:
+        swa = is_a(callback, "StochasticWeightAveraging")
+        if swa and callback._model_contains_batch_norm and trainer.current_epoch - 1 > callback.swa_end:
+            trainer.fit_loop.max_epochs -= 1  # the module has them since the epoch that renewed statistics
+        elif swa or is_a(callback, "WeightAveraging"):
+            callback.on_train_end(trainer, module)
+
+
+def _keeping_rates(callback: Any, trainer: Any, module: Any) -> None:
+    """SWA's `on_train_epoch_start`, without the step that a new scheduler makes."""
+    groups = trainer.optimizers[0].param_groups
+    rates = [group["lr"] for group in groups]
+    callback.on_train_epoch_start(trainer, module)
+    for group, rate in zip(groups, rates, strict=True):
+        group["lr"] = rate
+
+
+def _keeping_statistics(callback: Any, trainer: Any, module: nn.Module) -> None:
+    """The same in the middle of an epoch: norms have statistics of its first batches."""
+    kept = [{n: b.clone() for n, b in norm.named_buffers()} for norm in _moving_norms(module)]
+    _keeping_rates(callback, trainer, module)
+    for norm, buffers in zip(_moving_norms(module), kept, strict=True):
+        for name, buffer in buffers.items():
+            norm.get_buffer(name).copy_(buffer)
 
 
 def keep_equal_values(trainer: Any) -> None:

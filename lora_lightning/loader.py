@@ -3,7 +3,7 @@ the middle of an epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sized
+from collections.abc import Callable, Iterator, Sized
 from typing import Any, cast
 
 import torch.distributed as dist
@@ -74,6 +74,8 @@ class ResumableLoader(DataLoader):
             sampler = RandomSampler(dataset) if shuffle else SequentialSampler(dataset)
         options = {k: v for k, v in options.items() if k != "batch_sampler"}
         super().__init__(dataset, batch_size, sampler=EpochOrder(sampler, seed), **options)
+        if not isinstance(self.collate_fn, SeededCollate):  # Lightning makes a loader again from its parts
+            self.collate_fn = SeededCollate(dataset, self.collate_fn)
         self._start = self._taken = 0
         self._waiting = False
 
@@ -111,6 +113,7 @@ class SeededSamples(Dataset[Any]):
 
     def __init__(self, dataset: Dataset[Any], seed: int) -> None:
         self.dataset, self.seed = dataset, seed
+        self.first: Key = (0, 0)  # of the batch that was loaded last
 
     def __len__(self) -> int:
         return len(cast(Sized, self.dataset))
@@ -120,12 +123,23 @@ class SeededSamples(Dataset[Any]):
         return self.__getitems__([key])[0] if isinstance(key, tuple) else self.dataset[key]
 
     def __getitems__(self, keys: list[Key]) -> list[Any]:
-        epoch, first = keys[0]
+        self.first = keys[0]
         indices = [index for _, index in keys]
-        with seeded(self.seed, epoch, first):
+        with seeded(self.seed, *self.first):
             if hasattr(self.dataset, "__getitems__"):
                 return self.dataset.__getitems__(indices)
             return [self.dataset[index] for index in indices]
+
+
+class SeededCollate:
+    """A `collate_fn`, such as one that mixes samples, that does the same to a batch loaded again."""
+
+    def __init__(self, samples: SeededSamples, collate: Callable[[Any], Any]) -> None:
+        self.samples, self.collate = samples, collate
+
+    def __call__(self, batch: Any) -> Any:
+        with seeded(self.samples.seed, *self.samples.first, 1):
+            return self.collate(batch)
 
 
 class EpochOrder(DistributedSampler[Any]):

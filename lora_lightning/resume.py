@@ -3,17 +3,19 @@ beyond what Lightning keeps: random numbers, gradients on their way, the order o
 
 from __future__ import annotations
 
+import time
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
 import torch.distributed as dist
-from lightning.pytorch.utilities import CombinedLoader
 from torch import Tensor, nn
 
+from lora_lightning.averaging import finish_averages, go_on_averaging
 from lora_lightning.errors import AdapterFileError
-from lora_lightning.loader import ResumableLoader
 from lora_lightning.names import named_parameters
 from lora_lightning.random_state import random_state, set_random_state
+from lora_lightning.resume_loops import Place, align_loaders, instead_once, settle, take_up
 from lora_lightning.strategies import UNSHARDED
 from lora_lightning.twins import is_a
 
@@ -26,69 +28,109 @@ class ExactResume(pl.Callback):
 
     `LoRACallback` is one; a Trainer without LoRA may have it by itself.
 
+    Attributes:
+        seconds_before: of training, that a resumed run has behind it.
+
     Raises:
         AdapterFileError: when training begins with parameters in another order than the checkpoint's.
     """
 
     def __init__(self) -> None:
-        self._progress: list[dict[str, Any]] | None = None  # of the run that is resumed
-        self._order: list[list[str]] | None = None
-        self._resumed = False  # and no batch done since
-        self._random: dict[str, Any] | None = None  # at the last training batch
+        self.seconds_before = 0.0
+        self._began = 0.0
+        self._restored: dict[str, Any] = {}  # this class's entry in the checkpoint of the run that is resumed
+        self._place: Place | None = None  # where that checkpoint was written
+        self._steps: int | None = None  # of a run that has all its steps, and not yet its last epoch's end
+        self._random: dict[str, Any] | None = None  # at the last training batch's end
+        self._validated = True  # since then, if it was due
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        if self._order is not None and is_a(trainer.strategy, *UNSHARDED):
-            check_order(self._order, optimized_names(trainer, pl_module))
+        order = self._restored.get("optimized")
+        if order is not None and is_a(trainer.strategy, *UNSHARDED):
+            check_order(order, optimized_names(trainer, pl_module))
+        loop = trainer.fit_loop.epoch_loop
+        if self._place is not None and self._place.kind == "step" and 0 < loop.max_steps <= self._place.step:
+            self._steps, loop.max_steps = loop.max_steps, loop.max_steps + 1  # or the fit would not begin
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._random, self._validated, self._began = random_state(), True, time.perf_counter()
+        if self._place is not None:
+            self._go_on(trainer, pl_module, self._place)
         align_loaders(trainer)
-        self._order = None
-        if self._progress is not None:
-            go_on(trainer, pl_module, self._progress)
-            self._progress = None
-            self._resumed = True
-        self._random = random_state()
+        self._restored, self._place = {}, None
 
-    def on_train_epoch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._resumed = False
+    def _go_on(self, trainer: Any, pl_module: pl.LightningModule, place: Place) -> None:
+        if mine := progress_here(trainer, self._restored.get("processes")):
+            self._random = mine["random"]
+            loop = trainer.fit_loop  # its on_train_start, other callbacks' and the module's may draw numbers
+            instead_once(loop, "on_advance_start", partial(_advance, loop, self._random))
+            set_gradients(pl_module, mine["gradients"])
+        trainer._logger_connector._callback_metrics.update(self._restored.get("metrics", {}))
+        self._validated = place.validated
+        go_on_averaging(trainer, pl_module, between_epochs=place.kind == "epoch")
+        take_up(trainer, place, self._steps)
+        trainer.should_stop |= self._restored.get("stopped", False)
 
     def on_train_batch_start(self, *args: Any) -> None:
-        """In the middle of an epoch, Lightning makes validation's iterator before the first batch."""
-        if self._resumed and self._random is not None:
-            set_random_state(self._random)
-        self._resumed = False
+        self._validated = False
 
     def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
         self._random = random_state()
 
+    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._give_steps_back(trainer)
+
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Validation, whose loader alone draws a number, leaves the training's random numbers as they
-        were: a resumed run may validate at other moments, when a validation was due at the checkpoint."""
+        were: a checkpoint may have been written before it, within it or after it."""
         if self._random is not None and not trainer.sanity_checking:
             set_random_state(self._random)
+            self._validated = True
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._give_steps_back(trainer)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         self._random = None
 
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A fit that has nothing left to do ends without `on_train_end`."""
+        if self._place is not None:
+            finish_averages(trainer, pl_module)
+            self._restored, self._place = {}, None
+
     def on_save_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        order = optimized_names(trainer, pl_module) if is_a(trainer.strategy, *UNSHARDED) else None
-        checkpoint[KEY] = {"processes": progress_of(trainer, pl_module), "optimized": order}
+        batch: Any = trainer.fit_loop.epoch_loop.batch_progress.current
+        within = trainer.validating or batch.ready != batch.processed  # and a resumed run does it again
+        checkpoint[KEY] = {
+            "processes": progress_of(trainer, pl_module, self._random if within else None),
+            "optimized": optimized_names(trainer, pl_module) if is_a(trainer.strategy, *UNSHARDED) else None,
+            "validated": self._validated,
+            "metrics": {n: v.detach().cpu() for n, v in trainer.callback_metrics.items()},
+            "stopped": stopped_early(trainer),
+            "seconds": self.seconds_before + time.perf_counter() - self._began,
+        }
 
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
         if trainer.state.fn != "fit":
             return
-        about = checkpoint.get(KEY, {})
-        self._progress, self._order = about.get("processes"), about.get("optimized")
+        self._restored = checkpoint.get(KEY, {})
+        self.seconds_before = self._restored.get("seconds", 0.0)
+        self._place = settle(checkpoint, self._restored.get("validated"))
+
+    def _give_steps_back(self, trainer: pl.Trainer) -> None:
+        if self._steps is not None:
+            trainer.fit_loop.epoch_loop.max_steps, self._steps = self._steps, None
 
 
-def progress_of(trainer: Any, model: nn.Module) -> list[dict[str, Any]]:
-    """For each process: the state of its random numbers, and the gradients that it has accumulated since
-    the last optimizer step. Every process must call it."""
-    mine = {"random": random_state(), "gradients": _accumulated(trainer, model)}
+def progress_of(trainer: Any, model: nn.Module, random: dict[str, Any] | None = None) -> list[dict[str, Any]]:
+    """For each process: the state of its random numbers, this one's as given or as it is now, and the
+    gradients that it has accumulated since the last optimizer step. Every process must call it."""
+    mine = {"random": random or random_state(), "gradients": _accumulated(trainer, model)}
     if not (dist.is_available() and dist.is_initialized()):
         return [mine]
     everyone: list[Any] = [None] * dist.get_world_size()
@@ -96,34 +138,34 @@ def progress_of(trainer: Any, model: nn.Module) -> list[dict[str, Any]]:
     return everyone
 
 
-def go_on(trainer: Any, model: nn.Module, progress: list[dict[str, Any]]) -> None:
-    """Take up what `progress_of` returned; to be called when the loaders' iterators exist.
+def progress_here(trainer: Any, progress: list[dict[str, Any]] | None) -> dict[str, Any] | None:
+    """This process's part of what `progress_of` returned.
 
     A run with another number of processes is not the same run: it goes on with its own random numbers.
     """
-    if len(progress) != trainer.world_size:
-        return
-    mine = progress[trainer.global_rank]
+    if progress is None or len(progress) != trainer.world_size:
+        return None
+    return progress[trainer.global_rank]
+
+
+def set_gradients(model: nn.Module, gradients: dict[str, Tensor]) -> None:
+    """Take up gradients that were accumulated before the run was stopped."""
     parameters = named_parameters(model)
-    for name, gradient in mine["gradients"].items():
+    for name, gradient in gradients.items():
         parameters[name].grad = gradient.to(parameters[name].device)
-    set_random_state(mine["random"])
 
 
-def align_loaders(trainer: Any) -> None:
-    """Let resumable loaders begin with the batch that the Trainer counts next: an exception may have
-    come between loading a batch and training on it."""
-    loop = trainer.fit_loop
-    epoch = loop.epoch_progress.current
-    if loop.restarting and epoch.ready == epoch.processed:
-        # With max_steps, Lightning takes a finished epoch for one to go on with, and counts an empty one.
-        base: Any = next(c for c in type(loop).__mro__ if c.__name__ == "_Loop")
-        base.restarting.fset(loop, False)
-        epoch.completed = epoch.processed
-    batch = loop.epoch_loop.batch_progress.current.processed if loop.restarting else 0
-    for loader in CombinedLoader(trainer.train_dataloader).flattened:
-        if isinstance(loader, ResumableLoader):
-            loader.start_at(batch if batch < trainer.num_training_batches else 0)
+def stopped_early(trainer: Any) -> bool:
+    """Whether EarlyStopping, whose state does not tell, has ended the run. What else ends one, such as a
+    limit of time, is the resumed run's own affair."""
+    return trainer.should_stop and any(
+        is_a(c, "EarlyStopping") and c.stopped_epoch == trainer.current_epoch for c in trainer.callbacks
+    )
+
+
+def _advance(loop: Any, random: dict[str, Any]) -> None:
+    set_random_state(random)
+    loop.on_advance_start()
 
 
 def optimized_names(trainer: Any, model: nn.Module) -> list[list[str]]:
@@ -164,7 +206,7 @@ def check_order(stored: list[list[str]], here: list[list[str]]) -> None:
 def _accumulated(trainer: Any, model: nn.Module) -> dict[str, Tensor]:
     """Gradients between two optimizer steps; with manual optimization nobody can tell them from old ones."""
     batches = trainer.fit_loop.epoch_loop.batch_progress
-    stepped = batches.current.ready % trainer.accumulate_grad_batches == 0 or batches.is_last_batch
+    stepped = batches.current.processed % trainer.accumulate_grad_batches == 0 or batches.is_last_batch
     if stepped or not trainer.lightning_module.automatic_optimization:
         return {}
     return {n: p.grad.detach().cpu() for n, p in named_parameters(model).items() if p.grad is not None}
