@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
@@ -25,10 +26,17 @@ from lora_lightning.app.loggers import (
     log_table,
     where,
 )
-from lora_lightning.app.results import Result, results_rows, results_table, save_results
-from lora_lightning.app.resume import continue_logs
+from lora_lightning.app.results import Result, results_rows, results_table, save_results, save_together
+from lora_lightning.app.resume import (
+    continue_logs,
+    forget_end,
+    is_finished,
+    put_metrics_aside,
+    refuse_finished,
+)
 from lora_lightning.app.sweep import ENDED, Ended
 from lora_lightning.checkpoint import load_adapter, save_adapter
+from lora_lightning.files import write_whole
 from lora_lightning.interrupts import wait_no_more
 from lora_lightning.random_base import BASE_FILE
 from lora_lightning.report import percent
@@ -60,11 +68,14 @@ def run(config: DictConfig) -> float | None:
     if not names:
         return train_one(config)[0]
     folder = Path(config.run_dir)
-    _write_config(OmegaConf.to_container(config, resolve=True), folder / "config.yaml")
+    if config.ckpt_path == LAST:
+        refuse_finished(config, folder)
+    _begin(config, folder)
     done = {name: _train_adapter(config, name) for name in names}
     if on_rank_zero():
         for line in _together(config, {name: job for name, (_, job) in done.items()}, folder):
             print(line)
+        save_together(folder, names)
     best = [score for score, _ in done.values() if score is not None]
     return sum(best) / len(best) if best else None
 
@@ -73,7 +84,7 @@ def _train_adapter(config: DictConfig, name: str) -> tuple[float | None, Job]:
     """One of several adapters; with resume=FOLDER one that is done is left as it is."""
     one = config_of(config, name)
     folder = Path(one.run_dir)
-    if config.ckpt_path == LAST and (folder / "results.json").is_file():
+    if config.ckpt_path == LAST and is_finished(one, folder):
         say(f"\nadapter {name}: is done, in {short_path(folder)}")
         return None, Job(one, "before", folder)
     return train_one(one, name)
@@ -99,13 +110,14 @@ def train_one(config: DictConfig, adapter: str = "") -> tuple[float | None, Job]
         The best validation score, and the job, whose task holds what was tested.
     """
     folder = Path(config.run_dir)
-    if config.ckpt_path == LAST:
+    goes_on = config.ckpt_path == LAST
+    if goes_on:
+        refuse_finished(config, folder)
         config.ckpt_path = last_checkpoint(folder, config.trainer.max_epochs)
         if on_rank_zero():
             continue_logs(config, folder)
     say(_title(config, folder, adapter))
-    plain = OmegaConf.to_container(config, resolve=True)
-    _write_config(plain, folder / "config.yaml")
+    plain = _begin(config, folder)
     if config.threads:
         torch.set_num_threads(config.threads)
     method = main_method(config)
@@ -118,13 +130,13 @@ def train_one(config: DictConfig, adapter: str = "") -> tuple[float | None, Job]
     loggers = build_loggers(config)
     status = "failed"
     try:
-        log_start(loggers, plain, job.trained, job.total, job.plan)  # type: ignore[arg-type]
+        log_start(loggers, plain, job.trained, job.total, job.plan)
         for line in filter(None, [chosen_in_words(config), *where(loggers)]):
             say(f"{line}\n")
         results = [job.run(loggers, config.ckpt_path)]
         _save_weights(job, folder)
         if config.compare:
-            others = {name: Job(config, name, folder / name).run() for name in ("before", "probe", "full")}
+            others = {name: _peer(config, name, goes_on) for name in ("before", "probe", "full")}
             results = [others["before"], others["probe"], *results, others["full"]]
         scores = job.task.scores
         log_table(loggers, "results", *results_rows(results, scores))
@@ -139,6 +151,24 @@ def train_one(config: DictConfig, adapter: str = "") -> tuple[float | None, Job]
         words = [*context.overrides.task, *([adapter] if adapter else [])]
         ENDED.append(Ended(words, result, job.task.scores))
     return result.best_validation, job
+
+
+def _peer(config: DictConfig, method: str, goes_on: bool) -> Result:
+    """The result of a method that the run's own is compared with; it goes on where the run does."""
+    folder = Path(config.run_dir) / method
+    checkpoint = None
+    if goes_on and (checkpoint := last_checkpoint(folder, config.trainer.max_epochs)) and on_rank_zero():
+        put_metrics_aside(folder)
+    return Job(config, method, folder).run(ckpt_path=checkpoint)
+
+
+def _begin(config: DictConfig, folder: Path) -> dict[str, Any]:
+    """Write what is about to run, where nothing says any more that it is done; returns it as plain values."""
+    plain: Any = OmegaConf.to_container(config, resolve=True)
+    if on_rank_zero():
+        forget_end(folder)
+    _write_config(plain, folder / "config.yaml")
+    return plain
 
 
 def _title(config: DictConfig, folder: Path, adapter: str) -> str:
@@ -170,17 +200,18 @@ def _save_weights(job: Job, folder: Path) -> None:
         save_adapter(job.task, folder / "adapter")
     else:
         tensors = {n: t.contiguous().cpu() for n, t in job.task.model.state_dict().items()}
-        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+        path = folder / "model.safetensors"
+        write_whole(path, lambda file: save_file(tensors, file, {"format": "pt"}))
 
 
 @rank_zero_only
 def _report(results: list[Result], job: Job, folder: Path) -> None:
     """The table, what the task itself has to say, and what lies in the folder."""
-    save_results(results, folder / "results.json")
     print(f"\n{results_table(results, job.task.scores)}\n")
     if hasattr(job.task, "report"):
         for line in job.task.report(job.data, folder):
             print(line)
+    save_results(results, folder / "results.json")  # last: it says that the run is finished
     print(f"In {short_path(folder)}:")
     width = max(map(len, FILES))
     for name, meaning in FILES.items():

@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.adapters import adapters_problems, config_of, names_of
 from lora_lightning.app.options import OPTIONAL, REQUIRED, STRATEGIES, Rule, devices_of, rules_of, show
+from lora_lightning.app.resume import epochs_done
 from lora_lightning.app.signatures import RESERVED, argument_problems, import_problem
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
@@ -82,7 +83,8 @@ def unimportable(config: DictConfig) -> list[str]:
 
 
 def last_checkpoint(folder: Path, max_epochs: Any = None) -> str | None:
-    """What `ckpt_path=last` means: the run's own last checkpoint, or none, when it has just begun.
+    """What `ckpt_path=last` means: the run's own last checkpoint, or none, when it has just begun. One with
+    every epoch behind it is left to be tested.
 
     Raises:
         ConfigError: the Trainer cannot resume from it.
@@ -90,13 +92,17 @@ def last_checkpoint(folder: Path, max_epochs: Any = None) -> str | None:
     path = folder / "checkpoints" / "last.ckpt"
     if not path.exists():
         return None
-    if problems := checkpoint_problems(str(path), max_epochs):
+    if problems := checkpoint_problems(str(path), max_epochs, trained=True):
         raise ConfigError(problems)
     return str(path)
 
 
-def checkpoint_problems(path: str, max_epochs: Any = None) -> list[str]:
-    """Why a Trainer cannot resume from this file, if it cannot; nothing in it is executed."""
+def checkpoint_problems(path: str, max_epochs: Any = None, trained: bool = False) -> list[str]:
+    """Why a Trainer cannot resume from this file, if it cannot; nothing in it is executed.
+
+    Args:
+        trained: one with just `max_epochs` behind it will do.
+    """
     file = Path(path).absolute()
     given = f"ckpt_path={path}"
     # DeepSpeed's, which it checks itself; with a .metadata beside, FSDP would unpickle that.
@@ -117,8 +123,8 @@ def checkpoint_problems(path: str, max_epochs: Any = None) -> list[str]:
         ]
     if "optimizer_states" not in state:
         return [f"{given}: holds weights only, without the optimizer: it cannot be resumed."]
-    done = int(state.get("epoch", -1)) + 1
-    if isinstance(max_epochs, int) and 0 < max_epochs <= done:
+    done = epochs_done(state)
+    if isinstance(max_epochs, int) and 0 < max_epochs < done + (not trained):
         return [f"{given}: has all {done} epochs behind it; give trainer.max_epochs above {done}."]
     return []
 

@@ -126,13 +126,14 @@ class Job:
             scores = self._scores(self._test(None))
             return Result("before", scores, 0, self.total, intervals=self._intervals())
         loggers = self._own_loggers() if loggers is None else loggers
-        trainer = self._trainer(loggers)
+        trainer: Any = self._trainer(loggers)
         started = time.perf_counter()
         try:
             trainer.fit(self.task, datamodule=self.data, ckpt_path=ckpt_path, weights_only=True)
         except AdapterFileError as error:
             raise AdapterFileError(f"ckpt_path={ckpt_path}: {error}") from None
         seconds = time.perf_counter() - started
+        seconds += sum((c.seconds_before for c in trainer.callbacks if isinstance(c, ExactResume)), 0.0)
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         score = getattr(trainer.checkpoint_callback, "best_model_score", None)
         if self._sharded():  # what is tested and saved is whole again

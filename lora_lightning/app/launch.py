@@ -43,7 +43,7 @@ LOST_PEER = (
 DISTRIBUTED = ("LOCAL_RANK", "NODE_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 CHATTER = (
     r".*does not have many workers.*",
-    r".*Checkpoint directory .* exists and is not empty.*",
+    r".*(Checkpoint|Experiment logs) directory .* exists and is not empty.*",
     r".*is smaller than the logging interval.*",
     r".*Be aware that when using `ckpt_path`, callbacks used to create.*",
     r".*You requested to overfit but enabled train dataloader shuffling.*",

@@ -50,7 +50,10 @@ class Preemption(pl.Callback):
         raise Preempted(started_by_lightning(trainer))
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """A signal during the last validation: no step follows, and the epoch's checkpoint is written."""
         self._restore()
+        if trainer.strategy.reduce_boolean_decision(self._received, all=False):
+            raise Preempted(started_by_lightning(trainer))
 
     def on_exception(self, *_: Any) -> None:
         self._restore()

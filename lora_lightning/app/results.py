@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from lora_lightning.files import write_whole
 from lora_lightning.report import format_table
 from lora_lightning.tasks.scores import Score
 
@@ -75,4 +76,14 @@ def results_rows(
 
 def save_results(results: Sequence[Result], path: Path) -> None:
     """The results as JSON, for programs."""
-    path.write_text(json.dumps([asdict(r) for r in results], indent=2) + "\n")
+    _write_json([asdict(r) for r in results], path)
+
+
+def save_together(folder: Path, names: Sequence[str]) -> None:
+    """The results of several adapters, which lie in folders of their names, as one file, by name."""
+    found = {name: json.loads((folder / name / "results.json").read_text()) for name in names}
+    _write_json(found, folder / "results.json")
+
+
+def _write_json(value: object, path: Path) -> None:
+    write_whole(path, lambda file: Path(file).write_text(json.dumps(value, indent=2) + "\n"))

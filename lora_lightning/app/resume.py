@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import yaml
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
-from lora_lightning.app.foreign import refuse_foreign
+from lora_lightning.app.foreign import refuse_foreign, refuse_foreign_recipes
 from lora_lightning.errors import ConfigError, did_you_mean
 
 WORD = "resume="
@@ -19,8 +21,8 @@ WANDB_RUN = re.compile(r"(?:offline-)?run-(\d{8}_\d{6})-(.+)")
 def resumed(arguments: Sequence[str]) -> list[str]:
     """The command line with `resume=FOLDER` written out; any other is returned as it is.
 
-    The words that began the run come back, those given now replace them. The run keeps its folder and its
-    W&B id; `ckpt_path=last` begins anew where there is no checkpoint yet.
+    The words that began the run come back, its `--config-dir` too; those given now replace them. The run
+    keeps its folder and its W&B id; `ckpt_path=last` begins anew where there is no checkpoint yet.
 
     Raises:
         ConfigError: FOLDER is not a run's, or what began the run is not run unasked.
@@ -40,18 +42,89 @@ def resumed(arguments: Sequence[str]) -> list[str]:
     replaced = {_key(word) for word in [*given, *own]}
     before = [word for word in _words(began, folder) if _key(word) not in replaced]
     refuse_foreign(folder, before, [_key(word) for word in given])
-    return [*given, *before, *own]
+    return [*_config_dir(folder, given), *given, *before, *own]
+
+
+def _config_dir(folder: Path, given: Sequence[str]) -> list[str]:
+    """`--config-dir RECIPES` of the command that began the run, unless another is given."""
+    about = folder / ".hydra" / "hydra.yaml"
+    if not about.is_file() or any(word.partition("=")[0] in ("--config-dir", "-cd") for word in given):
+        return []
+    found: Any = _read(about, folder)
+    for key in ("hydra", "runtime", "config_sources"):
+        found = found.get(key) if isinstance(found, dict) else None
+    sources = [s for s in found or [] if isinstance(s, dict) and s.get("provider") == "command-line"]
+    if not sources:
+        return []
+    recipes = str(sources[0].get("path"))
+    refuse_foreign_recipes(folder, Path(recipes))
+    return ["--config-dir", recipes]
+
+
+def _read(path: Path, folder: Path) -> Any:
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
+        reason = f"cannot be read: {' '.join(str(error).split())[:200]}. Nothing in it was run."
+        raise ConfigError([f"resume={folder}: {path} {reason}"]) from None
 
 
 def _words(began: Path, folder: Path) -> list[str]:
-    try:
-        words = yaml.safe_load(began.read_text(encoding="utf-8")) or []
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = f"cannot be read: {' '.join(str(error).split())[:200]}. Nothing in it was run."
-        raise ConfigError([f"resume={folder}: {began} {reason}"]) from None
+    words = _read(began, folder) or []
     if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
         raise ConfigError([f"resume={folder}: {began} is damaged: it is no list of KEY=VALUE."])
     return words
+
+
+def epochs_done(checkpoint: Mapping[str, Any]) -> int:
+    """The epochs that a Trainer's checkpoint has behind it, with every batch of theirs."""
+    loops = checkpoint.get("loops", {}).get("fit_loop", {})
+    epoch = loops.get("epoch_progress", {}).get("current", {})
+    batch = loops.get("epoch_loop.batch_progress", {})
+    done = int(epoch.get("processed", checkpoint.get("epoch", 0)))
+    current = batch.get("current", {})
+    running = epoch.get("started", done) > done
+    whole = batch.get("is_last_batch") and current.get("ready") == current.get("processed")
+    return done + bool(running and whole)
+
+
+def is_finished(config: DictConfig, folder: Path) -> bool:
+    """Whether a run of this very configuration has ended in the folder: its results are the last thing that a
+    run writes, and `forget_end` removes them."""
+    began, results = folder / "config.yaml", folder / "results.json"
+    if not (began.is_file() and results.is_file()):
+        return False
+    try:
+        before = yaml.safe_load(began.read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return False  # whoever goes on writes it anew
+    now: Any = OmegaConf.to_container(config, resolve=True)
+    return isinstance(before, dict) and _without_place(before) == _without_place(now)
+
+
+def refuse_finished(config: DictConfig, folder: Path) -> None:
+    """
+    Raises:
+        ConfigError: nothing is left to do in the folder.
+    """
+    if is_finished(config, folder):
+        epochs = config.trainer.max_epochs
+        raise ConfigError([
+            f"resume={folder}: the run is finished, with all its epochs behind it and its results in "
+            f"{folder / 'results.json'}. To train longer give trainer.max_epochs above {epochs}."
+        ])  # fmt: skip
+
+
+def forget_end(folder: Path) -> None:
+    """What is about to go on in the folder is not finished."""
+    (folder / "results.json").unlink(missing_ok=True)
+
+
+def _without_place(config: Mapping[Any, Any]) -> str:
+    """A resolved configuration as text, without what differs from one start of a run to the next."""
+    place = str(config.get("run_dir"))
+    kept = {k: v for k, v in config.items() if k not in ("run_dir", "ckpt_path", "logger", "tags")}
+    return json.dumps(kept, default=str, sort_keys=True).replace(json.dumps(place)[1:-1], "")
 
 
 def wandb_run(folder: Path) -> str | None:
@@ -61,11 +134,15 @@ def wandb_run(folder: Path) -> str | None:
 
 
 def continue_logs(config: DictConfig, folder: Path) -> None:
-    """Let a run that goes on in its own folder go on with its W&B run too, and put its CSV file of metrics
-    aside as metrics.1.csv, …: Lightning's logger would delete it."""
+    """Let a run that goes on in its folder go on with its W&B run too, and keep its CSV file of metrics."""
     wandb = (config.get("logger") or {}).get("wandb")
     if wandb and wandb.id is None:
         wandb.id = wandb_run(folder)
+    put_metrics_aside(folder)
+
+
+def put_metrics_aside(folder: Path) -> None:
+    """csv/metrics.csv becomes metrics.1.csv, …: Lightning's logger would delete it."""
     metrics = folder / "csv" / "metrics.csv"
     if metrics.is_file():
         number = 1 + len(list(metrics.parent.glob("metrics.*.csv")))

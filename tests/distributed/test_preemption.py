@@ -7,10 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 from processes import HERE, end, finish, free_port, start
+from small import Classifier, loader, trainer
 
+import lora_lightning as ll
 from lora_lightning.app.console import short_path
 from lora_lightning.app.launch import PREEMPTED
+from lora_lightning.app.preemption import Preempted, Preemption
 
 SCRIPT = HERE / "run_slowly.py"
 
@@ -48,3 +52,17 @@ def test_a_preempted_run_ends_as_one_that_never_stopped(processes, everyone, tmp
     for found in complete(processes, folder):
         assert found.keys() == wanted.keys()
         assert all(torch.equal(found[n], wanted[n]) for n in wanted)
+
+
+def test_a_signal_in_the_last_validation_is_not_lost(tmp_path):
+    class Sends(Callback):
+        def on_validation_end(self, run, module):
+            if run.current_epoch == 1:
+                os.kill(os.getpid(), signal.SIGTERM)
+
+    before = signal.getsignal(signal.SIGTERM)
+    run = trainer(tmp_path, ll.LoRACallback(rank=2), Preemption(tmp_path), Sends(), num_sanity_val_steps=0)
+    with pytest.raises(Preempted):
+        run.fit(Classifier(), loader(), loader())
+    assert run.current_epoch == 2
+    assert signal.getsignal(signal.SIGTERM) is before

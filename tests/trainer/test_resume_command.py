@@ -1,12 +1,15 @@
 """`python train.py resume=FOLDER`: the same run, in its folder, under its W&B id."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import yaml
 from safetensors.torch import load_file
 
 import lora_lightning as ll
@@ -14,6 +17,7 @@ from lora_lightning.app.application import main
 from lora_lightning.app.resume import resumed, wandb_run
 
 ROOT = Path(__file__).parents[2]
+ADAPTER = Path("adapter") / "adapter_model.safetensors"
 WORDS = ["data.train_size=64", "compare=false", "logger=many", "trainer.enable_progress_bar=false"]
 
 
@@ -45,7 +49,54 @@ def test_a_run_goes_on_in_its_folder(tmp_path, monkeypatch, capsys):
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
     with pytest.raises(SystemExit):
         main(["resume=run", "trainer.max_epochs=2"])
-    assert "epochs behind it; give trainer.max_epochs above" in capsys.readouterr().err
+    assert "the run is finished" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main(["resume=run", "trainer.max_epochs=1"])
+    assert "has all 2 epochs behind it; give trainer.max_epochs above" in capsys.readouterr().err
+
+
+def test_what_is_missing_is_done_and_nothing_is_trained_again(tmp_path, monkeypatch, capsys):
+    """Stopped after the last epoch: before the test, the adapter, the report, or a method to compare with."""
+    monkeypatch.chdir(tmp_path)
+    main([*WORDS[:1], *WORDS[3:], "logger=csv", "compare=true", "trainer.max_epochs=1", "hydra.run.dir=run"])
+    run = tmp_path / "run"
+    wanted, adapter = json.loads((run / "results.json").read_text()), load_file(run / ADAPTER)
+    with pytest.raises(SystemExit):
+        main(["resume=run"])
+    told = capsys.readouterr().err
+    assert f"{run}: the run is finished" in told and "give trainer.max_epochs above 1" in told
+    (run / "results.json").unlink(), (run / ADAPTER).unlink(), shutil.rmtree(run / "full")
+    written = (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    probe = (run / "probe" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    main(["resume=run"])
+    assert capsys.readouterr().err == ""
+    assert (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns == written
+    assert (run / "probe" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == probe
+    again = json.loads((run / "results.json").read_text())
+    for one, other in zip(wanted, again, strict=True):
+        if one["method"] in ("lora", "probe"):
+            assert one.pop("seconds") < other.pop("seconds") * 2  # of the training, not of what came after
+        assert one["scores"] == other["scores"] and one["method"] == other["method"]
+    assert all((value == adapter[name]).all() for name, value in load_file(run / ADAPTER).items())
+
+
+def test_its_own_recipes_come_back(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    recipes = tmp_path / "mine" / "recipe"
+    recipes.mkdir(parents=True)
+    (recipes / "small.yaml").write_text("# @package _global_\nlora: {rank: 2}\n")
+    main([*WORDS, "--config-dir", "mine", "recipe=small", "trainer.max_epochs=1", "hydra.run.dir=run"])
+    again = resumed(["resume=run"])
+    assert again[:2] == ["--config-dir", str(recipes.parent)] and "recipe=small" in again
+    assert resumed(["resume=run", "--config-dir", "other"])[:2] == ["--config-dir", "other"]
+    main(["resume=run", "trainer.max_epochs=2"])
+    assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["lora"]["rank"] == 2
+    (recipes / "other.yaml").write_text("data: {_target_: os.system, command: touch ran}\n")
+    with pytest.raises(ll.ConfigError, match=r"it names .*os\.system.*--config-dir"):
+        resumed(["resume=run"])
+    (tmp_path / "run" / ".hydra" / "hydra.yaml").write_text("{")
+    with pytest.raises(ll.ConfigError, match=r"hydra\.yaml cannot be read"):
+        resumed(["resume=run"])
 
 
 @pytest.mark.slow
@@ -61,7 +112,6 @@ def test_killed_and_resumed_it_ends_with_the_same_adapter(tmp_path):
     process.send_signal(signal.SIGKILL)
     process.wait()
     subprocess.run([*command, "resume=killed"], check=True, capture_output=True, **options)
-    file = Path("adapter") / "adapter_model.safetensors"
-    one, other = (load_file(tmp_path / run / file) for run in ("whole", "killed"))
+    one, other = (load_file(tmp_path / run / ADAPTER) for run in ("whole", "killed"))
     assert one.keys() == other.keys()
     assert all((one[name] == other[name]).all() for name in one)
