@@ -173,7 +173,9 @@ def _folder(checkpoint: str) -> Path:
 def _loaded(folder: Path, num_classes: int, config: dict[str, Any]) -> tuple[nn.Module, Any]:
     refuse_adapter_beside(folder)
     try:
-        found = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
+        found = transformers.AutoConfig.from_pretrained(
+            folder, local_files_only=True, trust_remote_code=False
+        )
         if found.model_type not in KINDS:
             raise AdapterFileError(f"{folder} holds a {found.model_type}; give one of {', '.join(KINDS)}.")
         processor = RTDetrImageProcessor()
