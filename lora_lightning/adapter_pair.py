@@ -141,7 +141,27 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except PermissionError as error:
         raise AdapterFileError(f"{path} cannot be read: {error.strerror or error}.") from None
     except Exception as error:  # safetensors' own, and what torch raises for types that it does not know
-        raise AdapterFileError(f"{path} is damaged or not a safetensors file: {error}.") from None
+        raise AdapterFileError(f"{path} is damaged, cut short or not a safetensors file: {error}.") from None
+
+
+def weights_metadata(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata of a file of plain weights: where they come from, and a digest of it all."""
+    texts = {"lora_lightning": json.dumps(about)}
+    return {"format": "pt", **texts, "sha256": digest_of(texts, tensors)}
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """`read_tensors` of a file of plain weights, whose digest is compared where we have written it.
+
+    Raises:
+        AdapterFileError: as `read_tensors`.
+    """
+    tensors, metadata = read_tensors(path)
+    about = metadata.get("lora_lightning")
+    ours = about is not None and "config_sha256" not in metadata  # which an adapter in PEFT's format has
+    if ours and metadata.get("sha256") != digest_of({"lora_lightning": about}, tensors):
+        raise AdapterFileError(f"{path} is damaged: it does not match its checksum. Make or copy it again.")
+    return tensors, metadata
 
 
 def digest_of(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from lora_lightning import interrupts
 from lora_lightning.app import arguments
 from lora_lightning.app.arguments import at_home, missing_path, parsed, usage
-from lora_lightning.errors import UserError, did_you_mean
+from lora_lightning.errors import FULL, UserError, did_you_mean
 from lora_lightning.interrupts import interruptible
 from lora_lightning.report import listed
 
@@ -50,6 +50,14 @@ def main(words: Sequence[str] | None = None) -> None:
         raise SystemExit(interrupts.INTERRUPTED) from None
     except BrokenPipeError:  # of `lora-lightning inspect … | head`; Python would flush once more at its end
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:  # of pictures, which others write
+        if error.errno not in FULL:
+            raise
+        where = error.filename or "a file"
+        print(
+            f"{where} cannot be written: {error.strerror}. Make room, or give another place.", file=sys.stderr
+        )
+        raise SystemExit(2) from None
 
 
 def _train(words: Sequence[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_lightning.adapter_file import SavedAdapter
-from lora_lightning.adapter_pair import read_tensors
+from lora_lightning.adapter_pair import read_weights, weights_metadata
 from lora_lightning.digests import digests
 from lora_lightning.errors import AdapterFileError, UserError
 from lora_lightning.files import write_whole
@@ -151,7 +150,7 @@ def merge_files(
     merged = merge_state(source.saved, base_of(source, base), any_base)
     tensors = {n: t.detach().contiguous().clone() for n, t in merged.state.items()}
     about = {"merged_from": str(path), **_origin(source), "rounding": [merged.largest, merged.relative]}
-    metadata = {"format": "pt", "lora_lightning": json.dumps(about)}
+    metadata = weights_metadata(tensors, about)
     write_whole(out, lambda temporary: save_file(tensors, temporary, metadata))
     return merged
 
@@ -166,7 +165,7 @@ def base_of(source: Source, base: str | os.PathLike[str] | None) -> dict[str, Te
         path = Path(base)
         if not path.is_file():
             raise UserError(f"base={base}: there is no such file. Give a .safetensors file.")
-        return read_tensors(path)[0]
+        return read_weights(path)[0]
     if source.base:
         return source.base
     if kept := kept_base(source.run):

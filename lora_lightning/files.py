@@ -15,11 +15,9 @@ import torch
 from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
 from safetensors import SafetensorError
 
-from lora_lightning.errors import WriteError
+from lora_lightning.errors import FULL, WriteError
 from lora_lightning.torch_file import read_torch
 from lora_lightning.writers import put_in_place, workplace
-
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # the disk, or what one user or one file may take of it
 
 
 def write_whole(path: Path, write: Callable[[str], object]) -> None:

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from lora_lightning.adapter_file import SavedAdapter
+from lora_lightning.adapter_pair import read_weights
 from lora_lightning.config import LoRAConfig
 from lora_lightning.digests import digests
 from lora_lightning.errors import AdapterFileError
@@ -170,12 +170,8 @@ def _rest(saved: SavedAdapter) -> list[str]:
 
 
 def _merged_page(path: Path) -> str:
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata, names = file.metadata() or {}, list(file.keys())
-            dtypes = {file.get_slice(n).get_dtype() for n in names}
-    except (SafetensorError, OSError) as error:
-        raise AdapterFileError(f"{path} is damaged or not a safetensors file: {error}.") from None
+    tensors, metadata = read_weights(path)
+    names, dtypes = list(tensors), {str(t.dtype).removeprefix("torch.") for t in tensors.values()}
     try:
         about = json.loads(metadata["lora_lightning"])
         largest, relative = about["rounding"]

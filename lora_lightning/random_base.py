@@ -13,7 +13,7 @@ from typing import Any
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lora_lightning.adapter_pair import read_tensors
+from lora_lightning.adapter_pair import read_weights, weights_metadata
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.files import write_whole
 from lora_lightning.layers import own_modules
@@ -53,7 +53,8 @@ def keep_base(model: nn.Module, folder: Path) -> None:
     """Write the weights of a network that nothing else can give again."""
     state = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    write_whole(folder / BASE_FILE, lambda temporary: save_file(state, temporary, {"format": "pt"}))
+    metadata = weights_metadata(state, {})
+    write_whole(folder / BASE_FILE, lambda temporary: save_file(state, temporary, metadata))
 
 
 def kept_base(folder: Path | None) -> dict[str, Tensor]:
@@ -63,7 +64,7 @@ def kept_base(folder: Path | None) -> dict[str, Tensor]:
         AdapterFileError: the file is damaged.
     """
     file = folder / BASE_FILE if folder else None
-    return read_tensors(file)[0] if file and file.is_file() else {}
+    return read_weights(file)[0] if file and file.is_file() else {}
 
 
 def put_back_base(model: nn.Module, folder: Path | None) -> None:

@@ -110,10 +110,10 @@ def damaged(tmp_path):
     """(file, how it is damaged, what is said)"""
     tensors, config = tmp_path / TENSOR_FILE, tmp_path / CONFIG_FILE
     whole, about = tensors.read_bytes(), json.loads(config.read_text())
-    yield tensors, b"", "damaged or not a safetensors"
-    yield tensors, whole[:100], "damaged or not a safetensors"
-    yield tensors, whole[:-10], "damaged or not a safetensors"
-    yield tensors, b"PK\x03\x04" + whole[4:], "damaged or not a safetensors"
+    yield tensors, b"", "cut short or not a safetensors"
+    yield tensors, whole[:100], "cut short or not a safetensors"
+    yield tensors, whole[:-10], "cut short or not a safetensors"
+    yield tensors, b"PK\x03\x04" + whole[4:], "cut short or not a safetensors"
     yield tensors, whole[:-5] + bytes([whole[-5] ^ 1]) + whole[-4:], "do not match their checksum"
     yield config, b"", "damaged"
     yield config, b"[1, 2", "damaged"

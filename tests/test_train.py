@@ -129,7 +129,7 @@ def test_no_space_while_saving_leaves_nothing_half_written(
         Path(path).write_bytes(b"half")
         raise OSError(errno.ENOSPC, "No space left on device", path)
 
-    monkeypatch.setattr("lora_lightning.adapter_file.save_file", full)
+    monkeypatch.setattr("lora_lightning.adapter_pair.save_file", full)
     code, message = fails(TINY, capsys)
     assert code == MISTAKE
     assert len(message.strip().splitlines()) == 1

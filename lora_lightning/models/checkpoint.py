@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
+from lora_lightning.adapter_pair import read_weights
 from lora_lightning.errors import AdapterFileError, MissingFileError, did_you_mean
 
 SHIPPED = Path(__file__).parent / "weights"
@@ -83,12 +82,6 @@ def read_checkpoint(path: Path) -> dict[str, Tensor]:
     Raises:
         AdapterFileError: empty, cut short, of another kind, or unreadable.
     """
-    try:
-        if path.stat().st_size == 0:
-            raise AdapterFileError(f"{path} is empty (0 bytes): copy or download it again.")
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise AdapterFileError(
-            f"{path} cannot be read as a safetensors file ({error}): it is damaged, cut short or "
-            "of another kind. Copy or download it again."
-        ) from error
+    if path.stat().st_size == 0:
+        raise AdapterFileError(f"{path} is empty (0 bytes): copy or download it again.")
+    return read_weights(path)[0]

@@ -10,10 +10,11 @@ from small import BATCHES, Classifier, cnn, encoder, mlp, save_checkpoint, vit
 import lora_lightning as ll
 from lora_lightning.checkpoint import checkpoint_entry
 from lora_lightning.checkpoint_digests import KEY
-from lora_lightning.cli import main
+from lora_lightning.cli import COMMANDS, main
 from lora_lightning.export import merge_files, merge_state
 from lora_lightning.inspection import effective_rank, inspect
 from lora_lightning.layers import lora_layers
+from lora_lightning.models.checkpoint import read_checkpoint
 from lora_lightning.source import read_source
 
 
@@ -301,3 +302,34 @@ def test_one_of_several_adapters_of_a_checkpoint(tmp_path):
         assert torch.allclose(plain.eval()(x), model.eval()(x), atol=1e-5)
     with pytest.raises(ll.UserError, match=r"adapter=othr: .* holds default, other.*Did you mean 'other'"):
         read_source(tmp_path / "last.ckpt", "othr")
+
+
+def test_a_damaged_merged_file_is_told(tmp_path):
+    ll.save_adapter(trained(mlp), tmp_path / "adapter")
+    out, base = tmp_path / "out.safetensors", base_file(mlp, tmp_path)
+    merge_files(tmp_path / "adapter", out, base)
+    merge_files(tmp_path / "adapter", tmp_path / "twice.safetensors", out, any_base=True)
+    assert "(merged weights)" in inspect(out)
+    raw = bytearray(out.read_bytes())
+    raw[-5] ^= 1
+    out.write_bytes(raw)
+    for use in (
+        lambda: inspect(out),
+        lambda: merge_files(tmp_path / "adapter", tmp_path / "x.safetensors", out, any_base=True),
+        lambda: read_checkpoint(out),
+    ):
+        with pytest.raises(ll.AdapterFileError, match="is damaged: it does not match its checksum"):
+            use()
+    assert not (tmp_path / "x.safetensors").exists()
+
+
+def test_pictures_on_a_full_disk_are_one_message_too(monkeypatch, capsys):
+    def full(words):
+        raise OSError(28, "No space left on device", "a.png")
+
+    monkeypatch.setitem(COMMANDS, "predict", full)
+    with pytest.raises(SystemExit) as caught:
+        main(["predict", "images=x"])
+    assert caught.value.code == 2
+    told = "a.png cannot be written: No space left on device. Make room, or give another place.\n"
+    assert capsys.readouterr().err == told

@@ -180,7 +180,7 @@ def test_adapter_file_is_told_apart(base, tmp_path):
     [
         (lambda good: b"", "is empty"),
         (lambda good: good[: len(good) // 2], "cut short"),
-        (lambda good: b"\x80\x04cos\nsystem\n(S'x'\ntR." * 10, "cannot be read"),
+        (lambda good: b"\x80\x04cos\nsystem\n(S'x'\ntR." * 10, "not a safetensors"),
     ],
     ids=["empty", "truncated", "foreign"],
 )
