@@ -53,7 +53,9 @@ class ExactResume(pl.Callback):
             self._steps, loop.max_steps = loop.max_steps, loop.max_steps + 1  # or the fit would not begin
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        self._random, self._validated, self._began = random_state(), True, time.perf_counter()
+        self._validated, self._began = True, time.perf_counter()
+        if self._leads(trainer):
+            self._random = random_state()
         if self._place is not None:
             self._go_on(trainer, pl_module, self._place)
         align_loaders(trainer)
@@ -116,11 +118,15 @@ class ExactResume(pl.Callback):
     def on_load_checkpoint(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
     ) -> None:
-        if trainer.state.fn != "fit":
+        if trainer.state.fn != "fit" or not self._leads(trainer):
             return
         self._restored = checkpoint.get(KEY, {})
         self.seconds_before = self._restored.get("seconds", 0.0)
         self._place = settle(checkpoint, self._restored.get("validated"))
+
+    def _leads(self, trainer: Any) -> bool:
+        """Of several such callbacks the first takes a run up."""
+        return next((c for c in trainer.callbacks if isinstance(c, ExactResume)), self) is self
 
     def _give_steps_back(self, trainer: pl.Trainer) -> None:
         if self._steps is not None:

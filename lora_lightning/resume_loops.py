@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import CombinedLoader
 
 from lora_lightning.loader import ResumableLoader
 
+COUNTERS = ("epoch_progress", "epoch_loop.batch_progress", "epoch_loop.val_loop.batch_progress")
 FIELDS = ("ready", "started", "processed", "completed")  # of a progress, in the order in which they count
 
 
@@ -32,7 +33,7 @@ class Place:
     ending: bool = False
 
 
-def settle(checkpoint: dict[str, Any], validated: bool | None) -> Place:
+def settle(checkpoint: dict[str, Any], validated: bool | None) -> Place | None:
     """Change a checkpoint's counters of the fit's loops, so that Lightning goes on behind what was done and
     with the first thing that was not.
 
@@ -40,8 +41,13 @@ def settle(checkpoint: dict[str, Any], validated: bool | None) -> Place:
         checkpoint: a Trainer's; its entry "loops" changes.
         validated: whether a validation has ended since the last batch; None where the checkpoint does not
             tell, as one of plain Lightning.
+
+    Returns:
+        None for a checkpoint without such counters.
     """
-    loops, step = checkpoint["loops"]["fit_loop"], checkpoint["global_step"]
+    loops, step = checkpoint.get("loops", {}).get("fit_loop", {}), checkpoint["global_step"]
+    if any(name not in loops for name in COUNTERS):
+        return None
     epoch, batch = loops["epoch_progress"], loops["epoch_loop.batch_progress"]
     now, current = epoch["current"], batch["current"]
     if now["processed"] == now["started"]:

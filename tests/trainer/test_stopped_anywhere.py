@@ -160,7 +160,9 @@ def fit(folder, options, path=None):
     save = SaveEverywhere(folder)
     adapting = ll.LoRACallback(rank=2, dropout=0.1, train_norm="stats", verbose=False)
     data = ll.ResumableLoader(Noisy(), 4, shuffle=True, seed=2, **loader)
-    run = trainer(folder, adapting, callback, best, save, **options)
+    run = trainer(
+        folder, ll.ExactResume(), adapting, callback, best, save, **options
+    )  # one too many does no harm
     run.fit(module, data, DataLoader(Noisy(), 4), ckpt_path=path, weights_only=True)
     stopping = callback.state_dict() if isinstance(callback, EarlyStopping) else {}
     end = {
