@@ -4,11 +4,13 @@ import asyncio
 import contextlib
 import copy
 import gc
+import inspect
 import io
 import itertools
 import pickle
 import sys
 import threading
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
@@ -290,12 +292,49 @@ def test_checkpointed_parts_are_computed_again_by_the_view_of_their_forward():
         assert len(gradients[0]) > 1 or way == "off"
 
 
-def test_classes_are_let_go_with_the_models_that_had_them():
-    from lora_lightning.layers import swap
+class Deep(torch.autograd.Function):
+    """Its backward calls backward again, `depth` times; deep down torch takes a thread of its own for that."""
 
-    gc.collect()
-    before = len(swap._made)
-    for _ in range(20):
+    @staticmethod
+    def forward(ctx, x, act, depth):
+        ctx.act, ctx.depth = act, depth
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        with torch.enable_grad():
+            x = torch.ones(1, requires_grad=True)
+            if ctx.depth:
+                Deep.apply(x, ctx.act, ctx.depth - 1).backward()
+            else:
+                ctx.act()
+        return grad, None, None
+
+
+def test_threads_of_autograd_see_what_their_caller_does():
+    torch_hands_on = "_stash_obj_in_tls" in inspect.getsource(torch.autograd.graph._engine_run_backward)
+    model, x, seen = several(mlp), batch(mlp), []
+
+    def act():
+        seen.append((threading.current_thread(), model(x).detach()))
+
+    right = wanted(model, x)
+    for way in ("off", "rows", "plain"):
+        with WAYS[way][0](model):
+            y = Deep.apply(torch.ones(1, requires_grad=True), act, 61)
+            if way != "plain" and not torch_hands_on:
+                with pytest.raises(ll.UserError, match="use_reentrant=False, or torch 2.14"):
+                    y.backward()
+                continue
+            y.backward()
+        thread, y = seen.pop()
+        assert thread is not threading.current_thread()
+        torch.testing.assert_close(y, right[way], rtol=1e-4, atol=1e-5)
+
+
+def test_classes_are_let_go_with_the_models_that_had_them():
+    gone = []
+    for _ in range(3):
 
         class Own(nn.Linear):
             pass
@@ -304,6 +343,8 @@ def test_classes_are_let_go_with_the_models_that_had_them():
         ll.inject(model, ll.LoRAConfig(rank=1, modules_to_save=["2"]))
         with ll.adapters_off(model):
             model(torch.randn(3, 4))
+        gone += [weakref.ref(Own), weakref.ref(type(model[0]))]
+    assert gone[-1]() is type(model[0])
     del model, Own
     gc.collect()
-    assert len(swap._made) <= before + 6
+    assert [reference() for reference in gone] == [None] * 6

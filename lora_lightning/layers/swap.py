@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from typing import Any
-from weakref import WeakValueDictionary
 
 from torch import nn
 
@@ -33,7 +32,7 @@ class Swapped(nn.Module):
         raise NotImplementedError
 
 
-_made: WeakValueDictionary[tuple[Any, ...], type[nn.Module]] = WeakValueDictionary()  # while they are in use
+MADE = "_lora_made"  # attribute of a class: those made of it, which so live as long as it does
 
 
 def swapped_class(
@@ -48,16 +47,20 @@ def swapped_class(
         "properties": properties,
         **{name: _property(name) for name in properties},
     }
-    key = (mixin, original, properties)
-    return made_class(key, f"{mixin.prefix}{original.__name__}", (mixin, original), body)
+    return made_class((mixin, properties), f"{mixin.prefix}{original.__name__}", (mixin, original), body)
 
 
 def made_class(
-    key: tuple[Any, ...], name: str, bases: tuple[type, ...], body: dict[str, Any]
+    key: tuple[Any, ...], name: str, bases: tuple[type, type], body: dict[str, Any]
 ) -> type[nn.Module]:
-    """The class of this key, made when there is none; it goes with the last module that has it."""
-    made = _made.get(key)
-    return made if made is not None else _made.setdefault(key, type(name, bases, body))
+    """The subclass of the last of `bases` that this key means, made when there is none.
+
+    It is kept: a class that were freed while another thread is within one of its methods would crash it.
+    """
+    if MADE not in bases[-1].__dict__:
+        setattr(bases[-1], MADE, {})
+    classes: dict[tuple[Any, ...], type[nn.Module]] = bases[-1].__dict__[MADE]
+    return classes.get(key) or classes.setdefault(key, type(name, bases, body))
 
 
 class Viewed(nn.Module):

@@ -140,7 +140,7 @@ def _class_on_top(beneath: type[nn.Module], need: Need) -> type[nn.Module]:
         body["training"] = property(_training, _put("training"))
     if need.called:  # each new batch of rows would compile anew
         body["forward"] = torch.compiler.disable(_forward) if compiles else _forward
-    key = (ViewedModule, beneath, need.names, need.called, compiles)
+    key = (ViewedModule, need.names, need.called, compiles)
     return made_class(key, beneath.__name__, (ViewedModule, beneath), body)
 
 

@@ -14,7 +14,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from contextvars import ContextVar
+from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -22,10 +22,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import _CheckpointFrame
 
+from lora_lightning.errors import UserError
 from lora_lightning.layers.rows import Rows
 from lora_lightning.layers.viewed import hide, show
-
-TLS = "lora_lightning.views"  # the key under which autograd hands the views on to its own threads
 
 
 class Choice:
@@ -169,7 +168,7 @@ class Held:
         return self.view
 
 
-_views: ContextVar[tuple[View | Held, ...]] = ContextVar(TLS, default=())
+_views: ContextVar[tuple[View | Held, ...]] = ContextVar("lora_lightning.views", default=())
 
 
 def within(choice: Choice) -> str:
@@ -204,12 +203,10 @@ def opened(view: View) -> Iterator[None]:
 def seen(view: View) -> Iterator[None]:
     """Within this context the calling thread or task sees the model so."""
     before = _views.set((view, *_views.get()))
-    _hand_on()
     try:
         yield
     finally:
         _views.reset(before)
-        _hand_on()
 
 
 def hold(view: Held | None, choice: Choice) -> None:
@@ -218,7 +215,6 @@ def hold(view: Held | None, choice: Choice) -> None:
     _views.set(others if view is None else (view, *others))
     if view is not None:
         choice.held = choice.viewed = True
-    _hand_on()
 
 
 def _seen() -> tuple[View | Held, ...]:
@@ -254,14 +250,21 @@ class _Again:
             return self.function(*args)
 
 
-def _hand_on() -> None:
-    """Give the views to the threads of autograd, in which checkpointed parts are computed again."""
-    torch._C._stash_obj_in_tls(TLS, _views.get())
-
-
 def _handed_on() -> tuple[View | Held, ...]:
-    """What a thread of autograd's own was given by the one that called `backward`."""
+    """The views of who called `backward`, in a thread of autograd's own, where parts under reentrant
+    checkpointing are computed again: torch hands the context over.
+
+    Raises:
+        UserError: before torch 2.14 it does not.
+    """
     own_thread = isinstance(threading.current_thread(), threading._DummyThread)
-    if torch._C._current_graph_task_id() == -1 or not own_thread or not torch._C._is_key_in_tls(TLS):
+    if torch._C._current_graph_task_id() == -1 or not own_thread:
         return ()
-    return cast("tuple[View | Held, ...]", torch._C._get_obj_in_tls(TLS))
+    if not torch._C._is_key_in_tls("context"):
+        raise UserError(
+            "checkpointing with use_reentrant=True computes a part again in a thread of autograd's, which "
+            "before torch 2.14 does not know the adapters that were chosen for the calling thread: take "
+            "use_reentrant=False, or torch 2.14."
+        )
+    context: Context = torch._C._get_obj_in_tls("context")
+    return context.get(_views, ())
