@@ -154,7 +154,7 @@ def test_an_embedded_recipe_draws_its_pictures(tmp_path, monkeypatch):
         (["images=images", "out=a", "recipe=fcos_coc"], "Did you mean 'fcos_coco'"),
         (["images=images", "out=a", "recipe=vit_digits"], "finds no objects"),
         (["images=images", "out=a", "adapter=images"], "images"),
-        (["images=images", "out=a", "adapter=run/adapter", "ckpt=run/checkpoints/last.ckpt"], "give one of the two"),
+        (["images=images", "out=a", "adapter=run/adapter", "ckpt=run/config.yaml"], "give one of the two"),
         (["images=images", "out=a", "recipe=fcos_coco", "score=2", "batch_size=0"], "score=2: give a number"),
         (["images=images", "out=a", "data.root=x"], "give recipe=NAME with it"),
         (["images=broken", "out=a", "recipe=fcos_coco"], "x.png cannot be read as images"),
