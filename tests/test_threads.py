@@ -293,7 +293,7 @@ def test_checkpointed_parts_are_computed_again_by_the_view_of_their_forward():
 
 
 class Deep(torch.autograd.Function):
-    """Its backward calls backward again, `depth` times; deep down torch takes a thread of its own for that."""
+    """Its backward calls backward again, `depth` times; deep down torch takes a thread of its own."""
 
     @staticmethod
     def forward(ctx, x, act, depth):
@@ -323,7 +323,7 @@ def test_threads_of_autograd_see_what_their_caller_does():
         with WAYS[way][0](model):
             y = Deep.apply(torch.ones(1, requires_grad=True), act, 61)
             if way != "plain" and not torch_hands_on:
-                with pytest.raises(ll.UserError, match="use_reentrant=False, or torch 2.14"):
+                with pytest.raises(ll.UserError, match=r"use_reentrant=False, or torch 2\.14"):
                     y.backward()
                 continue
             y.backward()

@@ -1,4 +1,4 @@
-"""A compiled model follows every change of state: merged, selected, switched off, mixed, dropping, ejected."""
+"""A compiled model follows every change of state: merged, selected, off, mixed, dropping, ejected."""
 
 import pytest
 import torch
