@@ -11,10 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
-from torchaudio.functional import forced_align, merge_tokens
 
 from lora_lightning.data.speech import SAMPLE_RATE
+from lora_lightning.libraries import loading
 from lora_lightning.tasks.ctc import BLANK, Decoder, encode, greedy
+
+with loading("torchaudio"):
+    from torchaudio.functional import forced_align, merge_tokens
 
 PROBES = (2 * SAMPLE_RATE, 10 * SAMPLE_RATE)  # samples of the silences that tell how far apart outputs are
 SPACES = (" ", "|")

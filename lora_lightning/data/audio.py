@@ -10,10 +10,13 @@ import numpy as np
 import soundfile
 import torch
 from torch import Tensor
-from torchaudio.transforms import Resample
 
 from lora_lightning.data.speech import SAMPLE_RATE
 from lora_lightning.errors import UserError
+from lora_lightning.libraries import loading
+
+with loading("torchaudio"):
+    from torchaudio.transforms import Resample
 
 WHOLE = 0.95  # least share of the samples that a header promises which a sound file holds
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au", ".w64", ".caf", ".sph")

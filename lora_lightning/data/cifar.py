@@ -7,21 +7,26 @@ from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import timm.data
 import torch
 from PIL import Image
-from timm.data.random_erasing import RandomErasing
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from torchvision.datasets import CIFAR10, CIFAR100
-from torchvision.transforms import v2
 
 from lora_lightning.data.cifar_files import bad_files, download_files, require_files
 from lora_lightning.data.images import ImageArrays, stratified_split
 from lora_lightning.data.options import flag, number, one_of, path, probability, whole
 from lora_lightning.data.workers import loading_workers
 from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.libraries import loading
 from lora_lightning.loader import ResumableLoader
+
+with loading("timm"):
+    import timm.data
+    from timm.data.random_erasing import RandomErasing
+
+with loading("torchvision"):
+    from torchvision.datasets import CIFAR10, CIFAR100
+    from torchvision.transforms import v2
 
 DATASETS: dict[str, type[CIFAR10]] = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 CLASSES = {"cifar10": 10, "cifar100": 100}

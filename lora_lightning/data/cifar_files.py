@@ -5,11 +5,13 @@ from __future__ import annotations
 import urllib.request
 from pathlib import Path
 
-from torchvision.datasets import CIFAR10
-from torchvision.datasets.utils import check_integrity
-
 from lora_lightning.errors import MissingFileError
+from lora_lightning.libraries import loading
 from lora_lightning.models.download import PROBE_SECONDS, failure_text, request_failure
+
+with loading("torchvision"):
+    from torchvision.datasets import CIFAR10
+    from torchvision.datasets.utils import check_integrity
 
 
 def bad_files(dataset: type[CIFAR10], root: Path) -> list[str]:

@@ -6,13 +6,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
-
 from lora_lightning.data.coco_files import CocoCheck, categories_of, read_coco
 from lora_lightning.data.detection import DetectionDataModule, Part, Sample
 from lora_lightning.data.findings import DataError, Findings
 from lora_lightning.data.options import flag, path
 from lora_lightning.errors import MissingFileError, did_you_mean
+from lora_lightning.libraries import loading
+
+with loading("torchvision"):
+    from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
 GAP = "N/A"  # what torchvision calls a category id that no category has
 

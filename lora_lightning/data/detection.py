@@ -16,7 +16,6 @@ from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
-from torchvision.io import ImageReadMode, decode_image
 
 from lora_lightning.data.detection_transforms import PRESETS, DetectionTransform
 from lora_lightning.data.findings import DataError, Findings
@@ -24,7 +23,11 @@ from lora_lightning.data.grouped import GroupedOrder, aspect_groups
 from lora_lightning.data.options import flag, one_of, whole
 from lora_lightning.data.workers import loading_workers
 from lora_lightning.errors import ConfigError
+from lora_lightning.libraries import loading
 from lora_lightning.loader import ResumableLoader
+
+with loading("torchvision"):
+    from torchvision.io import ImageReadMode, decode_image
 
 DECODED = (".jpg", ".jpeg", ".png", ".gif", ".webp")  # by torchvision; the rest by PIL
 

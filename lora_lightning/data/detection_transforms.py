@@ -8,8 +8,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision import tv_tensors
-from torchvision.transforms import v2
+
+from lora_lightning.libraries import loading
+
+with loading("torchvision"):
+    from torchvision import tv_tensors
+    from torchvision.transforms import v2
 
 FILL = (124, 116, 104)  # the mean of ImageNet, in which zoomed-out and padded images are set
 DETR_SIZES = (400, 500, 600)

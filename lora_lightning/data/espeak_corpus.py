@@ -23,7 +23,11 @@ from typing import NamedTuple
 import numpy as np
 import soundfile
 import torch
-from torchaudio.transforms import Resample
+
+from lora_lightning.libraries import loading
+
+with loading("torchaudio"):
+    from torchaudio.transforms import Resample
 
 SAMPLE_RATE = 16_000
 ACCENTS = {  # the names of eSpeak NG's voices

@@ -8,11 +8,14 @@ from pathlib import Path
 from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
-from torchvision.io import write_png
 
 from lora_lightning.data.detection import image_size, read_image
 from lora_lightning.errors import UserError
+from lora_lightning.libraries import loading
 from lora_lightning.report import listed
+
+with loading("torchvision"):
+    from torchvision.io import write_png
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 

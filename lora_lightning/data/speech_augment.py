@@ -12,10 +12,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torchaudio.functional import add_noise, resample
 
 from lora_lightning.data.audio import SUFFIXES, audio_info, read_audio
 from lora_lightning.data.speech import SAMPLE_RATE
+from lora_lightning.libraries import loading
+
+with loading("torchaudio"):
+    from torchaudio.functional import add_noise, resample
 
 
 @dataclass

@@ -8,12 +8,15 @@ from typing import TypeVar
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchaudio.models.conformer import ConformerLayer
-from torchaudio.transforms import FrequencyMasking, MelSpectrogram, TimeMasking
 
 from lora_lightning.data.speech import SAMPLE_RATE
 from lora_lightning.errors import AdapterFileError, ConfigError
+from lora_lightning.libraries import loading
 from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
+
+with loading("torchaudio"):
+    from torchaudio.models.conformer import ConformerLayer
+    from torchaudio.transforms import FrequencyMasking, MelSpectrogram, TimeMasking
 
 Network = TypeVar("Network", bound=nn.Module)
 HOP = 128  # samples a frame of the spectrogram, 8 ms

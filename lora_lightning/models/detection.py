@@ -12,22 +12,25 @@ from typing import Any
 from unittest import mock
 
 from torch import Tensor, nn
-from torchvision.models import WeightsEnum, get_model_builder, get_model_weights
-from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.backbone_utils import BackboneWithFPN
-from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
-from torchvision.models.detection.fcos import FCOSHead
-from torchvision.models.detection.rpn import RPNHead
-from torchvision.models.detection.ssd import SSD
-from torchvision.models.resnet import BasicBlock
-from torchvision.ops import MultiScaleRoIAlign
-from torchvision.ops.misc import FrozenBatchNorm2d
 
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
+from lora_lightning.libraries import loading
 from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
 from lora_lightning.models.download import DOWNLOAD_AGAIN, url_file
 from lora_lightning.torch_file import read_torch
+
+with loading("torchvision"):
+    from torchvision.models import WeightsEnum, get_model_builder, get_model_weights
+    from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
+    from torchvision.models.detection.anchor_utils import AnchorGenerator
+    from torchvision.models.detection.backbone_utils import BackboneWithFPN
+    from torchvision.models.detection.faster_rcnn import FastRCNNPredictor, TwoMLPHead
+    from torchvision.models.detection.fcos import FCOSHead
+    from torchvision.models.detection.rpn import RPNHead
+    from torchvision.models.detection.ssd import SSD
+    from torchvision.models.resnet import BasicBlock
+    from torchvision.ops import MultiScaleRoIAlign
+    from torchvision.ops.misc import FrozenBatchNorm2d
 
 State = Mapping[str, Tensor]
 

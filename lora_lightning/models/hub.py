@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import huggingface_hub as hub
-import timm
-from timm.models import get_pretrained_cfg
-
 from lora_lightning.errors import ConfigError, MissingFileError, did_you_mean
+from lora_lightning.libraries import loading
 from lora_lightning.models.download import PROBE_SECONDS, failure_text, request_failure, url_file
+
+with loading("timm"):
+    import huggingface_hub as hub
+    import timm
+    from timm.models import get_pretrained_cfg
 
 WEIGHTS = "model.safetensors"
 

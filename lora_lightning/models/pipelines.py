@@ -7,12 +7,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torchaudio
 from torch import Tensor
 
 from lora_lightning.data.text import BLANK, SPACE
+from lora_lightning.libraries import loading
 from lora_lightning.models.download import DOWNLOAD_AGAIN, url_file
 from lora_lightning.torch_file import read_torch
+
+with loading("torchaudio"):
+    import torchaudio
 
 SOURCE = "https://download.pytorch.org/torchaudio/models/"
 PIPELINES: dict[str, Any] = {

@@ -9,17 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
-from torchvision.ops import box_convert
 
-from lora_lightning.errors import AdapterFileError, ConfigError, MissingFileError, UserError, did_you_mean
+from lora_lightning.errors import AdapterFileError, ConfigError, MissingFileError, did_you_mean
+from lora_lightning.libraries import loading
 from lora_lightning.models.checkpoint import refuse_adapter_beside
 from lora_lightning.models.hub import WEIGHTS, hub_files
 
-try:
+with loading("torchvision"):
+    from torchvision.ops import box_convert
+
+with loading("transformers", "detr"):
     import transformers
     from transformers import AutoModelForObjectDetection, RTDetrConfig, RTDetrImageProcessor
-except ImportError:  # the extra `detr`
-    raise UserError("model=rtdetr needs transformers: pip install 'lora-lightning[detr]'") from None
 
 FILES = ("config.json", "preprocessor_config.json", WEIGHTS)
 KINDS = ("rt_detr", "rt_detr_v2")

@@ -11,10 +11,9 @@ import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchaudio.models import Wav2Vec2Model, wav2vec2_model, wavlm_model
-from torchaudio.models.wav2vec2.wavlm_attention import WavLMSelfAttention
 
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
+from lora_lightning.libraries import loading
 from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
 from lora_lightning.models.pipelines import (
     PIPELINES,
@@ -23,6 +22,10 @@ from lora_lightning.models.pipelines import (
     pipeline_state,
     without_unused_outputs,
 )
+
+with loading("torchaudio"):
+    from torchaudio.models import Wav2Vec2Model, wav2vec2_model, wavlm_model
+    from torchaudio.models.wav2vec2.wavlm_attention import WavLMSelfAttention
 
 logger = logging.getLogger(__name__)
 

@@ -10,9 +10,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import timm
 import torch
-from timm.models import get_pretrained_cfg, model_entrypoint
 from torch import nn
 
 from lora_lightning.errors import (
@@ -20,8 +18,13 @@ from lora_lightning.errors import (
     ConfigError,
     did_you_mean,
 )
+from lora_lightning.libraries import loading
 from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
 from lora_lightning.models.hub import pretrained_file
+
+with loading("timm"):
+    import timm
+    from timm.models import get_pretrained_cfg, model_entrypoint
 
 logger = logging.getLogger(__name__)
 

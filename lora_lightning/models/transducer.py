@@ -6,10 +6,13 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from torchaudio.models import RNNT
-from torchaudio.models.rnnt import _Joiner, _Predictor, _Transcriber
 
+from lora_lightning.libraries import loading
 from lora_lightning.models.ctc import ConformerCTC, built
+
+with loading("torchaudio"):
+    from torchaudio.models import RNNT
+    from torchaudio.models.rnnt import _Joiner, _Predictor, _Transcriber
 
 
 class ConformerEncoder(ConformerCTC, _Transcriber):

@@ -9,17 +9,20 @@ import huggingface_hub as hub
 import torch
 from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor, nn
-from transformers import (
-    GenerationMixin,
-    WhisperFeatureExtractor,
-    WhisperForConditionalGeneration,
-    WhisperTokenizer,
-)
 
 from lora_lightning.data.speech import SAMPLE_RATE
 from lora_lightning.errors import AdapterFileError, ConfigError, MissingFileError
+from lora_lightning.libraries import loading
 from lora_lightning.models.checkpoint import refuse_adapter_beside
 from lora_lightning.models.download import PROBE_SECONDS, failure_text, request_failure
+
+with loading("transformers", "whisper"):
+    from transformers import (
+        GenerationMixin,
+        WhisperFeatureExtractor,
+        WhisperForConditionalGeneration,
+        WhisperTokenizer,
+    )
 
 FILES = ["*.json", "merges.txt", "model*.safetensors"]
 NEEDED = ("config.json", "model.safetensors", "preprocessor_config.json")

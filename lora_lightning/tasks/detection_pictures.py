@@ -16,11 +16,14 @@ import torch
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
-from torchvision.ops import box_iou
-from torchvision.transforms.functional import to_pil_image
 
 from lora_lightning.adapters import adapters_off
 from lora_lightning.layers import LoRALayer
+from lora_lightning.libraries import loading
+
+with loading("torchvision"):
+    from torchvision.ops import box_iou
+    from torchvision.transforms.functional import to_pil_image
 
 TRUTH, RIGHT, WRONG, MISSED = "#3d8bfd", "#2fbf4f", "#e8432e", "#f2c316"
 WIDTH = 288  # of a picture in the sheet and on the page

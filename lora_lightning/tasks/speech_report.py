@@ -13,15 +13,18 @@ import soundfile
 import torch
 from PIL import Image
 from torch import Tensor
-from torchaudio.functional import forced_align
-from torchaudio.transforms import MelSpectrogram
 
 from lora_lightning.adapters import adapters_off
 from lora_lightning.data.buckets import grouped
 from lora_lightning.data.speech import SAMPLE_RATE, Utterance, collate
+from lora_lightning.libraries import loading
 from lora_lightning.record import is_injected
 from lora_lightning.report import format_table
 from lora_lightning.tasks.error_rates import Transcript, confusions, count_errors, error_rate
+
+with loading("torchaudio"):
+    from torchaudio.functional import forced_align
+    from torchaudio.transforms import MelSpectrogram
 
 if TYPE_CHECKING:
     from lora_lightning.tasks.ctc import SpeechRecognizer

@@ -7,10 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
-from torchaudio.functional import rnnt_loss
 
 from lora_lightning.data.speech import SpeechBatch
+from lora_lightning.libraries import loading
 from lora_lightning.tasks.ctc import BLANK, SpeechRecognizer, encode
+
+with loading("torchaudio"):
+    from torchaudio.functional import rnnt_loss
 
 
 class TransducerRecognizer(SpeechRecognizer):
