@@ -10,6 +10,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from lora_lightning.libraries import load_lightning
+
 if TYPE_CHECKING:
     from lora_lightning.adapters import (
         adapter_names,
@@ -62,6 +64,7 @@ MODULES = {  # module -> its public names, as above
     "trainer_checkpoint": ("load_from_checkpoint",),
     "verify": ("verify",),
 }
+LIGHT = ("config", "errors")  # these need no Lightning
 HOMES = {name: module for module, names in MODULES.items() for name in names}
 
 __all__ = [
@@ -103,6 +106,8 @@ class _Package(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name not in HOMES:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        if HOMES[name] not in LIGHT:
+            load_lightning()
         value = getattr(importlib.import_module(f"{__name__}.{HOMES[name]}"), name)
         self.__dict__[name] = value
         return value

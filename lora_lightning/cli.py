@@ -13,8 +13,10 @@ from lora_lightning.app import arguments
 from lora_lightning.app.arguments import at_home, missing_path, parsed, usage
 from lora_lightning.errors import FULL, UserError, did_you_mean
 from lora_lightning.interrupts import interruptible
+from lora_lightning.libraries import load_lightning
 from lora_lightning.report import listed
 
+LIGHT = ("lora_lightning.app.application",)  # it loads torch when the words are sound
 HELP = ("-h", "--help")
 
 
@@ -114,9 +116,11 @@ def _loaded(module: str, extras: str = "") -> Any:
     """The module of a command, with torch and all that it needs.
 
     Raises:
-        UserError: a library of these extras is not installed.
+        UserError: a library of these extras is not installed, or does not load.
     """
     try:
+        if module not in LIGHT:
+            load_lightning()
         return import_module(module)
     except ModuleNotFoundError as error:
         if not extras:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import traceback
 from collections.abc import Iterator, Sequence
 from importlib.metadata import PackageNotFoundError, version
@@ -37,6 +38,16 @@ def loading(name: str, extra: str | None = None) -> Iterator[None]:
         raise
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         raise LibraryError(_explained(name, extra or EXTRAS.get(name), error)) from None
+
+
+def load_lightning() -> None:
+    """Import Lightning before a module of ours does: its metrics import torchvision where that is installed.
+
+    Raises:
+        LibraryError: as `loading` does.
+    """
+    with loading("lightning"):
+        importlib.import_module("lightning.pytorch")
 
 
 def _explained(name: str, extra: str | None, error: Exception) -> str:

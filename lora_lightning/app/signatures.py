@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import inspect
+import logging
 from collections.abc import Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -13,6 +14,7 @@ from lora_lightning.app.foreign import KNOWN
 from lora_lightning.app.options import PROVIDED, show
 from lora_lightning.app.static_signatures import missing_name, static_signature
 from lora_lightning.errors import did_you_mean
+from lora_lightning.libraries import LibraryError
 
 RESERVED = ("_target_", "_args_", "_recursive_", "_convert_", "_partial_")
 
@@ -52,13 +54,23 @@ def _imported_signature(target: str) -> inspect.Signature:
 
 
 def import_problem(target: str) -> str | None:
-    """Why a callable cannot be imported, if it cannot: its whole module is loaded."""
+    """Why a callable cannot be imported, if it cannot: its whole module is loaded.
+
+    Raises:
+        LibraryError: a library that it needs does not load.
+    """
     from hydra.utils import get_object
 
+    logger = logging.getLogger("hydra.utils")  # which logs what it cannot import, and raises it as well
+    before, logger.disabled = logger.disabled, True
     try:
         get_object(target)
     except Exception as error:  # an import runs any code
+        if isinstance(error.__cause__, LibraryError):
+            raise error.__cause__ from None
         return " ".join(str(error).split())[:200] or type(error).__name__
+    finally:
+        logger.disabled = before
     return None
 
 
