@@ -35,7 +35,6 @@ from lora_lightning.app.resume import resumed
 from lora_lightning.app.sweep import ENDED, Ended, failed, sweep_table
 from lora_lightning.errors import UserError
 from lora_lightning.interrupts import interruptible
-from lora_lightning.libraries import load_lightning
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,7 +53,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.argv = [script, *flags_first(resumed(given))]
         check_command_line(sys.argv[1:])
         if is_run(sys.argv[1:]):
-            load_lightning()
             importlib.import_module("lora_lightning.train")
         with wrapped(any(flag in sys.argv for flag in HELP)):
             application()

@@ -17,6 +17,7 @@ from lora_lightning.app.resume import epochs_done
 from lora_lightning.app.signatures import RESERVED, argument_problems, import_problem
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
+from lora_lightning.libraries import load_lightning
 from lora_lightning.tasks.optim_config import OptimConfig
 
 LAST = "last"
@@ -73,7 +74,12 @@ def problems_of(config: DictConfig) -> list[str]:
 
 
 def unimportable(config: DictConfig) -> list[str]:
-    """The callables of a sound configuration that cannot be imported; loads all that the run will need."""
+    """The callables of a sound configuration that cannot be imported; loads all that the run will need.
+
+    Raises:
+        LibraryError: a library does not load beside torch.
+    """
+    load_lightning()
     values = _resolved(config, "", [])
     return [
         f"{path}._target_={node['_target_']}: cannot be imported: {reason}"
