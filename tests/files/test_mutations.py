@@ -3,6 +3,7 @@ without bound, and every refusal is an error of ours."""
 
 import json
 import multiprocessing
+import os
 import random
 import resource
 import struct
@@ -172,6 +173,16 @@ def test_a_mutated_folder_of_peft_is_refused_or_loads_whole(count, tmp_path):
     assert sum(trial(place, mutate()[1], None) for _ in range(count)) > count // 3
 
 
+def test_a_mutated_folder_that_we_wrote_in_pefts_format_is_refused_or_loads_the_same(tmp_path):
+    wanted = adapter(tmp_path / "one", 1, "peft")
+    adapter(tmp_path / "other", 2, "peft")
+    mutate = Mutator(tmp_path / "one", tmp_path / "other", seed=5)
+    mutate.ways.remove(mutate.swap)  # the tensors of the other are whole, and its options the same
+    (tmp_path / "place").mkdir()
+    refused = sum(trial(tmp_path / "place", mutate()[1], wanted) for _ in range(80))
+    assert 50 < refused < 80  # options that decide nothing may change
+
+
 def forged(folder, target, change):
     """An adapter whose description was changed and given a right digest: damage of a clever kind."""
     saved = read_adapter(folder)
@@ -328,6 +339,11 @@ def test_things_that_are_no_files(tmp_path, monkeypatch):
     with pytest.raises(ll.AdapterFileError, match=r"adapter_config.json is a link that leads nowhere"):
         ll.load_adapter(base(), broken)
     (folder / CONFIG_FILE).mkdir(parents=True)
+    pipe = tmp_path / "pipe"
+    pipe.mkdir()
+    os.mkfifo(pipe / CONFIG_FILE)
+    with pytest.raises(ll.AdapterFileError, match=r"adapter_config.json is a pipe"):  # and does not wait
+        ll.load_adapter(base(), pipe)
     with pytest.raises(ll.AdapterFileError, match="is a folder, not a file"):
         ll.load_adapter(base(), folder)
     with pytest.raises(OSError, match="a folder stands in the place of the file"):
