@@ -196,12 +196,18 @@ def test_no_file_is_unpickled(contents, adapter, run, tmp_path, marker):
     refusal(lambda: ll.load_adapter(mlp(), folder), marker)
 
 
+def save_merged(tensors: dict[str, torch.Tensor], path: Path, about: str) -> None:
+    """A merged file with these words of its origin, and the checksum that belongs to them."""
+    texts = {"lora_lightning": about}
+    save_file(tensors, path, {**texts, "sha256": digest_of(texts, tensors)})
+
+
 @pytest.mark.parametrize(
     "about", [json.dumps(EVIL), "!!python/object/apply:os.system ['touch marker']", "{", "[]"]
 )
 def test_metadata_are_read_alone(about, tmp_path, marker, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    save_file({"x": torch.zeros(1)}, tmp_path / "x.safetensors", {"lora_lightning": about})
+    save_merged({"x": torch.zeros(1)}, tmp_path / "x.safetensors", about)
     assert "no adapter" in refusal(lambda: inspect(tmp_path / "x.safetensors"), marker)
 
 
@@ -221,8 +227,8 @@ def test_a_page_holds_no_orders_to_the_terminal(adapter, tmp_path):
         "base": "",
         "layers": 1,
     }
-    metadata = {"lora_lightning": json.dumps({**about, "rounding": [0, 0]})}
-    save_file({"x\x1b": torch.zeros(1)}, tmp_path / "x.safetensors", metadata)
+    about = json.dumps({**about, "rounding": [0, 0]})
+    save_merged({"x\x1b": torch.zeros(1)}, tmp_path / "x.safetensors", about)
     assert r"\x1b[2J" in (page := inspect(tmp_path / "x.safetensors")) and "\x1b" not in page
 
 
