@@ -97,8 +97,8 @@ def test_a_mistake_in_a_job_of_submitit_is_one_message(tmp_path):
         "hydra.sweep.dir=sweep",
     ]
     code, _, errors = finish(start([*words, *TINY], cwd=tmp_path))
-    assert code == 1
-    assert "A job of the sweep failed." in errors and "'qvk' matches no layer" in errors
+    assert code == 2
+    assert "lora.target_modules: 'qvk' matches no layer" in errors
     assert "Traceback" not in errors
 
 
