@@ -33,6 +33,7 @@ from lora_lightning.app.launch import (
 )
 from lora_lightning.app.resume import resumed
 from lora_lightning.app.sweep import ENDED, Ended, failed, sweep_table
+from lora_lightning.app.user_modules import find_user_modules
 from lora_lightning.errors import UserError
 from lora_lightning.interrupts import interruptible
 
@@ -87,6 +88,8 @@ def application(config: DictConfig) -> float | None:
 
 
 def _job(config: DictConfig) -> float | None:
+    # A launcher may have started this process without a command line of ours.
+    find_user_modules(source.path for source in HydraConfig.get().runtime.config_sources)
     with one_job(), reported(Path(config.run_dir)), quiet(), interruptible():
         from lora_lightning.train import run
 

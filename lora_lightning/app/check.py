@@ -15,6 +15,7 @@ from lora_lightning.app.adapters import adapters_problems, config_of, names_of
 from lora_lightning.app.options import OPTIONAL, REQUIRED, STRATEGIES, Rule, devices_of, rules_of, show
 from lora_lightning.app.resume import epochs_done
 from lora_lightning.app.signatures import RESERVED, argument_problems, import_problem
+from lora_lightning.app.user_modules import hidden_module
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
 from lora_lightning.libraries import load_lightning
@@ -82,7 +83,7 @@ def unimportable(config: DictConfig) -> list[str]:
     load_lightning()
     values = _resolved(config, "", [])
     return [
-        f"{path}._target_={node['_target_']}: cannot be imported: {reason}"
+        f"{path}._target_={node['_target_']}: cannot be imported: {reason}{hidden_module(node['_target_'])}"
         for path, node in _targets(values, "")
         if (reason := import_problem(node["_target_"]))
     ]

@@ -22,6 +22,7 @@ from lora_lightning.app.check import problems_of, unimportable
 from lora_lightning.app.compose import CONFIG_NAME, choices_of, compose, config_loader, plain_values
 from lora_lightning.app.options import show
 from lora_lightning.app.signatures import takes, without_imports
+from lora_lightning.app.user_modules import find_user_modules
 from lora_lightning.errors import ConfigError, did_you_mean, nearest
 from lora_lightning.peft_names import peft_problem
 
@@ -60,8 +61,9 @@ def check_command_line(arguments: Sequence[str]) -> None:
         return
     problems: list[str] = []
     flags, words = _flags(arguments, problems)
-    loader = config_loader(flags.config_dir)
     overrides = [o for word in words if (o := _parse(word, problems))]
+    loader = config_loader(flags.config_dir, _searchpath(overrides, problems))
+    find_user_modules(source.path for source in loader.get_search_path().get_path())
     multirun = flags.multirun or _is_sweep(loader, overrides)
     if not multirun:
         problems += [_sweep_without_flag(o) for o in overrides if o.is_sweep_override()]
@@ -133,6 +135,22 @@ def _parse(word: str, problems: list[str]) -> Override | None:
             remedy += f" in two kinds of quotes: '{key}=\"{value}\"'."
         problems.append(f"{word or repr(word)}: {remedy}")
         return None
+
+
+def _searchpath(overrides: Sequence[Override], problems: list[str]) -> tuple[str, ...]:
+    """The folders of hydra.searchpath, in which recipes and groups are looked for too."""
+    given = next((o for o in overrides if o.key_or_group == "hydra.searchpath"), None)
+    if given is None or given.is_sweep_override():
+        return ()
+    value = given.value()
+    if not isinstance(value, list) or not all(isinstance(v, str) for v in value):
+        problems.append(f"{given.input_line}: give a list of folders, such as [file:///home/me/recipes].")
+        return ()
+    folders = {v: Path(v.removeprefix("file://")) for v in map(str, value) if not v.startswith("pkg://")}
+    problems += [
+        f"{given.input_line}: there is no folder {f}." for f in folders.values() if not f.is_dir()
+    ]
+    return tuple(map(str, value))
 
 
 def _is_sweep(loader: ConfigLoaderImpl, overrides: Sequence[Override]) -> bool:

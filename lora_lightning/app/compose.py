@@ -36,8 +36,13 @@ class RecipeSearchPath(SearchPathPlugin):
 
 
 @functools.lru_cache(maxsize=8)
-def config_loader(config_dir: str | None) -> ConfigLoaderImpl:
-    """Hydra's own loader over the same folders that the run will use."""
+def config_loader(config_dir: str | None, searchpath: tuple[str, ...] = ()) -> ConfigLoaderImpl:
+    """Hydra's own loader over the same folders that the run will use.
+
+    Args:
+        config_dir: of the flag --config-dir.
+        searchpath: of the option hydra.searchpath.
+    """
     version.setbase(VERSION_BASE)
     setup_globals()
     Plugins.instance().register(RecipeSearchPath)
@@ -45,6 +50,8 @@ def config_loader(config_dir: str | None) -> ConfigLoaderImpl:
     if config_dir:
         folder = f"file://{Path(config_dir).absolute()}"
         search_path.prepend("command-line", folder, SearchPathQuery(provider="schema"))
+    for path in searchpath:
+        search_path.prepend("hydra.searchpath", path, SearchPathQuery(provider="schema"))
     return ConfigLoaderImpl(search_path)
 
 

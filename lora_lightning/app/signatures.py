@@ -13,6 +13,7 @@ from typing import Any
 from lora_lightning.app.foreign import KNOWN
 from lora_lightning.app.options import PROVIDED, show
 from lora_lightning.app.static_signatures import missing_name, static_signature
+from lora_lightning.app.user_modules import hidden_module
 from lora_lightning.errors import did_you_mean
 from lora_lightning.libraries import LibraryError
 
@@ -81,7 +82,7 @@ def argument_problems(path: str, node: Mapping[str, Any]) -> list[str]:
         return [f"{path}._target_={show(target)}: give the dotted name of a class or function."]
     signature, reason = _signature(target)
     if signature is None:
-        return [f"{path}._target_={target}: cannot be imported: {reason}"]
+        return [f"{path}._target_={target}: cannot be imported: {reason}{hidden_module(target)}"]
     parameters = dict(signature.parameters)
     kinds = {p.kind for p in parameters.values()}
     known = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]

@@ -1,0 +1,42 @@
+"""Where a `_target_` of the user's own is found: in the current folder and beside the recipe."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Iterable
+from pathlib import Path
+
+from lora_lightning.app.compose import CONF, RECIPES
+
+FILE = "file://"
+
+
+def find_user_modules(sources: Iterable[str]) -> None:
+    """Let `_target_: photos.Photos` mean photos.py in the current folder, in a folder of configurations that
+    the user has named, or in `recipe/` there.
+
+    They come last, so that no file there takes the place of what is installed.
+
+    Args:
+        sources: Hydra's search path, such as `file:///home/me/recipes` and `pkg://hydra.conf`.
+    """
+    folders = [Path.cwd()]
+    for source in sources:
+        if not source.startswith(("pkg://", "structured://")):
+            folder = Path(source.removeprefix(FILE)).absolute()
+            folders += [] if folder in (CONF, RECIPES) else [folder, folder / "recipe"]
+    for folder in folders:
+        if folder.is_dir() and str(folder) not in sys.path:
+            sys.path.append(str(folder))
+    importlib.invalidate_caches()
+
+
+def hidden_module(target: str) -> str:
+    """That a file of the user's is hidden by an installed module of its name, where that is so."""
+    name = target.partition(".")[0]
+    found = getattr(sys.modules.get(name), "__file__", None)
+    own = Path.cwd() / f"{name}.py"
+    if found and own.is_file() and not own.samefile(found):
+        return f" {own.name} of this folder is hidden by {found}: give it another name."
+    return ""
