@@ -112,6 +112,14 @@ def _predict(words: Sequence[str]) -> None:
         print(prediction.predict(given, [w for w in words if w not in own]), flush=True)
 
 
+def _completion(words: Sequence[str]) -> None:
+    from lora_lightning.app.completion import script
+
+    if len(words) != 1 or words[0] not in ("bash", "zsh"):
+        raise UserError(f"completion {' '.join(words)}: give bash or zsh.\n{usage('completion')}")
+    print(script(words[0]), end="")
+
+
 def _loaded(module: str, extras: str = "") -> Any:
     """The module of a command, with torch and all that it needs.
 
@@ -134,4 +142,5 @@ COMMANDS = {
     "inspect": _inspect,
     "transcribe": _transcribe,
     "predict": _predict,
+    "completion": _completion,
 }

@@ -40,6 +40,7 @@ PREDICT = {
     "batch_size": Option(int, whole(1)), "num_workers": Option(int, whole(0)), "score": Option(float, SHARE),
     "overwrite": SWITCH, "any_base": SWITCH,
 }  # fmt: skip
+OPTIONS = {"merge": MERGE, "inspect": INSPECT, "transcribe": TRANSCRIBE, "predict": PREDICT}
 
 USAGE = {
     "train": """\
@@ -66,6 +67,9 @@ lora-lightning predict images=FOLDER out=FOLDER adapter=FOLDER  what a detector 
     recipe=NAME [key=value] builds the model; without adapter= and ckpt=, its base alone is used
     score=0.5               least score of what pictures show; batch_size=8 num_workers=4 overwrite=true
     any_base=true           accept other base weights than those that it was trained on""",
+    "completion": """\
+lora-lightning completion bash|zsh                              Tab completes groups, recipes and options
+    eval "$(lora-lightning completion bash)"                    once, or in ~/.bashrc; zsh likewise""",
 }
 PATHS = "PATH is an adapter's folder (of PEFT, too) or a Trainer's checkpoint."
 

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.adapters import adapters_problems, config_of, names_of
+from lora_lightning.app.matching import mismatches
 from lora_lightning.app.options import OPTIONAL, REQUIRED, STRATEGIES, Rule, devices_of, rules_of, show
 from lora_lightning.app.resume import epochs_done
 from lora_lightning.app.signatures import RESERVED, argument_problems, import_problem
@@ -43,7 +44,8 @@ def problems_of(config: DictConfig) -> list[str]:
     for section in (*REQUIRED, *OPTIONAL):
         value = values.get(section)
         if not isinstance(value, dict) and not (value is None and section in OPTIONAL):
-            problems.append(f"{section}={show(value)}: give {section}=NAME; --help lists the names.")
+            what = "a mapping of probe, full" if section == "peers" else f"{section}=NAME; --help lists them"
+            problems.append(f"{section}={show(value)}: give {what}.")
     for path, rule in rules.items():
         if not _refers(config, path):
             problems += [p for value in _at(values, path) if (p := _broken(path, rule, value))]
@@ -58,6 +60,7 @@ def problems_of(config: DictConfig) -> list[str]:
     problems += _own(values.get("optim"), "optim", OptimConfig, RESERVED)
     for path, node in _targets(values, ""):
         problems += argument_problems(path, node)
+    problems += mismatches(values)
     problems += _trainer_problems(_section(values, "trainer"))
     if values.get("compare") is True and _section(values, "lora").get("enabled") is False:
         problems.append("compare=true: lora=none leaves no LoRA to compare; give compare=false.")
@@ -67,11 +70,19 @@ def problems_of(config: DictConfig) -> list[str]:
         problems += adapters_problems(adapters) or [
             problem if problem in problems else f"adapters.{name}: {problem}"
             for name in names_of(config)
-            for problem in problems_of(config_of(config, name))
+            for problem in _adapter_problems(config, name)
         ]
         if _section(values, "lora").get("enabled") is False:
             problems.append("adapters: lora=none leaves no adapters to train; give adapters=null.")
     return list(dict.fromkeys(problems))
+
+
+def _adapter_problems(config: DictConfig, name: str) -> list[str]:
+    try:
+        return problems_of(config_of(config, name))
+    except (OmegaConfBaseException, ValueError, TypeError) as error:  # a list where a group is, and the like
+        reason = str(error).splitlines()[0]
+        return [f"these options do not go into the configuration: {reason}."]
 
 
 def unimportable(config: DictConfig) -> list[str]:

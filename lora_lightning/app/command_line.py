@@ -147,15 +147,19 @@ def _searchpath(overrides: Sequence[Override], problems: list[str]) -> tuple[str
         problems.append(f"{given.input_line}: give a list of folders, such as [file:///home/me/recipes].")
         return ()
     folders = {v: Path(v.removeprefix("file://")) for v in map(str, value) if not v.startswith("pkg://")}
-    problems += [
-        f"{given.input_line}: there is no folder {f}." for f in folders.values() if not f.is_dir()
-    ]
+    problems += [f"{given.input_line}: there is no folder {f}." for f in folders.values() if not f.is_dir()]
     return tuple(map(str, value))
 
 
 def _is_sweep(loader: ConfigLoaderImpl, overrides: Sequence[Override]) -> bool:
     """Whether the configuration asks for a sweep itself, as hparams_search=grid does."""
-    groups = [o for o in overrides if not o.is_sweep_override() and choices_of(loader, o.key_or_group)]
+    groups = [
+        o
+        for o in overrides
+        if not o.is_sweep_override()
+        and (choices := choices_of(loader, o.key_or_group))
+        and not _bad_choice(o, choices)
+    ]
     modes = [o for o in overrides if o.key_or_group == "hydra.mode"]
     if modes:
         return str(modes[-1].value()).upper() == "MULTIRUN"

@@ -6,6 +6,7 @@ import functools
 from pathlib import Path
 from typing import Any
 
+import yaml
 from hydra import version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import create_config_search_path
@@ -26,6 +27,11 @@ PACKAGE = Path(__file__).parents[1]
 HOME = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONF, RECIPES = HOME / "conf", HOME / "recipes"
 CONFIG_NAME, VERSION_BASE = "train", "1.3"
+# What Hydra raises for files that are no configurations: some of it unawares, as for `defaults: [null]`.
+UNCOMPOSABLE = (
+    HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, AttributeError,
+    AssertionError, RecursionError,
+)  # fmt: skip
 
 
 class RecipeSearchPath(SearchPathPlugin):
@@ -66,7 +72,7 @@ def compose(loader: ConfigLoaderImpl, groups: tuple[str, ...]) -> DictConfig | s
     """The configuration of these group choices, or why there is none."""
     try:
         return loader.load_configuration(CONFIG_NAME, list(groups), run_mode=RunMode.RUN)
-    except (HydraException, OmegaConfBaseException, OSError, ValueError) as error:
+    except UNCOMPOSABLE as error:
         cause = error.__cause__ or error
         return " ".join((str(error) or str(cause)).split())[:400]
 

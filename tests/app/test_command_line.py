@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import shlex
+import sys
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 
 from lora_lightning.app.command_line import check_command_line, flags_first
-from lora_lightning.app.compose import CONF, RECIPES
+from lora_lightning.app.compose import CONF, RECIPES, config_loader
 from lora_lightning.errors import ConfigError
 
 GOOD = [
@@ -165,5 +166,81 @@ def test_every_choice_of_every_group_composes(monkeypatch: pytest.MonkeyPatch) -
         if file.stem == "deepspeed" and find_spec("deepspeed") is None:
             with pytest.raises(ConfigError, match="pip install deepspeed"):
                 check_command_line(words)
+        elif file.parent.name in ("data", "model", "task"):
+            assert all("is for task=" in problem for problem in problems_of_line(words))
         elif file.parent.name != "hydra":
             check_command_line(words)
+
+
+def problems_of_line(words: list[str]) -> list[str]:
+    try:
+        check_command_line(words)
+    except ConfigError as error:
+        return error.problems
+    return []
+
+
+GROUPS = [group for group in config_loader(None).list_groups("") if group != "hydra"]
+
+
+@pytest.mark.parametrize("value", ["null", "[]", "[null]", "[1,a]", "{}", "{a:null}", "3", "true", "''"])
+def test_a_group_is_given_no_wrong_kind_of_value(value: str) -> None:
+    for group in GROUPS:
+        problems = problems_of_line([f"{group}={value}"])
+        assert len(problems) == 1 and problems[0].startswith(f"{group}="), (group, problems)
+
+
+@pytest.mark.parametrize("value", ["3", "[1]", "null"])
+def test_a_section_of_an_adapter_is_given_no_wrong_kind_of_value(value: str) -> None:
+    for section in ("lora", "trainer", "optim", "peers", "data"):
+        problems = problems_of_line([f"adapters={{a:{{{section}:{value}}}}}"])
+        assert problems and all(p.startswith("adapters.a: ") for p in problems), (section, problems)
+
+
+@pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("data=shapes", ["data._target_", "task=detection", "recipe=fcos_shapes"]),
+        ("recipe=fcos_shapes data=digits", ["data._target_", "task=classification"]),
+        ("recipe=accent_espeak model=whisper", ["model._target_", "task=seq2seq", "recipe=whisper_manifest"]),
+    ],
+)
+def test_data_and_models_of_another_task(line: str, told: list[str]) -> None:
+    problems = "\n".join(problems_of_line(line.split()))
+    assert all(words in problems for words in told), problems
+
+
+@pytest.mark.parametrize(
+    "text", ["defaults: [null]\n", "defaults: 3\n", "a: [\n", "- 1\n", "\tx: 1\n", "!!python/name:os.x\n"]
+)
+def test_a_recipe_that_is_no_configuration(text: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe").mkdir()
+    (tmp_path / "recipe" / "mine.yaml").write_text(f"# @package _global_\n{text}")
+    problems = problems_of_line(["recipe=mine", "--config-dir", str(tmp_path)])
+    assert len(problems) == 1 and problems[0].startswith("recipe=mine: "), problems
+
+
+PHOTOS = "class Photos:\n    def __init__(self, batch_size=3, seed=0, domain=1, train_size=2): ...\n"
+
+
+def test_a_class_of_ones_own_beside_the_recipe_or_in_the_current_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("here", "recipe", "above"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "here" / "ours_here.py").write_text(PHOTOS)
+    (tmp_path / "recipe" / "ours_beside.py").write_text(PHOTOS)
+    (tmp_path / "ours_above.py").write_text(PHOTOS)
+    (tmp_path / "here" / "numpy.py").write_text(PHOTOS)
+    text = "# @package _global_\ndefaults:\n  - vit_digits\ndata:\n  _target_: ours_beside.Photos\n"
+    (tmp_path / "recipe" / "mine.yaml").write_text(text)
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    check_command_line(["data._target_=ours_here.Photos"])
+    for words in (["--config-dir", ".."], ["hydra.searchpath=[..]"]):
+        check_command_line(["recipe=mine", *words])
+        check_command_line(["recipe=mine", *words, "data._target_=ours_above.Photos"])
+    assert "Did you mean 'Photos'" in problems_of_line(["data._target_=ours_here.Phots"])[0]
+    hidden = problems_of_line(["data._target_=numpy.Photos"])  # what is installed keeps its name
+    assert "numpy.py of this folder is hidden by" in hidden[0]
+    assert "there is no folder nowhere" in problems_of_line(["hydra.searchpath=[nowhere]"])[0]
