@@ -11,7 +11,8 @@ from torch.nn.utils import parametrize
 import lora_lightning as ll
 from lora_lightning.export import merge_files
 from lora_lightning.names import named_parameters
-from lora_lightning.tasks.optim import OptimConfig, parameter_groups
+from lora_lightning.tasks.optim import parameter_groups
+from lora_lightning.tasks.optim_config import OptimConfig
 
 
 class Net(nn.Module):
