@@ -10,7 +10,7 @@ from functools import partial
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lora_lightning.base_values import begin_magnitudes, refuse_replaced
+from lora_lightning.base_values import begin_magnitudes, refuse_meta, refuse_replaced
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.inject import activate, check_name, drop, grow, refuse_choosing, refuse_merged
@@ -164,6 +164,7 @@ def merge(model: nn.Module) -> None:
     refuse_replaced(model)
     layers = {n: layer for n, layer in _layers_of(model).items() if not layer.lora_merged}
     injection_of(model).settled()
+    refuse_meta(model, "merge")
     begin_magnitudes(model)
     merged: dict[str, dict[str, Tensor]] = {}
     for name, layer in layers.items():

@@ -88,6 +88,8 @@ def replaced(model: nn.Module) -> list[str]:
     names = dict.fromkeys(n for a in injection.adapters.values() for n in a.own)
     found = own_tensors(model, names)
     others += [n.rpartition(".")[0] for n in names if n not in found]
+    kept = injection.originals
+    others += [n.rpartition(".")[0] for n, t in found.items() if n in kept and kept[n].shape != t.shape]
     owned = {id(t): n.rpartition(".")[0] for n, t in found.items()}
     for _, module in own_modules(model):
         if not (_is_watched(module) or is_norm(module)):
@@ -103,9 +105,23 @@ def refuse_replaced(model: nn.Module) -> None:
     """
     if not is_sharded(model) and (others := replaced(model)):
         raise UserError(
-            f"{listed(others)}: another module was put here after the injection, and what was adapted or "
-            "trained in this place is gone. Call lora_lightning.eject(model), replace it, and inject again; "
-            "what a LightningModule's own setup or configure_model replaces is replaced in time."
+            f"{listed(others)}: another module, or a weight of another shape, was put here after the "
+            "injection, and what was adapted or trained in this place is gone. Call "
+            "lora_lightning.eject(model), replace it, and inject again; what a LightningModule's own setup "
+            "or configure_model replaces is replaced in time."
+        )
+
+
+def refuse_meta(model: nn.Module, action: str) -> None:
+    """Refuse what needs values.
+
+    Raises:
+        UserError: the model, or a part of it, is on the meta device; nothing was done.
+    """
+    if meta := [n for n, p in named_parameters(model).items() if p.is_meta]:
+        raise UserError(
+            f"{action}: {listed(meta, most=3)} have no memory yet (meta device): give it to them, "
+            "model.to_empty(device=...), and load the model's weights first."
         )
 
 

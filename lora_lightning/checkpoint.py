@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from lora_lightning.adapter_file import SavedAdapter, write_adapter
 from lora_lightning.adapter_pair import write_pair
-from lora_lightning.base_values import begin_magnitudes, refuse_replaced
+from lora_lightning.base_values import begin_magnitudes, refuse_meta, refuse_replaced
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
 from lora_lightning.fingerprint import fingerprint, frozen_tensors
@@ -152,6 +152,7 @@ def save_adapter(
     injection_of(model).settled()
     if is_flattened(model):
         refuse_sharded(model, "save_adapter", "Take it from a checkpoint: docs/distributed.md shows how.")
+    refuse_meta(model, "save_adapter")
     saved = saved_adapter(model, adapter)
     if is_sharded(model):
         saved = dataclasses.replace(saved, tensors=gathered(saved.tensors))

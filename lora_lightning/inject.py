@@ -5,7 +5,14 @@ from __future__ import annotations
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
-from lora_lightning.base_values import begin_magnitudes, follow_base, leave_base, refuse_replaced, replaced
+from lora_lightning.base_values import (
+    begin_magnitudes,
+    follow_base,
+    leave_base,
+    refuse_meta,
+    refuse_replaced,
+    replaced,
+)
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.layers import family_of, lora_layers, own_modules, slots_of
@@ -232,6 +239,7 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
     injection.settled()
     if merged:
         refuse_replaced(model)
+        refuse_meta(model, "eject(merged=True)")
     hide_all(injection.choice)
     weights = {n: layer.merged_weights() for n, layer in lora_layers(model).items()} if merged else {}
     gone = replaced(model)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_lightning.adapters import adapters_off, lora_parameters, merge, unmerge
-from lora_lightning.base_values import refuse_replaced
+from lora_lightning.base_values import refuse_meta, refuse_replaced
 from lora_lightning.inject import eject
 from lora_lightning.layers import LoRALayer, lora_layers, update_ids
 from lora_lightning.layers.layer import slot_key
@@ -43,6 +43,7 @@ def verify(model: nn.Module, example_batch: Any) -> list[str]:
     injection_of(model)
     refuse_sharded(model, "verify")
     refuse_replaced(model)
+    refuse_meta(model, "verify")
     checks = (_off_is_base, _gradients_arrive, _frozen_stays, _merged_is_unmerged)
     return [failure for check in checks for failure in check(_randomized(model), example_batch)]
 

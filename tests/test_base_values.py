@@ -181,7 +181,9 @@ def test_a_replaced_module_is_one_message(place, tmp_path):
     for use in uses:
         net = replaced()
         before = net(x)
-        with pytest.raises(ll.UserError, match=rf"^{place}: another module was put here after the injection"):
+        with pytest.raises(
+            ll.UserError, match=rf"^{place}: another module, or a weight of another shape, was put here"
+        ):
             use(net)
         assert torch.equal(net(x), before)
     assert not list(tmp_path.iterdir())
@@ -190,3 +192,41 @@ def test_a_replaced_module_is_one_message(place, tmp_path):
     ll.eject(net)  # what was replaced stays
     assert getattr(net, place) is new and type(net.b) is nn.Linear
     assert torch.allclose(net(x), before, atol=1e-6)
+
+
+@pytest.mark.parametrize("format", ["lora_lightning", "peft"])
+def test_a_model_without_memory_is_one_message(format, tmp_path):
+    with torch.device("meta"):
+        net = adapted()
+    uses = {
+        "save_adapter": lambda: ll.save_adapter(net, tmp_path, format=format),
+        "merge": lambda: ll.merge(net),
+        r"eject\(merged=True\)": lambda: ll.eject(net, merged=True),
+        "verify": lambda: ll.verify(net, torch.randn(3, 6)),
+    }
+    for name, use in uses.items():
+        with pytest.raises(ll.UserError, match=rf"^{name}: a.weight, .* have no memory yet \(meta device\)"):
+            use()
+    assert not list(tmp_path.iterdir())
+    net.to_empty(device="cpu")
+    other = Net().eval()
+    net.load_state_dict(other.state_dict(), strict=False)
+    for module in net.modules():
+        if hasattr(module, "lora_A"):
+            module.reset_parameters()
+    ll.merge(net)
+    assert torch.allclose(net(torch.ones(2, 6)), other(torch.ones(2, 6)), atol=1e-6)
+
+
+def test_get_parameter_gives_the_base_weight():
+    net = adapted()
+    train(net)
+    parameters = dict(net.named_parameters())
+    for name in ("a.weight", "a.bias", "head.weight", "a.lora.default.weight.lora_A"):
+        assert net.get_parameter(name) is parameters[name]
+    assert net.a.get_parameter("weight") is parameters["a.weight"]
+    assert net.a.weight is not parameters["a.weight"]
+    ll.merge(net)
+    assert net.get_parameter("a.weight") is dict(net.named_parameters())["a.weight"]
+    with pytest.raises(AttributeError):
+        net.get_parameter("a.wieght")

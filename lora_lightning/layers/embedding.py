@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_lightning.kernels import without_autocast
-from lora_lightning.layers.layer import LoRALayer
+from lora_lightning.layers.layer import FixedSize, LoRALayer
 from lora_lightning.layers.slot import Slot
 from lora_lightning.layers.update import LowRankUpdate
 
@@ -28,6 +28,8 @@ class LoRAEmbedding(LoRALayer):
     The row of `padding_idx` gets no gradient, as in the base layer. With `scale_grad_by_freq`, where
     B's gradient depends on the indices too, the whole table's update is made.
     """
+
+    num_embeddings = FixedSize("num_embeddings")
 
     if TYPE_CHECKING:
         padding_idx: int | None
@@ -53,6 +55,8 @@ class LoRAEmbeddingBag(LoRALayer):
 
     Shapes as in `LoRAEmbedding`; gradients are dense, also where the base layer's are sparse.
     """
+
+    num_embeddings = FixedSize("num_embeddings")
 
     if TYPE_CHECKING:
         padding_idx: int | None

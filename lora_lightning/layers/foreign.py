@@ -9,6 +9,7 @@ import sys
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
+from lora_lightning.layers.layer import FixedSize
 from lora_lightning.layers.swap import Swapped
 
 MERGE_PEFT = (
@@ -62,4 +63,5 @@ def taken_names(module: nn.Module, family: type[Swapped]) -> list[str]:
 def _needed(family: type[Swapped]) -> frozenset[str]:
     ours = [c for c in family.__mro__ if issubclass(c, Swapped)]
     names = {n for c in ours for n in (*vars(c), *inspect.get_annotations(c))}
+    names -= {n for c in ours for n, value in vars(c).items() if isinstance(value, FixedSize)}
     return frozenset(n for n in names if not n.startswith("__") and n not in OVERRIDDEN)

@@ -111,6 +111,19 @@ class LoRALayer(Swapped):
             update.reset_parameters()
             update.reset_magnitude(update.slot.of(self.base(update.slot.parameter)))
 
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """What assigning a parameter does: one of another shape does not fit the updates.
+
+        Raises:
+            UserError: it has another shape; nothing is changed.
+        """
+        present = self._parameters.get(name)
+        if name in self.properties and param is not None and present is not None:
+            resized = param.dim() == present.dim() and param.shape != present.shape
+            if resized and not (is_shard(param) or is_shard(present)):
+                raise UserError(_resized(self, name, tuple(present.shape), tuple(param.shape)))
+        super().register_parameter(name, param)
+
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
         """An empty tensor stands for a frozen weight that a checkpoint leaves out."""
         for name in self.properties:
@@ -193,6 +206,33 @@ class LoRALayer(Swapped):
         """The module, this one or a part of it, and the leaf that such a name of a parameter means."""
         path, _, leaf = name.rpartition(".")
         return self.get_submodule(path), leaf
+
+
+class FixedSize(property):
+    """An attribute with one side of the weight, which does not change: transformers sets it when it resizes a
+    layer, having written to `layer.weight.data`, which is made anew at each reading.
+
+    Setting another size raises UserError; the layer is unchanged.
+    """
+
+    def __init__(self, name: str) -> None:
+        def get(layer: LoRALayer) -> int:
+            return cast(int, layer.__dict__[name])
+
+        def put(layer: LoRALayer, size: int) -> None:
+            if size != layer.__dict__.get(name, size):
+                raise UserError(_resized(layer, name, layer.__dict__[name], size))
+            layer.__dict__[name] = size
+
+        super().__init__(get, put)
+
+
+def _resized(layer: LoRALayer, name: str, before: object, after: object) -> str:
+    return (
+        f"{layer.lora_path or 'the model'}: {name} of an adapted {layer.original_class.__name__} is "
+        f"{before}, and its updates do not fit {after}. Resize the model (resize_token_embeddings) before it "
+        "is adapted, or call lora_lightning.eject(model), resize, and inject again."
+    )
 
 
 def effective_weight(weight: Tensor, updates: list[LowRankUpdate]) -> Tensor:

@@ -8,11 +8,14 @@ from torch import Tensor
 
 from lora_lightning.functional import lora_linear
 from lora_lightning.layers.branch import BranchLayer
+from lora_lightning.layers.layer import FixedSize
 from lora_lightning.layers.update import LowRankUpdate
 
 
 class LoRALinear(BranchLayer):
     """y = x·Wᵀ + b + s·(x·Aᵀ)·Bᵀ; x is (..., in), A is (r, in), B is (out, r)."""
+
+    in_features, out_features = FixedSize("in_features"), FixedSize("out_features")
 
     def forward(self, x: Tensor) -> Tensor:
         W, updates = self.parts("weight")

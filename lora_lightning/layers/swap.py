@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+import torch
 from torch import nn
+
+GET_PARAMETER = nn.Module.get_parameter.__code__
 
 
 class Swapped(nn.Module):
@@ -108,7 +112,15 @@ def swap_out(module: nn.Module) -> None:
 
 
 def _property(name: str) -> property:
-    """Reads by `read`; FSDP puts plain tensors in the place of parameters, which go to `__dict__`."""
+    """Reads by `read`; FSDP puts plain tensors in the place of parameters, which go to `__dict__`.
+
+    `nn.Module.get_parameter` reads the attribute and asks for a parameter: it gets the one that has this name
+    in `named_parameters()`, the base weight.
+    """
+
+    def get(self: Swapped) -> Any:
+        asked = not torch.compiler.is_compiling() and sys._getframe(1).f_code is GET_PARAMETER
+        return self._parameters[name] if asked and name in self._parameters else self.read(name)
 
     def put(self: Swapped, value: Any) -> None:
         self.__dict__[name] = value
@@ -117,7 +129,7 @@ def _property(name: str) -> property:
         if self.__dict__.pop(name, None) is None:
             raise AttributeError(name)
 
-    return property(lambda self: self.read(name), put, remove)
+    return property(get, put, remove)
 
 
 def _rebuild(mixin: type[Swapped], original: type[nn.Module], properties: tuple[str, ...]) -> nn.Module:

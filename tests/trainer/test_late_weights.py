@@ -122,5 +122,5 @@ def test_what_is_replaced_too_late_is_said_before_training(tmp_path):
             return super().configure_optimizers()
 
     module = TooLate(mlp())
-    with pytest.raises(ll.UserError, match="another module was put here after the injection"):
+    with pytest.raises(ll.UserError, match="another module, or a weight of another shape, was put here"):
         trainer(tmp_path, ll.LoRACallback(rank=2)).fit(module, loader(mlp))
