@@ -17,7 +17,7 @@ from omegaconf import DictConfig
 from lora_lightning.app.console import on_rank_zero, short_path
 from lora_lightning.plans import Plan
 
-WANDB_URL = "https://api.wandb.ai"
+WANDB_URLS = ("https://api.wandb.ai", "https://api.forge.coreweave.com")  # the second since wandb 0.31
 OFFLINE_MODES = ("offline", "dryrun")
 
 
@@ -97,11 +97,13 @@ def has_wandb_key() -> bool:
     entry for its host (with its port) in netrc."""
     if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
         return True
-    host = urlparse(os.environ.get("WANDB_BASE_URL") or WANDB_URL).netloc
+    given = os.environ.get("WANDB_BASE_URL")
+    hosts = [urlparse(url).netloc for url in ([given] if given else WANDB_URLS)]
     named = os.environ.get("NETRC")
     for path in [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]:
         try:
-            if host and netrc.netrc(path.expanduser()).authenticators(host):
+            entries = netrc.netrc(path.expanduser())
+            if any(entries.authenticators(host) for host in hosts if host):
                 return True
         except (OSError, netrc.NetrcParseError):
             continue

@@ -8,8 +8,10 @@ import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlparse
 
 import pytest
+import wandb
 import yaml
 from lightning.pytorch.loggers import CSVLogger
 from omegaconf import OmegaConf
@@ -21,6 +23,7 @@ from lora_lightning.app.compose import RECIPES
 from lora_lightning.app.console import short_path
 from lora_lightning.app.loggers import build_loggers, has_wandb_key, log_start, wandb_logger
 
+DEFAULT_HOST = urlparse(wandb.Settings.model_fields["base_url"].default).netloc  # wandb's own
 TINY = ["debug=fast", "compare=false", "trainer.enable_progress_bar=false"]
 
 
@@ -132,7 +135,12 @@ def test_the_key_is_found_where_wandb_looks(monkeypatch: pytest.MonkeyPatch, tmp
     assert not has_wandb_key()
     (tmp_path / "netrc").write_text(f"machine api.wandb.ai login user password {'k' * 40}\n")
     assert has_wandb_key()
-    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org")
+    (tmp_path / "netrc").write_text(f"machine {DEFAULT_HOST} login user password {'k' * 40}\n")
+    assert has_wandb_key()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://wandb.example.org:8080")
+    (tmp_path / "netrc").write_text(f"machine wandb.example.org:8080 login user password {'k' * 40}\n")
+    assert has_wandb_key()
+    monkeypatch.setenv("WANDB_BASE_URL", "https://other.example.org")
     assert not has_wandb_key()
     monkeypatch.setenv("WANDB_API_KEY", "k" * 40)
     assert has_wandb_key()
