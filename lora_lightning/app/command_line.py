@@ -12,19 +12,18 @@ from typing import Any, NoReturn
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.utils import get_args_parser
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType
+from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
-from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.check import problems_of, unimportable
 from lora_lightning.app.compose import CONFIG_NAME, choices_of, compose, config_loader, plain_values
 from lora_lightning.app.options import show
-from lora_lightning.app.signatures import takes, without_imports
+from lora_lightning.app.overriding import apply_override
+from lora_lightning.app.signatures import without_imports
 from lora_lightning.app.user_modules import find_user_modules
-from lora_lightning.errors import ConfigError, did_you_mean, nearest
-from lora_lightning.peft_names import peft_problem
+from lora_lightning.errors import ConfigError, did_you_mean
 
 SUBMITIT = ("slurm", "local")  # launchers
 UNCHECKED = ("--hydra-help", "--version", "--shell-completion", "-sc")
@@ -245,7 +244,7 @@ def _check_variant(
         if disabled and key.startswith("lora.") and key != "lora.enabled":
             problems.append(f"{override.input_line}: lora=none adapts nothing; leave out this or lora=none.")
         else:
-            problems += _apply(loader, config, override)
+            problems += apply_override(loader, config, override)
     with open_dict(config):
         hydra = config.pop("hydra")
         if "run_dir" not in _keys(values):  # Hydra's own, which is not known here
@@ -278,71 +277,6 @@ def _bad_choice(override: Override, choices: Sequence[str]) -> str | None:
         else (f" To set one option: {group}.KEY=VALUE." if isinstance(value, dict) else "")
     )
     return f"{group}={show(value)}: give one of {', '.join(choices)}.{near}"
-
-
-def _apply(loader: ConfigLoaderImpl, config: DictConfig, override: Override) -> list[str]:
-    """Set one value in `config` just as Hydra will, or say why it cannot."""
-    try:
-        ConfigLoaderImpl._apply_overrides_to_config([override], config)
-        return []
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
-        key, word = override.key_or_group, str(override.input_line)
-        exists = _exists(config, key)
-        if override.package is not None:
-            return [f"{word}: {key} is not a group.{did_you_mean(key, loader.list_groups(''))}"]
-        if override.type == OverrideType.ADD and exists:
-            return [f"{word}: is set already; leave out the plus: {word[1:]}."]
-        if exists:
-            reason = str(error.__cause__ or error).splitlines()[0]
-            return [f"{word}: {reason}"]
-        section, _, name = key.rpartition(".")
-        if section in ("", "lora") and (problem := peft_problem(name, override.value(), "lora.")):
-            return [problem]
-        return [f"{word}: {_unknown(loader, config, key)}"]
-
-
-def _exists(config: DictConfig, key: str) -> bool:
-    parent, _, name = key.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    return isinstance(node, DictConfig) and name in node
-
-
-def _unknown(loader: ConfigLoaderImpl, config: DictConfig, key: str) -> str:
-    """`there is no such option`, with what may have been meant."""
-    parent, _, name = key.rpartition(".")
-    node: Any = OmegaConf.select(config, parent) if parent else None
-    if isinstance(node, DictConfig):
-        names = [str(k) for k in node if k != "_target_"]
-        near = [f"{parent}.{n}" for n in nearest(name, names)]
-        target = node.get("_target_")
-        if isinstance(target, str) and takes(target, name):
-            return f"is not set in this configuration; add it with a plus: +{key}=VALUE."
-        tail = f" Options of {parent}: {', '.join(names)}."
-        if isinstance(target, str) and takes(target, None):
-            tail += f" What the model takes beyond these: +{key}=VALUE."
-    else:
-        inside = OmegaConf.create({"hydra": config.hydra}) if key.startswith("hydra.") else config
-        leaves = list(_leaves(inside))
-        same = [leaf for leaf in leaves if leaf.rpartition(".")[2] == name]
-        groups = [g for g in loader.list_groups("") if g != "hydra"]
-        near = same or nearest(key, [*leaves, *groups])
-        if not near:
-            ends = {leaf.rpartition(".")[2]: leaf for leaf in leaves}
-            near = [ends[n] for n in nearest(name, ends)]
-        tail = "" if near else " `--help` lists all."
-    hint = f" Did you mean {' or '.join(repr(n) for n in near[:3])}?" if near else ""
-    return f"there is no such option.{hint}{tail}"
-
-
-def _leaves(node: DictConfig, path: str = "") -> Iterator[str]:
-    for key, value in node.items_ex(resolve=False):
-        here = f"{path}.{key!s}" if path else str(key)
-        if (here == "hydra" and len(node) > 1) or str(key).startswith("_"):
-            continue
-        if isinstance(value, DictConfig) and not value._is_none() and not value._is_interpolation():
-            yield from _leaves(value, here)
-        else:
-            yield here
 
 
 def _hydra_problems(hydra: DictConfig) -> list[str]:

@@ -10,14 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_lightning.app.application import main
-from lora_lightning.app.command_line import _leaves
 from lora_lightning.app.compose import choices_of, compose, config_loader
 from lora_lightning.app.options import rules_of, show
+from lora_lightning.app.overriding import leaves
 
 LOADER = config_loader(None)
 CONFIG = compose(LOADER, ())
 RULES = rules_of(CONFIG)  # type: ignore[arg-type]
-KEYS = [key for key in _leaves(CONFIG) if not key.startswith(("logger.", "callbacks."))]  # type: ignore[arg-type]
+KEYS = [key for key in leaves(CONFIG) if not key.startswith(("logger.", "callbacks."))]  # type: ignore[arg-type]
 GROUPS = [g for g in LOADER.list_groups("") if g != "hydra"]
 NAMES = {part for key in KEYS for part in key.split(".")} | set(GROUPS)
 VALUES: list[Any] = [
