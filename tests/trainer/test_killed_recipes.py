@@ -39,7 +39,7 @@ RECIPES = {  # words, and steps in all; accents: of two adapters
     "vit_digits": (DIGITS, 15),
     "resnet_digits": ([*DIGITS, "lora.train_norm=stats", "lora.dropout=0.1"], 15),
     "fcos_shapes": (SHAPES, 8),
-    "accent_espeak": ([*ACCENTS, *LIMITS, "lora.dropout=0.1"], 24),
+    "accent_espeak": ([*ACCENTS, *LIMITS], 24),
 }
 
 
