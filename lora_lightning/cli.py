@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_lightning import interrupts
 from lora_lightning.app import arguments
-from lora_lightning.app.arguments import at_home, missing_path, parsed, usage
+from lora_lightning.app.arguments import at_home, missing_path, parsed, transcribe_problems, usage
 from lora_lightning.errors import FULL, UserError, did_you_mean
 from lora_lightning.interrupts import interruptible
 from lora_lightning.libraries import load_lightning
@@ -97,7 +97,7 @@ def _transcribe(words: Sequence[str]) -> None:
     paths = [w for w in words if "=" not in w or os.path.exists(w)]
     problems = [] if paths else ["give audio files or folders."]
     problems += [missing_path(path) for path in paths if not os.path.exists(path)]
-    given = parsed([w for w in words if w not in paths], arguments.TRANSCRIBE, problems)
+    given = parsed([w for w in words if w not in paths], arguments.TRANSCRIBE, problems, transcribe_problems)
     transcription = _loaded("lora_lightning.app.transcribe", "recipes,speech")
     with interruptible():
         transcription.transcribe(paths, given)

@@ -158,14 +158,14 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixt
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["lora.rank=200"], "lora.rank=200"),
+        (["+lora.rank_pattern={blocks.0.attn.qkv: 200}"], "blocks.0.attn.qkv"),
         (["lora.target_modules=[qkvv]"], "lora.target_modules: 'qkvv' matches no layer. Did you mean"),
         (["model.name=vit_tinny_patch16_224"], "model.name='vit_tinny_patch16_224'"),
         (["model.checkpoint=nowhere.safetensors"], "nowhere.safetensors"),
         (["model.depth=5"], "does not fit"),
         (["+model.depht=5"], "model.depht=5 is not an option"),
         (["+model.head_dim=5", "model.name=foo"], "model.name='foo'"),
-        (["optim.head_lr=1e-3", "lora.modules_to_save=null"], "head_lr"),
+        (["optim.head_lr=1e-3", "lora.modules_to_save=null", "+lora.exclude_modules=[head]"], "head_lr"),
     ],
 )
 def test_mistakes_that_only_the_model_shows(words: list[str], told: str, capsys: Any) -> None:
@@ -177,8 +177,10 @@ def test_mistakes_that_only_the_model_shows(words: list[str], told: str, capsys:
 
 def test_a_checkpoint_is_looked_at_before_anything_runs(tmp_path: Path) -> None:
     good = tmp_path / "good.ckpt"
-    torch.save({"state_dict": {"w": torch.zeros(9)}, "optimizer_states": [], "epoch": 4}, good)
+    done = {"fit_loop": {"epoch_progress": {"current": {"started": 5, "processed": 5}}}}
+    torch.save({"state_dict": {"w": torch.zeros(9)}, "optimizer_states": [], "epoch": 4, "loops": done}, good)
     assert checkpoint_problems(str(good), 6) == []
+    assert checkpoint_problems(str(good), 5, trained=True) == []
     assert "max_epochs above 5" in checkpoint_problems(str(good), 5)[0]
     cut = tmp_path / "cut.ckpt"
     cut.write_bytes(good.read_bytes()[:200])

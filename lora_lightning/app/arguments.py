@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -86,13 +86,28 @@ def usage(command: str | None = None) -> str:
     return f"{USAGE[command]}\n\n{PATHS}" if "PATH" in USAGE[command] else USAGE[command]
 
 
+def transcribe_problems(given: Mapping[str, Any]) -> list[str]:
+    """What is wrong in options of `transcribe` taken together; None stands for what was malformed."""
+    problems = []
+    if not {"adapter", "recipe"} & given.keys():
+        problems.append("give adapter=FOLDER, or recipe=NAME for its base.")
+    chunk, overlap = given.get("chunk", 20.0), given.get("overlap", 4.0)
+    if None not in (chunk, overlap) and not 0 <= overlap <= chunk / 2:
+        problems.append(f"overlap={overlap:g}: give seconds from 0 to half of chunk={chunk:g}.")
+    return problems
+
+
 def parsed(
-    words: Sequence[str], options: Mapping[str, Option], problems: Sequence[str] = ()
+    words: Sequence[str],
+    options: Mapping[str, Option],
+    problems: Sequence[str] = (),
+    together: Callable[[Mapping[str, Any]], list[str]] | None = None,
 ) -> dict[str, Any]:
     """`key=value` words as options.
 
     Args:
         problems: what is wrong besides, to be told with it.
+        together: tells what is wrong in the options taken together.
 
     Raises:
         UserError: every unknown, repeated, malformed or forbidden word, in one message.
@@ -110,6 +125,7 @@ def parsed(
             found.append(f"{word}: {name} is given twice.")
         else:
             given[name] = _read(word, value, options[name], found)
+    found += together(given) if together else []
     if found:
         raise UserError("\n".join(found))
     return given

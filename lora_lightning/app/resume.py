@@ -91,8 +91,9 @@ def epochs_done(checkpoint: Mapping[str, Any]) -> int:
 def is_finished(config: DictConfig, folder: Path) -> bool:
     """Whether a run of this very configuration has ended in the folder: its results are the last thing that a
     run writes, and `forget_end` removes them."""
-    began, results = folder / "config.yaml", folder / "results.json"
-    if not (began.is_file() and results.is_file()):
+    began = folder / "config.yaml"
+    ended = [folder / name / "results.json" for name in ("", *(config.get("adapters") or ()))]
+    if not (began.is_file() and all(results.is_file() for results in ended)):
         return False
     try:
         before = yaml.safe_load(began.read_text(encoding="utf-8"))

@@ -36,14 +36,17 @@ def transcribe(paths: Sequence[str], options: Mapping[str, Any]) -> None:
         UserError: every mistake in one message, before the model is built; or, at the end, the files that
             could not be read, when the others are done.
     """
-    problems = _problems(options)
-    files, missing = _files(paths)
+    files, problems = _files(paths)
+    try:
+        _device(options)
+    except UserError as error:
+        problems.append(str(error))
     form = options.get("format", "plain")
     out = Path(options["out"]) if "out" in options else None
     folder = out is not None and (out.is_dir() or len(files) > 1 or not out.suffix)
     if form == "srt" and len(files) > 1 and out is None:
         problems.append("format=srt: several files need out=FOLDER.")
-    if problems := [*missing, *problems]:
+    if problems:
         raise UserError("\n".join(problems))
     heard = _heard(files, options)
     done: list[dict[str, Any]] = []
@@ -111,20 +114,6 @@ def _waves(files: Sequence[Path], errors: dict[Path, AudioError], readable: list
             else:
                 readable.append(path)
                 yield wave
-
-
-def _problems(options: Mapping[str, Any]) -> list[str]:
-    problems = []
-    if not {"adapter", "recipe"} & options.keys():
-        problems.append("give adapter=FOLDER, or recipe=NAME for its base.")
-    chunk, overlap = options.get("chunk", 20.0), options.get("overlap", 4.0)
-    if not 0 <= overlap <= chunk / 2:
-        problems.append(f"overlap={overlap:g}: give seconds from 0 to half of chunk={chunk:g}.")
-    try:
-        _device(options)
-    except UserError as error:
-        problems.append(str(error))
-    return problems
 
 
 def _device(options: Mapping[str, Any]) -> torch.device:

@@ -294,7 +294,7 @@ def test_autocast(name):
     exact = run(model, inputs)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         outputs = run(model, inputs)
-        dtypes = [y.dtype for y in run(base, inputs)]
+        dtypes = [y.dtype for y in run(base_model(name).eval(), inputs)]  # with gradients, as the adapted
         with ll.adapters_off(model), torch.no_grad():
             assert equal(run(model, inputs), run(base, inputs))
     assert [y.dtype for y in outputs] == dtypes
