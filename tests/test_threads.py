@@ -292,6 +292,26 @@ def test_checkpointed_parts_are_computed_again_by_the_view_of_their_forward():
         assert len(gradients[0]) > 1 or way == "off"
 
 
+def test_a_context_that_is_left_elsewhere_holds_no_more():
+    model, x = several(mlp), batch(mlp)
+    plain, before = model(x), snapshot(model)
+    context = ll.adapters_off(model)
+    context.__enter__()
+    with ThreadPoolExecutor(1) as pool:
+        assert torch.equal(pool.submit(model, x).result(), plain)
+        with pytest.raises(ll.UserError, match="enter and leave it where the model is called"):
+            pool.submit(context.__exit__, None, None, None).result()
+    assert_unchanged(model, before)
+    for _ in range(2):  # also while another context is open
+        assert torch.equal(model(x), plain)
+        with ThreadPoolExecutor(1) as pool:
+            other = ll.adapters_off(model)
+            pool.submit(other.__enter__).result()
+            assert torch.equal(model(x), plain)
+            pool.submit(other.__exit__, None, None, None).result()
+    ll.merge(model)
+
+
 class Deep(torch.autograd.Function):
     """Its backward calls backward again, `depth` times; deep down torch takes a thread of its own."""
 

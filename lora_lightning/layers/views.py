@@ -58,7 +58,7 @@ class Choice:
             return None
         views = _seen()
         for view in views:
-            if view.choice is self:
+            if view.choice is self and (isinstance(view, Held) or view.entered):
                 _see_again_so(views)
                 return view.now() if isinstance(view, Held) else view
         return None
@@ -112,7 +112,7 @@ class _FromMemory(torch.autograd.Function):
         return grads[0], None
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)
 class View:
     """A model as a thread or task sees it.
 
@@ -126,6 +126,7 @@ class View:
         calls: by path the forward of every module that is called with rows of several adapters, whose
             weights cannot be read as one.
         modules: the model's, by path; none where the view is only seen within another one.
+        entered: how often somebody is within it; one that was left elsewhere holds no more.
     """
 
     choice: Choice
@@ -135,6 +136,7 @@ class View:
     rows: Rows | None = None
     calls: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
+    entered: int = 0
 
     def refuse_reading(self, path: str) -> None:
         """Refuse to read what differs from row to row.
@@ -173,7 +175,8 @@ _views: ContextVar[tuple[View | Held, ...]] = ContextVar("lora_lightning.views",
 
 def within(choice: Choice) -> str:
     """Name of the context manager of the model that the calling thread or task is within, or ""."""
-    return next((v.within for v in _seen() if v.choice is choice and isinstance(v, View)), "")
+    views = (v for v in _seen() if v.choice is choice and isinstance(v, View))
+    return next((v.within for v in views if v.entered), "")
 
 
 def holds(choice: Choice) -> bool:
@@ -201,12 +204,26 @@ def opened(view: View) -> Iterator[None]:
 
 @contextmanager
 def seen(view: View) -> Iterator[None]:
-    """Within this context the calling thread or task sees the model so."""
+    """Within this context the calling thread or task sees the model so.
+
+    Raises:
+        UserError: it is left in another thread or task than it was entered in.
+    """
     before = _views.set((view, *_views.get()))
+    with view.choice.lock:
+        view.entered += 1
     try:
         yield
     finally:
-        _views.reset(before)
+        with view.choice.lock:
+            view.entered -= 1
+        try:
+            _views.reset(before)
+        except ValueError:
+            raise UserError(
+                f"{view.within}(model) was left in another thread or task than it was entered in, and holds "
+                "for that one alone: enter and leave it where the model is called."
+            ) from None
 
 
 def hold(view: Held | None, choice: Choice) -> None:
