@@ -303,6 +303,15 @@ def test_a_sweep_goes_on_after_a_bad_job(
     assert errors.count("is odd") == 1
 
 
+@pytest.fixture
+def heeded():
+    """Ctrl-C is not ignored, as it is in what a script has started in its background."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("heeded")
 def test_ctrl_c_ends_a_whole_sweep(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     begun: list[int] = []
 
@@ -315,6 +324,7 @@ def test_ctrl_c_ends_a_whole_sweep(monkeypatch: pytest.MonkeyPatch, capsys: Any)
     assert (code, message.strip(), begun) == (INTERRUPTED, "Interrupted.", [2])
 
 
+@pytest.mark.usefixtures("heeded")
 def test_ctrl_c_that_a_library_turns_into_another_error(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     def run(config: Any) -> None:
         try:
