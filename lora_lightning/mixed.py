@@ -16,7 +16,7 @@ from lora_lightning.layers.rows import Rows, split_call
 from lora_lightning.layers.rows_branch import RowsBranch, has_rows_branch
 from lora_lightning.layers.viewed import own_forward
 from lora_lightning.layers.views import Standing, View, opened, seen
-from lora_lightning.record import injection_of, view_as
+from lora_lightning.record import injection_of, views_as
 
 
 @contextmanager
@@ -31,8 +31,8 @@ def adapters_for(model: nn.Module, rows: Sequence[str | None]) -> Iterator[None]
     The rows are the first dimension of each layer's input, or that holds a multiple of them with each
     row's together (windows, flattened tokens); in a model with sequence-first attention or RNNs, that one
     of the first two dimensions which is their number. Gradients reach the updates of selected adapters;
-    of the heads they reach that of the first selected. With gradient checkpointing call `backward` within
-    the context, since it calls the layers again.
+    of the heads they reach that of the first selected. Parts under gradient checkpointing are computed again
+    by the adapters of their forward; with `use_reentrant=True` call `backward` within the context.
 
     It holds for the calling thread and asyncio task alone, also within another such context.
 
@@ -56,8 +56,7 @@ def adapters_for(model: nn.Module, rows: Sequence[str | None]) -> Iterator[None]
     for name in rows:
         if name is not None:
             injection.named(name)
-    with injection.choice.lock:
-        each = [view_as(model, () if n is None else (n,), "adapters_for") for n in dict.fromkeys(rows)]
+    each = views_as(model, [() if n is None else (n,) for n in dict.fromkeys(rows)], "adapters_for")
     view = each[0] if len(each) == 1 else _mixed(Rows(rows, _sequence_first(each[0].modules)), each)
     with opened(view):
         yield

@@ -210,30 +210,37 @@ def view_as(model: nn.Module, active: tuple[str, ...], context: str = "") -> Vie
     Args:
         context: name of the context manager that it is for.
     """
+    return views_as(model, [active], context)[0]
+
+
+def views_as(model: nn.Module, choices: Iterable[tuple[str, ...]], context: str = "") -> list[View]:
+    """`view_as` for each of several choices."""
     injection = injection_of(model)
-    adapters = injection.adapters.values()
+    adapters, modules = injection.adapters.values(), dict(own_modules(model))
     own = own_tensors(model, dict.fromkeys(n for adapter in adapters for n in adapter.own))
-    seen: dict[int, Tensor | Standing | None] = {}
+    names = _every_name(modules, {id(tensor) for tensor in own.values()}) if own else {}
+    views = []
     with injection.choice.lock:
-        for name, tensor in own.items():
-            value = value_for(injection, active[0] if active else None, name, tensor)
-            if value is not tensor:
-                seen[id(tensor)] = value
-            elif len(adapters) > 1:  # another choice of adapters would take it out of the model
-                seen[id(tensor)] = Standing(tensor, tensor.data)
-    modules = dict(own_modules(model))
-    values = _by_every_name(modules, seen) if seen else {}
-    return View(injection.choice, context, active, values, modules=modules)
+        for active in choices:
+            values: dict[str, Tensor | Standing | None] = {}
+            for name, tensor in own.items():
+                value = value_for(injection, active[0] if active else None, name, tensor)
+                if value is not tensor:
+                    values.update(dict.fromkeys(names[id(tensor)], value))
+                elif len(adapters) > 1:  # another choice of adapters would take it out of the model
+                    values.update(dict.fromkeys(names[id(tensor)], Standing(tensor, tensor.data)))
+            views.append(View(injection.choice, context, active, values, modules=modules))
+    return views
 
 
-def _by_every_name(modules: Mapping[str, nn.Module], values: Mapping[int, Any]) -> dict[str, Any]:
-    """What belongs to tensors of the model's, by identity, by each name that they have: they may be tied."""
-    return {
-        f"{path}.{leaf}".lstrip("."): values[id(tensor)]
-        for path, module in modules.items()
-        for leaf, tensor in (*module._parameters.items(), *module._buffers.items())
-        if id(tensor) in values
-    }
+def _every_name(modules: Mapping[str, nn.Module], tensors: set[int]) -> dict[int, list[str]]:
+    """The names of tensors of the model's, given by identity: a tied one has several."""
+    names: dict[int, list[str]] = {}
+    for path, module in modules.items():
+        for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
+            if id(tensor) in tensors:
+                names.setdefault(id(tensor), []).append(f"{path}.{leaf}" if path else leaf)
+    return names
 
 
 @contextmanager

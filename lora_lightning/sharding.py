@@ -23,8 +23,17 @@ def is_flattened(model: nn.Module) -> bool:
 
 def is_sharded(model: nn.Module) -> bool:
     """Whether each process holds only parts of the model's parameters, by FSDP, FSDP2 or tensor
-    parallelism."""
-    return any(_is_part(p) for p in model.parameters())
+    parallelism. The updates, of which there may be thousands, go as the weights beside them."""
+    waiting, seen = [model], {model}
+    while waiting:
+        module = waiting.pop()
+        if any(_is_part(p) for p in module._parameters.values() if p is not None):
+            return True
+        updates = module._modules.get("lora") if getattr(module, "keeps_state", False) else None
+        children = {c for c in module._modules.values() if c is not None and c is not updates} - seen
+        seen |= children
+        waiting += children
+    return False
 
 
 def _is_part(weight: Tensor) -> bool:
