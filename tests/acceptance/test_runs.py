@@ -156,6 +156,18 @@ def test_resume_goes_on_where_the_run_stopped(tmp_path: Path, capsys: pytest.Cap
         assert told in capsys.readouterr().err
 
 
+def test_the_last_checkpoint_is_of_the_last_epoch_the_best_or_not(tmp_path: Path) -> None:
+    epochs = set()
+    for mode in ("max", "min"):  # one of which has its best epoch before the last
+        words = ["trainer.max_epochs=3", "compare=false", f"hydra.run.dir={mode}"]
+        main([SMALL[0], *words, f"callbacks.checkpoint.mode={mode}"])
+        checkpoints = tmp_path / mode / "checkpoints"
+        best, last = (torch.load(checkpoints / f"{n}.ckpt", weights_only=True) for n in ("best", "last"))
+        assert (last["epoch"], last["global_step"]) == (2, 6)
+        epochs.add(best["epoch"])
+    assert epochs != {2}
+
+
 def test_every_logger_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "offline")
     main(
