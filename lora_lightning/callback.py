@@ -19,6 +19,7 @@ from lora_lightning.files import write_checkpoints_whole
 from lora_lightning.hparams import log_to_all, logged, unsafe_hparams
 from lora_lightning.inject import carry_out, eject, freeze_norms, name_problem
 from lora_lightning.layers.norm import FrozenNorm
+from lora_lightning.layers.views import hold
 from lora_lightning.names import named_parameters
 from lora_lightning.peft_config import config_of
 from lora_lightning.plans import Plan
@@ -116,7 +117,9 @@ class LoRACallback(ExactResume):
         self._refuse_unfreezing(trainer)
         self._refuse_replacing(trainer)
         if is_injected(pl_module):  # what is trained here is the model's own choice
-            injection_of(pl_module).choice.stay()
+            choice = injection_of(pl_module).choice
+            choice.stay()
+            hold(None, choice)
         if is_a(trainer.strategy, *UNSHARDED):
             write_checkpoints_whole(trainer.strategy)
         if is_injected(pl_module):

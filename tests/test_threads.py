@@ -15,7 +15,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from small import cnn, encoder, mlp, vit
+from lightning.pytorch import Trainer
+from small import Classifier, cnn, encoder, mlp, vit
 from test_mixed import ROWS, assert_unchanged, batch, several, snapshot
 from torch import nn
 from torch.utils.checkpoint import checkpoint
@@ -202,6 +203,23 @@ def test_a_thread_that_selected_sees_what_the_adapter_becomes_and_that_it_is_gon
         pool.submit(ll.select, model, "three").result()
         ll.eject(model)
         assert torch.equal(pool.submit(model, x).result(), model(x))
+
+
+def test_a_fit_trains_the_models_own_choice_in_a_thread_that_had_another():
+    model = several(lambda: Classifier(vit()), train_bias="none")
+
+    def fit():
+        ll.select(model, "two")
+        callback = ll.LoRACallback(model.lora_injection.config, verbose=False)
+        callback.setup(Trainer(logger=False, enable_checkpointing=False, accelerator="cpu"), model, "fit")
+        return model(x), model.lora_injection.active
+
+    x = batch(vit)
+    plain = model(x)
+    with ThreadPoolExecutor(1) as pool:
+        y, active = pool.submit(fit).result()
+    assert active == ("one",)
+    assert torch.equal(y, plain)
 
 
 def test_what_changes_the_model_for_all_waits_for_the_contexts_of_others():
