@@ -25,11 +25,11 @@ import lora_lightning as ll
 from benchmarks.fits import quiet, trainer
 from lora_lightning.data.accents import VOCABULARY, AccentsDataModule
 from lora_lightning.models.ctc import conformer_ctc
-from lora_lightning.report import format_table
-from lora_lightning.state_hooks import keep_trained_only
 from lora_lightning.tasks.ctc import SpeechRecognizer
 from lora_lightning.tasks.error_rates import error_rate
 from lora_lightning.tasks.optim_config import OptimConfig
+from lora_lightning.trainer.state_dict import keep_trained_only
+from lora_lightning.utils.tables import format_table
 
 RESULTS = Path(__file__).parent / "results" / "accents.json"
 ACCENTS = ("scottish", "caribbean")

@@ -27,7 +27,7 @@ from benchmarks import measure
 from lora_lightning.data.coco import CocoFormatDataModule
 from lora_lightning.data.detection_transforms import PRESETS
 from lora_lightning.models.detection import TORCHVISION, detector
-from lora_lightning.report import format_table
+from lora_lightning.utils.tables import format_table
 
 RESULT = Path(__file__).parent / "results" / "detection_data.json"
 SIZES = ((640, 480), (480, 640), (640, 427), (500, 375))

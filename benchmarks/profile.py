@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from benchmarks import measure
 from benchmarks.models import WORKLOADS, build
 from benchmarks.training import CLOCKS
-from lora_lightning.layers import LoRALayer, lora_layers
+from lora_lightning.layers.registry import LoRALayer, lora_layers
 
 
 def main() -> None:

@@ -24,8 +24,8 @@ from benchmarks.fits import quiet, trainer
 from benchmarks.models import as_bitsandbytes_has_it
 from benchmarks.tune_digits import EPOCHS, LORA, RESULTS, classifier, spread, test_accuracy
 from lora_lightning.data.digits import DigitsDataModule
-from lora_lightning.report import format_table
 from lora_lightning.tasks.classification import ImageClassifier
+from lora_lightning.utils.tables import format_table
 
 SEEDS = range(5)
 WAYS = ("floats", "int8", "nf4", "peft_nf4")

@@ -28,14 +28,14 @@ from lora_lightning.app.recognizer import recognizer
 from lora_lightning.data.accents import AccentsDataModule
 from lora_lightning.data.buckets import Batches
 from lora_lightning.data.manifests import Row
+from lora_lightning.data.pipelines import labels
 from lora_lightning.data.recordings import Utterances
 from lora_lightning.data.speech import SAMPLE_RATE
 from lora_lightning.data.speech_augment import Augmentation
-from lora_lightning.decoding import BeamDecoder
-from lora_lightning.models.pipelines import labels
 from lora_lightning.models.speech import pretrained_recognizer
 from lora_lightning.tasks.ctc import SpeechRecognizer
-from lora_lightning.transcription import Transcriber
+from lora_lightning.tasks.decoding import BeamDecoder
+from lora_lightning.tasks.transcription import Transcriber
 
 RESULTS = Path(__file__).parent / "results"
 PIPELINE = "WAV2VEC2_ASR_BASE_960H"

@@ -22,8 +22,8 @@ import torch
 from benchmarks.accents import ACCENTS, BATCH_SIZE, EPOCHS, LORA, train
 from benchmarks.fits import quiet
 from lora_lightning.data.accents import AccentsDataModule
-from lora_lightning.report import format_table
 from lora_lightning.tasks.error_rates import Transcript, error_rate
+from lora_lightning.utils.tables import format_table
 
 RESULTS = Path(__file__).parent / "results" / "tune_accents.json"
 LEFT_OUT = ("m4", "f3")

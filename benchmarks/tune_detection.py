@@ -28,9 +28,9 @@ from benchmarks.fits import quiet, trainer
 from lora_lightning import LoRACallback, LoRAConfig, freeze, inject, lora_parameters
 from lora_lightning.data.shapes import ShapesDataModule
 from lora_lightning.models.detection import detector
-from lora_lightning.report import format_table
 from lora_lightning.tasks.detection import SCORES, ObjectDetector
 from lora_lightning.tasks.optim_config import OptimConfig
+from lora_lightning.utils.tables import format_table
 
 Tested = tuple[L.LightningModule, L.LightningDataModule]
 RESULTS = Path(__file__).parent / "results"

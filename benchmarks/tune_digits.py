@@ -24,9 +24,9 @@ from benchmarks.fits import quiet, trainer
 from lora_lightning import LoRACallback, freeze
 from lora_lightning.data.digits import DigitsDataModule
 from lora_lightning.models.timm import timm_model
-from lora_lightning.report import format_table
 from lora_lightning.tasks.classification import ImageClassifier
 from lora_lightning.tasks.optim_config import OptimConfig
+from lora_lightning.utils.tables import format_table
 
 RESULTS = Path(__file__).parent / "results"
 SEEDS = (0, 1, 2)

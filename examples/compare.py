@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 import lora_lightning as ll
-from lora_lightning.report import format_table, percent
+from lora_lightning.utils.tables import format_table, percent
 
 torch.set_num_threads(1)
 logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)

@@ -15,8 +15,8 @@ from typing import Any
 from typing_extensions import NotRequired
 
 from lora_lightning.errors import ConfigError, did_you_mean
-from lora_lightning.pattern_kinds import problem
-from lora_lightning.peft_names import ALL_LINEAR, NAMES, peft_problem
+from lora_lightning.utils.pattern_kinds import problem
+from lora_lightning.utils.peft_names import ALL_LINEAR, NAMES, peft_problem
 
 INITS = ("default", "gaussian")
 SCOPES = ("backbone", "neck", "all")

@@ -28,6 +28,22 @@ def _quiet() -> None:
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
 
 
+@pytest.fixture
+def drops_alike(monkeypatch):
+    """Every dropout drops the same entries of a tensor of one shape, whoever draws them."""
+
+    def mask(x):
+        return torch.rand(x.shape, generator=torch.Generator().manual_seed(9)) < 0.6
+
+    def dropout(x, p=0.5, training=True, inplace=False):
+        return x * mask(x) / (1 - p) if training and p else x
+
+    for module in ("conv", "functional"):
+        monkeypatch.setattr(f"lora_lightning.kernels.{module}.keep_mask", lambda x, p: mask(x))
+    monkeypatch.setattr("torch.nn.functional.dropout", dropout)
+    return dropout
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Without -m, slow and GPU tests are skipped by name, so that the summary counts them."""
     if config.option.markexpr:

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_lightning import lora_parameters
-from lora_lightning.checkpoint_digests import add_digests
+from lora_lightning.files.checkpoint_digests import add_digests
 
 
 def mlp() -> nn.Module:

@@ -14,8 +14,8 @@ import lightning.pytorch
 before = set(sys.modules)
 from lora_lightning import *
 print(*sorted({name.split(".")[0] for name in set(sys.modules) - before}))
-import lora_lightning.inject, lora_lightning.combine, lora_lightning.verify
-print(lora_lightning.inject.__name__, lora_lightning.combine is combine, callable(lora_lightning.verify))
+import lora_lightning.adapters.inject, lora_lightning.planning.plan
+print(lora_lightning.inject.__name__, lora_lightning.combine is combine, callable(lora_lightning.plan))
 """
 
 

@@ -19,6 +19,7 @@ from lora_lightning.app.arguments import at_home
 from lora_lightning.app.command_line import HELP, check_command_line, flags_first, is_run
 from lora_lightning.app.compose import CONF, CONFIG_NAME, VERSION_BASE
 from lora_lightning.app.console import say
+from lora_lightning.app.interrupts import interruptible
 from lora_lightning.app.launch import (
     FAILED,
     INTERRUPTED,
@@ -35,7 +36,6 @@ from lora_lightning.app.resume import resumed
 from lora_lightning.app.sweep import ENDED, Ended, failed, sweep_table
 from lora_lightning.app.user_modules import find_user_modules
 from lora_lightning.errors import UserError
-from lora_lightning.interrupts import interruptible
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -54,7 +54,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.argv = [script, *flags_first(resumed(given))]
         check_command_line(sys.argv[1:])
         if is_run(sys.argv[1:]):
-            importlib.import_module("lora_lightning.train")
+            importlib.import_module("lora_lightning.app.train")
         with wrapped(any(flag in sys.argv for flag in HELP)):
             application()
         if len(ENDED) > 1 or failed():
@@ -91,7 +91,7 @@ def _job(config: DictConfig) -> float | None:
     # A launcher may have started this process without a command line of ours.
     find_user_modules(source.path for source in HydraConfig.get().runtime.config_sources)
     with one_job(), reported(Path(config.run_dir)), quiet(), interruptible():
-        from lora_lightning.train import run
+        from lora_lightning.app.train import run
 
         return run(config)
 

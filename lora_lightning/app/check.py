@@ -19,8 +19,8 @@ from lora_lightning.app.signatures import RESERVED, argument_problems, import_pr
 from lora_lightning.app.user_modules import hidden_module
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
-from lora_lightning.libraries import load_lightning
 from lora_lightning.tasks.optim_config import OptimConfig
+from lora_lightning.utils.libraries import load_lightning
 
 LAST = "last"
 CLUSTER = ("SLURM_NTASKS", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR")
@@ -126,8 +126,8 @@ def checkpoint_problems(path: str, max_epochs: Any = None, trained: bool = False
     # DeepSpeed's, which it checks itself; with a .metadata beside, FSDP would unpickle that.
     if (file / "checkpoint").is_dir() and not (file / ".metadata").exists():
         return []
-    from lora_lightning.checkpoint_digests import check_digests
-    from lora_lightning.torch_file import read_torch  # with it torch
+    from lora_lightning.files.checkpoint_digests import check_digests
+    from lora_lightning.utils.torch_file import read_torch  # with it torch
 
     try:
         state = read_torch(file, "Give a Trainer checkpoint, such as checkpoints/last.ckpt.")

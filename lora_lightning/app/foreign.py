@@ -15,7 +15,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
 from lora_lightning.errors import ConfigError
-from lora_lightning.rebuild import BUILDERS, REFERENCE, calls
+from lora_lightning.files.allowed import BUILDERS, REFERENCE, calls
 
 # What `conf/` names, which a test compares, and Lightning's callbacks that take plain options.
 KNOWN = frozenset(
@@ -40,7 +40,7 @@ KNOWN = frozenset(
         "lightning.pytorch.strategies.ModelParallelStrategy",
         "lora_lightning.app.loggers.wandb_logger",
         "lora_lightning.app.preemption.Preemption",
-        "lora_lightning.decoding.BeamDecoder",
+        "lora_lightning.tasks.decoding.BeamDecoder",
         "torch.distributed.fsdp.wrap.size_based_auto_wrap_policy",
     }
 )

@@ -20,11 +20,11 @@ from hydra.errors import HydraException
 from omegaconf import open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
-from lora_lightning import interrupts
+from lora_lightning.app import interrupts
 from lora_lightning.app.console import on_rank_zero, short_path
+from lora_lightning.app.interrupts import INTERRUPTED
 from lora_lightning.errors import UserError
-from lora_lightning.interrupts import INTERRUPTED
-from lora_lightning.twins import is_a
+from lora_lightning.trainer.compat import is_a
 
 PROGRAM = Path(__file__).with_name("process.py")
 TRACEBACKS = "HYDRA_FULL_ERROR"

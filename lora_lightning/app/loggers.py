@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from lora_lightning.app.console import on_rank_zero, short_path
-from lora_lightning.plans import Plan
+from lora_lightning.planning.plan import Plan
 
 WANDB_URLS = ("https://api.wandb.ai", "https://api.forge.coreweave.com")  # the second since wandb 0.31
 OFFLINE_MODES = ("offline", "dryrun")

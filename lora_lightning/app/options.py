@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-QUANTIZERS = ("int8", "nf4")  # those of lora_lightning.quantized, which loads torch
+QUANTIZERS = ("int8", "nf4")  # those of lora_lightning.kernels.quantized_tensor, which loads torch
 STRATEGIES = (  # Lightning's own that can start from a Hydra application: no spawn, fork, notebook
     "auto", "ddp", "ddp_find_unused_parameters_false", "ddp_find_unused_parameters_true",
     "deepspeed", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_2_offload",

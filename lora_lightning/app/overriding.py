@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.signatures import takes
 from lora_lightning.errors import did_you_mean, nearest
-from lora_lightning.peft_names import peft_problem
+from lora_lightning.utils.peft_names import peft_problem
 
 
 def apply_override(loader: ConfigLoaderImpl, config: DictConfig, override: Override) -> list[str]:

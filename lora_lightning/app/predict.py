@@ -19,19 +19,19 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from lora_lightning.adapter_file import write_adapter
-from lora_lightning.adapters import merge as merge_adapters
+from lora_lightning.adapters.manage import merge as merge_adapters
 from lora_lightning.app.command_line import command_config
 from lora_lightning.app.options import precision_of, rules_of, show
-from lora_lightning.checkpoint import load_adapter
+from lora_lightning.app.rebuild import build, rebuilt_model
 from lora_lightning.data.picture_folder import PictureFolder, draw_pictures
 from lora_lightning.errors import ConfigError, UserError
-from lora_lightning.export import rebuilt_model
-from lora_lightning.files import write_whole
-from lora_lightning.rebuild import build, plain_values, section_of, target_of
-from lora_lightning.source import Source, read_source
+from lora_lightning.files.allowed import plain_values, section_of, target_of
+from lora_lightning.files.format import write_adapter
+from lora_lightning.files.locate import Source, read_source
+from lora_lightning.files.save_load import load_adapter
 from lora_lightning.tasks.detection import ObjectDetector
 from lora_lightning.tasks.detection_pictures import confident, drawn
+from lora_lightning.utils.atomic import write_whole
 
 RESULTS, IMAGES, PICTURES, DRAWN = "predictions.json", "images.json", "pictures", "images"
 EMBEDDED = ("lora_lightning.data.shapes.ShapesDataModule",)  # data that are drawn, not found

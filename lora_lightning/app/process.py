@@ -6,7 +6,7 @@ from pathlib import Path
 if __name__ == "__main__":
     sys.path[0] = str(Path(__file__).parents[2])  # what lies beside this file is imported by its full name
 
-    from lora_lightning.interrupts import leave_at_once
+    from lora_lightning.app.interrupts import leave_at_once
 
     leave_at_once()
     from lora_lightning.app.application import main

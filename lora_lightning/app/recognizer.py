@@ -7,11 +7,11 @@ from typing import Any
 from torch import nn
 
 from lora_lightning.app.compose import recipe_config
-from lora_lightning.checkpoint import load_adapter
+from lora_lightning.app.rebuild import rebuilt_model
 from lora_lightning.errors import UserError
-from lora_lightning.export import rebuilt_model
-from lora_lightning.rebuild import target_of
-from lora_lightning.source import read_source
+from lora_lightning.files.allowed import target_of
+from lora_lightning.files.locate import read_source
+from lora_lightning.files.save_load import load_adapter
 
 CTC = "lora_lightning.tasks.ctc.SpeechRecognizer"
 

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
-from lora_lightning.files import write_whole
-from lora_lightning.report import format_table
 from lora_lightning.tasks.scores import Score
+from lora_lightning.utils.atomic import write_whole
+from lora_lightning.utils.tables import format_table
 
 LABELS = {
     "before": "before adaptation",

@@ -15,7 +15,7 @@ from lora_lightning.app.options import PROVIDED, show
 from lora_lightning.app.static_signatures import missing_name, static_signature
 from lora_lightning.app.user_modules import hidden_module
 from lora_lightning.errors import did_you_mean
-from lora_lightning.libraries import LibraryError
+from lora_lightning.utils.libraries import LibraryError
 
 RESERVED = ("_target_", "_args_", "_recursive_", "_convert_", "_partial_")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
-from lora_lightning.report import format_table
+from lora_lightning.utils.tables import format_table
 
 if TYPE_CHECKING:
     from lora_lightning.app.results import Result

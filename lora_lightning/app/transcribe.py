@@ -16,10 +16,10 @@ from tqdm import tqdm
 
 from lora_lightning.app.recognizer import recognizer
 from lora_lightning.data.audio import SUFFIXES, AudioError, audio_info, read_audio
-from lora_lightning.decoding import BeamDecoder
 from lora_lightning.errors import UserError, did_you_mean
-from lora_lightning.files import write_whole
-from lora_lightning.transcription import Transcriber, Transcription, to_srt
+from lora_lightning.tasks.decoding import BeamDecoder
+from lora_lightning.tasks.transcription import Transcriber, Transcription, to_srt
+from lora_lightning.utils.atomic import write_whole
 
 FORMATS = {"plain": ".txt", "srt": ".srt", "json": ".json"}
 AHEAD = 2  # files that are decoded while the model hears another

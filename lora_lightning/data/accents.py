@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, Sampler
 
 from lora_lightning.data.speech import SAMPLE_RATE, Utterance, collate
 from lora_lightning.errors import AdapterFileError, ConfigError, MissingFileError, did_you_mean
-from lora_lightning.loader import ResumableLoader
+from lora_lightning.trainer.loader import ResumableLoader
 
 EMBEDDED = Path(__file__).parent / "accents"
 VOCABULARY = ["_", " ", "'", *"abcdefghijklmnopqrstuvwxyz"]

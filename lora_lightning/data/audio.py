@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lora_lightning.data.speech import SAMPLE_RATE
 from lora_lightning.errors import UserError
-from lora_lightning.libraries import loading
+from lora_lightning.utils.libraries import loading
 
 with loading("torchaudio"):
     from torchaudio.transforms import Resample

@@ -17,8 +17,8 @@ from lora_lightning.data.images import ImageArrays, stratified_split
 from lora_lightning.data.options import flag, number, one_of, path, probability, whole
 from lora_lightning.data.workers import loading_workers
 from lora_lightning.errors import ConfigError, did_you_mean
-from lora_lightning.libraries import loading
-from lora_lightning.loader import ResumableLoader
+from lora_lightning.trainer.loader import ResumableLoader
+from lora_lightning.utils.libraries import loading
 
 with loading("timm"):
     import timm.data

@@ -6,8 +6,8 @@ import urllib.request
 from pathlib import Path
 
 from lora_lightning.errors import MissingFileError
-from lora_lightning.libraries import loading
-from lora_lightning.models.download import PROBE_SECONDS, failure_text, request_failure
+from lora_lightning.utils.download import PROBE_SECONDS, failure_text, request_failure
+from lora_lightning.utils.libraries import loading
 
 with loading("torchvision"):
     from torchvision.datasets import CIFAR10

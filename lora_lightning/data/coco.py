@@ -11,7 +11,7 @@ from lora_lightning.data.detection import DetectionDataModule, Part, Sample
 from lora_lightning.data.findings import DataError, Findings
 from lora_lightning.data.options import flag, path
 from lora_lightning.errors import MissingFileError, did_you_mean
-from lora_lightning.libraries import loading
+from lora_lightning.utils.libraries import loading
 
 with loading("torchvision"):
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights

@@ -23,8 +23,8 @@ from lora_lightning.data.grouped import GroupedOrder, aspect_groups
 from lora_lightning.data.options import flag, one_of, whole
 from lora_lightning.data.workers import loading_workers
 from lora_lightning.errors import ConfigError
-from lora_lightning.libraries import loading
-from lora_lightning.loader import ResumableLoader
+from lora_lightning.trainer.loader import ResumableLoader
+from lora_lightning.utils.libraries import loading
 
 with loading("torchvision"):
     from torchvision.io import ImageReadMode, decode_image

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_lightning.libraries import loading
+from lora_lightning.utils.libraries import loading
 
 with loading("torchvision"):
     from torchvision import tv_tensors

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
 from lora_lightning.errors import ConfigError, did_you_mean
-from lora_lightning.loader import ResumableLoader
+from lora_lightning.trainer.loader import ResumableLoader
 
 SIZE = 16
 DOMAINS = ("source", "target")

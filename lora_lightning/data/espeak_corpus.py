@@ -24,7 +24,7 @@ import numpy as np
 import soundfile
 import torch
 
-from lora_lightning.libraries import loading
+from lora_lightning.utils.libraries import loading
 
 with loading("torchaudio"):
     from torchaudio.transforms import Resample

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from lora_lightning.errors import UserError
-from lora_lightning.report import format_table
+from lora_lightning.utils.tables import format_table
 
 SHOWN = 3  # places named of each kind
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch.utils.data import Sampler
 
-from lora_lightning.loader import processes
+from lora_lightning.trainer.loader import processes
 
 GROUPS = 3  # aspect ratios on either side of the square, as in torchvision's references
 

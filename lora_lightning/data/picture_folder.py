@@ -11,8 +11,8 @@ from torch.utils.data import Dataset
 
 from lora_lightning.data.detection import image_size, read_image
 from lora_lightning.errors import UserError
-from lora_lightning.libraries import loading
-from lora_lightning.report import listed
+from lora_lightning.utils.libraries import loading
+from lora_lightning.utils.tables import listed
 
 with loading("torchvision"):
     from torchvision.io import write_png

@@ -17,14 +17,14 @@ from lora_lightning.data.audio import read_audio
 from lora_lightning.data.buckets import Batches, bucketed
 from lora_lightning.data.corpora import CORPORA, read_corpus
 from lora_lightning.data.manifests import SPLIT_BY, Row, read_manifest, split_rows, with_accent
+from lora_lightning.data.pipelines import PIPELINES, labels, pipeline_name
 from lora_lightning.data.speech import SpeechBatch, Utterance
 from lora_lightning.data.speech_augment import Augmentation
 from lora_lightning.data.speech_check import Finding, Limits, cache_file, check, findings_table
 from lora_lightning.data.text import normalize, vocabulary_of
 from lora_lightning.data.workers import loading_workers
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
-from lora_lightning.loader import ResumableLoader
-from lora_lightning.models.pipelines import PIPELINES, labels, pipeline_name
+from lora_lightning.trainer.loader import ResumableLoader
 
 MANIFEST = "manifest"
 TOLD: set[str] = set()  # what a process has said already: the jobs of a comparison share their data

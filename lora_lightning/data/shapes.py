@@ -12,7 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 from lora_lightning.data.drawing import CLASSES, DOMAINS, draw
 from lora_lightning.data.options import one_of, whole
 from lora_lightning.errors import ConfigError
-from lora_lightning.loader import ResumableLoader
+from lora_lightning.trainer.loader import ResumableLoader
 
 SPLITS = ("train", "val", "test")
 EVAL_BATCH_SIZE = 32

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from lora_lightning.data.audio import SUFFIXES, audio_info, read_audio
 from lora_lightning.data.speech import SAMPLE_RATE
-from lora_lightning.libraries import loading
+from lora_lightning.utils.libraries import loading
 
 with loading("torchaudio"):
     from torchaudio.functional import add_noise, resample

@@ -19,8 +19,8 @@ from tqdm import tqdm
 from lora_lightning.data.audio import AudioError, decode
 from lora_lightning.data.manifests import Row
 from lora_lightning.data.text import normalize, unknown
-from lora_lightning.files import write_whole
-from lora_lightning.report import format_table
+from lora_lightning.utils.atomic import write_whole
+from lora_lightning.utils.tables import format_table
 
 SILENT = -50.0  # dB below full scale: no sample of a recording of speech is this weak
 CHARACTERS_PER_SECOND = 25  # fast speech has 20; CTC needs a frame for each, and frames last up to 40 ms

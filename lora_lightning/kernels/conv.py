@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from lora_lightning.kernels import keep_mask, magnitude_gradient, masked, row_norms
+from lora_lightning.kernels.common import magnitude_gradient, row_norms
 from lora_lightning.kernels.conv_products import (
     B_gradient,
     Step,
@@ -40,6 +40,7 @@ from lora_lightning.kernels.conv_products import (
     scale,
     unsample,
 )
+from lora_lightning.kernels.dropout import keep_mask, masked
 from lora_lightning.kernels.half import shared_out, times
 from lora_lightning.kernels.sources import Source
 from lora_lightning.kernels.weights import factor_groups, factors_gradient, sum_of, update_of

@@ -11,7 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lora_lightning.kernels import cast, chunks, masked, pieces
+from lora_lightning.kernels.common import cast, chunks, pieces
+from lora_lightning.kernels.dropout import masked
 from lora_lightning.kernels.sources import Source
 
 

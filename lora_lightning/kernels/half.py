@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lora_lightning.kernels import without_autocast
+from lora_lightning.kernels.common import without_autocast
 
 LARGEST = 2.0**15  # of an entry of B; below A's share of x, so that neither factor is what overflows
 SMALLEST = 2.0**-10  # no divisor of a row of A is less, were the row all zeros

@@ -20,16 +20,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.kernels import (
+from lora_lightning.kernels.common import (
     cast,
     chunks,
     magnitude_gradient,
-    masked,
     pieces,
     product_dtype,
     row_norms,
     without_autocast,
 )
+from lora_lightning.kernels.dropout import masked
 from lora_lightning.kernels.factors import factor_gradients, low_rank
 from lora_lightning.kernels.half import shared_out, times
 from lora_lightning.kernels.sources import Source

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_lightning.kernels import cast
+from lora_lightning.kernels.common import cast
 
 LEAST = 2**20  # bytes of an input; making a smaller one again takes longer than it saves
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_lightning.functional import lora_conv
+from lora_lightning.kernels.functional import lora_conv
 from lora_lightning.layers.branch import BranchLayer
 from lora_lightning.layers.slot import Slot
 from lora_lightning.layers.update import LowRankUpdate

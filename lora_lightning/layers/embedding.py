@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.kernels import without_autocast
+from lora_lightning.kernels.common import without_autocast
 from lora_lightning.layers.layer import FixedSize, LoRALayer
 from lora_lightning.layers.slot import Slot
 from lora_lightning.layers.update import LowRankUpdate

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lora_lightning.errors import UserError
+from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 from lora_lightning.layers.swap import Swapped, give_class, swap_in, swap_out, swapped_class
 from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.layers.views import Choice, View
 from lora_lightning.layers.writing import inverted
-from lora_lightning.quantized import QuantizedTensor
-from lora_lightning.sharding import is_shard
+from lora_lightning.utils.sharding import is_shard
 
 
 class LoRALayer(Swapped):

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.functional import lora_linear
+from lora_lightning.kernels.functional import lora_linear
 from lora_lightning.layers.branch import BranchLayer
 from lora_lightning.layers.layer import FixedSize
 from lora_lightning.layers.update import LowRankUpdate

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
 from typing_extensions import Self
 
-from lora_lightning.kernels import is_plain
+from lora_lightning.kernels.common import is_plain
 from lora_lightning.kernels.norm import FrozenBatchNormFunction
 from lora_lightning.layers.swap import Swapped, class_of, swap_in
 

@@ -7,8 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lora_lightning.layers.layer import LoRALayer
-from lora_lightning.layers.reading import weight_of
-from lora_lightning.layers.slot import Slot
+from lora_lightning.layers.slot import Slot, weight_of
 from lora_lightning.layers.swap import class_of
 
 # Order of the gates in the rows of a weight (the documentation of nn.LSTM and nn.GRU).

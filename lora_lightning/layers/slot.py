@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
-from torch import Tensor
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 
 @dataclass(frozen=True)
@@ -49,3 +51,20 @@ class Slot:
         for size in shape[1:]:
             columns *= size
         return min(shape[0] // self.groups, columns)
+
+
+def weight_of(module: nn.Module, name: str) -> Tensor:
+    """The parameter `name`, or what its parametrization makes of it.
+
+    In train mode torch's spectral norm takes a step of its iteration whenever the weight is read, and
+    so changes the model; here it does not.
+    """
+    if not is_parametrized(module, name):
+        return cast(Tensor, module._parameters[name])
+    parametrization = cast(nn.ModuleDict, module.parametrizations)[name]
+    modes = {part: part.training for part in parametrization.modules()}
+    parametrization.eval()
+    weight: Tensor = getattr(module, name)
+    for part, mode in modes.items():
+        part.training = mode
+    return weight

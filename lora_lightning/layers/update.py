@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,12 +10,24 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from lora_lightning.init import init_update
-from lora_lightning.kernels import product_dtype, row_norms, without_autocast
+from lora_lightning.kernels.common import product_dtype, row_norms, without_autocast
 from lora_lightning.kernels.half import shared_out
 from lora_lightning.layers.slot import Slot
 
 LEAVES = ("lora_A", "lora_B", "lora_magnitude")  # names of an update's parameters
+
+
+def kaiming(A: Tensor) -> None:
+    """Uniform within 1 / sqrt(fan_in), as nn.Linear and PEFT's default begin."""
+    nn.init.kaiming_uniform_(A, a=math.sqrt(5))
+
+
+def gaussian(A: Tensor) -> None:
+    """Normal with standard deviation 1 / r, PEFT's `init_lora_weights="gaussian"`."""
+    nn.init.normal_(A, std=1 / A.shape[0])
+
+
+INITS: dict[str, Callable[[Tensor], None]] = {"default": kaiming, "gaussian": gaussian}
 
 
 class LowRankUpdate(nn.Module):
@@ -31,7 +44,7 @@ class LowRankUpdate(nn.Module):
         rank: r, of each group.
         scaling: s.
         dropout: probability of dropping an entry of the branch's input.
-        init: a key of `lora_lightning.init.INITS`.
+        init: a key of `INITS`.
         use_dora: train magnitudes.
         kernel: as `LoRAConfig.kernel`.
 
@@ -161,3 +174,18 @@ class LowRankUpdate(nn.Module):
 
 def _is_half(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.itemsize < 4
+
+
+@torch.no_grad()
+def init_update(A: Tensor, B: Tensor, init: str, zero: str = "B") -> None:
+    """Fill B with zeros and A by the method named.
+
+    With `zero="A"` it is A that is zero and B normal, as PEFT begins embeddings: rows of the table
+    that training never sees then keep their values.
+    """
+    if zero == "A":
+        A.zero_()
+        nn.init.normal_(B)
+    else:
+        INITS[init](A)
+        B.zero_()

@@ -16,14 +16,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from contextvars import Context, ContextVar
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import _CheckpointFrame
 
 from lora_lightning.errors import UserError
-from lora_lightning.layers.rows import Rows
 from lora_lightning.layers.viewed import hide, show
 
 
@@ -110,6 +109,13 @@ class _FromMemory(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Any) -> Any:
         return grads[0], None
+
+
+class Rows(Protocol):
+    """The rows of a batch that belong to different adapters, as far as a view knows them."""
+
+    def refuse_reading(self, path: str) -> None:
+        """Refuse to read the weight of the module of this path outside of its own call."""
 
 
 @dataclass(eq=False)

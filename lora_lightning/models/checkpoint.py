@@ -6,8 +6,8 @@ from pathlib import Path
 
 from torch import Tensor
 
-from lora_lightning.adapter_pair import read_weights
 from lora_lightning.errors import AdapterFileError, MissingFileError, did_you_mean
+from lora_lightning.files.pair import read_weights
 
 SHIPPED = Path(__file__).parent / "weights"
 ADAPTER = "adapter_config.json"

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lora_lightning.data.speech import SAMPLE_RATE
 from lora_lightning.errors import AdapterFileError, ConfigError
-from lora_lightning.libraries import loading
 from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
+from lora_lightning.utils.libraries import loading
 
 with loading("torchaudio"):
     from torchaudio.models.conformer import ConformerLayer

@@ -14,10 +14,10 @@ from unittest import mock
 from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
-from lora_lightning.libraries import loading
 from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
-from lora_lightning.models.download import DOWNLOAD_AGAIN, url_file
-from lora_lightning.torch_file import read_torch
+from lora_lightning.utils.download import DOWNLOAD_AGAIN, url_file
+from lora_lightning.utils.libraries import loading
+from lora_lightning.utils.torch_file import read_torch
 
 with loading("torchvision"):
     from torchvision.models import WeightsEnum, get_model_builder, get_model_weights

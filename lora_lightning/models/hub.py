@@ -6,8 +6,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from lora_lightning.errors import ConfigError, MissingFileError, did_you_mean
-from lora_lightning.libraries import loading
-from lora_lightning.models.download import PROBE_SECONDS, failure_text, request_failure, url_file
+from lora_lightning.utils.download import PROBE_SECONDS, failure_text, request_failure, url_file
+from lora_lightning.utils.libraries import loading
 
 with loading("timm"):
     import huggingface_hub as hub

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError, ConfigError, MissingFileError, did_you_mean
-from lora_lightning.libraries import loading
 from lora_lightning.models.checkpoint import refuse_adapter_beside
 from lora_lightning.models.hub import WEIGHTS, hub_files
+from lora_lightning.utils.libraries import loading
 
 with loading("torchvision"):
     from torchvision.ops import box_convert

@@ -12,16 +12,16 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
-from lora_lightning.libraries import loading
-from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
-from lora_lightning.models.pipelines import (
+from lora_lightning.data.pipelines import (
     PIPELINES,
     labels,
     pipeline_name,
     pipeline_state,
     without_unused_outputs,
 )
+from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
+from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
+from lora_lightning.utils.libraries import loading
 
 with loading("torchaudio"):
     from torchaudio.models import Wav2Vec2Model, wav2vec2_model, wavlm_model

@@ -18,9 +18,9 @@ from lora_lightning.errors import (
     ConfigError,
     did_you_mean,
 )
-from lora_lightning.libraries import loading
 from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
 from lora_lightning.models.hub import pretrained_file
+from lora_lightning.utils.libraries import loading
 
 with loading("timm"):
     import timm

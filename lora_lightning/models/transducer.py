@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lora_lightning.libraries import loading
 from lora_lightning.models.ctc import ConformerCTC, built
+from lora_lightning.utils.libraries import loading
 
 with loading("torchaudio"):
     from torchaudio.models import RNNT

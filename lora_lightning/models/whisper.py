@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 from lora_lightning.data.speech import SAMPLE_RATE
 from lora_lightning.errors import AdapterFileError, ConfigError, MissingFileError
-from lora_lightning.libraries import loading
 from lora_lightning.models.checkpoint import refuse_adapter_beside
-from lora_lightning.models.download import PROBE_SECONDS, failure_text, request_failure
+from lora_lightning.utils.download import PROBE_SECONDS, failure_text, request_failure
+from lora_lightning.utils.libraries import loading
 
 with loading("transformers", "whisper"):
     from transformers import (

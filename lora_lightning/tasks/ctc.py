@@ -3,32 +3,29 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import torch
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from lora_lightning.data.speech import SpeechBatch
-from lora_lightning.errors import ConfigError, UserError
+from lora_lightning.errors import ConfigError
 from lora_lightning.tasks.error_rates import Transcript, error_rate
 from lora_lightning.tasks.optim import adamw, head_parameters, parameter_groups
 from lora_lightning.tasks.optim_config import OptimConfig
+from lora_lightning.tasks.recognizer import Recognizer
 from lora_lightning.tasks.routing import report_together
 from lora_lightning.tasks.scores import Score
 from lora_lightning.tasks.speech_report import report
 from lora_lightning.tasks.speech_samples import Samples, samples_of
-
-BLANK = 0
-Decoder = Callable[[Tensor, Tensor, Sequence[str]], list[str]]
+from lora_lightning.tasks.vocabulary import BLANK, Decoder, encode, greedy, vocabulary_problems
 
 
-class SpeechRecognizer(L.LightningModule):
+class SpeechRecognizer(Recognizer):
     """Trains `model` by CTC (Graves et al. 2006) on batches of utterances, `SpeechBatch`.
 
     Logs train/loss, val/loss, val/wer, val/cer, test/loss, test/wer and test/cer, error rates as fractions
@@ -43,7 +40,7 @@ class SpeechRecognizer(L.LightningModule):
         optim: the optimizer's options, also as a plain mapping; None takes the defaults.
         kept: accents that are validated and tested beside those of the training data.
         decoder: (log-probabilities (batch, frames, vocabulary), lengths (batch,), vocabulary) -> texts, such
-            as `lora_lightning.decoding.BeamDecoder`; None takes the best output of each frame.
+            as `lora_lightning.tasks.decoding.BeamDecoder`; None takes the best output of each frame.
 
     Attributes:
         transcripts: what the last validation or test has heard, in the order of the data.
@@ -51,9 +48,6 @@ class SpeechRecognizer(L.LightningModule):
     Raises:
         ConfigError: one line for each bad option.
     """
-
-    scores: tuple[Score, ...] = (Score("wer", "WER %", fewer=True), Score("cer", "CER %"))
-    aligns = True  # whether forward gives outputs by which a text can be aligned
 
     def __init__(
         self,
@@ -189,43 +183,3 @@ class SpeechRecognizer(L.LightningModule):
         groups = parameter_groups(self, head_parameters(self.model), self.optim)
         optimizer, scheduler = adamw(groups, self.optim, int(steps))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
-
-
-def encode(texts: Sequence[str], ids: Sequence[str], vocabulary: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """Texts as indices of the vocabulary, one after the other (sum of lengths,), and lengths (batch,).
-
-    Raises:
-        UserError: a character that the vocabulary lacks.
-    """
-    index = {character: i for i, character in enumerate(vocabulary)}
-    index.setdefault(" ", index.get("|", -1))
-    missing = {c: name for text, name in zip(texts, ids, strict=True) for c in text if index.get(c, -1) < 1}
-    if missing:
-        where = ", ".join(f"{c!r} in {name or 'an utterance'}" for c, name in sorted(missing.items()))
-        raise UserError(f"the vocabulary lacks {where}: normalize the texts, or add to the vocabulary.")
-    flat = [index[c] for text in texts for c in text]
-    return torch.tensor(flat, dtype=torch.int64), torch.tensor([len(text) for text in texts])
-
-
-def greedy(log_probs: Tensor, lengths: Tensor, vocabulary: Sequence[str]) -> list[str]:
-    """The most probable output of each frame, with repetitions and blanks taken out.
-
-    Args:
-        log_probs: (batch, frames, vocabulary); logits serve as well.
-        lengths: (batch,), in frames.
-        vocabulary: what each output stands for; 0 is the blank.
-    """
-    texts = []
-    for row, length in zip(log_probs.argmax(-1).tolist(), lengths.tolist(), strict=True):
-        path = row[:length]
-        kept = [i for i, before in zip(path, [BLANK, *path], strict=False) if i not in (BLANK, before)]
-        characters = (vocabulary[i] for i in kept if len(vocabulary[i]) == 1)
-        texts.append(" ".join("".join(characters).replace("|", " ").split()))
-    return texts
-
-
-def vocabulary_problems(vocabulary: list[str]) -> list[str]:
-    """Why a list of characters cannot be a recognizer's outputs, if it cannot."""
-    if len(vocabulary) < 2 or len(set(vocabulary)) < len(vocabulary):
-        return [f"vocabulary={vocabulary!r}: give the blank and at least one character, each once."]
-    return []

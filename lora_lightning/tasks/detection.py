@@ -12,7 +12,7 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
 from lora_lightning.errors import ConfigError
-from lora_lightning.heads import find_heads
+from lora_lightning.planning.heads import find_heads
 from lora_lightning.tasks.average_precision import AveragePrecision, scores_of
 from lora_lightning.tasks.detection_pictures import log_to_wandb, write_report
 from lora_lightning.tasks.optim import configured

@@ -17,9 +17,9 @@ from lightning.pytorch.loggers import WandbLogger
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
-from lora_lightning.adapters import adapters_off
-from lora_lightning.layers import LoRALayer
-from lora_lightning.libraries import loading
+from lora_lightning.adapters.manage import adapters_off
+from lora_lightning.layers.registry import LoRALayer
+from lora_lightning.utils.libraries import loading
 
 with loading("torchvision"):
     from torchvision.ops import box_iou

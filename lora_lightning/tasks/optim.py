@@ -13,7 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
 from lora_lightning.errors import ConfigError
-from lora_lightning.layers import update_ids
+from lora_lightning.layers.registry import update_ids
 from lora_lightning.tasks.optim_config import OptimConfig
 
 

@@ -5,20 +5,18 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from lora_lightning.adapters import adapters_off, select
+from lora_lightning.adapters.manage import adapters_off, select
+from lora_lightning.adapters.mixed_batch import adapters_for
 from lora_lightning.data.speech import Utterance, collate
-from lora_lightning.mixed import adapters_for
-from lora_lightning.report import format_table
 from lora_lightning.tasks.error_rates import Transcript
+from lora_lightning.tasks.recognizer import Recognizer
 from lora_lightning.tasks.speech_report import percent, transcribe_all
-
-if TYPE_CHECKING:
-    from lora_lightning.tasks.ctc import SpeechRecognizer
+from lora_lightning.utils.tables import format_table
 
 MIXED = 32  # utterances of a mixed batch
 SHRINKAGE = 0.1  # of the covariance towards its diagonal
@@ -48,7 +46,7 @@ class Router:
         return [self.names[i] for i in distances.argmin(1).tolist()]
 
 
-def mean_features(task: SpeechRecognizer, utterances: Sequence[Utterance]) -> Tensor:
+def mean_features(task: Recognizer, utterances: Sequence[Utterance]) -> Tensor:
     """(n, width): what the base model's head sees, averaged over the frames of each utterance."""
     rows = []
     task.eval()
@@ -62,7 +60,7 @@ def mean_features(task: SpeechRecognizer, utterances: Sequence[Utterance]) -> Te
 
 
 def transcribe_mixed(
-    task: SpeechRecognizer, utterances: Sequence[Utterance], adapters: Sequence[str | None]
+    task: Recognizer, utterances: Sequence[Utterance], adapters: Sequence[str | None]
 ) -> list[Transcript]:
     """What is heard in each utterance by its own adapter, in batches in which all adapters meet."""
     heard: list[str] = [""] * len(utterances)
@@ -78,7 +76,7 @@ def transcribe_mixed(
     return [Transcript(u.id, u.accent, u.speaker, u.text, h) for u, h in zip(utterances, heard, strict=True)]
 
 
-def report_together(task: SpeechRecognizer, data: dict[str, Any], folder: Path) -> list[str]:
+def report_together(task: Recognizer, data: dict[str, Any], folder: Path) -> list[str]:
     """Several adapters in one model: each accent by the base, by every adapter, routed by its label, and
     by a router that has not seen the label.
 

@@ -7,27 +7,27 @@ import html
 import io
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import soundfile
 import torch
 from PIL import Image
 from torch import Tensor
 
-from lora_lightning.adapters import adapters_off
+from lora_lightning.adapters.manage import adapters_off
+from lora_lightning.adapters.state import is_injected
 from lora_lightning.data.buckets import grouped
 from lora_lightning.data.speech import SAMPLE_RATE, Utterance, collate
-from lora_lightning.libraries import loading
-from lora_lightning.record import is_injected
-from lora_lightning.report import format_table
 from lora_lightning.tasks.error_rates import Transcript, confusions, count_errors, error_rate
+from lora_lightning.tasks.recognizer import Recognizer
+from lora_lightning.tasks.vocabulary import encode
+from lora_lightning.utils.libraries import loading
+from lora_lightning.utils.tables import format_table
 
 with loading("torchaudio"):
     from torchaudio.functional import forced_align
     from torchaudio.transforms import MelSpectrogram
 
-if TYPE_CHECKING:
-    from lora_lightning.tasks.ctc import SpeechRecognizer
 
 BATCH_SECONDS = 120.0  # padding counted
 WORST = 12  # utterances on the page
@@ -47,7 +47,7 @@ th {{ border-bottom: 1px solid #888 }} audio {{ display: block; margin: .3em 0 }
 """
 
 
-def transcribe_all(task: SpeechRecognizer, utterances: Sequence[Utterance]) -> list[Transcript]:
+def transcribe_all(task: Recognizer, utterances: Sequence[Utterance]) -> list[Transcript]:
     """What the task's model hears in each utterance, in eval mode."""
     training = task.training
     task.eval()
@@ -62,7 +62,7 @@ def transcribe_all(task: SpeechRecognizer, utterances: Sequence[Utterance]) -> l
     return heard
 
 
-def report(task: SpeechRecognizer, utterances: Sequence[Utterance], folder: Path) -> list[str]:
+def report(task: Recognizer, utterances: Sequence[Utterance], folder: Path) -> list[str]:
     """Tables of what was heard in test utterances, before (the adapter off) and after; the page report.html.
 
     Returns:
@@ -125,7 +125,7 @@ def _by_speaker(heard: Sequence[Transcript]) -> list[tuple[str, ...]]:
 
 
 def _worst(
-    task: SpeechRecognizer,
+    task: Recognizer,
     utterances: Sequence[Utterance],
     before: Sequence[Transcript] | None,
     after: Sequence[Transcript],
@@ -150,7 +150,7 @@ def _player(wave: Tensor) -> str:
     return f'<audio controls preload="none" src="data:audio/flac;base64,{_base64(file)}"></audio>'
 
 
-def _picture(task: SpeechRecognizer, utterance: Utterance) -> str:
+def _picture(task: Recognizer, utterance: Utterance) -> str:
     """The spectrogram, low notes below, with each character of the text where the model aligns it."""
     mels = MelSpectrogram(SAMPLE_RATE, 512, hop_length=160, n_mels=32)(utterance.wave)
     mels = (mels + 1e-6).log().flip(0)
@@ -164,11 +164,9 @@ def _picture(task: SpeechRecognizer, utterance: Utterance) -> str:
     return f'<div class="sound"><img src="data:image/png;base64,{_base64(file)}">{letters}</div>'
 
 
-def aligned(task: SpeechRecognizer, utterance: Utterance) -> list[tuple[str, float]]:
+def aligned(task: Recognizer, utterance: Utterance) -> list[tuple[str, float]]:
     """Each character of an utterance's text with the place where it begins, as a fraction of the whole, by
     the most probable CTC path; empty where the text does not fit into the frames."""
-    from lora_lightning.tasks.ctc import encode
-
     if not task.aligns:
         return []
     batch = collate([utterance])

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from lightning.pytorch.loggers import WandbLogger
 
 from lora_lightning.data.speech import SAMPLE_RATE, SpeechBatch
-
-if TYPE_CHECKING:
-    from lora_lightning.tasks.ctc import SpeechRecognizer
+from lora_lightning.tasks.recognizer import Recognizer
 
 SAMPLES = 8
 COLUMNS = ["id", "accent", "speaker", "audio", "said", "heard before", "heard after"]
@@ -19,11 +15,11 @@ COLUMNS = ["id", "accent", "speaker", "audio", "said", "heard before", "heard af
 class Samples:
     """The first validation utterances, heard now; `log` hears them again."""
 
-    def __init__(self, task: SpeechRecognizer, batch: SpeechBatch) -> None:
+    def __init__(self, task: Recognizer, batch: SpeechBatch) -> None:
         self.batch = SpeechBatch(*(part[:SAMPLES] for part in batch))  # type: ignore[arg-type]
         self.before = self._heard(task)
 
-    def log(self, task: SpeechRecognizer) -> None:
+    def log(self, task: Recognizer) -> None:
         """A table with sound for every W&B logger of the task's Trainer."""
         import wandb
 
@@ -37,7 +33,7 @@ class Samples:
                     "samples", columns=COLUMNS, data=[list(row) for row in zip(*columns, strict=True)]
                 )
 
-    def _heard(self, task: SpeechRecognizer) -> list[str]:
+    def _heard(self, task: Recognizer) -> list[str]:
         training = task.training
         task.eval()
         with torch.no_grad():
@@ -46,7 +42,7 @@ class Samples:
         return heard
 
 
-def samples_of(task: SpeechRecognizer) -> Samples | None:
+def samples_of(task: Recognizer) -> Samples | None:
     """Of the Trainer's data module, if there is one and W&B listens."""
     data = getattr(task.trainer, "datamodule", None)
     if data is None or not any(isinstance(logger, WandbLogger) for logger in task.loggers):

@@ -9,8 +9,9 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from lora_lightning.data.speech import SpeechBatch
-from lora_lightning.libraries import loading
-from lora_lightning.tasks.ctc import BLANK, SpeechRecognizer, encode
+from lora_lightning.tasks.ctc import SpeechRecognizer
+from lora_lightning.tasks.vocabulary import BLANK, encode
+from lora_lightning.utils.libraries import loading
 
 with loading("torchaudio"):
     from torchaudio.functional import rnnt_loss

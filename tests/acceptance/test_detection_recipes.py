@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torchvision.models import get_model_weights
 
 from lora_lightning.app.application import main
-from lora_lightning.cli import main as predict
+from lora_lightning.app.cli import main as predict
 from lora_lightning.models.detection import detector
 from lora_lightning.models.rtdetr import rtdetr
 from tests.data.detection_sets import coco_content, write_coco, write_coco_2017, write_pennfudan, write_voc

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 import lora_lightning as ll
 from lora_lightning.app.application import main as train
-from lora_lightning.cli import main as command
+from lora_lightning.app.cli import main as command
 from lora_lightning.data.detection import read_image
 from lora_lightning.data.shapes import Shapes
 from lora_lightning.models.detection import detector

@@ -12,15 +12,15 @@ from small import Classifier, cnn, encoder, loader, mlp, pretrained, trainer, vi
 from torch import nn
 
 import lora_lightning as ll
-from lora_lightning import cli
+from lora_lightning.app import cli
 from lora_lightning.app.application import main
 from lora_lightning.app.compose import recipe_config
+from lora_lightning.app.rebuild import rebuilt_model
 from lora_lightning.errors import AdapterFileError
-from lora_lightning.export import rebuilt_model
+from lora_lightning.files.locate import read_source
+from lora_lightning.files.random_base import BASE_FILE, is_random, looks_untrained, put_back_base
 from lora_lightning.models.detection import detector
 from lora_lightning.models.timm import timm_model
-from lora_lightning.random_base import BASE_FILE, is_random, looks_untrained, put_back_base
-from lora_lightning.source import read_source
 
 QUICK = ["debug=fast", "trainer.enable_progress_bar=false", "logger=none", "lora.rank=2", "hydra.run.dir=run"]
 
@@ -118,7 +118,7 @@ def test_in_a_trainer_it_is_a_warning(tmp_path: Path, recwarn: pytest.WarningsRe
 
 
 def test_a_kept_base_of_another_model_is_one_message(tmp_path: Path) -> None:
-    from lora_lightning.random_base import keep_base
+    from lora_lightning.files.random_base import keep_base
 
     keep_base(mlp(), tmp_path)
     with pytest.raises(AdapterFileError, match="is not of this model"):

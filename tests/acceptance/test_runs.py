@@ -22,9 +22,9 @@ from torchvision.datasets import CIFAR10
 
 from lora_lightning import load_adapter, quantize
 from lora_lightning.app.application import main
-from lora_lightning.export import merge_files, rebuilt_model
+from lora_lightning.app.rebuild import merge_files, rebuilt_model
+from lora_lightning.files.locate import read_source
 from lora_lightning.models.timm import timm_model
-from lora_lightning.source import read_source
 
 ROOT = Path(__file__).parents[2]
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}

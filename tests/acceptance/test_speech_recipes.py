@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import save_file
 from small_whisper import small_whisper
 
-from lora_lightning import cli
+from lora_lightning.app import cli
 from lora_lightning.app.application import main
-from lora_lightning.models.pipelines import labels
+from lora_lightning.data.pipelines import labels
 from lora_lightning.models.speech import pretrained_recognizer
 
 ROOT = Path(__file__).parents[2]
@@ -162,7 +162,7 @@ def test_a_manifest_without_speakers_trains_in_full_precision(
 
 
 def test_an_option_keeps_its_group_where_it_comes_again() -> None:
-    from lora_lightning.app.compare import _under
+    from lora_lightning.app.job import _under
 
     problem = "split_by=text: the rows name 1 different. Give split_by=utterance."
     told = "data.split_by=text: the rows name 1 different. Give data.split_by=utterance."

@@ -34,7 +34,7 @@ def test_the_wheel_holds_the_recipes_and_weights_and_runs_from_any_folder(
     assert (site / "lora_lightning" / "models" / "weights" / "conformer_us.safetensors").is_file()
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     where = "import lora_lightning; print(lora_lightning.__file__)"
-    start = "from lora_lightning.cli import main; main()"
+    start = "from lora_lightning.app.cli import main; main()"
     found = subprocess.run(
         [sys.executable, "-c", where], cwd=elsewhere, env=environment, capture_output=True, text=True
     )

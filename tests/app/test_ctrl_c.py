@@ -18,11 +18,11 @@ import runpy, signal, sys
 signal.signal(signal.SIGINT, signal.default_int_handler)
 sys.argv = sys.argv[1:]
 if sys.argv[0] == "lora-lightning":
-    from lora_lightning.console import main
+    from lora_lightning.app.entry_point import main
     print("begun", flush=True)
     main()
 else:
-    import lora_lightning.interrupts
+    import lora_lightning.app.interrupts
     print("begun", flush=True)
     runpy.run_path(sys.argv[0], run_name="__main__")
 """

@@ -12,10 +12,10 @@ import pytest
 from hydra.utils import get_object
 from lightning.pytorch.strategies import StrategyRegistry
 
-from lora_lightning import quantized
 from lora_lightning.app.compose import CONF, RECIPES
 from lora_lightning.app.options import QUANTIZERS, STRATEGIES
 from lora_lightning.app.static_signatures import missing_name, static_signature
+from lora_lightning.kernels import quantized_tensor as quantized
 
 TARGETS = sorted({
     target
@@ -41,7 +41,7 @@ LINES = [
 ]
 SCRIPT = """
 import sys
-from lora_lightning.cli import main
+from lora_lightning.app.cli import main
 for line in sys.stdin.read().splitlines():
     code = 0
     try:

@@ -13,9 +13,9 @@ from omegaconf import OmegaConf
 
 from lora_lightning.app.arguments import at_home
 from lora_lightning.app.check import problems_of
+from lora_lightning.app.cli import main
 from lora_lightning.app.compose import compose, config_loader
 from lora_lightning.app.options import PRECISIONS, precision_of
-from lora_lightning.cli import main
 from lora_lightning.errors import ConfigError
 from lora_lightning.tasks.optim_config import OptimConfig
 

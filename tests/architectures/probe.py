@@ -15,7 +15,7 @@ from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
 from torch.utils._pytree import KeyPath, keystr, tree_map_with_path
 
 import lora_lightning as ll
-from lora_lightning.layers import LoRALayer, lora_layers
+from lora_lightning.layers.registry import LoRALayer, lora_layers
 
 from .zoo import ZOO
 

@@ -8,12 +8,12 @@ import torch
 from torch.utils.data import DataLoader
 
 from lora_lightning.data.buckets import Batches, bucketed
+from lora_lightning.data.pipelines import labels
 from lora_lightning.data.recordings import RecordingsDataModule
 from lora_lightning.data.speech import Utterance
 from lora_lightning.data.speech_augment import Augmentation, at_speed, with_noise
 from lora_lightning.errors import ConfigError, UserError
-from lora_lightning.loader import ResumableLoader
-from lora_lightning.models.pipelines import labels
+from lora_lightning.trainer.loader import ResumableLoader
 
 QUIET = {"num_workers": 0}
 

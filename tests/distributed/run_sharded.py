@@ -22,7 +22,7 @@ from torch.distributed.fsdp.wrap import ModuleWrapPolicy
 
 import lora_lightning as ll
 from lora_lightning.errors import UserError
-from lora_lightning.state_hooks import keep_trained_only, keep_trained_only_of
+from lora_lightning.trainer.state_dict import keep_trained_only, keep_trained_only_of
 
 PROCESSES, BATCH = 2, 4
 

@@ -14,8 +14,8 @@ import pytest
 
 import lora_lightning as ll
 from lora_lightning.app.predict import predict
+from lora_lightning.app.rebuild import merge_files
 from lora_lightning.app.recognizer import recognizer
-from lora_lightning.export import merge_files
 
 Node = dict[str, Any]
 TIMM = "lora_lightning.models.timm.timm_model"
@@ -78,7 +78,7 @@ NODES: dict[str, Callable[[Path], Node]] = {
     "touch": lambda m: {"_target_": "pathlib.Path.touch", "_args_": [path_of(m)]},
     "torch_load": unpickles("torch.load", pickled, weights_only=False),
     "numpy_load": unpickles("numpy.load", npy, allow_pickle=True),
-    "through_the_package": calls("lora_lightning.source.os.system", command="touch {m}"),
+    "through_the_package": calls("lora_lightning.files.locate.os.system", command="touch {m}"),
     "through_a_model": unpickles("lora_lightning.models.timm.torch.load", pickled, weights_only=False),
     "through_data": unpickles("lora_lightning.data.detection.np.load", npy, allow_pickle=True),
 }

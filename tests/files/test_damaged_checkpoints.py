@@ -14,10 +14,10 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO
 from small import Classifier, loader, save_checkpoint, trainer
 
 import lora_lightning as ll
-from lora_lightning.checkpoint_digests import DIGESTS, KEY, check_digests, content_digest
-from lora_lightning.export import merge_files
-from lora_lightning.inspection import inspect
-from lora_lightning.torch_file import read_torch
+from lora_lightning.app.inspect import inspect
+from lora_lightning.app.rebuild import merge_files
+from lora_lightning.files.checkpoint_digests import DIGESTS, KEY, check_digests, content_digest
+from lora_lightning.utils.torch_file import read_torch
 
 GIVE = "Give another."
 
@@ -221,7 +221,7 @@ def test_a_locked_file_is_named(saved, tmp_path, monkeypatch):
     def locked(*args, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("lora_lightning.torch_file.open", locked, raising=False)
+    monkeypatch.setattr("lora_lightning.utils.torch_file.open", locked, raising=False)
     with pytest.raises(ll.AdapterFileError, match=r"whole.ckpt cannot be read: Permission denied\. Give"):
         ll.load_from_checkpoint(Classifier, saved[0])
 

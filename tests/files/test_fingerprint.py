@@ -5,8 +5,8 @@ import torch
 from small import BATCHES, Classifier, cnn, encoder, mlp, vit
 
 import lora_lightning as ll
-from lora_lightning.digests import SAMPLES
-from lora_lightning.fingerprint import fingerprint, other_tensors, short
+from lora_lightning.files.fingerprint import fingerprint, other_tensors, short
+from lora_lightning.utils.digests import SAMPLES
 
 
 def seeded(build, seed=0):

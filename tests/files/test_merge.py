@@ -8,14 +8,15 @@ from safetensors.torch import load_file, save_file
 from small import BATCHES, Classifier, cnn, encoder, mlp, save_checkpoint, vit
 
 import lora_lightning as ll
-from lora_lightning.checkpoint import checkpoint_entry
-from lora_lightning.checkpoint_digests import KEY
-from lora_lightning.cli import COMMANDS, main
-from lora_lightning.export import merge_files, merge_state
-from lora_lightning.inspection import effective_rank, inspect
-from lora_lightning.layers import lora_layers
+from lora_lightning.app.cli import COMMANDS, main
+from lora_lightning.app.inspect import effective_rank, inspect
+from lora_lightning.app.rebuild import merge_files
+from lora_lightning.files.checkpoint_digests import KEY
+from lora_lightning.files.locate import read_source
+from lora_lightning.files.merge import merge_state
+from lora_lightning.files.save_load import checkpoint_entry
+from lora_lightning.layers.registry import lora_layers
 from lora_lightning.models.checkpoint import read_checkpoint
-from lora_lightning.source import read_source
 
 
 def rnn():
@@ -262,7 +263,7 @@ def test_the_page_of_an_adapter_a_checkpoint_and_a_merged_file(tmp_path, capsys)
 
 @pytest.mark.parametrize(("build", "options"), CASES)
 def test_norms_and_effective_ranks_are_those_of_the_updates(build, options, tmp_path):
-    from lora_lightning.inspection import _measures
+    from lora_lightning.app.inspect import _measures
 
     model = trained(build, **{**options, "use_dora": False})
     ll.save_adapter(model, tmp_path)

@@ -16,9 +16,9 @@ from small import mlp
 from torch import nn
 
 import lora_lightning as ll
-from lora_lightning.adapter_file import read_adapter, write_adapter
-from lora_lightning.adapter_pair import CONFIG_FILE, TENSOR_FILE, digest_of
-from lora_lightning.export import merge_state
+from lora_lightning.files.format import read_adapter, write_adapter
+from lora_lightning.files.merge import merge_state
+from lora_lightning.files.pair import CONFIG_FILE, TENSOR_FILE, digest_of
 
 
 def base():
@@ -358,9 +358,9 @@ def test_things_that_are_no_files(tmp_path, monkeypatch):
     def denied(*args, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("lora_lightning.adapter_pair.safe_open", denied)
+    monkeypatch.setattr("lora_lightning.files.pair.safe_open", denied)
     with pytest.raises(ll.AdapterFileError, match="cannot be read: Permission denied"):
         ll.load_adapter(base(), tmp_path / "one")
-    monkeypatch.setattr("lora_lightning.adapter_pair.open", denied, raising=False)
+    monkeypatch.setattr("lora_lightning.files.pair.open", denied, raising=False)
     with pytest.raises(ll.AdapterFileError, match="cannot be read: Permission denied"):
         ll.load_adapter(base(), tmp_path / "one")

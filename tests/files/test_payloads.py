@@ -30,9 +30,9 @@ from torchvision.io import write_png
 import lora_lightning as ll
 from lora_lightning.app.foreign import KNOWN
 from lora_lightning.app.predict import predict
-from lora_lightning.export import rebuilt_model
-from lora_lightning.rebuild import BUILDERS, DEEPEST, MOST, plain_values
-from lora_lightning.source import read_source
+from lora_lightning.app.rebuild import rebuilt_model
+from lora_lightning.files.allowed import BUILDERS, DEEPEST, MOST, plain_values
+from lora_lightning.files.locate import read_source
 
 pytestmark = pytest.mark.usefixtures("resolver")
 

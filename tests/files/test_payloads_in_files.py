@@ -25,14 +25,14 @@ from safetensors.torch import save_file
 from small import Classifier, loader, mlp, trainer
 
 import lora_lightning as ll
-from lora_lightning.adapter_pair import CONFIG_FILE, TENSOR_FILE, digest_of, read_tensors
 from lora_lightning.app.check import checkpoint_problems
-from lora_lightning.checkpoint_digests import KEY, add_digests
+from lora_lightning.app.inspect import inspect
+from lora_lightning.app.rebuild import merge_files
 from lora_lightning.data.detection import opened_image, read_image
 from lora_lightning.data.findings import DataError
-from lora_lightning.export import merge_files
-from lora_lightning.inspection import inspect
-from lora_lightning.source import read_source
+from lora_lightning.files.checkpoint_digests import KEY, add_digests
+from lora_lightning.files.locate import read_source
+from lora_lightning.files.pair import CONFIG_FILE, TENSOR_FILE, digest_of, read_tensors
 
 
 class Obedient(Classifier):

@@ -38,7 +38,7 @@ WORDS: dict[str, Callable[[Path], list[str]]] = {
     "beside a known one": lambda m: [
         f"+callbacks.x={{_target_:lightning.pytorch.callbacks.Timer,y:{{_target_:os.mkdir,path:'{m}'}}}}"
     ],
-    "through the package": lambda m: ["task._target_=lora_lightning.source.os.system"],
+    "through the package": lambda m: ["task._target_=lora_lightning.files.locate.os.system"],
     "look-alike": lambda m: [f"model._target_={other_letters(TIMM)}"],
     "positional": lambda m: ["+model._args_=[1]"],
     "partial": lambda m: ["+model._partial_=true"],

@@ -9,11 +9,11 @@ from small import BATCHES, moved, pretrained, vit
 from torch import nn
 
 import lora_lightning as ll
-from lora_lightning.adapter_file import read_adapter
-from lora_lightning.export import merge_state
-from lora_lightning.fingerprint import fingerprint
-from lora_lightning.inspection import inspect
-from lora_lightning.quantized import QuantizedTensor
+from lora_lightning.app.inspect import inspect
+from lora_lightning.files.fingerprint import fingerprint
+from lora_lightning.files.format import read_adapter
+from lora_lightning.files.merge import merge_state
+from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 
 KINDS = ("int8", "nf4")
 

@@ -10,12 +10,12 @@ from hypothesis import strategies as st
 from torch import nn
 
 import lora_lightning as ll
-from lora_lightning import kernels
-from lora_lightning.functional import lora_linear
-from lora_lightning.kernels import keep_mask
+from lora_lightning.kernels import common as kernels
 from lora_lightning.kernels import linear as kernel
+from lora_lightning.kernels.dropout import keep_mask
+from lora_lightning.kernels.functional import lora_linear
 from lora_lightning.kernels.linear import plain
-from lora_lightning.layers import lora_layers
+from lora_lightning.layers.registry import lora_layers
 
 NAMES = ("x", "weight", "bias", "A", "B", "magnitude")
 GIVEN = ("x", "bias", "A", "B", "magnitude")

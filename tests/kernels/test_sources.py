@@ -9,9 +9,9 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 from benchmarks.measure import saved_bytes
-from lora_lightning import kernels
-from lora_lightning.functional import lora_linear
+from lora_lightning.kernels import common as kernels
 from lora_lightning.kernels import sources
+from lora_lightning.kernels.functional import lora_linear
 from lora_lightning.kernels.sources import source_of
 
 WIDTH = 48

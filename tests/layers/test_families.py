@@ -25,7 +25,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from torch.utils.checkpoint import checkpoint
 
 import lora_lightning as ll
-from lora_lightning.layers import LoRALayer, lora_layers
+from lora_lightning.layers.registry import LoRALayer, lora_layers
 
 # Where each way of compiling differs most, and a few settings of each family; the rest is the long tail.
 COMPILED = {"Conv2d-groups", "ConvTranspose2d", "EmbeddingBag-mean", "Attention-q-v", "LSTM", "weight-norm"}

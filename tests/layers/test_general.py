@@ -11,7 +11,7 @@ from torch.nn.utils import parametrizations
 from torch.nn.utils.parametrize import is_parametrized
 
 import lora_lightning as ll
-from lora_lightning.layers import lora_layers
+from lora_lightning.layers.registry import lora_layers
 
 
 def injected(model: nn.Module, *targets: str, **options) -> nn.Module:

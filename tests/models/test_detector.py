@@ -95,7 +95,7 @@ def test_weights_of_another_model_are_refused(tmp_path):
 @pytest.mark.parametrize("option", ["pretrained", "pretrained_backbone"])
 def test_offline_one_message_says_what_goes_where(option, tmp_path, monkeypatch):
     monkeypatch.setattr("torch.hub.get_dir", lambda: str(tmp_path))
-    monkeypatch.setattr("lora_lightning.models.download.request_failure", lambda probe: "no route to host")
+    monkeypatch.setattr("lora_lightning.utils.download.request_failure", lambda probe: "no route to host")
     with pytest.raises(MissingFileError) as caught:
         detector("fcos_resnet50_fpn", 2, **{option: True})
     message = str(caught.value)

@@ -5,8 +5,8 @@ import torch
 from torchaudio.models import Wav2Vec2Model
 
 import lora_lightning as ll
+from lora_lightning.data import pipelines
 from lora_lightning.errors import AdapterFileError, ConfigError, MissingFileError
-from lora_lightning.models import pipelines
 from lora_lightning.models.speech import pretrained_recognizer, spans
 
 SMALL = {
@@ -146,7 +146,7 @@ def test_weights_from_a_file_and_from_the_cache(tmp_path, monkeypatch):
 
 def test_weights_that_are_not_here(tmp_path, monkeypatch):
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    monkeypatch.setattr("lora_lightning.models.download.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("lora_lightning.utils.download.PROBE_SECONDS", 0.05)
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: (_ for _ in ()).throw(OSError("offline")))
     with pytest.raises(MissingFileError) as error:
         pretrained_recognizer("WAVLM_LARGE", VOCABULARY)

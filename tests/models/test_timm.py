@@ -265,7 +265,7 @@ def test_hub_offline_switch_asks_nobody(hub_cache, no_network, monkeypatch):
 
 
 def test_a_lookup_that_hangs_is_given_up(hub_cache, monkeypatch):
-    monkeypatch.setattr("lora_lightning.models.download.PROBE_SECONDS", 0.05)
+    monkeypatch.setattr("lora_lightning.utils.download.PROBE_SECONDS", 0.05)
     monkeypatch.setattr(socket, "getaddrinfo", lambda *a, **k: time.sleep(2))
     monkeypatch.setattr(hub.constants, "HF_HUB_OFFLINE", False)
     with pytest.raises(MissingFileError, match=r"no answer within 0\.05 s"):

@@ -17,9 +17,10 @@ import lora_lightning as ll
 from lora_lightning.data.speech import SpeechBatch, Utterance, collate
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.models.ctc import conformer_ctc
-from lora_lightning.tasks.ctc import SpeechRecognizer, encode, greedy
+from lora_lightning.tasks.ctc import SpeechRecognizer
 from lora_lightning.tasks.routing import Router
 from lora_lightning.tasks.speech_report import aligned, transcribe_all
+from lora_lightning.tasks.vocabulary import encode, greedy
 
 LETTERS = ["_", " ", "a", "b", "c"]
 

@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import Dataset
 
 import lora_lightning as ll
-from lora_lightning import files
+from lora_lightning.utils import atomic as files
 
 EPOCHS, SAMPLES, BATCH = 3, 44, 4  # 11 batches an epoch, so that the last step has one batch of two
 

@@ -24,7 +24,7 @@ from small import Classifier, cnn, loader, trainer
 from torch import nn
 
 import lora_lightning as ll
-from lora_lightning.layers import lora_layers
+from lora_lightning.layers.registry import lora_layers
 
 
 class Owner(Classifier):

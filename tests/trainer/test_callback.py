@@ -10,7 +10,7 @@ from small import Classifier, cnn, loader, mlp, save_checkpoint, trainer, vit
 from torch import nn
 
 import lora_lightning as ll
-from lora_lightning.layers import lora_layers
+from lora_lightning.layers.registry import lora_layers
 
 
 def fit(tmp_path, module, *callbacks, data=None, **options):

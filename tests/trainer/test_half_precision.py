@@ -9,8 +9,8 @@ import torch
 from small import Classifier, cnn, loader, mlp, moved, pretrained, trainer
 
 import lora_lightning as ll
-from lora_lightning.layers import lora_layers
-from lora_lightning.strategies import prepare_precision
+from lora_lightning.layers.registry import lora_layers
+from lora_lightning.trainer.strategies import prepare_precision
 
 
 class AtASmallRate(Classifier):

@@ -9,8 +9,8 @@ from lightning.pytorch.plugins.io import AsyncCheckpointIO, TorchCheckpointIO
 from small import Classifier, cnn, loader, mlp, trainer
 
 import lora_lightning as ll
-from lora_lightning.files import WholeCheckpointIO
-from lora_lightning.layers import lora_layers
+from lora_lightning.layers.registry import lora_layers
+from lora_lightning.trainer.checkpoint_io import WholeCheckpointIO
 
 
 class Owner(Classifier):
@@ -220,7 +220,7 @@ def test_the_stored_plan_comes_before_the_weights(tmp_path):
     """Ranks chosen from data are another plan by the same configuration: that of the file counts."""
     from dataclasses import replace
 
-    from lora_lightning.inject import carry_out
+    from lora_lightning.adapters.inject import carry_out
 
     config = ll.LoRAConfig(rank=2)
     module = Owner()

@@ -12,7 +12,7 @@ from small import Classifier, cnn, save_checkpoint, trainer
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
 import lora_lightning as ll
-from lora_lightning.random_state import random_state, seeded, set_random_state
+from lora_lightning.trainer.rng import random_state, seeded, set_random_state
 
 
 class Noisy(Dataset):
@@ -140,7 +140,7 @@ def test_each_process_takes_its_share(monkeypatch):
     loader = ll.ResumableLoader(TensorDataset(torch.arange(7.0)), 2, shuffle=True, seed=1)
     shares = []
     for rank in range(3):
-        monkeypatch.setattr("lora_lightning.loader.processes", lambda rank=rank: (rank, 3))
+        monkeypatch.setattr("lora_lightning.trainer.loader.processes", lambda rank=rank: (rank, 3))
         assert len(loader) == 2
         shares.append(torch.cat(batches(loader, 0)).tolist())
     assert [len(s) for s in shares] == [3, 3, 3]

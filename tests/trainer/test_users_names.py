@@ -9,10 +9,10 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 import lora_lightning as ll
-from lora_lightning.export import merge_files
-from lora_lightning.names import named_parameters
+from lora_lightning.app.rebuild import merge_files
 from lora_lightning.tasks.optim import parameter_groups
 from lora_lightning.tasks.optim_config import OptimConfig
+from lora_lightning.utils.names import named_parameters
 
 
 class Net(nn.Module):

@@ -11,8 +11,8 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import lora_lightning as ll
-from lora_lightning.fingerprint import fingerprint
-from lora_lightning.names import named_modules, named_parameters, submodule
+from lora_lightning.files.fingerprint import fingerprint
+from lora_lightning.utils.names import named_modules, named_parameters, submodule
 
 
 def compiled(network: nn.Module) -> nn.Module:

@@ -1,0 +1,344 @@
+"""From a plan to an adapted model: layers swapped in place, the rest frozen; and all the way back."""
+
+from __future__ import annotations
+
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import nn
+
+from lora_lightning.adapters.base_values import (
+    begin_magnitudes,
+    follow_base,
+    leave_base,
+    refuse_meta,
+    refuse_replaced,
+    replaced,
+)
+from lora_lightning.adapters.state import (
+    Adapter,
+    Injection,
+    as_before,
+    injection_of,
+    own_tensors,
+    put_adapter_values,
+    put_base_values,
+)
+from lora_lightning.config import LoRAConfig
+from lora_lightning.errors import ConfigError, UserError
+from lora_lightning.layers.layer import LoRALayer, adapt, forget, restore, slot_key
+from lora_lightning.layers.norm import FrozenNorm, freeze_statistics, has_statistics
+from lora_lightning.layers.registry import family_of, lora_layers, own_modules, slots_of
+from lora_lightning.layers.slot import weight_of
+from lora_lightning.layers.swap import swap_out
+from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.layers.viewed import hide_all
+from lora_lightning.layers.writing import set_weights
+from lora_lightning.planning.peft_config import config_of
+from lora_lightning.planning.structure import inside
+from lora_lightning.planning.targets import Plan, head_alone, inside_scope, plan, plan_probe, trained_names
+from lora_lightning.utils.names import named_modules, named_parameters, submodule, unwrapped
+from lora_lightning.utils.sharding import FIRST, refuse_sharded
+from lora_lightning.utils.tables import listed
+
+
+def inject(model: nn.Module, config: LoRAConfig | None = None, adapter: str = "default") -> Plan:
+    """Adapt `model` in place: give the planned layers low-rank updates and freeze the rest.
+
+    The outputs do not change. The model's objects, the names in its `state_dict()` and its hooks stay;
+    the new parameters are `<layer>.lora.<adapter>.lora_A` and `lora_B`.
+
+    Args:
+        model: any module that is not adapted yet.
+        config: None takes the defaults; a mapping of LoRAConfig's fields and PEFT's `LoraConfig` will do.
+        adapter: name of the updates, an identifier.
+
+    Returns:
+        The plan that was carried out; `print` it for a table.
+
+    Raises:
+        ConfigError: as `plan`; the model is untouched.
+        UserError: the model is sharded.
+    """
+    refuse_sharded(model, "inject", FIRST)
+    config = config_of(config)
+    planned = plan(model, config)
+    carry_out(model, config, planned, adapter)
+    return planned
+
+
+def carry_out(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str = "default") -> None:
+    """`inject` by a plan that is known already, for example from a file.
+
+    Raises:
+        ConfigError: the adapter's name is no identifier; the model is untouched.
+    """
+    check_adapter(model, config, adapter)
+    parameters = named_parameters(model)
+    injection = Injection(requires_grad={n: p.requires_grad for n, p in parameters.items()})
+    names = own_names(model, config, planned)
+    for name, parameter in parameters.items():
+        parameter.requires_grad_(name in names)
+    unwrapped(model).lora_injection = injection  # type: ignore[assignment]
+    _attach(model, config, planned, adapter, names)
+    activate(model, (adapter,))
+
+
+def grow(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str) -> None:
+    """Give an adapted model one more adapter by a plan that is known already; it is not selected.
+
+    Raises:
+        ConfigError: the adapter's name is no identifier; the model is untouched.
+    """
+    check_adapter(model, config, adapter)
+    with injection_of(model).changing():
+        put_base_values(model)
+        try:
+            with as_before(model):
+                names = own_names(model, config, planned)
+            _attach(model, config, planned, adapter, names)
+        finally:
+            put_adapter_values(model)
+
+
+def check_adapter(model: nn.Module, config: LoRAConfig, adapter: str) -> None:
+    """Refuse what no model can have.
+
+    Raises:
+        ConfigError: the adapter's name is no identifier, DoRA on the meta device, or DDP around a module.
+    """
+    check_name(adapter)
+    if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
+        raise ConfigError([
+            "the model is in DistributedDataParallel, which has noted already what trains: inject into the "
+            "module first, and then wrap it."
+        ])  # fmt: skip
+    if config.use_dora and any(p.is_meta for p in model.parameters()):
+        raise ConfigError([
+            "use_dora=True: magnitudes begin as the norms of the weights, which a model on the meta device "
+            "does not have yet: give it memory and load its weights first, or set use_dora to false."
+        ])  # fmt: skip
+
+
+def name_problem(adapter: object) -> str | None:
+    """Why this cannot be an adapter's name, or None when it can."""
+    if isinstance(adapter, str) and adapter.isidentifier() and not hasattr(nn.ModuleDict, adapter):
+        return None
+    return f"adapter={adapter!r}: give an identifier that is no method of nn.Module, such as 'scottish'."
+
+
+def check_name(adapter: object) -> None:
+    """Refuse what cannot be an adapter's name.
+
+    Raises:
+        ConfigError: it is no identifier.
+    """
+    if problem := name_problem(adapter):
+        raise ConfigError([problem])
+
+
+def own_names(model: nn.Module, config: LoRAConfig, planned: Plan) -> tuple[str, ...]:
+    """Names of the plain model's own tensors that such an adapter trains, in their order."""
+    trained = trained_names(model, config, planned.scope, planned.heads, [p.module for p in planned.layers])
+    moving = []
+    for name, module in named_modules(model).items():
+        moves = inside(name, planned.heads) or config.train_norm in ("stats", "both")
+        if moves and has_statistics(module) and inside_scope(name, planned.scope):
+            moving += [f"{name}.{n}".lstrip(".") for n, _ in module.named_buffers(recurse=False)]
+    return (*[n for n in named_parameters(model) if n in trained], *moving)
+
+
+def activate(model: nn.Module, names: tuple[str, ...]) -> None:
+    """Select these adapters: their updates are added and train, the values of the first stand in the
+    model and train, norm layers are frozen as it says, and nothing of the others trains."""
+    injection = injection_of(model)
+    with injection.choice.lock:
+        _deactivate(model, injection)
+        injection.active = names
+        put_adapter_values(model)
+        for layer in lora_layers(model).values():
+            layer.lora_active = tuple(n for n in names if n in layer.lora)
+            for adapter in layer.lora_active:
+                layer.lora[adapter].requires_grad_(True)
+        _flag_own(model, injection, True)
+        _freeze_statistics(model, injection)
+        begin_magnitudes(model)
+        injection.choice.version += 1
+
+
+def drop(model: nn.Module, adapter: str) -> None:
+    """Take an adapter that is not selected out of the model."""
+    with injection_of(model).changing():
+        for layer in lora_layers(model).values():
+            if adapter in layer.lora:
+                forget(layer, adapter)
+        del injection_of(model).adapters[adapter]
+        follow_base(model)
+
+
+def replace(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str) -> None:
+    """Put an adapter by another plan in the place of one, selected or not as that was."""
+    injection = injection_of(model)
+    active = injection.active
+    _deactivate(model, injection)
+    drop(model, adapter)
+    grow(model, config, planned, adapter)
+    activate(model, active)
+
+
+def refuse_merged(model: nn.Module) -> None:
+    """Refuse to change the adapters of a model whose weights hold the selected ones' sum.
+
+    Raises:
+        UserError: the model is merged, sharded, or some thread or task is within a context of it; or a
+            module of its plan was replaced.
+    """
+    injection_of(model).settled()
+    refuse_choosing(model, "changing adapters")
+
+
+def refuse_choosing(model: nn.Module, action: str) -> None:
+    """Refuse to choose among the adapters of a model whose weights hold the selected ones' sum.
+
+    Raises:
+        UserError: the model is merged or sharded, or a module of its plan was replaced.
+    """
+    refuse_sharded(model, action)
+    refuse_replaced(model)
+    if any(layer.lora_merged for layer in lora_layers(model).values()):
+        raise UserError("the adapters are merged into the weights: call lora_lightning.unmerge(model) first.")
+
+
+def freeze(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
+    """Freeze the backbone and train the head alone: the linear probe. `eject` undoes it.
+
+    Args:
+        config: of its fields, `modules_to_save`, which names the head, and `backbone` count.
+
+    Raises:
+        ConfigError: no head is found.
+    """
+    config = head_alone(config_of(config))
+    planned = plan_probe(model, config)
+    carry_out(model, config, planned)
+    return planned
+
+
+def eject(model: nn.Module, *, merged: bool = False) -> None:
+    """Give back the model of before: its classes, `requires_grad` flags and values.
+
+    Args:
+        merged: keep what was trained: the selected updates are added to the weights, heads and norms
+            keep their trained values. The result is a plain model that needs nothing of this package. A
+            weight-normed layer stays one, its g and v give the merged weight.
+
+    Raises:
+        UserError: the model is not adapted or sharded, or an update to be merged is not finite or gone with
+            a module that was replaced.
+    """
+    refuse_sharded(model, "eject")
+    injection = injection_of(model)
+    injection.settled()
+    if merged:
+        refuse_replaced(model)
+        refuse_meta(model, "eject(merged=True)")
+    hide_all(injection.choice)
+    weights = {n: layer.merged_weights() for n, layer in lora_layers(model).items()} if merged else {}
+    gone = replaced(model)
+    injection.originals = {n: t for n, t in injection.originals.items() if n.rpartition(".")[0] not in gone}
+    leave_base(model)
+    plain: list[str] = []
+    for name, layer in lora_layers(model).items():
+        if layer.lora_merged:
+            layer.unmerge_updates()
+        restore(layer)
+        if merged:
+            plain += [f"{name}.{w}".lstrip(".") for w in set_weights(layer, weights[name])]
+    modules = named_modules(model)
+    for name, mode in injection.training.items():
+        if isinstance(norm := modules.get(name), FrozenNorm):
+            swap_out(norm)
+            norm.training = mode and model.training  # a model in eval mode stays in it
+    if not merged:
+        put_base_values(model)
+    for name, parameter in named_parameters(model).items():
+        parameter.requires_grad_(injection.requires_grad.get(name, parameter.requires_grad))
+    del unwrapped(model).lora_injection
+    if plain:
+        rank_zero_warn(
+            f"{listed(plain)} are plain parameters now: no values of their parametrizations (spectral norm, "
+            "for example) give the merged weights. Load them into a model without these parametrizations."
+        )
+
+
+def freeze_norms(model: nn.Module) -> None:
+    """Put frozen norm layers back into eval mode where another tool has replaced them (SyncBatchNorm)."""
+    injection = injection_of(model)
+    for name in injection.training:
+        freeze_statistics(submodule(model, name), injection.config.kernel)
+
+
+def _attach(
+    model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str, names: tuple[str, ...]
+) -> None:
+    """Make the adapter's updates and its copies of the model's own tensors; nothing is selected."""
+    injection = injection_of(model)
+    updates: dict[str, dict[str, LowRankUpdate]] = {}
+    families: dict[str, type[LoRALayer]] = {}
+    with as_before(model):
+        for item in planned.layers:
+            module = submodule(model, item.module)
+            slot = slots_of(item.module, module)[item.slot]
+            families[item.module] = family_of(module)
+            updates.setdefault(item.module, {})[slot_key(item.slot)] = LowRankUpdate(
+                slot.of(weight_of(module, slot.parameter)),
+                slot,
+                rank=item.rank,
+                scaling=config.scaling(item.rank, item.alpha),
+                dropout=config.dropout,
+                init=config.init,
+                use_dora=config.use_dora,
+                kernel=config.kernel,
+            ).requires_grad_(False)
+    for name, slots in updates.items():
+        adapt(submodule(model, name), families[name], slots, adapter, injection.choice, name)
+    own = own_tensors(model, names)
+    values = {n: t.detach().clone() for n, t in own.items()} if injection.adapters else {}
+    for name, tensor in own.items():
+        if inside_scope(name, planned.scope) and name not in injection.originals:
+            injection.originals[name] = tensor.detach().clone()
+    injection.adapters[adapter] = Adapter(config, planned, names, values)
+    follow_base(model)
+
+
+def _deactivate(model: nn.Module, injection: Injection) -> None:
+    """Select nothing: the model computes what the base does, and nothing of the adapters trains."""
+    put_base_values(model)
+    _flag_own(model, injection, False)
+    for layer in lora_layers(model).values():
+        for adapter in layer.lora_active:
+            layer.lora[adapter].requires_grad_(False)
+        layer.lora_active = ()
+    injection.active = ()
+
+
+def _flag_own(model: nn.Module, injection: Injection, trains: bool) -> None:
+    """Whether the parameters of the model's own that the first selected adapter trains do so."""
+    for adapter in (injection.adapters[n] for n in injection.active[:1]):
+        for tensor in own_tensors(model, adapter.own).values():
+            if isinstance(tensor, nn.Parameter):
+                tensor.requires_grad_(trains)
+
+
+def _freeze_statistics(model: nn.Module, injection: Injection) -> None:
+    """Freeze the running statistics that the first selected adapter does not move, let go the others."""
+    own = set(injection.adapters[injection.adapter].own)
+    for name, module in own_modules(model):
+        if not has_statistics(module) or not inside_scope(name, injection.plan.scope):
+            continue
+        moves = any(f"{name}.{n}".lstrip(".") in own for n, _ in module.named_buffers(recurse=False))
+        if not moves:
+            injection.training.setdefault(name, module.training)
+            freeze_statistics(module, injection.config.kernel)
+        elif isinstance(module, FrozenNorm):
+            swap_out(module)
+            module.training = model.training
+            injection.training.pop(name, None)

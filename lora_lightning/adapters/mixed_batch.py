@@ -1,0 +1,131 @@
+"""Different adapters for different rows of one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from lora_lightning.adapters.inject import refuse_choosing
+from lora_lightning.adapters.mixed_branch import RowsBranch, has_rows_branch
+from lora_lightning.adapters.mixed_rows import Rows, split_call
+from lora_lightning.adapters.state import injection_of, views_as
+from lora_lightning.errors import UserError
+from lora_lightning.layers.layer import LoRALayer
+from lora_lightning.layers.viewed import own_forward
+from lora_lightning.layers.views import Standing, View, opened, seen
+
+
+@contextmanager
+def adapters_for(model: nn.Module, rows: Sequence[str | None]) -> Iterator[None]:
+    """Within this context each row of a batch has its own adapter; None is the base model.
+
+    The outputs are those of running each row by itself with its adapter selected. Linear layers,
+    convolutions and embeddings take two batched products, whatever the number of adapters; layers whose
+    weight is read as a whole (nn.MultiheadAttention, RNNs, classes with a forward of their own) and heads,
+    norms and biases of the adapters' own are called once for each adapter of the batch.
+
+    The rows are the first dimension of each layer's input, or that holds a multiple of them with each
+    row's together (windows, flattened tokens); in a model with sequence-first attention or RNNs, that one
+    of the first two dimensions which is their number. Gradients reach the updates of selected adapters;
+    of the heads they reach that of the first selected. Parts under gradient checkpointing are computed again
+    by the adapters of their forward; with `use_reentrant=True` call `backward` within the context.
+
+    It holds for the calling thread and asyncio task alone, also within another such context.
+
+    Args:
+        model: the module that was given to `inject` (with LoRACallback, the LightningModule).
+        rows: an adapter's name, or None, for each row of the batch.
+
+    Raises:
+        UserError: an unknown name; the model is not adapted, or merged. In the context: a layer's input
+            in which the rows cannot be told, or an adapted layer whose weight is read without a call.
+
+    Example::
+
+        with ll.adapters_for(model, ["scottish", "indian", None]):
+            y = model(x)  # x: (3, ...)
+    """
+    injection = injection_of(model)
+    refuse_choosing(model, "adapters_for")
+    if isinstance(rows, str) or not rows:
+        raise UserError(f"adapters_for: rows={rows!r}: give a list with one adapter's name, or None, a row.")
+    for name in rows:
+        if name is not None:
+            injection.named(name)
+    each = views_as(model, [() if n is None else (n,) for n in dict.fromkeys(rows)], "adapters_for")
+    view = each[0] if len(each) == 1 else _mixed(Rows(rows, _sequence_first(each[0].modules)), each)
+    with opened(view):
+        yield
+
+
+def _mixed(rows: Rows, each: list[View]) -> View:
+    """The view in which every row has its own adapter.
+
+    Args:
+        each: the view of each adapter in `rows.distinct`.
+    """
+    modules = each[0].modules
+    differing: dict[str, set[str]] = {}
+    values: dict[str, Tensor | Standing | None] = {}
+    for name in dict.fromkeys(n for view in each for n in view.values):
+        path, _, leaf = name.rpartition(".")
+        of_each = [_source(view, name, modules[path], leaf) for view in each]
+        if any(value is not of_each[0] for value in of_each):
+            differing.setdefault(path, set()).add(leaf)
+            values[name] = None  # it cannot be read as one
+        elif name in each[0].values:
+            values[name] = each[0].values[name]
+    called = dict.fromkeys([*differing, *(p for p, m in modules.items() if _differs(m, rows))])
+    for path in [*called]:
+        parent = path.rpartition(".")[0]
+        if path and isinstance(modules.get(parent), nn.MultiheadAttention):
+            called[parent] = None
+    rows.called = {id(modules[path]): path for path in called}
+    calls = {path: _call(path, modules[path], rows, each, differing.get(path, set())) for path in called}
+    return View(each[0].choice, "adapters_for", (), values, rows, calls, modules)
+
+
+def _differs(module: nn.Module, rows: Rows) -> bool:
+    """Whether the rows' adapters have updates in the module."""
+    return isinstance(module, LoRALayer) and any(n in module.lora for n in rows.distinct if n is not None)
+
+
+def _source(view: View, name: str, module: nn.Module, leaf: str) -> Tensor | None:
+    """What a view reads of the module's own tensor of this name, to be compared by identity."""
+    standing = (module._parameters if leaf in module._parameters else module._buffers)[leaf]
+    value = view.values.get(name, standing)
+    return value.parameter if isinstance(value, Standing) else value
+
+
+def _call(path: str, module: nn.Module, rows: Rows, each: list[View], own: set[str]) -> Callable[..., Any]:
+    """The forward of a module of which the adapters of the rows have their own updates or values.
+
+    Args:
+        own: leaf names of the values.
+    """
+    if isinstance(module, LoRALayer) and has_rows_branch(module) and own <= {"bias"}:
+        return RowsBranch(module, path, rows, partial(_biases, path, module, each) if own else None)
+
+    def split(*args: Any, **kwargs: Any) -> Any:
+        return split_call(rows, module, own_forward(module), lambda j: seen(each[j]), args, kwargs)
+
+    return split
+
+
+def _biases(path: str, module: nn.Module, each: list[View]) -> list[Tensor]:
+    """The module's bias of each adapter."""
+    name = f"{path}.bias".lstrip(".")
+    values = [v.value(name) if name in v.values else module._parameters["bias"] for v in each]
+    return cast("list[Tensor]", values)
+
+
+def _sequence_first(modules: Mapping[str, nn.Module]) -> str:
+    """Name of the first module that takes (time, batch, features), or ""."""
+    for name, module in modules.items():
+        if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) and not module.batch_first:
+            return name or type(module).__name__
+    return ""

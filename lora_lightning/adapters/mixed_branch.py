@@ -1,0 +1,305 @@
+"""Batched low-rank branches: one product with the A and one with the B of each row's own adapter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lora_lightning.adapters.mixed_rows import Rows
+from lora_lightning.errors import UserError
+from lora_lightning.kernels.common import product_dtype, without_autocast
+from lora_lightning.kernels.half import shared_out
+from lora_lightning.layers.branch import BranchLayer
+from lora_lightning.layers.conv import CONVOLUTIONS, TRANSPOSED, LoRAConv, LoRAConvTranspose
+from lora_lightning.layers.embedding import LoRAEmbedding
+from lora_lightning.layers.layer import LoRALayer
+from lora_lightning.layers.linear import LoRALinear
+from lora_lightning.layers.slot import Slot
+from lora_lightning.layers.swap import class_of
+from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.layers.views import View, seen
+
+
+class Stack:
+    """One slot's updates of the adapters of a batch, padded to the largest rank, gathered by row.
+
+    Args:
+        updates: of each adapter in `rows.distinct`, None where it has none here.
+        dtype: of the products; None for an embedding, whose branch has A's.
+
+    Attributes:
+        A: (n, groups, R, columns of A), in float16 with `kernels.half.divisors` taken out.
+        B: (n, groups, out / groups, R) times the scaling and those; transposed (n, groups, R, columns).
+        factors: DoRA's, (n, out), 1 for rows without; None when no adapter has them.
+    """
+
+    def __init__(
+        self,
+        layer: LoRALayer,
+        updates: list[LowRankUpdate | None],
+        rows: Rows,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        some = [u for u in updates if u is not None]
+        self.slot, self.updates = some[0].slot, updates
+        self.rank = max(u.rank for u in some)
+        index = rows.index(some[0].lora_A.device)
+        parts = [self._factors(u, dtype) for u in updates]
+        empty = [torch.zeros_like(factor) for factor in next(p for p in parts if p is not None)]
+        self.A, self.B = (torch.stack([(empty if p is None else p)[i] for p in parts])[index] for i in (0, 1))
+        self.factors: Tensor | None = None
+        if any(u.lora_magnitude is not None for u in some):
+            weight = self.slot.of(layer.base(self.slot.parameter))
+            factors = [None if u is None else u.row_factors(weight) for u in updates]
+            known = next(f for f in factors if f is not None)
+            self.factors = torch.stack([torch.ones_like(known) if f is None else f for f in factors])[index]
+
+    @cached_property
+    def B_rows(self) -> Tensor:
+        """B of a linear layer, (n, R, out), in the order in which the product reads it."""
+        return self.B.squeeze(1).mT.contiguous()
+
+    def _factors(
+        self, update: LowRankUpdate | None, dtype: torch.dtype | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """A and s·B with the rank apart from the groups, zeros up to the largest rank."""
+        if update is None:
+            return None
+        slot, rank, missing = self.slot, update.rank, self.rank - update.rank
+        dtype = dtype or update.lora_A.dtype
+        A, B, _ = shared_out(update.lora_A, update.lora_B, update.scaling, dtype, slot.transposed)
+        A = F.pad(A.reshape(slot.groups, rank, -1), [0, 0, 0, missing])
+        if slot.transposed:
+            return A, F.pad(B.reshape(slot.groups, rank, -1), [0, 0, 0, missing])
+        return A, F.pad(B.reshape(slot.groups, -1, rank), [0, missing])
+
+
+class RowsBranch:
+    """The forward of a layer with a low-rank branch for rows of several adapters.
+
+    Args:
+        path: the layer's name in the model.
+        biases: gives the bias of each adapter in `rows.distinct`, where they have their own.
+    """
+
+    def __init__(
+        self, layer: LoRALayer, path: str, rows: Rows, biases: Callable[[], list[Tensor]] | None
+    ) -> None:
+        self.layer, self.rows, self.biases = layer, rows, biases
+        self.forward = class_of(layer).forward
+        self.base_view = View(layer.lora_choice, "")
+        no_bias = {f"{path}.bias".lstrip("."): None}
+        self.view_without_bias = View(layer.lora_choice, "", values=no_bias)
+        slots: dict[Slot, list[LowRankUpdate | None]] = {}
+        for j, name in enumerate(rows.distinct):
+            for update in layer.updates(name) if name is not None and name in layer.lora else []:
+                slots.setdefault(update.slot, [None] * len(rows.distinct))[j] = update
+        self.slots = slots
+        self._stacks: list[Stack] = []
+        self._versions: tuple[Any, ...] | None = None
+
+    def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        layer, n = self.layer, len(self.rows)
+        dim = self.rows.dim_of(x, layer)
+        if isinstance(layer, LoRAEmbedding):
+            self._refuse_positions(x)
+        stacks = self.stacks(x)
+        y = self._base(x, *args, **kwargs).movedim(dim, 0).unflatten(0, (n, -1))
+        x = x.movedim(dim, 0).unflatten(0, (n, -1))  # (n, k, ...): k inputs of each row
+        base, own = y, None if self.biases is not None else getattr(layer, "bias", None)
+        if own is not None and any(s.factors is not None for s in stacks):
+            base = y - self._per_feature(own.to(y.dtype)[None], y)  # the product, which DoRA scales
+        branch = BRANCHES[layer.mixin_class]
+        for stack in stacks:
+            if branch is _linear and stack.factors is None and stack.slot.rows is None:
+                y = _add_linear(y, self._dropped(x, stack), stack)
+                continue
+            change = branch(layer, self._dropped(x, stack), stack, self.rows, *args, **kwargs)
+            if stack.factors is not None:
+                mixed = cast(BranchLayer, layer)
+                c = self._per_feature(stack.factors, y)
+                # DoRA: c·(f(x, W) + branch) - f(x, W), as in BranchLayer.add_branches
+                product = mixed._rows(base, stack)  # type: ignore[arg-type]
+                change = (c - 1).to(y.dtype) * product + c.to(y.dtype) * change
+            y = y + self._placed(change.to(y.dtype), stack, y)
+        if self.biases is not None:
+            bias = torch.stack(self.biases())[self.rows.index(y.device)]
+            y = y + self._per_feature(bias.to(y.dtype), y)
+        return y.flatten(0, 1).movedim(0, dim)
+
+    def stacks(self, x: Tensor) -> list[Stack]:
+        """Made anew where gradients flow, or a value or the dtype of the products has changed since."""
+        tensors = [p for us in self.slots.values() for u in us if u is not None for p in u.parameters()]
+        trains = torch.is_grad_enabled() and any(p.requires_grad for p in tensors)
+        fixed = not trains and not any(p.is_inference() for p in tensors)
+        dtype = product_dtype(x) if x.is_floating_point() else None
+        versions = (dtype, *[(p._version, p.data_ptr()) for p in tensors]) if fixed else None
+        if versions is None or versions != self._versions:
+            with seen(self.base_view):
+                stacks = [Stack(self.layer, updates, self.rows, dtype) for updates in self.slots.values()]
+            self._stacks, self._versions = stacks, versions
+            if versions is None:
+                self._stacks = []
+                return stacks
+        return self._stacks
+
+    def _base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """f(x, W), with the bias where it is the same for all rows."""
+        without = self.layer._parameters.get("bias") is not None and self.biases is not None
+        with seen(self.view_without_bias if without else self.base_view):
+            return cast(Tensor, self.forward(self.layer, x, *args, **kwargs))
+
+    def _dropped(self, x: Tensor, stack: Stack) -> Tensor:
+        """Dropout of each row's own adapter."""
+        drops = [u.dropout for u in stack.updates if u is not None]
+        if not any(isinstance(d, nn.Dropout) and d.training for d in drops):
+            return x
+        keep = torch.tensor(
+            [1 - getattr(u.dropout, "p", 0.0) if u is not None else 1.0 for u in stack.updates],
+            device=x.device,
+        )[self.rows.index(x.device)]
+        keep = keep.view(-1, *[1] * (x.dim() - 1))
+        return x * (torch.bernoulli(keep.expand(x.shape)) / keep).to(x.dtype)
+
+    def _per_feature(self, values: Tensor, y: Tensor) -> Tensor:
+        """(n or 1, features) against y, (n, k, ...)."""
+        shape = [values.shape[0], *[1] * (y.dim() - 1)]
+        shape[getattr(self.layer, "channel_dim", -1)] = values.shape[1]
+        return values.view(shape)
+
+    def _placed(self, change: Tensor, stack: Stack, y: Tensor) -> Tensor:
+        if stack.slot.rows is None:
+            return change
+        return cast(BranchLayer, self.layer)._placed(change, stack, y)  # type: ignore[arg-type]
+
+    def _refuse_positions(self, i: Tensor) -> None:
+        """A table that is read at 0, 1, 2, …, once for all rows, is one of positions."""
+        count = i.numel()
+        if i.dim() > 1 and count > len(self.rows):
+            return
+        if torch.equal(i.flatten(), torch.arange(count, device=i.device) + i.flatten()[0]):
+            raise UserError(
+                f"adapters_for: {self.rows.where(self.layer)} is read at {count} positions in order, which "
+                "all rows seem to share: leave it out of the adapters (exclude_modules)."
+            )
+
+
+def _linear(layer: LoRALayer, x: Tensor, stack: Stack, rows: Rows) -> Tensor:
+    h = torch.bmm(x.flatten(1, -2), stack.A.squeeze(1).mT.to(x.dtype))  # (n, tokens, in) -> (n, tokens, R)
+    return torch.bmm(h, stack.B.squeeze(1).mT.to(h.dtype)).unflatten(1, x.shape[1:-1])
+
+
+def _add_linear(y: Tensor, x: Tensor, stack: Stack) -> Tensor:
+    """y plus the branch, without a tensor of y's size between; y is this layer's own and may be written."""
+    h = torch.bmm(x.flatten(1, -2), stack.A.squeeze(1).mT.to(x.dtype))
+    add = torch.baddbmm if y.requires_grad or h.requires_grad else Tensor.baddbmm_
+    return add(y.flatten(1, -2), h, stack.B_rows.to(h.dtype)).unflatten(1, y.shape[1:-1])
+
+
+def _embedding(layer: LoRALayer, i: Tensor, stack: Stack, rows: Rows) -> Tensor:
+    i = i.flatten(0, 1)
+    parts = []
+    for j, update in enumerate(stack.updates):
+        mine = rows.take(i, 0, j)
+        if update is None:
+            parts.append(stack.B.new_zeros(*mine.shape, stack.rank))
+        else:
+            h = cast(LoRAEmbedding, layer)._look_up(mine, update.lora_A.t())
+            parts.append(F.pad(h, [0, stack.rank - update.rank]))
+    h = rows.join(parts, 0).unflatten(0, (len(rows), -1))  # (n, k, ..., R)
+    with without_autocast(h.device.type):  # as in LoRAEmbedding
+        return torch.bmm(h.flatten(1, -2), stack.B.squeeze(1)).unflatten(1, h.shape[1:-1])
+
+
+def _conv(layer: LoRALayer, x: Tensor, stack: Stack, rows: Rows) -> Tensor:
+    conv = cast(Any, layer)
+    n, k = x.shape[:2]
+    groups, kernel = stack.slot.groups, conv.kernel_size
+    A, B = stack.A.to(x.dtype), stack.B.to(x.dtype)
+    if groups != conv.groups:  # depthwise: the update is as small as the weight
+        weight = torch.bmm(B.squeeze(1), A.squeeze(1)).reshape(n * conv.out_channels, -1, *kernel)
+        return _by_row(_convolve(conv, _side_by_side(x), weight, n * conv.groups), n)
+    if set(kernel) == {1} and not _padded(conv):
+        steps = tuple(slice(None, None, s) for s in conv.stride)
+        x = x[(slice(None), slice(None), slice(None), *steps)]
+        size = x.shape[3:]
+        h = torch.bmm(A.flatten(0, 1), _by_group(x, groups))  # (n·groups, R, k·pixels)
+    else:
+        weight = A.reshape(n * groups * stack.rank, -1, *kernel)
+        y = _convolve(conv, _side_by_side(x), weight, n * groups)  # (k, n·groups·R, *size)
+        size = y.shape[2:]
+        h = _by_group(_by_row(y, n), groups)
+    return _ungrouped(torch.bmm(B.flatten(0, 1), h), n, k, size)
+
+
+def _conv_transpose(
+    layer: LoRALayer, x: Tensor, stack: Stack, rows: Rows, output_size: list[int] | None = None
+) -> Tensor:
+    conv = cast(Any, layer)
+    n, k = x.shape[:2]
+    groups, size = conv.groups, x.shape[3:]
+    A, B = stack.A.to(x.dtype), stack.B.to(x.dtype)
+    h = torch.bmm(A.flatten(0, 1), _by_group(x, groups))  # (n·groups, R, k·pixels)
+    h = _side_by_side(_ungrouped(h, n, k, size))  # (k, n·groups·R, *size)
+    weight = B.reshape(n * groups * stack.rank, -1, *conv.kernel_size)
+    padding = conv._output_padding(
+        x.flatten(0, 1), output_size, conv.stride, conv.padding, conv.kernel_size, len(size), conv.dilation
+    )
+    transpose = TRANSPOSED[len(size)]
+    y = transpose(h, weight, None, conv.stride, conv.padding, padding, n * groups, conv.dilation)
+    return _by_row(y, n)
+
+
+def _padded(conv: Any) -> bool:
+    return conv.padding not in ("same", "valid") and any(conv.padding)
+
+
+def _convolve(conv: Any, x: Tensor, weight: Tensor, groups: int) -> Tensor:
+    """The layer's own convolution, its padding mode included, with another weight and more groups."""
+    padding = conv.padding
+    if conv.padding_mode != "zeros":
+        x = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode)
+        padding = 0
+    convolve = CONVOLUTIONS[len(conv.kernel_size)]
+    return convolve(x, weight, None, conv.stride, padding, conv.dilation, groups)
+
+
+def _side_by_side(x: Tensor) -> Tensor:
+    """(n, k, channels, *size) -> (k, n·channels, *size): the rows as groups of channels."""
+    return x.transpose(0, 1).flatten(1, 2)
+
+
+def _by_row(y: Tensor, n: int) -> Tensor:
+    """The inverse of `_side_by_side`."""
+    return y.unflatten(1, (n, -1)).transpose(0, 1)
+
+
+def _by_group(x: Tensor, groups: int) -> Tensor:
+    """(n, k, channels, *size) -> (n·groups, channels / groups, k·pixels)."""
+    n = len(x)
+    x = x.flatten(3).unflatten(2, (groups, -1))  # (n, k, groups, channels, pixels)
+    return x.permute(0, 2, 3, 1, 4).reshape(n * groups, x.shape[3], -1)
+
+
+def _ungrouped(y: Tensor, n: int, k: int, size: torch.Size) -> Tensor:
+    """The inverse of `_by_group`: (n·groups, channels / groups, k·pixels) -> (n, k, channels, *size)."""
+    y = y.view(n, -1, y.shape[1], k, *size)  # (n, groups, channels, k, *size)
+    return y.movedim(3, 1).flatten(2, 3)
+
+
+BRANCHES: dict[type, Callable[..., Tensor]] = {
+    LoRALinear: _linear,
+    LoRAConv: _conv,
+    LoRAConvTranspose: _conv_transpose,
+    LoRAEmbedding: _embedding,
+}
+
+
+def has_rows_branch(layer: LoRALayer) -> bool:
+    """Whether the layer's family has a batched branch; the others are called once for each adapter."""
+    return layer.mixin_class in BRANCHES and not getattr(layer, "scale_grad_by_freq", False)

@@ -1,0 +1,222 @@
+"""What `lora-lightning inspect` prints: an adapter, a Trainer's checkpoint or a merged file in one table."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_lightning.app.rebuild import base_of
+from lora_lightning.config import LoRAConfig
+from lora_lightning.errors import AdapterFileError
+from lora_lightning.files.compatibility import aligned, update_shapes
+from lora_lightning.files.fingerprint import other_tensors, short
+from lora_lightning.files.format import SavedAdapter
+from lora_lightning.files.locate import Source, read_source
+from lora_lightning.files.pair import read_weights
+from lora_lightning.planning.plan import LayerPlan
+from lora_lightning.utils.digests import digests
+from lora_lightning.utils.tables import format_table, listed, printable
+
+EFFECTIVE = (
+    "‖ΔW‖: Frobenius norm of s·B·A{dora}. effective rank: exp of the entropy of its singular values over\n"
+    "their sum (Roy & Vetterli 2007), at most the rank."
+)
+
+
+def inspect(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> str:
+    """A page of plain text about an adapter's folder, a Trainer's checkpoint or a merged file.
+
+    Args:
+        base: a safetensors file with the base's weights, for norms relative to them.
+
+    Raises:
+        UserError, AdapterFileError: there is nothing of the kind, or it is damaged.
+    """
+    if Path(path).suffix == ".safetensors" and Path(path).is_file():
+        return _merged_page(Path(path))
+    source = read_source(path)
+    weights = base_of(source, base) if base is not None or source.base else {}
+    if weights:
+        source = Source(
+            source.path, source.kind, aligned(source.saved, _modules(weights)), weights, source.run
+        )
+    saved = source.saved
+    lines = [*_facts(source, weights), "", layer_table(saved, weights)]
+    if saved.plan.heads:
+        lines.append(f"trained in full: {', '.join(saved.plan.heads)}")
+    if rest := _rest(saved):
+        lines.append(f"also trained: {listed(rest, most=6)}")
+    dora = " before DoRA's magnitudes" if saved.config.use_dora else ""
+    return printable("\n".join([*lines, "", EFFECTIVE.format(dora=dora)]))
+
+
+def layer_table(saved: SavedAdapter, weights: Mapping[str, Tensor]) -> str:
+    """Layers that repeat in one row, with the ranges of what was measured; and all of them."""
+    families: dict[str, list[LayerPlan]] = {}
+    for layer in saved.plan.layers:
+        families.setdefault(re.sub(r"\d+\.", "*.", layer.name), []).append(layer)
+    measured = {p.name: _measures(saved, p, weights) for p in saved.plan.layers}
+    rows = []
+    groups = [*families.items(), *([("all", saved.plan.layers)] if len(families) > 1 else [])]
+    for name, layers in groups:
+        numbers = [measured[p.name] for p in layers]
+        shapes = {"×".join(map(str, p.shape)) for p in sorted(layers, key=lambda p: math.prod(p.shape))}
+        rows.append(
+            (
+                name,
+                str(len(layers)),
+                shapes.pop() if len(shapes) == 1 else "",
+                _span([p.rank for p in layers], "{:d}"),
+                _span([n["effective"] for n in numbers], "{:.1f}"),
+                _span([n["norm"] for n in numbers], "{:.3g}"),
+                _span([n["relative"] for n in numbers if "relative" in n], "{:.2f}"),
+                f"{sum(p.parameters for p in layers):,}",
+            )
+        )
+    header = ("layers", "count", "weight", "rank", "effective rank", "‖ΔW‖", "‖ΔW‖/‖W‖ %", "parameters")
+    if not rows:
+        return "no layer is adapted"
+    shown = [i for i, name in enumerate(header) if weights or "‖W‖" not in name]
+    return format_table([header[i] for i in shown], [[row[i] for i in shown] for row in rows])
+
+
+def effective_rank(values: Tensor) -> float:
+    """exp of the Shannon entropy of the singular values divided by their sum (Roy & Vetterli 2007, "The
+    effective rank: a measure of effective dimensionality", section 3); 0 for a zero matrix."""
+    total = values.sum()
+    if not total > 0:
+        return 0.0
+    p = values / total
+    return math.exp(-torch.special.xlogy(p, p).sum().item())
+
+
+def _measures(saved: SavedAdapter, layer: LayerPlan, weights: Mapping[str, Tensor]) -> dict[str, float]:
+    slot = saved.slots[layer.name]
+    A, B = (saved.tensors[layer.tensor(f"lora_{k}")].double().cpu() for k in "AB")
+    s, groups = saved.config.scaling(layer.rank, layer.alpha), slot.groups
+    if slot.transposed:
+        left, right = A.reshape(groups, layer.rank, -1).mT, B.reshape(groups, layer.rank, -1)
+    else:
+        left, right = B.reshape(groups, -1, layer.rank), A.reshape(groups, layer.rank, -1)
+    # singular values of left·right from its small core, (groups, r)
+    core = torch.linalg.qr(left).R @ torch.linalg.qr(right.mT).R.mT
+    values = s * torch.linalg.svdvals(core)
+    norm = values.square().sum().sqrt().item()
+    found = {"effective": sum(map(effective_rank, values)) / groups, "norm": norm}
+    weight = weights.get(f"{layer.module}.{slot.parameter}".lstrip("."))
+    if weight is not None and weight.numel():
+        found["relative"] = 100 * norm / max(slot.of(weight).double().norm().item(), 1e-300)
+    return found
+
+
+def _facts(source: Source, weights: Mapping[str, Tensor]) -> list[str]:
+    saved, config = source.saved, source.saved.config
+    method = "LoRA"
+    method += " with DoRA magnitudes" if config.use_dora else ""
+    if alphas := sorted({p.alpha for p in saved.plan.layers}):
+        over = "√rank (rsLoRA)" if config.use_rslora else "rank"
+        method += f", alpha {_span(alphas, '{:g}')}, scaling alpha / {over}"
+    default = LoRAConfig().to_dict()
+    shown = ("use_dora", "use_rslora", "rank", "alpha")
+    changed = [f"{k}={_brief(v)}" for k, v in config.to_dict().items() if v != default[k] and k not in shown]
+    values = sum(t.numel() for t in saved.tensors.values())
+    facts = [
+        ("", f"{source.path}  ({source.kind})"),
+        ("base", _base_text(saved, weights)),
+        ("method", method),
+        ("options", ", ".join(changed) or "all at their defaults"),
+        ("trained", _training_text(source.recipe(), saved.training)),
+        ("size", f"{_size(source.path)}, {len(saved.tensors)} tensors of {values:,} values in all"),
+    ]
+    width = max(len(name) for name, _ in facts)
+    return [f"{name:<{width}}  {text}" if name else text for name, text in facts]
+
+
+def _base_text(saved: SavedAdapter, weights: Mapping[str, Tensor]) -> str:
+    if not saved.base:
+        return f"{saved.base_class} · fingerprint not known".removeprefix(" · ")
+    text = f"{saved.base_class} · fingerprint {short(saved.base)} of {len(saved.base)} frozen tensors"
+    for kind in dict.fromkeys(saved.quantized.values()):
+        text += f" · {list(saved.quantized.values()).count(kind)} of them in {kind}"
+    if weights:
+        here = digests(weights)
+        others = other_tensors(saved.base, here)
+        text += f" · {len(others)} of them differ here" if others else " · the same here"
+    return text
+
+
+def _training_text(recipe: str, training: Mapping[str, Any]) -> str:
+    parts = [f"recipe {recipe}"] if recipe else []
+    for unit in ("epochs", "steps"):
+        count = training.get(unit)
+        if isinstance(count, int):
+            parts.append(f"{count:,} {unit if count != 1 else unit[:-1]}")
+    return ", ".join(parts) or "not known"
+
+
+def _rest(saved: SavedAdapter) -> list[str]:
+    """Tensors that are neither updates nor of a head."""
+    updates = update_shapes(saved.plan, saved.slots, saved.config)
+    heads = tuple(f"{h}." for h in saved.plan.heads)
+    return [n for n in saved.tensors if n not in updates and not n.startswith(heads)]
+
+
+def _merged_page(path: Path) -> str:
+    tensors, metadata = read_weights(path)
+    names, dtypes = list(tensors), {str(t.dtype).removeprefix("torch.") for t in tensors.values()}
+    try:
+        about = json.loads(metadata["lora_lightning"])
+        largest, relative = about["rounding"]
+        facts = [
+            ("merged from", about["merged_from"]),
+            ("base", f"{about['base_class']} · fingerprint {about['base'] or 'not known'}"),
+            ("trained", _training_text(about["recipe"], about["training"])),
+            ("updates", f"{about['layers']}, merged; {rounding_text(largest, relative)}"),
+        ]
+    except (KeyError, ValueError, TypeError):
+        raise AdapterFileError(
+            f"{path} is a plain safetensors file of {len(names)} tensors: no adapter, and not written by "
+            "lora-lightning merge."
+        ) from None
+    facts.append(("size", f"{_size(path)}, {len(names)} tensors of {', '.join(sorted(dtypes))}"))
+    width = max(len(name) for name, _ in facts)
+    lines = [f"{path}  (merged weights)", *(f"{name:<{width}}  {text}" for name, text in facts)]
+    return printable("\n".join(lines))
+
+
+def rounding_text(largest: float, relative: float) -> str:
+    """What was lost by rounding merged weights to their own type."""
+    if not largest:
+        return "rounding lost nothing"
+    return f"rounding lost {100 * relative:.2g} % of them (Frobenius norm), at most {largest:.2g} in a weight"
+
+
+def _span(values: Sequence[float], form: str) -> str:
+    """`3` or `3 … 8`."""
+    if not values:
+        return ""
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low} … {high}"
+
+
+def _brief(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _size(path: Path) -> str:
+    files = [p for p in path.iterdir() if p.is_file()] if path.is_dir() else [path]
+    return f"{sum(p.stat().st_size for p in files) / 1e6:.2f} MB"
+
+
+def _modules(weights: Mapping[str, Tensor]) -> list[str]:
+    parts = [n.split(".") for n in weights]
+    return list(dict.fromkeys(".".join(p[:i]) for p in parts for i in range(len(p))))

@@ -1,0 +1,297 @@
+"""One training by one method."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
+from lightning.pytorch.loggers import Logger
+from omegaconf import DictConfig, OmegaConf
+
+from lora_lightning.adapters.inject import freeze
+from lora_lightning.adapters.quantize import quantize
+from lora_lightning.app.console import on_rank_zero
+from lora_lightning.app.progress import Progress
+from lora_lightning.app.results import LABELS, Result
+from lora_lightning.app.signatures import lacking, provided
+from lora_lightning.config import LoRAConfig
+from lora_lightning.errors import AdapterFileError, ConfigError, UserError
+from lora_lightning.files.random_base import forget_base, is_random, keep_base, put_back_base
+from lora_lightning.planning.plan import Plan
+from lora_lightning.planning.targets import plan, plan_probe
+from lora_lightning.tasks.optim_config import OptimConfig
+from lora_lightning.trainer.callback import LoRACallback
+from lora_lightning.trainer.checkpoint_io import WholeCheckpointIO
+from lora_lightning.trainer.exact_resume import ExactResume
+from lora_lightning.trainer.state_dict import keep_trained_only
+
+
+class Job:
+    """A task and its data, built from a configuration, to be trained by one method.
+
+    Args:
+        config: the composed configuration.
+        method: a key of LABELS; "before" does not train at all.
+        folder: where checkpoints and logs go.
+    """
+
+    def __init__(self, config: DictConfig, method: str, folder: str | Path) -> None:
+        self.method = method
+        self.config = config.copy()
+        self.config.run_dir = str(folder)
+        pl.seed_everything(config.seed, workers=True, verbose=False)
+        self.data, model = _data_and_model(self.config)
+        self.random_base = method == "lora" and is_random(self.config.model, model)
+        if method == "lora":
+            self._keep_base(model)
+        self.task = self._task(model)
+        self.total = sum(p.numel() for p in self.task.parameters())
+        trains = method in ("full", "scratch")
+        self.trained = sum(p.numel() for p in self.task.parameters() if p.requires_grad) if trains else 0
+        self.plan: Plan | None = None
+        if method == "lora":
+            with _named("lora"):
+                self.plan = plan(self.task, lora_config(self.config))
+                if config.compare:
+                    self._probe_config()  # raises now rather than later
+                self._quantize(self.plan)
+            self.trained, self.total = self.plan.trainable, self.plan.total
+        elif method == "probe":
+            with _named("lora"):
+                self.trained = freeze(self.task, self._probe_config()).trainable
+            keep_trained_only(self.task)
+
+    def _task(self, model: Any) -> Any:
+        with _named("task"):
+            return instantiate(
+                self.config.task,
+                model=model,
+                optim=self._optim(),
+                **provided(self.data, self.config.task),
+                _convert_="all",
+            )
+
+    def _keep_base(self, model: Any) -> None:
+        """Keep random weights beside the adapter; a run that goes on begins with those that it has kept."""
+        folder = Path(self.config.run_dir)
+        if self.random_base and self.config.ckpt_path:
+            put_back_base(model, folder)
+        elif on_rank_zero():
+            keep_base(model, folder) if self.random_base else forget_base(folder)
+
+    def _quantize(self, planned: Plan) -> None:
+        """Keep the weights of linear layers in fewer bits, but for what trains in full."""
+        if kind := self.config.lora.get("quantize"):
+            quantize(self.task, kind, exclude_modules=planned.heads or None)
+
+    def _probe_config(self) -> LoRAConfig:
+        """Of a linear probe: the head that the model's structure shows, since `modules_to_save` may name more
+        than the head; what that names where none is seen.
+
+        Raises:
+            ConfigError: there is no head.
+        """
+        config = lora_config(self.config)
+        with contextlib.suppress(ConfigError):
+            seen = replace(config, modules_to_save="auto")
+            plan_probe(self.task, seen)
+            return seen
+        plan_probe(self.task, config)
+        return config
+
+    def _optim(self) -> OptimConfig:
+        """`optim` is meant for the method that the recipe is about; its peers have their own rates."""
+        options: dict[str, Any] = OmegaConf.to_container(self.config.optim, resolve=True)  # type: ignore[assignment]
+        if self.method in self.config.peers and self.method != main_method(self.config):
+            options |= {"lr": self.config.peers[self.method].lr, "head_lr": None}
+        return OptimConfig(**options)
+
+    def run(self, loggers: Sequence[Logger] | None = None, ckpt_path: str | None = None) -> Result:
+        """Fit, then test the best checkpoint, whose weights the task holds afterwards.
+
+        Args:
+            loggers: None makes a CSV logger in this job's own folder, if the configuration has one.
+            ckpt_path: a Trainer checkpoint to resume from.
+        """
+        if self.method == "before":
+            scores = self._scores(self._test(None))
+            return Result("before", scores, 0, self.total, intervals=self._intervals())
+        loggers = self._own_loggers() if loggers is None else loggers
+        trainer: Any = self._trainer(loggers)
+        started = time.perf_counter()
+        try:
+            trainer.fit(self.task, datamodule=self.data, ckpt_path=ckpt_path, weights_only=True)
+        except AdapterFileError as error:
+            raise AdapterFileError(f"ckpt_path={ckpt_path}: {error}") from None
+        seconds = time.perf_counter() - started
+        seconds += sum((c.seconds_before for c in trainer.callbacks if isinstance(c, ExactResume)), 0.0)
+        best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
+        score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        if self._sharded():  # what is tested and saved is whole again
+            model = _data_and_model(self.config)[1]
+            if self.random_base:
+                put_back_base(model, Path(self.config.run_dir))
+            self.task = self._task(model)
+        metrics = self._test(best)
+        for logger in loggers:
+            logger.log_metrics(metrics, trainer.global_step)
+            logger.save()
+        return Result(
+            self.method,
+            self._scores(metrics),
+            self.trained,
+            self.total,
+            seconds,
+            _size(Path(best)) if best else None,
+            None if score is None else float(score),
+            self._intervals(),
+        )
+
+    def _scores(self, metrics: Mapping[str, float]) -> dict[str, float]:
+        return {s.name: metrics[f"test/{s.name}"] for s in self.task.scores if f"test/{s.name}" in metrics}
+
+    def _intervals(self) -> dict[str, tuple[float, float]]:
+        """Of the scores just tested, where the task knows them."""
+        return self.task.intervals() if hasattr(self.task, "intervals") else {}
+
+    def _own_loggers(self) -> list[Logger]:
+        csv = (self.config.get("logger") or {}).get("csv")
+        return [instantiate(csv, _convert_="all")] if csv else []
+
+    def _trainer(self, loggers: Sequence[Logger]) -> pl.Trainer:
+        nodes = self.config.get("callbacks") or {}
+        callbacks: list[Callback] = [instantiate(n, _convert_="all") for n in nodes.values() if n]
+        if not loggers:
+            callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
+        if self.config.trainer.get("enable_progress_bar", True):
+            callbacks.append(Progress(LABELS[self.method]))
+        return self._make_trainer(
+            callbacks=[*callbacks, *self._adapting()],
+            logger=list(loggers) or False,
+            enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
+        )
+
+    def _sharded(self) -> bool:
+        """Whether a fit leaves only a part of the task's parameters in this process."""
+        return strategy_name(self.config.trainer).startswith(("fsdp", "modelparallel"))
+
+    def _test(self, checkpoint: str | None) -> dict[str, float]:
+        """On every process the whole test set, so that no image counts twice to fill up a batch."""
+        trainer = self._make_trainer(
+            callbacks=self._adapting(),
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            use_distributed_sampler=False,
+            profiler=None,
+            **({"strategy": "ddp"} if self._sharded() else {}),
+        )
+        metrics = trainer.test(
+            self.task, datamodule=self.data, ckpt_path=checkpoint, verbose=False, weights_only=True
+        )
+        return dict(metrics[0])
+
+    def _adapting(self) -> list[Callback]:
+        if self.method != "lora":
+            return [ExactResume()]
+        return [LoRACallback(lora_config(self.config), verbose=False)]
+
+    def _make_trainer(self, **options: Any) -> pl.Trainer:
+        own = strategy_name(self.config.trainer).startswith(("fsdp", "deepspeed", "modelparallel"))
+        return instantiate(
+            self.config.trainer,
+            plugins=None if own else [WholeCheckpointIO()],  # those write checkpoints of their own
+            default_root_dir=self.config.run_dir,
+            enable_model_summary=False,
+            _convert_="all",
+            **options,
+        )
+
+
+def strategy_name(trainer: Mapping[str, Any]) -> str:
+    """The strategy's name, or its class's, in small letters."""
+    strategy = trainer["strategy"]
+    name = strategy if isinstance(strategy, str) else strategy.get("_target_", "")
+    return str(name).rpartition(".")[2].lower()
+
+
+def _size(checkpoint: Path) -> int:
+    """Bytes of a checkpoint's file, or of all in its folder."""
+    files = [checkpoint] if checkpoint.is_file() else [f for f in checkpoint.rglob("*") if f.is_file()]
+    return sum(file.stat().st_size for file in files)
+
+
+def main_method(config: DictConfig) -> str:
+    """What the run itself is: LoRA, or with lora=none the training of everything."""
+    if config.lora.get("enabled", True):
+        return "lora"
+    based = config.model.get("checkpoint") or config.model.get("pretrained")
+    return "full" if based else "scratch"
+
+
+def lora_config(config: DictConfig) -> LoRAConfig:
+    """The group `lora` as LoRAConfig."""
+    options: dict[str, Any] = OmegaConf.to_container(config.lora, resolve=True)  # type: ignore[assignment]
+    return LoRAConfig(**{k: v for k, v in options.items() if k not in ("enabled", "quantize")})
+
+
+@contextlib.contextmanager
+def _named(group: str) -> Iterator[None]:
+    """Problems of one group's classes under the names that they have on the command line."""
+    try:
+        yield
+    except (UserError, InstantiationException) as error:
+        cause = error if isinstance(error, UserError) else error.__cause__
+        if isinstance(cause, ConfigError):
+            raise ConfigError([_under(group, problem) for problem in cause.problems]) from None
+        if isinstance(cause, UserError):
+            raise UserError(_under(group, str(cause))) from None
+        raise
+
+
+def _under(group: str, problem: str) -> str:
+    """A problem that begins with an option's name, with the group before it, also where it comes again."""
+    if not (option := re.match(r"(\w+)[=:\[]", problem)):
+        return problem
+    again = re.sub(rf"(?<=[ ,;]){option[1]}=", f"{group}.{option[1]}=", problem)
+    return f"{group}.{again}"
+
+
+def _data_and_model(config: DictConfig) -> tuple[Any, Any]:
+    """Built together, so that whatever is wrong or missing is named in one message."""
+    errors: list[UserError] = []
+    data: Any = None
+    model = None
+    try:
+        with _named("data"):
+            data = instantiate(config.data, _convert_="all")
+            if on_rank_zero():
+                data.prepare_data()
+    except UserError as error:
+        errors.append(error)
+    facts: dict[str, Any] = {}
+    try:
+        with _named("data"):
+            facts = provided(data, config.model)
+    except UserError as error:
+        errors = errors or [error]  # what could not be prepared cannot be asked either, for the same reason
+    try:
+        with _named("model"):
+            if not (errors and lacking(config.model, facts)):
+                model = instantiate(config.model, **facts, _convert_="all")
+    except UserError as error:
+        errors.append(error)
+    if errors and all(isinstance(e, ConfigError) for e in errors):
+        raise ConfigError([p for e in errors for p in e.problems])  # type: ignore[attr-defined]
+    if errors:
+        raise UserError("\n\n".join(map(str, errors)))
+    return data, model

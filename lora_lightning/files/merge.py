@@ -1,0 +1,160 @@
+"""Merging without a model: an adapter and its base's weights made one plain state dict."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lora_lightning.errors import AdapterFileError, UserError
+from lora_lightning.files.compatibility import aligned, update_shapes
+from lora_lightning.files.fingerprint import refusal_of_base
+from lora_lightning.files.format import SavedAdapter
+from lora_lightning.kernels.quantized_tensor import QuantizedTensor, is_quantized
+from lora_lightning.layers.layer import effective_weight
+from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.layers.weight_norm import normed_parts, normed_weight, parts_of
+from lora_lightning.utils.digests import digests
+from lora_lightning.utils.names import named_parameters
+from lora_lightning.utils.tables import listed
+
+
+@dataclass(frozen=True)
+class Merged:
+    """A plain state dict and what the merging did to it.
+
+    Attributes:
+        state: names -> tensors, in the base's dtypes.
+        weights: how many weights were changed by updates.
+        largest: the largest absolute difference between a merged weight and the sum in float32.
+        relative: Frobenius norm of all those differences over that of all updates.
+        left_out: trained tensors outside the network.
+    """
+
+    state: dict[str, Tensor]
+    weights: int
+    largest: float
+    relative: float
+    left_out: list[str]
+
+
+def merge_state(saved: SavedAdapter, base: Mapping[str, Tensor], any_base: bool = False) -> Merged:
+    """Add an adapter's updates to the weights of a state dict, and put its trained tensors in place.
+
+    The sum is taken in float32 (float64 for such weights) and rounded to the weight's dtype once. Of a
+    weight-normed layer g and v are written, under the names that they have in the base. Weights
+    that were quantized while the adapter trained are rounded as they were then, and are floats again.
+
+    Args:
+        saved: from `read_source(...).saved` or `read_adapter`.
+        base: a state dict of the network, or of a module that holds it; it is not changed.
+        any_base: accept frozen weights with other values than those that it was trained on.
+
+    Raises:
+        AdapterFileError: the adapter does not fit the weights, or they are another base's.
+        UserError: a merged weight would not be finite.
+    """
+    saved = aligned(saved, _modules(base))
+    _check(saved, base, any_base)
+    base = {n: _as_trained(t, saved.quantized.get(n)) for n, t in base.items()}
+    state = dict(base)
+    groups: dict[str, list[str]] = {}
+    for layer in saved.plan.layers:
+        groups.setdefault(_weight_name(saved, layer.name, layer.module), []).append(layer.name)
+    largest, lost, moved = 0.0, 0.0, 0.0
+    for name, layers in groups.items():
+        parts = normed_parts(base, name)
+        weight = normed_weight(*(base[n] for n in parts)) if parts else base[name]
+        wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
+        total = effective_weight(wide, [_update(saved, layer, wide) for layer in layers])
+        merged = total.to(weight.dtype)
+        _refuse_not_finite(name, merged, weight)
+        error = merged.to(wide.dtype) - total
+        largest = max(largest, error.abs().max().item())
+        lost += error.double().square().sum().item()
+        moved += (total - wide).double().square().sum().item()
+        if parts:
+            state.update(zip(parts, parts_of(total, *(base[n] for n in parts)), strict=True))
+        else:
+            state[name] = merged
+    updates = update_shapes(saved.plan, saved.slots, saved.config)
+    own = {n: t for n, t in saved.tensors.items() if n not in updates}
+    tops = {n.split(".")[0] for n in base} | {h.split(".")[0] for h in saved.plan.heads}
+    left_out = [n for n in own if n.split(".")[0] not in tops]
+    for name, tensor in own.items():
+        if name not in left_out:
+            state[name] = tensor.to(base[name].dtype) if name in base else tensor
+            _refuse_not_finite(name, state[name], base.get(name))
+    return Merged(state, len(groups), largest, (lost / moved) ** 0.5 if moved else 0.0, left_out)
+
+
+def _refuse_not_finite(name: str, merged: Tensor, weight: Tensor | None) -> None:
+    """A base that holds infinity itself may keep it."""
+    if not torch.isfinite(merged).all() and (weight is None or torch.isfinite(weight).all()):
+        raise UserError(f"{name}: merged it would hold NaN or infinity. Nothing was written.")
+
+
+def _as_trained(weight: Tensor, kind: str | None) -> Tensor:
+    """The base's tensor as floats; where it was quantized while the adapter trained, rounded as then."""
+    if kind and not is_quantized(weight):
+        weight = QuantizedTensor.of(weight, kind)
+    return weight.dequantize() if is_quantized(weight) else weight
+
+
+def _check(saved: SavedAdapter, base: Mapping[str, Tensor], any_base: bool) -> None:
+    problems = []
+    for layer in saved.plan.layers:
+        name = _weight_name(saved, layer.name, layer.module)
+        if (parts := normed_parts(base, name)) is not None:
+            name = parts[1]  # v has the shape of the weight
+        if name not in base:
+            computed = any(n.startswith(f"{layer.module}.parametrizations.") for n in base)
+            remedy = " (it is computed: merge with eject(model, merged=True))" if computed else ""
+            problems.append(f"no weight {name}{remedy}")
+        elif not base[name].is_floating_point():
+            problems.append(f"{name} is {base[name].dtype}")
+        elif saved.slots[layer.name].shape(base[name]) != layer.shape:
+            problems.append(f"{name} is {tuple(base[name].shape)}, in the adapter {layer.shape}")
+        elif shared := [
+            n for n, t in base.items() if n != name and t.data_ptr() == base[name].data_ptr() != 0
+        ]:
+            problems.append(f"{name} is also {shared[0]}: merge the model itself, eject(model, merged=True)")
+    shapes = update_shapes(saved.plan, saved.slots, saved.config)
+    problems += [f"the adapter lacks {n}" for n in shapes if n not in saved.tensors]
+    problems += [
+        f"{n} is {tuple(saved.tensors[n].shape)}, not {s}"
+        for n, s in shapes.items()
+        if n in saved.tensors and tuple(saved.tensors[n].shape) != s
+    ]
+    if problems:
+        raise AdapterFileError(f"the adapter does not fit the base's weights: {listed(problems, most=3)}.")
+    refusal = refusal_of_base(saved.base, digests(base), "the adapter")
+    if refusal and not any_base:
+        raise AdapterFileError(refusal)
+
+
+def _update(saved: SavedAdapter, name: str, weight: Tensor) -> LowRankUpdate:
+    layer = next(p for p in saved.plan.layers if p.name == name)
+    slot = saved.slots[name]
+    update = LowRankUpdate(
+        slot.of(weight),
+        slot,
+        layer.rank,
+        saved.config.scaling(layer.rank, layer.alpha),
+        use_dora=saved.config.use_dora,
+    ).requires_grad_(False)
+    for part, parameter in named_parameters(update).items():
+        parameter.copy_(saved.tensors[layer.tensor(part)])
+    return update
+
+
+def _weight_name(saved: SavedAdapter, layer: str, module: str) -> str:
+    return f"{module}.{saved.slots[layer].parameter}".lstrip(".")
+
+
+def _modules(state: Mapping[str, Tensor]) -> list[str]:
+    """Names of the modules that the tensors of a state dict lie in."""
+    parts = [n.split(".") for n in state]
+    return list(dict.fromkeys(".".join(p[:i]) for p in parts for i in range(len(p))))

@@ -1,0 +1,206 @@
+"""The two files of an adapter's folder, of our format or PEFT's, as a pair: written and read as one save."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Mapping
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from lora_lightning.errors import AdapterFileError
+from lora_lightning.utils.atomic import make_folder, write_together
+from lora_lightning.utils.peft_names import PEFT_OPTIONS
+from lora_lightning.utils.torch_file import require_file
+from lora_lightning.utils.writers import on_the_way
+
+CONFIG_FILE = "adapter_config.json"
+TENSOR_FILE = "adapter_model.safetensors"
+GIVE = "Give a folder that save_adapter or PEFT wrote."
+PATIENCE = 1000  # readings of a folder into which others write all the time
+LARGEST_CONFIG = 16 * 2**20  # bytes; a thousand adapted layers take less than one MiB
+
+Pair = tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]  # configuration, tensors, their metadata
+
+
+def write_pair(
+    folder: str | os.PathLike[str], text: str, tensors: dict[str, Tensor], metadata: dict[str, str]
+) -> None:
+    """Write `adapter_config.json` and `adapter_model.safetensors` so that a reader finds both of before or
+    both new, whenever the writer is killed and whoever else writes (`read_pair`).
+
+    Raises:
+        WriteError: the folder cannot be written; files that stood there before are untouched.
+    """
+    folder = Path(folder)
+    make_folder(folder)
+    write_together(
+        {
+            folder / TENSOR_FILE: lambda path: save_file(tensors, path, metadata),
+            folder / CONFIG_FILE: lambda path: Path(path).write_text(text, encoding="utf-8"),
+        }
+    )
+
+
+def read_pair(folder: str | os.PathLike[str]) -> Pair:
+    """Configuration, tensors and metadata of an adapter's folder, of whatever format, all of one save while
+    others write into it; where the two files on the disk are not, as they are.
+
+    A writer moves the tensors first. Who comes before the configuration has followed finds it on its way;
+    who has read one file before and the other after reads again.
+
+    Raises:
+        AdapterFileError: a file is missing or cannot be read, or it is damaged.
+    """
+    folder = Path(folder)
+    for name in (CONFIG_FILE, TENSOR_FILE):
+        require_file(folder / name, f"{GIVE} It holds {CONFIG_FILE} and {TENSOR_FILE}.")
+    for _ in range(PATIENCE):
+        before = _stamps(folder)
+        try:
+            about = _read_config(folder / CONFIG_FILE)
+            tensors, metadata = read_tensors(folder / TENSOR_FILE)
+        except AdapterFileError:  # safetensors opens the file twice: that may be two files
+            if _stamps(folder) == before:
+                raise
+            continue
+        fellow = about if _of_one_save(about, metadata) else _fellow(folder, metadata)
+        after = _stamps(folder)
+        if fellow is not None and after[1:] == before[1:]:
+            return fellow, tensors, metadata
+        if after == before:
+            return about, tensors, metadata
+    raise AdapterFileError(f"{folder} cannot be read: others write into it all the time. Try again.")
+
+
+def _fellow(folder: Path, metadata: Mapping[str, str]) -> dict[str, Any] | None:
+    """The configuration on its way that belongs to the tensors that are there already."""
+    for path in on_the_way(folder, CONFIG_FILE):
+        with contextlib.suppress(AdapterFileError):  # it has just arrived
+            if _of_one_save(about := _read_config(path), metadata):
+                return about
+    return None
+
+
+def _of_one_save(about: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
+    """Whether both files say that they belong together. PEFT's own say nothing."""
+    if is_peft(about):
+        return "sha256" not in metadata or metadata.get("config_sha256") == config_digest(about)
+    return about.get("sha256") == metadata.get("sha256")
+
+
+def _stamps(folder: Path) -> list[tuple[int, int, int]]:
+    """Of each of the two files, what changes when another takes its place."""
+    stats = [os.stat(folder / name) for name in (CONFIG_FILE, TENSOR_FILE)]
+    return [(s.st_ino, s.st_mtime_ns, s.st_size) for s in stats]
+
+
+def _read_config(path: Path) -> dict[str, Any]:
+    """A JSON object.
+
+    Raises:
+        AdapterFileError: it cannot be read, or is something else.
+    """
+    try:
+        with open(path, "rb") as file:
+            text = file.read(LARGEST_CONFIG + 1)
+        if len(text) > LARGEST_CONFIG:
+            raise ValueError(f"larger than {LARGEST_CONFIG >> 20} MiB")
+        about = json.loads(text.decode("utf-8"))
+    except OSError as error:
+        raise AdapterFileError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except (ValueError, RecursionError) as error:
+        raise AdapterFileError(f"{path} is damaged: {error}. Save the adapter again.") from None
+    if not isinstance(about, dict):
+        raise AdapterFileError(f"{path} is not an adapter of lora_lightning: it holds no JSON object.")
+    return about
+
+
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a safetensors file.
+
+    Raises:
+        AdapterFileError: it is missing, cannot be read, or is damaged.
+    """
+    require_file(path, "Give a .safetensors file.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            return tensors, dict(file.metadata() or {})
+    except PermissionError as error:
+        raise AdapterFileError(f"{path} cannot be read: {error.strerror or error}.") from None
+    except Exception as error:  # safetensors' own, and what torch raises for types that it does not know
+        raise AdapterFileError(f"{path} is damaged, cut short or not a safetensors file: {error}.") from None
+
+
+def weights_metadata(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, str]:
+    """Metadata of a file of plain weights: where they come from, and a digest of it all."""
+    texts = {"lora_lightning": json.dumps(about)}
+    return {"format": "pt", **texts, "sha256": digest_of(texts, tensors)}
+
+
+def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """`read_tensors` of a file of plain weights, whose digest is compared where we have written it.
+
+    Raises:
+        AdapterFileError: as `read_tensors`.
+    """
+    tensors, metadata = read_tensors(path)
+    about = metadata.get("lora_lightning")
+    ours = about is not None and "config_sha256" not in metadata  # which an adapter in PEFT's format has
+    if ours and metadata.get("sha256") != digest_of({"lora_lightning": about}, tensors):
+        raise AdapterFileError(f"{path} is damaged: it does not match its checksum. Make or copy it again.")
+    return tensors, metadata
+
+
+def digest_of(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the description and the tensors' names, types, shapes and bytes."""
+    digest = sha256(json.dumps(about, sort_keys=True, separators=(",", ":")).encode())
+    for name, tensor in sorted(tensors.items()):
+        digest.update(f"\n{name!r} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        digest.update(tensor.detach().contiguous().cpu().flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def is_peft(about: Mapping[str, Any]) -> bool:
+    """Whether the contents of an `adapter_config.json` are PEFT's."""
+    return "peft_type" in about
+
+
+def config_digest(about: Mapping[str, Any]) -> str:
+    """SHA-256 over what decides in PEFT's `adapter_config.json`; the rest may change, as PEFT changes it."""
+    return digest_of({k: about[k] for k in (*PEFT_OPTIONS, "init_lora_weights") if about.get(k)}, {})
+
+
+def peft_metadata(
+    about: Mapping[str, Any], tensors: Mapping[str, Tensor], extras: Mapping[str, Any]
+) -> dict[str, str]:
+    """Metadata of a tensor file in PEFT's format: what PEFT has no place for, and digests of both files'
+    contents."""
+    texts = {"lora_lightning": json.dumps(extras), "config_sha256": config_digest(about)}
+    return {"format": "pt", **texts, "sha256": digest_of(texts, tensors)}
+
+
+def check_peft_digest(
+    about: Mapping[str, Any], tensors: Mapping[str, Tensor], metadata: Mapping[str, str], folder: Path
+) -> None:
+    """PEFT's own files have none, and none of the configuration once PEFT has saved it again."""
+    if not metadata.keys() & {"sha256", "config_sha256", "lora_lightning"}:
+        return
+    texts = {n: metadata.get(n) for n in ("lora_lightning", "config_sha256")}
+    if metadata.get("sha256") != digest_of(texts, tensors):
+        raise AdapterFileError(
+            f"{folder / TENSOR_FILE} is damaged: it does not match its checksum. Save the adapter again."
+        )
+    if texts["config_sha256"] != config_digest(about):
+        raise AdapterFileError(
+            f"{folder / CONFIG_FILE} is damaged, was edited, or is of another save than {TENSOR_FILE}, which "
+            "holds its checksum. Save the adapter again."
+        )

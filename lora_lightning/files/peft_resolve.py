@@ -1,0 +1,93 @@
+"""What PEFT's files leave open, settled by the model that they are loaded into."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
+
+from torch import Tensor, nn
+
+from lora_lightning.files.format import SavedAdapter
+from lora_lightning.files.peft_read import MERGE_IN_PEFT, refuse_peft
+from lora_lightning.layers.registry import slots_of
+from lora_lightning.planning.patterns import naming
+from lora_lightning.planning.plan import LayerPlan, Plan
+from lora_lightning.planning.structure import inside
+from lora_lightning.utils.names import named_modules
+
+
+def in_model(saved: SavedAdapter, model: nn.Module, where: str | os.PathLike[str]) -> SavedAdapter:
+    """What a PEFT file leaves open, settled by the model (plain, with the names of `saved`): kinds of
+    layers, weights of (in, out), and patterns that mean the file's layers alone.
+
+    Raises:
+        AdapterFileError: a layer that PEFT computes in another way than its weight says.
+    """
+    modules = named_modules(model)
+    problems: list[str] = []
+    tensors, slots, layers = dict(saved.tensors), dict(saved.slots), []
+    for layer in saved.plan.layers:
+        module = modules.get(layer.module)
+        if module is None:
+            layers.append(layer)  # named when the names are checked
+            continue
+        if problem := foreign_computation(module):
+            problems.append(f"{layer.module}: {problem}")
+        shape = layer.shape
+        if type(module).__name__ == "Conv1D" and not layer.slot:
+            slots[layer.name] = slots_of(layer.module, module)[""]
+            tensors[layer.tensor("lora_B")] = tensors[layer.tensor("lora_B")].t().contiguous()
+            shape = (shape[1], shape[0])
+        layers.append(
+            LayerPlan(
+                layer.name, layer.module, layer.slot, type(module).__name__, shape, layer.rank, layer.alpha,
+                layer.parameters,
+            )
+        )  # fmt: skip
+        if saved.config.use_dora and (
+            slots[layer.name].transposed or isinstance(module, nn.MultiheadAttention)
+        ):
+            problems.append(
+                f"{layer.name}: DoRA of a weight of (in, out) does not exist here. {MERGE_IN_PEFT}"
+            )
+    refuse_peft(problems, where)
+    total = sum(p.numel() for p in model.parameters()) + sum(p.parameters for p in layers)
+    plan = Plan(layers, saved.plan.heads, {}, saved.plan.scope, saved.plan.trainable, total)
+    config = naming(saved.config, layers, plan.heads, model)
+    return replace(saved, config=config, plan=plan, tensors=tensors, slots=slots)
+
+
+def only_trained(saved: SavedAdapter, own: Iterable[str], base: Mapping[str, Tensor]) -> SavedAdapter:
+    """The tensors of an adapter from PEFT as one of ours has them: PEFT saves whole modules, also what is
+    not trained in them, and leaves out biases that are not called `bias`.
+
+    Args:
+        own: names of the model's tensors that such an adapter trains.
+        base: all of the model's tensors, as before training.
+    """
+    own, tensors = set(own), dict(saved.tensors)
+    for name in saved.tensors.keys() & base.keys() - own:
+        if _equal(base[name], tensors[name]):
+            del tensors[name]
+    for name in own - tensors.keys():
+        if "bias" in name.rpartition(".")[2] and not inside(name, saved.plan.heads):
+            tensors[name] = base[name].detach().clone()
+    return replace(saved, tensors=tensors)
+
+
+def foreign_computation(module: nn.Module) -> str | None:
+    """Why PEFT's update of a layer is not s·B·A on its weight, or None when it is."""
+    if not isinstance(module, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
+        return None
+    if module.groups != 1:
+        return f"a convolution in {module.groups} groups, where PEFT's A mixes the groups"
+    if any(d != 1 for d in module.dilation):
+        return f"dilation {module.dilation[0]}, which PEFT leaves out of its update"
+    if module.padding_mode != "zeros":
+        return f"padding_mode {module.padding_mode!r}, which PEFT leaves out of its update"
+    return None
+
+
+def _equal(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool((one.cpu().float() == other.cpu().float()).all())

@@ -1,0 +1,86 @@
+"""A base that was never trained: how it is told, and its weights kept in the run's folder.
+
+An adapter means something beside the weights that it was trained on alone, and random ones come again from no
+download.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from lora_lightning.errors import AdapterFileError
+from lora_lightning.files.pair import read_weights, weights_metadata
+from lora_lightning.layers.norm import is_norm
+from lora_lightning.layers.registry import own_modules
+from lora_lightning.utils.atomic import write_whole
+
+BASE_FILE = "base.safetensors"
+
+
+def looks_untrained(model: nn.Module) -> bool:
+    """Whether every norm layer is as it was built: weights and variances 1 (or 0), biases and means 0, which
+    no training leaves so. False where there are no norm layers to tell by."""
+    norms = [module for _, module in own_modules(model) if is_norm(module)]
+    tensors = [t for m in norms for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
+    return bool(tensors) and all(_constant(t) for t in tensors)
+
+
+def is_random(node: Mapping[str, Any], model: nn.Module) -> bool:
+    """Whether a model has weights, in whole or in part, that no file gives again.
+
+    Args:
+        node: of its configuration; of this package's models `pretrained: false` without a checkpoint says
+            so, whatever else was loaded (a detector's backbone).
+        model: looked at where the node does not say.
+    """
+    if node.get("checkpoint") or node.get("pretrained"):
+        return False
+    ours = str(node.get("_target_")).startswith("lora_lightning.")
+    return ("pretrained" in node and ours) or looks_untrained(model)
+
+
+def forget_base(folder: Path) -> None:
+    """Remove what an earlier run in this folder has kept."""
+    (folder / BASE_FILE).unlink(missing_ok=True)
+
+
+def keep_base(model: nn.Module, folder: Path) -> None:
+    """Write the weights of a network that nothing else can give again."""
+    state = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
+    folder.mkdir(parents=True, exist_ok=True)
+    metadata = weights_metadata(state, {})
+    write_whole(folder / BASE_FILE, lambda temporary: save_file(state, temporary, metadata))
+
+
+def kept_base(folder: Path | None) -> dict[str, Tensor]:
+    """The weights that a run has kept; empty where it has kept none.
+
+    Raises:
+        AdapterFileError: the file is damaged.
+    """
+    file = folder / BASE_FILE if folder else None
+    return read_weights(file)[0] if file and file.is_file() else {}
+
+
+def put_back_base(model: nn.Module, folder: Path | None) -> None:
+    """Give a network the weights that a run has kept, if it has.
+
+    Raises:
+        AdapterFileError: the file is damaged, or another network's.
+    """
+    if not (state := kept_base(folder)):
+        return
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[1].strip()[:300]
+        raise AdapterFileError(f"{folder}/{BASE_FILE} is not of this model: {reason}") from None
+
+
+def _constant(tensor: Tensor) -> bool:
+    return not tensor.is_meta and bool((tensor == 0).all() or (tensor == 1).all())

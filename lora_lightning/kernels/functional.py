@@ -1,0 +1,166 @@
+"""The layers as functions of their tensors: fast autograd functions with a plain reference beside each."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lora_lightning.kernels.common import autocasts, is_plain, product_dtype, without_autocast
+from lora_lightning.kernels.conv import DenseConv, FactoredConv, choose_form, reference
+from lora_lightning.kernels.conv_products import Step, convolve
+from lora_lightning.kernels.dropout import keep_mask
+from lora_lightning.kernels.linear import LoRALinearFunction, Options, forward, plain
+from lora_lightning.kernels.quantized_tensor import is_quantized
+from lora_lightning.kernels.sources import source_of
+
+
+def lora_linear(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float = 1.0,
+    *,
+    magnitude: Tensor | None = None,
+    dropout: float = 0.0,
+    kernel: str = "auto",
+    merged: bool | None = None,
+) -> Tensor:
+    """y = x·(W + s·B·A)ᵀ + b, for a frozen W (Hu et al. 2021, arXiv 2106.09685, section 4.1).
+
+    The gradients of A and B are made from products with r columns, never from a gradient of W's shape;
+    x of 1 MiB and more is not kept for the backward where it can be made again from what the layer norm,
+    GELU or SiLU before it saved anyway. Works under autocast, where A and B stay in float32 and W is cast
+    in passing.
+
+    Args:
+        x: (..., d_in).
+        weight: W, (d_out, d_in). Where it requires a gradient the reference is taken. A QuantizedTensor
+            is made floats in the forward and again in the backward, which keeps its codes alone.
+        bias: (d_out,) or None; it may train.
+        A: (r, d_in).
+        B: (d_out, r).
+        scaling: s.
+        magnitude: DoRA's m, (d_out,): rows of W + s·B·A are scaled to these norms, which are held
+            constant in the backward (Liu et al. 2024, arXiv 2402.09353, equation 5 and section 4.3).
+        dropout: probability of dropping an entry of x on its way to A.
+        kernel: "auto"; "keep_inputs" saves x always; "reference" is plain autograd. Compilers,
+            function transforms, forward mode and tensor subclasses take the reference by themselves.
+        merged: whether to form W + s·B·A or to add a branch; None decides by the shapes
+            (`kernels.linear.merges`). Without effect with dropout, which needs a branch, and with DoRA,
+            which forms the sum for its norms.
+
+    Returns:
+        (..., d_out), for B = 0 and dropout or not the very bits of `F.linear(x, weight, bias)`.
+    """
+    if not _fast(x, weight, bias, A, B, magnitude, kernel):
+        return plain(x, weight, bias, A, B, magnitude, scaling, F.dropout(x, dropout, dropout > 0))
+    mask = keep_mask(x, dropout) if dropout else None
+    options = Options(scaling, 1 - dropout, merged, product_dtype(x))
+    if not torch.is_grad_enabled():
+        with without_autocast(x.device.type):
+            return forward(x, weight, bias, A, B, magnitude, mask, options)[0]
+    if is_quantized(weight):
+        weight = weight.detach()  # another object: a parameter that the graph holds cannot be moved
+    source = source_of(x, recompute=kernel == "auto")
+    y: Tensor = LoRALinearFunction.apply(x, weight, bias, A, B, magnitude, mask, options, source)
+    return y
+
+
+def _fast(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    magnitude: Tensor | None,
+    kernel: str,
+) -> bool:
+    """Whether the autograd function does these arguments."""
+    return (
+        kernel != "reference"
+        and not weight.requires_grad
+        and (weight.dtype == x.dtype or autocasts(x.device.type))
+        and is_plain(x, None if is_quantized(weight) else weight, bias, A, B, magnitude)
+        and (magnitude is None or product_dtype(x).itemsize >= 4)
+    )
+
+
+def lora_conv(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scaling: float = 1.0,
+    *,
+    stride: int | Sequence[int] = 1,
+    padding: int | str | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    magnitude: Tensor | None = None,
+    dropout: float = 0.0,
+    kernel: str = "auto",
+) -> Tensor:
+    """conv(x, W) + bias + s·B·conv(x, A) of 1, 2 or 3 dimensions, as torch.nn.functional.conv2d
+    (Hu et al. 2021, arXiv 2106.09685, section 4.1, with W flattened to out × in·kernel).
+
+    Args:
+        x: (batch, in, *size), or without the batch.
+        weight: W (out, in / groups, *kernel), frozen: it gets no gradient from the fast path.
+        A: (groups·r, in / groups, *kernel), group by group; or (r, in / groups, *kernel), with factors
+            across the groups, as of a depthwise convolution.
+        B: (out, r).
+        scaling: s.
+        padding: also "valid" or "same".
+        magnitude: DoRA's m (out,): the rows of W + s·B·A are scaled to it (arXiv 2402.09353, equation 5).
+        dropout: probability of dropping an entry of the branch's input.
+        kernel: as of `lora_linear`.
+
+    Returns:
+        (batch, out, *out size), of x's dtype; under autocast of its dtype.
+    """
+    dimensions = weight.dim() - 2
+    if x.dim() == dimensions + 1:
+        return lora_conv(
+            x[None], weight, bias, A, B, scaling, stride=stride, padding=padding, dilation=dilation,
+            groups=groups, magnitude=magnitude, dropout=dropout, kernel=kernel,
+        )[0]  # fmt: skip
+    stride, dilation = _each(stride, dimensions), _each(dilation, dimensions)
+    x, padding = _padded(x, padding, weight.shape[2:], dilation)
+    step = Step(stride, padding, dilation, groups, scaling, dropout=dropout)
+    if x.dim() != weight.dim() or (x.dtype != weight.dtype and not autocasts(x.device.type)):
+        convolve(x, weight, bias, step)  # refuses them in torch's words
+    fast = kernel != "reference" and x.numel() > 0 and not weight.requires_grad
+    fast = fast and is_plain(x, weight, bias, A, B, magnitude)
+    source = source_of(x, recompute=kernel == "auto") if fast else None
+    dtype = product_dtype(x)
+    with without_autocast(x.device.type):
+        x = x.to(dtype)
+        bias = None if bias is None else bias.to(dtype)
+        step = step._replace(form=choose_form(x, weight, bias, A, B, magnitude is not None, step))
+        if source is None or step.form == "reference":
+            return reference(x, weight, bias, A, B, magnitude, step)
+        function = DenseConv if step.form == "dense" else FactoredConv
+        y: Tensor = function.apply(x, weight, bias, A, B, magnitude, step, source)
+        return y
+
+
+def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:
+    return (value,) * dimensions if isinstance(value, int) else tuple(value)
+
+
+def _padded(
+    x: Tensor, padding: int | str | Sequence[int], kernel: Sequence[int], dilation: Sequence[int]
+) -> tuple[Tensor, tuple[int, ...]]:
+    """The padding in numbers; "same" with an odd sum puts one more behind, as torch does."""
+    if not isinstance(padding, str):
+        return x, _each(padding, len(kernel))
+    total = [d * (k - 1) if padding == "same" else 0 for k, d in zip(kernel, dilation, strict=True)]
+    if any(t % 2 for t in total):
+        x = F.pad(x, [n for t in reversed(total) for n in (0, t % 2)])
+    return x, tuple(t // 2 for t in total)

@@ -1,0 +1,150 @@
+"""Plan: what a configuration means for one model, as data that can be printed, compared and saved."""
+
+from __future__ import annotations
+
+import math
+import re
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from lora_lightning.utils.tables import ROOT, format_table, listed, percent
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One weight to adapt.
+
+    Attributes:
+        name: `blocks.0.attn.qkv`, `lstm.weight_ih_l0`, `self_attn.in_proj.q`.
+        module: name of the module that holds it.
+        slot: its slot there, "" for a module with one weight.
+        kind: class of the module.
+        shape: of the weight, or of its rows.
+        rank: at most the smaller side of the weight (of one group of it).
+        parameters: that train.
+        asked: the rank that was asked for, where the smaller side caps it, else None.
+    """
+
+    name: str
+    module: str
+    slot: str
+    kind: str
+    shape: tuple[int, ...]
+    rank: int
+    alpha: float
+    parameters: int
+    asked: int | None = field(default=None, compare=False)
+
+    @property
+    def shown_rank(self) -> str:
+        """`9`, or `16, capped at 9`."""
+        return str(self.rank) if self.asked is None else f"{self.asked}, capped at {self.rank}"
+
+    def tensor(self, part: str) -> str:
+        """Name in a file of `lora_A`, `lora_B` or `lora_magnitude`."""
+        return f"{self.name}.{part}" if self.name else part
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a configuration means for a model. Compares equal to a plan of the same decisions.
+
+    Attributes:
+        layers: what is adapted.
+        heads: modules that train in full (PEFT's `modules_to_save`).
+        skipped: layers with a weight that stay frozen, and why.
+        scope: name of the backbone ("" is the whole model); what lies outside is left as it was.
+        trainable: parameters that will train, those outside the backbone included.
+        total: all parameters, the updates included.
+    """
+
+    layers: list[LayerPlan]
+    heads: list[str]
+    skipped: dict[str, str] = field(compare=False)
+    scope: str
+    trainable: int = field(compare=False)
+    total: int = field(compare=False)
+
+    def families(self) -> list[tuple[str, int, str, str, int]]:
+        """Layers that repeat in one row: name with `*` for the numbers of blocks and stages, how many,
+        smallest and largest weight, rank, parameters."""
+        groups: dict[tuple[str, str], list[LayerPlan]] = {}
+        for layer in self.layers:
+            name = re.sub(r"\d+\.", "*.", layer.name) or ROOT
+            groups.setdefault((name, layer.shown_rank), []).append(layer)
+        return [
+            (name, len(group), _shapes(group), rank, sum(p.parameters for p in group))
+            for (name, rank), group in groups.items()
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, fit for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Plan:
+        """The inverse of `to_dict`.
+
+        Raises:
+            TypeError, KeyError, AttributeError: the values are not a plan's.
+        """
+        layers = [LayerPlan(**{**v, "shape": tuple(v["shape"])}) for v in values["layers"]]
+        planned = cls(**{**values, "layers": layers})
+        for layer in layers:
+            words = (layer.name, layer.module, layer.slot, layer.kind)
+            asked = () if layer.asked is None else (layer.asked,)
+            numbers = (*layer.shape, layer.rank, layer.parameters, *asked)
+            if not (
+                all(isinstance(w, str) for w in words)
+                and all(type(n) is int and n > 0 for n in numbers)
+                and type(layer.alpha) in (int, float)
+                and 0 < layer.alpha <= sys.float_info.max
+            ):
+                raise TypeError(f"the plan of {layer.name!r} holds a value of another kind")
+        texts = (planned.scope, *planned.heads, *planned.skipped.keys(), *planned.skipped.values())
+        if not all(isinstance(t, str) for t in texts) or isinstance(planned.heads, str):
+            raise TypeError("its plan holds a value of another kind")
+        return planned
+
+    def renamed(self, rename: Callable[[str], str]) -> Plan:
+        """The same plan for a model whose modules have other names."""
+        return replace(
+            self,
+            layers=[replace(p, name=rename(p.name), module=rename(p.module)) for p in self.layers],
+            heads=[rename(h) for h in self.heads],
+            skipped={rename(n): r for n, r in self.skipped.items()},
+            scope=rename(self.scope) if self.scope else "",
+        )
+
+    def __str__(self) -> str:
+        rows = [(n, c, s, r, f"{p:,}") for n, c, s, r, p in self.families()]
+        lines = [format_table(("adapted layers", "count", "weight", "rank", "parameters"), rows)]
+        if not self.layers:
+            lines = ["no layer is adapted"]
+        if self.heads:
+            lines.append(f"trained in full: {', '.join(self.heads)}")
+        if self.scope:
+            lines.append(f"outside {self.scope}: as it was, what trained before still trains")
+        if self.skipped:
+            lines.append(f"left frozen: {summary(self.skipped)}")
+        lines.append(
+            f"trainable: {self.trainable:,} of {self.total:,} parameters "
+            f"({percent(self.trainable, self.total)})"
+        )
+        return "\n".join(lines)
+
+
+def _shapes(layers: list[LayerPlan]) -> str:
+    shapes = sorted({p.shape for p in layers}, key=math.prod)
+    ends = [shapes[0], shapes[-1]] if len(shapes) > 1 else shapes
+    return " … ".join("×".join(map(str, s)) for s in ends)
+
+
+def summary(skipped: Mapping[str, str]) -> str:
+    """`conv1 (the stem); layer1.0.conv2 and 3 more (a convolution in 32 groups)`, by reason."""
+    reasons: dict[str, list[str]] = {}
+    for name, reason in skipped.items():
+        reasons.setdefault(reason, []).append(name)
+    return "; ".join(f"{listed(names, most=1)} ({reason})" for reason, names in reasons.items())

@@ -1,0 +1,297 @@
+"""Transcriber: what is said when in recordings of any length, by any CTC recognizer."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
+
+from lora_lightning.data.speech import SAMPLE_RATE
+from lora_lightning.tasks.vocabulary import BLANK, Decoder, encode, greedy
+from lora_lightning.utils.libraries import loading
+
+with loading("torchaudio"):
+    from torchaudio.functional import forced_align, merge_tokens
+
+PROBES = (2 * SAMPLE_RATE, 10 * SAMPLE_RATE)  # samples of the silences that tell how far apart outputs are
+SPACES = (" ", "|")
+SILENT = -30.0  # ln P of a letter where nothing sounds
+DYNAMICS, QUIETEST = 35.0, -60.0  # dB below the loudest parts, and of full scale, that count as silence
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word, when it begins and ends in seconds, and the mean probability of its letters."""
+
+    text: str
+    start: float
+    end: float
+    confidence: float
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Words between two pauses."""
+
+    text: str
+    start: float
+    end: float
+    words: list[Word]
+
+
+@dataclass(frozen=True)
+class Transcription:
+    """What is said in one recording of so many seconds."""
+
+    seconds: float
+    segments: list[Segment]
+
+    @property
+    def text(self) -> str:
+        return " ".join(segment.text for segment in self.segments)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain types, fit for JSON."""
+        return {"seconds": self.seconds, "text": self.text, "segments": [asdict(s) for s in self.segments]}
+
+
+@dataclass(eq=False)
+class _Wave:
+    """A wave in work: log-probabilities (frames, vocabulary) so far, and the chunks not yet heard."""
+
+    log_probs: Tensor
+    samples: int
+    waiting: list[_Chunk]
+
+
+@dataclass(eq=False)
+class _Chunk:
+    """A part of a wave that is heard at once: its first frame, and the frames that are used."""
+
+    samples: Tensor
+    first: int
+    used: tuple[int, int]
+    whole: _Wave
+
+
+class Transcriber:
+    """Recognizes waves of any length, in overlapping chunks where they have no pauses.
+
+    What lies between two silences is heard by itself, as the utterances were that a model was trained on;
+    what is longer than a chunk, in chunks. Of each chunk only the outputs are used that lie `overlap / 2`
+    from its ends or more, where the model has heard what comes before and after; they are put together
+    output by output, since every model here is the same for a wave that begins an output later. Each piece
+    is decoded by itself, and its words placed by forced alignment (torchaudio; Pratap et al. 2023, arXiv
+    2305.13516).
+
+    Args:
+        model: (waves (batch, samples), lengths) -> (logits (batch, frames, vocabulary), lengths in frames).
+        vocabulary: what the outputs stand for: first the blank.
+        decoder: such as `lora_lightning.tasks.decoding.BeamDecoder`; None is the best output of each frame.
+        chunk: seconds that the model hears at once.
+        overlap: seconds that neighbouring chunks share.
+        batch: chunks that are heard together.
+        pause: seconds without a letter that end a segment.
+        longest: seconds of a segment, where it has a pause between words at all.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        vocabulary: Sequence[str],
+        decoder: Decoder | None = None,
+        chunk: float = 20.0,
+        overlap: float = 4.0,
+        batch: int = 4,
+        pause: float = 0.6,
+        longest: float = 8.0,
+    ) -> None:
+        self.model, self.vocabulary, self.decoder = model.eval(), list(vocabulary), decoder or greedy
+        self.device = next(model.parameters()).device
+        self.hop = self._hop()  # samples between two outputs
+        frame = self.hop / SAMPLE_RATE
+        self.chunk, self.margin = max(4, round(chunk / frame)), round(overlap / 2 / frame)  # in frames
+        self.batch, self.pause, self.longest = batch, pause / frame, longest / frame
+
+    def __call__(self, wave: Tensor) -> Transcription:
+        """What is said in a wave (samples,), 16 kHz."""
+        return next(self.all([wave]))
+
+    def all(self, waves: Iterable[Tensor]) -> Iterator[Transcription]:
+        """What is said in each wave (samples,), in order; chunks of several are heard together."""
+        open_waves: list[_Wave] = []
+        for chunks in self._batches(waves, open_waves):
+            self._hear(chunks)
+            while open_waves and not open_waves[0].waiting:
+                done = open_waves.pop(0)
+                yield self._transcription(done.log_probs, done.samples)
+
+    def log_probs(self, wave: Tensor) -> Tensor:
+        """(frames, vocabulary) of a wave (samples,) of any length; certain blanks where it is silent."""
+        open_waves: list[_Wave] = []
+        for chunks in self._batches([wave], open_waves):
+            self._hear(chunks)
+        return open_waves[0].log_probs
+
+    @torch.no_grad()
+    def _hop(self) -> int:
+        frames = []
+        for samples in PROBES:
+            wave = torch.zeros(1, samples, device=self.device)
+            frames.append(int(self.model(wave, torch.tensor([samples], device=self.device))[1]))
+        return round((PROBES[1] - PROBES[0]) / (frames[1] - frames[0]))
+
+    def _chunks(self, wave: Tensor) -> _Wave:
+        """A wave's chunks, and room for what is heard in them."""
+        frames = math.ceil(len(wave) / self.hop)
+        log_probs = torch.full((frames, len(self.vocabulary)), SILENT)
+        log_probs[:, BLANK] = 0.0
+        whole = _Wave(log_probs, len(wave), [])
+        stride = self.chunk - 2 * self.margin
+        for begin, end in self._loud(wave):
+            count = 1 + max(0, math.ceil((end - begin - self.chunk) / stride))
+            for i in range(count):
+                first = begin + i * stride
+                last = min(end, first + self.chunk)
+                used = (first + (self.margin if i else 0), last - (self.margin if i < count - 1 else 0))
+                samples = wave[first * self.hop : last * self.hop]
+                whole.waiting.append(_Chunk(samples, first, used, whole))
+        return whole
+
+    def _loud(self, wave: Tensor) -> list[tuple[int, int]]:
+        """Frames at which sound begins and ends: between silences of `pause` seconds or more."""
+        padded = torch.nn.functional.pad(wave, (0, -len(wave) % self.hop)).view(-1, self.hop)
+        level = 10 * padded.square().mean(1).clamp(min=1e-12).log10()
+        if not len(level):
+            return []
+        loud = (level > max(float(level.quantile(0.95)) - DYNAMICS, QUIETEST)).nonzero()[:, 0].tolist()
+        spans: list[tuple[int, int]] = []
+        for t in loud:
+            if spans and t - spans[-1][1] < self.pause:
+                spans[-1] = (spans[-1][0], t + 1)
+            else:
+                spans.append((t, t + 1))
+        return spans
+
+    def _batches(self, waves: Iterable[Tensor], open_waves: list[_Wave]) -> Iterator[list[_Chunk]]:
+        """Chunks of all waves, `batch` at a time; and an empty list for a wave that has none."""
+        waiting: list[_Chunk] = []
+        for wave in waves:
+            whole = self._chunks(wave)
+            open_waves.append(whole)
+            waiting += sorted(whole.waiting, key=lambda chunk: -len(chunk.samples))  # little padding
+            while len(waiting) >= self.batch or not whole.waiting:
+                yield waiting[: self.batch]
+                del waiting[: self.batch]
+                if not whole.waiting:
+                    break
+        while waiting:
+            yield waiting[: self.batch]
+            del waiting[: self.batch]
+
+    @torch.inference_mode()
+    def _hear(self, chunks: Sequence[_Chunk]) -> None:
+        """Put what is heard in chunks where it belongs."""
+        if not chunks:
+            return
+        waves = pad_sequence([chunk.samples for chunk in chunks], batch_first=True).to(self.device)
+        lengths = torch.tensor([len(chunk.samples) for chunk in chunks], device=self.device)
+        logits, frames = self.model(waves, lengths)
+        rows = logits.float().log_softmax(-1).cpu()
+        for chunk, row, count in zip(chunks, rows, frames.tolist(), strict=True):
+            begin, end = chunk.used
+            end = min(end, chunk.first + count)
+            chunk.whole.log_probs[begin:end] = row[begin - chunk.first : end - chunk.first]
+            chunk.whole.waiting.remove(chunk)
+
+    def _transcription(self, log_probs: Tensor, samples: int) -> Transcription:
+        segments = []
+        for begin, end in self._pieces(log_probs):
+            piece = log_probs[begin:end]
+            text = self.decoder(piece[None], torch.tensor([len(piece)]), self.vocabulary)[0]
+            if words := self._placed(piece, text, begin):
+                segments.append(Segment(text, words[0].start, words[-1].end, words))
+        return Transcription(round(samples / SAMPLE_RATE, 3), segments)
+
+    def _pieces(self, log_probs: Tensor) -> list[tuple[int, int]]:
+        """Frames at which the whole is cut: between words, at pauses, and where a piece gets too long."""
+        words = self._heard_words(log_probs.argmax(-1).tolist())
+        cuts = [0]
+        for (_, before), (after, _) in pairwise(words):
+            if after - before >= self.pause:
+                cuts.append((before + after) // 2)
+        cuts.append(len(log_probs))
+        pieces = []
+        for begin, end in pairwise(cuts):
+            pieces += self._split(begin, end, [w for w in words if begin <= w[0] < end])
+        return pieces
+
+    def _split(self, begin: int, end: int, words: list[tuple[int, int]]) -> list[tuple[int, int]]:
+        """A piece, halved at its longest pause near the middle as long as it is too long."""
+        if not words or words[-1][1] - words[0][0] <= self.longest or len(words) == 1:
+            return [(begin, end)]
+        centre, span = (words[0][0] + words[-1][1]) / 2, words[-1][1] - words[0][0]
+        pauses = [(b[0] - a[1], (a[1] + b[0]) // 2) for a, b in pairwise(words)]
+        inner = [p for p in pauses if abs(p[1] - centre) <= span / 4] or pauses
+        cut = max(inner)[1]
+        left = [w for w in words if w[0] < cut]
+        return self._split(begin, cut, left) + self._split(cut, end, words[len(left) :])
+
+    def _heard_words(self, path: Sequence[int]) -> list[tuple[int, int]]:
+        """First frame and frame behind the last one of each word on the best path; a pause ends one, too."""
+        words: list[tuple[int, int]] = []
+        inside = False
+        for t, i in enumerate(path):
+            if self.vocabulary[i] in SPACES:
+                inside = False
+            elif i:
+                if inside and t - words[-1][1] < self.pause:
+                    words[-1] = (words[-1][0], t + 1)
+                else:
+                    words.append((t, t + 1))
+                inside = True
+        return words
+
+    def _placed(self, log_probs: Tensor, text: str, begin: int) -> list[Word]:
+        """The words of a text where its best alignment has them."""
+        if not text:
+            return []
+        targets = encode([text], [""], self.vocabulary)[0][None]
+        path, scores = forced_align(log_probs[None].contiguous(), targets, blank=0)
+        spans = merge_tokens(path[0], scores[0].exp(), blank=0)
+        words, position, second = [], 0, self.hop / SAMPLE_RATE
+        for word in text.split(" "):
+            letters = spans[position : position + len(word)]
+            words.append(
+                Word(
+                    word,
+                    round((begin + letters[0].start) * second, 3),
+                    round((begin + letters[-1].end) * second, 3),
+                    round(sum(s.score for s in letters) / len(letters), 3),
+                )
+            )
+            position += len(word) + 1
+        return words
+
+
+def to_srt(transcription: Transcription) -> str:
+    """SubRip subtitles, one for each segment."""
+    blocks = [
+        f"{i}\n{_stamp(segment.start)} --> {_stamp(segment.end)}\n{segment.text}\n"
+        for i, segment in enumerate(transcription.segments, 1)
+    ]
+    return "\n".join(blocks)
+
+
+def _stamp(seconds: float) -> str:
+    """`00:01:02,345`"""
+    milliseconds = round(1000 * seconds)
+    hours, rest = divmod(milliseconds, 3_600_000)
+    minutes, rest = divmod(rest, 60_000)
+    return f"{hours:02}:{minutes:02}:{rest // 1000:02},{rest % 1000:03}"

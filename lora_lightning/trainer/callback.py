@@ -1,0 +1,312 @@
+"""LoRACallback: LoRA in a Lightning Trainer. The hooks and only these; the work is done elsewhere."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lora_lightning.adapters import quantize as quantization
+from lora_lightning.adapters.base_values import begin_training, refuse_replaced, replaced
+from lora_lightning.adapters.inject import carry_out, eject, freeze_norms, name_problem
+from lora_lightning.adapters.manage import add_adapter, lora_parameters, select
+from lora_lightning.adapters.state import injection_of, is_injected
+from lora_lightning.config import LoRAConfig
+from lora_lightning.errors import ConfigError, UserError, did_you_mean
+from lora_lightning.files.random_base import looks_untrained
+from lora_lightning.layers.norm import FrozenNorm
+from lora_lightning.layers.views import hold
+from lora_lightning.planning.peft_config import config_of
+from lora_lightning.planning.plan import Plan
+from lora_lightning.planning.targets import plan
+from lora_lightning.trainer.averaging import average_the_adapted, keep_equal_values
+from lora_lightning.trainer.checkpoint import describe_checkpoints
+from lora_lightning.trainer.checkpoint_io import write_checkpoints_whole
+from lora_lightning.trainer.compat import is_a
+from lora_lightning.trainer.exact_resume import ExactResume
+from lora_lightning.trainer.first_steps import FirstSteps
+from lora_lightning.trainer.hparams import log_to_all, logged, unsafe_hparams
+from lora_lightning.trainer.state_dict import keep_trained_only
+from lora_lightning.trainer.strategies import (
+    UNSHARDED,
+    prepare_precision,
+    prepare_restore,
+    prepare_saving,
+    refuse_quantized,
+)
+from lora_lightning.utils.names import named_parameters
+from lora_lightning.utils.sharding import FIRST, refuse_sharded
+from lora_lightning.utils.tables import listed
+
+CHECKPOINTS = ("adapter", "full")
+OWN_OPTIONS = ("adapter", "checkpoint", "verbose", "verify_strict", "any_base")  # beside LoRAConfig's
+
+
+class LoRACallback(ExactResume):
+    """Injects LoRA into the LightningModule at setup, freezes its backbone, keeps the Trainer's
+    checkpoints down to what is trained, writes them whole or not at all, and lets a run resumed from one
+    go on as if it had never stopped. Its configuration and the numbers of parameters go to the Trainer's
+    loggers, as hyperparameters under `LoRACallback`.
+
+    Args:
+        config: what to adapt and how; a mapping of LoRAConfig's fields and PEFT's `LoraConfig` will do.
+        adapter: name of the updates. A module that is adapted already, by an earlier fit, gets one more
+            adapter of this name; the earlier ones stay in it and in its checkpoints, and do not train. None
+            is "default", or what is selected in a module that is adapted already.
+        checkpoint: "adapter", or "full" for checkpoints with the frozen weights too; a run with either
+            resumes from both.
+        verbose: print the plan when a fit begins.
+        verify_strict: the first training steps check that every update is used and gets a finite
+            gradient, and warn with the names of those that do not; true makes it an error.
+        any_base: accept checkpoints of a run whose frozen weights had other values.
+        **options: fields of LoRAConfig, instead of `config`.
+
+    Attributes:
+        plan: what was adapted; None before setup.
+
+    Raises:
+        ConfigError: at construction for bad options, at setup when nothing can be adapted.
+        UserError: at setup for quantized weights under a strategy that shards; when training begins and no
+            optimizer holds the updates; after the first steps with `verify_strict`.
+
+    Example::
+
+        >>> from lightning.pytorch import Trainer
+        >>> trainer = Trainer(callbacks=[LoRACallback(rank=8, target_modules=["qkv"])])
+    """
+
+    def __init__(
+        self,
+        config: LoRAConfig | None = None,
+        *,
+        adapter: str | None = None,
+        checkpoint: str = "adapter",
+        verbose: bool = True,
+        verify_strict: bool = False,
+        any_base: bool = False,
+        **options: Any,
+    ) -> None:
+        if config is not None and options:
+            raise ConfigError([f"give a config or its fields ({', '.join(options)}), not both."])
+        problems = LoRAConfig.problems(options, beside=OWN_OPTIONS)
+        for name, value in (("verbose", verbose), ("verify_strict", verify_strict), ("any_base", any_base)):
+            if not isinstance(value, bool):
+                problems.append(f"{name}={value!r}: give true or false.")
+        if adapter is not None and (problem := name_problem(adapter)):
+            problems.append(problem)
+        if checkpoint not in CHECKPOINTS:
+            near = did_you_mean(checkpoint, CHECKPOINTS)
+            problems.append(f"checkpoint={checkpoint!r}: give one of {', '.join(CHECKPOINTS)}.{near}")
+        if problems:
+            raise ConfigError(problems)
+        super().__init__()
+        self.config = LoRAConfig(**options) if config is None else config_of(config)
+        self.adapter = adapter
+        self.checkpoint, self.verbose, self.verify_strict = checkpoint, verbose, verify_strict
+        self.any_base = any_base
+        self.plan: Plan | None = None
+        self._first_steps: FirstSteps | None = None
+        self._logged: tuple[list[int], dict[str, Any]] | None = None
+
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Inject now, or after `setup` and `configure_model` of the module's own, which may build layers and
+        load base weights; all that comes before the checkpoint is restored and the optimizers are made."""
+        self._refuse_unfreezing(trainer)
+        self._refuse_replacing(trainer)
+        if is_injected(pl_module):  # what is trained here is the model's own choice
+            choice = injection_of(pl_module).choice
+            choice.stay()
+            hold(None, choice)
+        if is_a(trainer.strategy, *UNSHARDED):
+            write_checkpoints_whole(trainer.strategy)
+        if is_injected(pl_module):
+            self._reuse(pl_module)
+            self._prepare(trainer, pl_module)
+            return
+        if not _has_own(pl_module, "setup", "configure_model"):
+            self._try_to_inject(trainer, pl_module)
+        if not is_injected(pl_module):
+            self._around_configure_model(trainer, pl_module)
+
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_fit_start(trainer, pl_module)
+        refuse_replaced(pl_module)
+        self.plan = injection_of(pl_module).plan  # a checkpoint may have brought another
+        freeze_norms(pl_module)
+        prepare_saving(trainer, pl_module)
+        keep_equal_values(trainer)
+        if all(m.training or isinstance(m, FrozenNorm) for m in pl_module.modules()):
+            # Lightning warns of every module in eval mode; these are meant to be.
+            warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
+        if is_a(trainer.strategy, *UNSHARDED):
+            self._first_steps = FirstSteps(pl_module)
+            self._warn_of_random_base(pl_module)
+        self._warn_of_hparams(trainer, pl_module)
+        self._log(trainer, pl_module)
+        if self.verbose:
+            lines = [str(self.plan), quantization.summary(pl_module)]
+            rank_zero_info("\n" + "\n".join(filter(None, lines)) + "\n")
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Refuse optimizers that were made without the updates: nothing would train."""
+        if is_a(trainer.strategy, *UNSHARDED):  # sharded ones hand other tensors to the optimizer
+            self._refuse_untrained(trainer, pl_module)
+            begin_training(pl_module)
+        super().on_train_start(trainer, pl_module)
+
+    def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        if self._first_steps is not None:
+            scaler = getattr(trainer.precision_plugin, "scaler", None)
+            self._first_steps.after_backward(scaled=scaler is not None)
+
+    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
+        super().on_train_batch_end(trainer, *args)
+        if self._first_steps is not None and self._first_steps.after_step():
+            self._conclude(trainer)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_end(trainer, pl_module)
+        if self._first_steps is not None and self._first_steps.observed:
+            self._conclude(trainer)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """DDP stops in the second step when an update was not used in the first: say which."""
+        if self._first_steps is not None and "Expected to have finished reduction" in str(exception):
+            for fault in self._first_steps.faults():
+                rank_zero_warn(fault)
+
+    def _conclude(self, trainer: pl.Trainer) -> None:
+        """Report what the first steps showed, and look no more. Every process has the same verdict,
+        that of the first, so that all of them stop or none."""
+        assert self._first_steps is not None
+        faults = trainer.strategy.broadcast(self._first_steps.faults())
+        self._first_steps = None
+        if faults and self.verify_strict:
+            raise UserError("\n".join([*faults, "With verify_strict=False this is a warning."]))
+        for fault in faults:
+            rank_zero_warn(fault)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"config": self.config.to_dict()}
+
+    def _inject(self, pl_module: pl.LightningModule) -> None:
+        refuse_sharded(pl_module, "inject", FIRST)
+        self.plan = plan(pl_module, self.config)
+        carry_out(pl_module, self.config, self.plan, self.adapter or "default")
+
+    def _try_to_inject(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        with contextlib.suppress(ConfigError):  # raised again after configure_model, if it stands
+            self._inject(pl_module)
+            self._prepare(trainer, pl_module)
+
+    def _reuse(self, pl_module: pl.LightningModule) -> None:
+        """setup runs again for validate, test, predict and a second fit."""
+        injection = injection_of(pl_module)
+        injection.begun = True
+        name = self.adapter or injection.adapter
+        if name not in injection.adapters:
+            add_adapter(pl_module, name, self.config)
+        elif injection.adapters[name].config != self.config:
+            raise ConfigError([
+                "the model is adapted already, with another configuration: give this one another name, "
+                "LoRACallback(adapter=NAME), or call lora_lightning.eject(model) before."
+            ])  # fmt: skip
+        if name not in injection.active:
+            select(pl_module, name)
+        self.plan = injection.plan
+
+    def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """What other parts of Lightning must know of an injected module."""
+        refuse_quantized(trainer, pl_module)
+        prepare_precision(trainer, pl_module)
+        keep_trained_only(pl_module, full=self.checkpoint == "full")
+        describe_checkpoints(pl_module, is_a(trainer.strategy, *UNSHARDED), self.any_base)
+        average_the_adapted(trainer, pl_module)
+        prepare_restore(trainer, pl_module)
+
+    def _around_configure_model(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Wrap the module's `configure_model`, once, to inject after it; where it may shard the model, before
+        it, and again after it if it has built layers."""
+        original = pl_module.configure_model
+
+        def configure_model() -> None:
+            del pl_module.__dict__["configure_model"]
+            if not is_a(trainer.strategy, *UNSHARDED):
+                self._try_to_inject(trainer, pl_module)
+            names = set(named_parameters(pl_module))
+            original()
+            if is_injected(pl_module):
+                if set(named_parameters(pl_module)) == names and not replaced(pl_module):
+                    self._prepare(trainer, pl_module)  # again, the base may have other weights now
+                    return
+                eject(pl_module)
+            self._inject(pl_module)
+            self._prepare(trainer, pl_module)
+
+        pl_module.configure_model = configure_model  # type: ignore[method-assign]
+
+    def _refuse_unfreezing(self, trainer: pl.Trainer) -> None:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if is_a(callback, "BackboneFinetuning"):
+                raise ConfigError([
+                    "BackboneFinetuning trains the backbone that LoRA keeps frozen: give one of the two. To "
+                    "train some of its layers in full beside LoRA, name them in modules_to_save."
+                ])  # fmt: skip
+
+    def _refuse_replacing(self, trainer: pl.Trainer) -> None:
+        if is_a(trainer.precision_plugin, "BitsandbytesPrecision"):
+            raise ConfigError([
+                "BitsandbytesPrecision puts layers of its own in the place of the adapted ones: leave it "
+                "out, and call lora_lightning.quantize(model, 'nf4') where the module builds its model."
+            ])  # fmt: skip
+
+    def _refuse_untrained(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        updates = lora_parameters(pl_module)
+        if frozen := sum(not p.requires_grad for p in updates):
+            raise UserError(
+                f"{frozen} of the {len(updates)} LoRA parameters were frozen after setup and would not "
+                "train: another callback or hook sets requires_grad; leave the backbone to LoRACallback."
+            )
+        groups = [g for optimizer in trainer.optimizers for g in optimizer.param_groups]
+        optimized = {id(p) for group in groups for p in group["params"]}
+        if trainer.optimizers and not any(id(p) in optimized for p in updates):
+            raise UserError(
+                "no optimizer holds the LoRA parameters: make the optimizer in configure_optimizers, "
+                "from self.parameters(), not from a list made in __init__."
+            )
+
+    def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Tell the Trainer's loggers, once, also when the same fit goes on."""
+        assert self.plan is not None
+        about = logged(self.config, self.plan, injection_of(pl_module).adapter)
+        if self._logged != (told := ([id(logger) for logger in trainer.loggers], about)):
+            log_to_all(trainer, pl_module, about)
+            self._logged = told
+
+    def _warn_of_random_base(self, pl_module: pl.LightningModule) -> None:
+        if looks_untrained(pl_module):
+            rank_zero_warn(
+                f"the frozen weights of {type(pl_module).__name__} look random: every norm layer is as it "
+                "was built. LoRA adapts pretrained weights: load them before the fit. An adapter of random "
+                'weights works on these alone: keep them, as LoRACallback(checkpoint="full") does.'
+            )
+
+    def _warn_of_hparams(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        for owner in (pl_module, trainer.datamodule):  # type: ignore[attr-defined]
+            if owner is not None and (unsafe := unsafe_hparams(owner)):
+                rank_zero_warn(
+                    f"checkpoints will not load with weights_only=True, the safe way, because of these "
+                    f"hyperparameters of {type(owner).__name__}: {listed(unsafe)}. Keep plain values: "
+                    "save_hyperparameters(ignore=[...]), OmegaConf.to_container(config, resolve=True)."
+                )
+
+
+def _has_own(pl_module: pl.LightningModule, *hooks: str) -> bool:
+    """Whether the module has one of these hooks of its own; they run after Callback.setup."""
+    packages = [getattr(type(pl_module), hook).__module__.partition(".")[0] for hook in hooks]
+    return any(package not in ("lightning", "pytorch_lightning") for package in packages)

@@ -1,0 +1,364 @@
+"""The promises of an adapted model, for every layer family and for models that read weights."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from small import BATCHES, cnn, encoder, mlp, vit
+from torch import nn
+
+import lora_lightning as ll
+from lora_lightning.layers.registry import lora_layers
+
+MODELS = [mlp, cnn, vit, encoder]
+CONFIGS = {
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "dora": {"use_dora": True},
+    "affine": {"train_norm": "affine"},
+    "bias": {"train_bias": "all"},
+}
+
+
+def adapted(build, seed: int = 0, **options) -> nn.Module:
+    """A model whose updates all change something."""
+    torch.manual_seed(seed)
+    model = build()
+    ll.inject(model, ll.LoRAConfig(rank=2, **options))
+    with torch.no_grad():
+        for parameter in ll.lora_parameters(model):
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+    return model
+
+
+def base_weights(model: nn.Module) -> dict[str, torch.Tensor]:
+    layers = lora_layers(model).items()
+    return {f"{n}.{name}": layer.base(name).clone() for n, layer in layers for name in layer.properties}
+
+
+@pytest.mark.parametrize("build", MODELS)
+@pytest.mark.parametrize("mode", ["train", "eval"])
+@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
+def test_outputs_do_not_change_at_injection(build, mode, options):
+    model = build().train(mode == "train")
+    for module in model.modules():  # the base in train mode would use batch statistics
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    base = copy.deepcopy(model)
+    ll.inject(model, ll.LoRAConfig(rank=2, **options))
+    for own, other in zip(
+        [p for n, p in model.named_parameters() if ".lora." not in n], base.parameters(), strict=True
+    ):
+        other.requires_grad_(own.requires_grad)
+    x = BATCHES[build]()
+    with torch.no_grad():
+        assert torch.equal(model(x), base(x))
+    wanted = base(x)  # with gradients, read weights require one, and torch may take another kernel
+    assert (model(x) - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+
+
+@pytest.mark.parametrize("build", MODELS)
+@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
+def test_effective_weight_is_what_the_model_computes(build, options):
+    """An independent model with W + s·B·A (times DoRA's factors) written into its weights agrees, in
+    train and in eval mode."""
+    model = adapted(build, **options)
+    reference = build()
+    state = {k: v for k, v in model.state_dict().items() if ".lora." not in k}
+    for name, layer in lora_layers(model).items():
+        (update,) = layer.lora["default"].values()
+        key = f"{name}.{update.slot.parameter}"
+        rank = update.lora_A.shape[0]
+        scaling = 2 * rank / (rank**0.5 if options.get("use_rslora") else rank)
+        W = state[key] + scaling * torch.einsum("or,r...->o...", update.lora_B, update.lora_A)
+        if options.get("use_dora"):
+            before = state[key].flatten(1).norm(dim=1)
+            W = W * (before / W.flatten(1).norm(dim=1)).view(-1, *[1] * (W.dim() - 1))
+        state[key] = W.detach()
+    reference.load_state_dict(state)
+    x = BATCHES[build]()
+    for mode in (False, True):
+        model.train(mode)
+        reference.train(mode)
+        for module in reference.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.eval()
+        with torch.no_grad():  # the TransformerEncoder takes its fused path in eval mode
+            torch.testing.assert_close(model(x), reference(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", MODELS)
+@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
+def test_gradients_equal_those_through_the_effective_weight(build, options):
+    """The low-rank branch and autograd through W + s·B·A give the same gradients, in float64."""
+    model = adapted(build, **options).double().train()
+    x = BATCHES[build]().double()
+    model(x).square().sum().backward()
+    fast = [p.grad.clone() for p in ll.lora_parameters(model)]
+    model.zero_grad()
+    weights = {
+        f"{n}.{name}": layer.read(name)
+        for n, layer in lora_layers(model).items()
+        for name in layer.properties
+    }
+    plain = copy.deepcopy(model)
+    ll.eject(plain, merged=True)
+    for module in plain.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    torch.func.functional_call(plain, weights, (x,)).square().sum().backward()
+    for got, parameter in zip(fast, ll.lora_parameters(model), strict=True):
+        torch.testing.assert_close(got, parameter.grad, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("build", MODELS)
+def test_training_changes_only_what_trains(build):
+    model = adapted(build).train()
+    frozen = {n: p.clone() for n, p in model.named_parameters() if not p.requires_grad}
+    buffers = {n: b.clone() for n, b in model.named_buffers()}
+    trained = {n: p.clone() for n, p in model.named_parameters() if p.requires_grad}
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.5)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(BATCHES[build]()).square().mean().backward()
+        optimizer.step()
+    after = {**dict(model.named_parameters()), **dict(model.named_buffers())}
+    assert frozen and all(torch.equal(after[n], before) for n, before in frozen.items())
+    assert all(torch.equal(after[n], before) for n, before in buffers.items())
+    assert all(not torch.equal(after[n], before) for n, before in trained.items())
+
+
+@pytest.mark.parametrize("build", MODELS)
+@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
+@torch.no_grad()
+def test_adapters_off_is_the_base_model(build, options):
+    torch.manual_seed(0)
+    base = build().eval()
+    model = adapted(build, **options).eval()
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            parameter.add_(0.1)
+    x = BATCHES[build]()
+    changed = model(x)
+    assert not torch.equal(changed, base(x))
+    with ll.adapters_off(model):
+        assert torch.equal(model(x), base(x))
+        with torch.enable_grad():
+            torch.testing.assert_close(model(x), base(x), rtol=1e-6, atol=1e-6)
+    assert torch.equal(model(x), changed)
+    ll.merge(model)
+    with ll.adapters_off(model):
+        assert torch.equal(model(x), base(x))
+    torch.testing.assert_close(model(x), changed, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", MODELS)
+@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
+def test_merge_equals_unmerged_and_unmerge_restores(build, options):
+    model = adapted(build, **options).eval()
+    x = BATCHES[build]()
+    before = model(x)
+    weights = base_weights(model)
+    ll.merge(model)
+    merged = model(x)
+    assert (before - merged).abs().max() <= 1e-5 * before.abs().max()
+    ll.merge(model)
+    assert torch.equal(model(x), merged)
+    ll.unmerge(model)
+    ll.unmerge(model)
+    assert all(torch.equal(weight, weights[n]) for n, weight in base_weights(model).items())
+    assert torch.equal(model(x), before)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_merge_refuses_updates_that_are_not_finite_and_merges_nothing(bad):
+    model = adapted(mlp)
+    layers = lora_layers(model)
+    last = list(layers)[-1]
+    with torch.no_grad():
+        layers[last].lora["default"]["weight"].lora_B[0, 0] = bad
+    with pytest.raises(ll.UserError, match=rf"{last}.*NaN or infinity.*No layer was merged"):
+        ll.merge(model)
+    assert not any(layer.lora_merged for layer in layers.values())
+
+
+@pytest.mark.parametrize("build", MODELS)
+def test_eject_gives_back_the_very_model(build):
+    model = build()
+    modules = dict(model.named_modules())
+    classes = {n: type(m) for n, m in modules.items()}
+    flags = {}
+    for i, (name, parameter) in enumerate(model.named_parameters()):
+        parameter.requires_grad_(i % 3 != 0)
+        flags[name] = i % 3 != 0
+    parameters = dict(model.named_parameters())
+    values = {n: t.clone() for n, t in model.state_dict().items()}
+    seen = []
+    handle = next(iter(modules.values())).register_forward_hook(lambda *_: seen.append(1))
+    ll.inject(model, ll.LoRAConfig(rank=2, train_norm="both", train_bias="all"))
+    assert all(m is modules[n] for n, m in model.named_modules() if n in modules)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    model.train()(BATCHES[build]()).square().mean().backward()
+    optimizer.step()
+    assert seen == [1]
+    ll.eject(model)
+    assert {n: type(m) for n, m in model.named_modules()} == classes
+    assert all(p is parameters[n] for n, p in model.named_parameters())
+    assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
+    state = model.state_dict()
+    assert state.keys() == values.keys()
+    assert all(torch.equal(state[n], v) for n, v in values.items())
+    handle.remove()
+
+
+@pytest.mark.parametrize("build", MODELS)
+@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
+def test_eject_merged_is_a_plain_model_with_the_trained_function(build, options):
+    model = adapted(build, **options).eval()
+    x = BATCHES[build]()
+    before = model(x)
+    ll.eject(model, merged=True)
+    plain = build().eval()
+    plain.load_state_dict(model.state_dict())  # strict: no key of ours is left
+    torch.testing.assert_close(plain(x), before, rtol=1e-4, atol=1e-5)
+
+
+def test_torch_folds_the_norms_of_an_ejected_model_into_its_convolutions():
+    from torch.fx.experimental.optimization import fuse
+
+    model = adapted(cnn, train_norm="both")
+    model.train()(BATCHES[cnn]())  # statistics that are not 0 and 1
+    model.eval()
+    x = BATCHES[cnn]()
+    before = model(x)
+    ll.eject(model, merged=True)
+    folded = fuse(model)
+    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
+    torch.testing.assert_close(folded(x), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("build", MODELS)
+def test_original_checkpoint_loads_after_injection(build):
+    original = build().state_dict()
+    torch.manual_seed(5)
+    model = build()
+    ll.inject(model, ll.LoRAConfig(rank=2))
+    result = model.load_state_dict(original, strict=False)
+    assert not result.unexpected_keys
+    assert all(".lora." in n for n in result.missing_keys)
+    assert all(torch.equal(model.state_dict()[n], v) for n, v in original.items())
+
+
+@pytest.mark.parametrize("build", MODELS)
+def test_deepcopy_and_pickle_keep_the_function(build):
+    model = adapted(build).eval()
+    x = BATCHES[build]()
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(x), model(x))
+        twin.train()
+        assert not any(m.training for m in twin.modules() if isinstance(m, nn.BatchNorm2d))
+        ll.eject(twin)
+        assert lora_layers(model)
+        assert not lora_layers(twin)
+
+
+@pytest.mark.parametrize("build", MODELS)
+def test_compile_without_graph_break(build):
+    model = adapted(build).train()
+    x = BATCHES[build]()
+    compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("build", MODELS)
+def test_export(build):
+    model = adapted(build).eval()
+    x = BATCHES[build]()
+    exported = torch.export.export(model, (x,)).module()
+    torch.testing.assert_close(exported(x), model(x), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("build", [mlp, cnn, vit])
+def test_half_precision_base_keeps_float32_updates(build):
+    model = build().bfloat16()
+    ll.inject(model, ll.LoRAConfig(rank=2))
+    assert {p.dtype for p in ll.lora_parameters(model)} == {torch.float32}
+    y = model(BATCHES[build]().bfloat16())
+    assert y.dtype is torch.bfloat16
+    y.float().sum().backward()
+    assert all(p.grad is not None for p in ll.lora_parameters(model))
+    ll.merge(model)
+    assert all(layer.weight.dtype is torch.bfloat16 for layer in lora_layers(model).values())
+
+
+@pytest.mark.parametrize("build", [mlp, cnn, vit])
+def test_autocast(build):
+    model = adapted(build).eval()
+    x = BATCHES[build]()
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        y = model(x)
+        weight = next(iter(lora_layers(model).values())).weight
+    assert weight.dtype is torch.float32
+    torch.testing.assert_close(y.float(), model(x), rtol=0.05, atol=0.05 * float(model(x).abs().max()))
+
+
+def test_dropout_acts_on_the_update_alone_and_in_train_mode_alone():
+    model = nn.Sequential(nn.Linear(50, 50), nn.Linear(50, 2))
+    ll.inject(model, ll.LoRAConfig(rank=2, dropout=0.5, target_modules=["0"]))
+    layer, x = model[0], torch.randn(4, 50)
+    with torch.no_grad():
+        layer.lora["default"]["weight"].lora_B.normal_()
+    assert not torch.equal(layer.train()(x), layer(x))
+    assert torch.equal(layer.eval()(x), layer(x))
+    torch.testing.assert_close(layer(x), nn.functional.linear(x, layer.weight, layer.bias))
+
+
+def test_eval_model_stays_in_eval():
+    model = vit().eval()
+    ll.inject(model, ll.LoRAConfig(rank=2, dropout=0.5))
+    assert not any(m.training for m in model.modules())
+
+
+@pytest.mark.parametrize("name", ["", "two words", "items", "a.b", "0"])
+def test_bad_adapter_name_leaves_the_model_alone(name):
+    model = mlp()
+    with pytest.raises(ll.ConfigError, match="identifier"):
+        ll.inject(model, ll.LoRAConfig(rank=2), adapter=name)
+    assert not lora_layers(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_injecting_twice_is_refused():
+    model = adapted(mlp)
+    with pytest.raises(ll.ConfigError, match="adapted already"):
+        ll.inject(model)
+
+
+@pytest.mark.parametrize("act", [ll.merge, ll.unmerge, ll.eject, ll.lora_state_dict])
+def test_a_model_that_is_not_adapted_is_refused(act):
+    with pytest.raises(ll.UserError, match=r"inject\(model\) first"):
+        act(mlp())
+
+
+def test_freeze_trains_the_head_alone():
+    model = cnn()
+    plan = ll.freeze(model)
+    assert {n for n, p in model.named_parameters() if p.requires_grad} == {"9.weight", "9.bias"}
+    assert plan.trainable == 39
+    model.train()
+    assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
+    ll.eject(model)
+    assert all(p.requires_grad for p in model.parameters())
+
+
+def test_a_linear_probe_trains_the_head_alone():
+    """Whatever LoRA would train beside its updates."""
+    model = cnn()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    config = ll.LoRAConfig(modules_to_save=["9"], train_norm="both", train_bias="all")
+    assert ll.freeze(model, config).trainable == 12 * 3 + 3
+    assert [n for n, p in model.named_parameters() if p.requires_grad] == ["9.weight", "9.bias"]
+    model.train()(torch.randn(4, 3, 10, 10))
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())  # the statistics too

@@ -1,0 +1,27 @@
+"""Tables in plain text."""
+
+import pytest
+
+from lora_lightning.utils.tables import format_table, listed, percent
+
+
+def test_numbers_stand_right_and_words_left():
+    assert format_table(("name", "count"), [("a", "1,000"), ("longer", 7)]).splitlines() == [
+        "name    count",
+        "──────  ─────",
+        "a       1,000",
+        "longer      7",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("part", "whole", "text"),
+    [(41, 10000, "0.41 %"), (1, 2, "50 %"), (0, 5, "0 %"), (1, 0, "0 %"), (1, 10**6, "0.0001 %")],
+)
+def test_percent(part, whole, text):
+    assert percent(part, whole) == text
+
+
+def test_long_lists_are_cut():
+    assert listed(["a", "b"]) == "a, b"
+    assert listed(list("abcdef")) == "a, b, c, d and 2 more"
