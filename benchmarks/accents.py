@@ -100,7 +100,7 @@ def train(
         return task, 0.0, 0
     callbacks = [ll.LoRACallback(ll.LoRAConfig(**lora), verbose=False)] if method == "lora" else []
     if method == "probe":
-        ll.freeze(task)
+        ll.linear_probe(task)
         keep_trained_only(task)
     fitter = trainer(
         max_epochs=EPOCHS, check_val_every_n_epoch=EPOCHS, callbacks=callbacks, gradient_clip_val=5.0

@@ -167,8 +167,8 @@ def build(way: str, workload: Workload, **options: Any) -> nn.Module:
     """The network in train mode, ready to be trained in the way given.
 
     Args:
-        way: "floor", "full", "peft", "ours", "reference" (ours with `kernel="reference"`), "ours_int8" and
-            "ours_nf4" (on a quantized base), "peft_nf4" (PEFT on bitsandbytes' layers).
+        way: "floor", "full", "peft", "ours", "reference" (ours with `implementation="reference"`),
+            "ours_int8" and "ours_nf4" (on a quantized base), "peft_nf4" (PEFT on bitsandbytes' layers).
         options: `dropout` and `use_dora`, of PEFT and of ours.
     """
     torch.manual_seed(0)
@@ -196,7 +196,7 @@ def build(way: str, workload: Workload, **options: Any) -> nn.Module:
             ),
         )
     if way == "reference":
-        options["kernel"] = "reference"
+        options["implementation"] = "reference"
     ll.inject(
         model,
         ll.LoRAConfig(rank=RANK, target_modules=workload.targets, modules_to_save=[workload.head], **options),

@@ -1,6 +1,6 @@
 """Where the extra time of a LoRA step goes, layer by layer.
 
-    python -m benchmarks.profile --model vit_small [--threads 2] [--dora] [--kernel reference]
+    python -m benchmarks.profile --model vit_small [--threads 2] [--dora] [--implementation reference]
 
 Each adapted layer runs alone, forward and backward, on the input that it has in the model, with its update
 and without. Layers are summed by their names, numbers left out, those with the most extra time first.
@@ -26,7 +26,13 @@ def main() -> None:
     options = _options()
     torch.set_num_threads(options.threads)
     workload = WORKLOADS[options.model]
-    model = build("ours", workload, use_dora=options.dora, dropout=options.dropout, kernel=options.kernel)
+    model = build(
+        "ours",
+        workload,
+        use_dora=options.dora,
+        dropout=options.dropout,
+        implementation=options.implementation,
+    )
     model = model.to(options.device)
     x = workload.batch(options.batch or workload.size)[0].to(options.device)
     inputs, _graph = _inputs(model, x)
@@ -95,7 +101,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, help="default: that of the model")
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--dora", action="store_true")
-    parser.add_argument("--kernel", default="auto", help="auto, keep_inputs or reference")
+    parser.add_argument("--implementation", default="auto", help="auto, keep_inputs or reference")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--clock", choices=CLOCKS, default="wall")
     return parser.parse_args()

@@ -25,7 +25,7 @@ import lightning as L
 import torch
 
 from benchmarks.fits import quiet, trainer
-from lora_lightning import LoRACallback, LoRAConfig, freeze, inject, lora_parameters
+from lora_lightning import LoRACallback, LoRAConfig, inject, linear_probe, lora_parameters
 from lora_lightning.data.shapes import ShapesDataModule
 from lora_lightning.models.detection import detector
 from lora_lightning.tasks.detection import SCORES, ObjectDetector
@@ -39,7 +39,7 @@ EPOCHS = 8
 AREA_SCALE = 4.0
 CLIP = 5.0
 LORA: dict[str, dict[str, Any]] = {
-    "fcos": {"rank": 8, "scope": "all", "train_norm": "stats"},
+    "fcos": {"rank": 8, "detector_part": "all", "train_norm": "stats"},
     "fasterrcnn": {"rank": 16, "target_modules": "all", "train_norm": "both", "train_bias": "all"},
 }
 RATES = {  # evenly spaced in the logarithm, and then one more beside the best
@@ -102,7 +102,7 @@ def train(model: str, method: str, lr: float, seed: int) -> tuple[dict[str, Any]
     lora = LoRAConfig(**LORA[model])
     callbacks = [LoRACallback(lora, verbose=False)] if method == "lora" else []
     if method == "probe":
-        freeze(module)
+        linear_probe(module)
     if method == "peft":
         module = task(model, lr, adapt=lambda net: peft_model(net, lora))
     fitter = trainer(

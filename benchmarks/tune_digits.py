@@ -21,7 +21,7 @@ import lightning as L
 import torch
 
 from benchmarks.fits import quiet, trainer
-from lora_lightning import LoRACallback, freeze
+from lora_lightning import LoRACallback, linear_probe
 from lora_lightning.data.digits import DigitsDataModule
 from lora_lightning.models.timm import timm_model
 from lora_lightning.tasks.classification import ImageClassifier
@@ -107,7 +107,7 @@ def run(name: str, method: str, lr: float) -> Trial:
         module = classifier(name, lr)
         callbacks = [LoRACallback(verbose=False, **LORA)] if method == "lora" else []
         if method == "probe":
-            freeze(module)
+            linear_probe(module)
         fitter = trainer(callbacks=callbacks, max_epochs=EPOCHS, check_val_every_n_epoch=EPOCHS)
         start = time.perf_counter()
         fitter.fit(module, datamodule=DigitsDataModule("target", seed=seed))

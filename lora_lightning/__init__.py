@@ -12,7 +12,7 @@ from lora_lightning.utils.libraries import load_lightning
 
 if TYPE_CHECKING:
     from lora_lightning.adapters.combine import combine
-    from lora_lightning.adapters.inject import eject, freeze, inject
+    from lora_lightning.adapters.inject import eject, inject, linear_probe
     from lora_lightning.adapters.manage import (
         adapter_names,
         adapters_off,
@@ -20,10 +20,10 @@ if TYPE_CHECKING:
         delete_adapter,
         lora_parameters,
         merge,
-        select,
+        set_adapter,
         unmerge,
     )
-    from lora_lightning.adapters.mixed_batch import adapters_for
+    from lora_lightning.adapters.mixed_batch import mixed_adapters
     from lora_lightning.adapters.quantize import quantize
     from lora_lightning.adapters.verify import verify
     from lora_lightning.config import LoRAConfig
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 MODULES = {  # module -> its public names, as above
     "adapters.combine": ("combine",),
-    "adapters.inject": ("eject", "freeze", "inject"),
+    "adapters.inject": ("eject", "inject", "linear_probe"),
     "adapters.manage": (
         "adapter_names",
         "adapters_off",
@@ -46,10 +46,10 @@ MODULES = {  # module -> its public names, as above
         "delete_adapter",
         "lora_parameters",
         "merge",
-        "select",
+        "set_adapter",
         "unmerge",
     ),
-    "adapters.mixed_batch": ("adapters_for",),
+    "adapters.mixed_batch": ("mixed_adapters",),
     "adapters.quantize": ("quantize",),
     "adapters.verify": ("verify",),
     "config": ("LoRAConfig",),
@@ -76,23 +76,23 @@ __all__ = [
     "ResumableLoader",
     "UserError",
     "adapter_names",
-    "adapters_for",
     "adapters_off",
     "add_adapter",
     "combine",
     "delete_adapter",
     "eject",
-    "freeze",
     "inject",
+    "linear_probe",
     "load_adapter",
     "load_from_checkpoint",
     "lora_parameters",
     "lora_state_dict",
     "merge",
+    "mixed_adapters",
     "plan",
     "quantize",
     "save_adapter",
-    "select",
+    "set_adapter",
     "unmerge",
     "verify",
 ]

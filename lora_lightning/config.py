@@ -19,10 +19,10 @@ from lora_lightning.utils.pattern_kinds import problem
 from lora_lightning.utils.peft_names import ALL_LINEAR, NAMES, peft_problem
 
 INITS = ("default", "gaussian")
-SCOPES = ("backbone", "neck", "all")
+DETECTOR_PARTS = ("backbone", "neck", "all")
 TRAIN_BIAS = ("none", "all", "lora_only")
 TRAIN_NORM = ("frozen", "affine", "stats", "both")
-KERNELS = ("auto", "keep_inputs", "reference")
+IMPLEMENTATIONS = ("auto", "keep_inputs", "reference")
 
 
 def _named(cls: type[LoRAConfig]) -> type[LoRAConfig]:
@@ -62,8 +62,8 @@ class LoRAConfig:
             a list of names, or one regular expression that matches whole names. A name in a list is a
             whole one or an ending after a dot (`qkv`, `attn.qkv`), a glob (it has `*`, `?` or `[`), or a
             regular expression for either (it has one of `^ $ \\ ( ) | + { }`, or begins with `.*`).
-        scope: the part of a detector to which `target_modules` is confined: "backbone", "neck" (with the
-            feature pyramid) or "all" (with the RPN, the RoI heads, the towers of a head). None is "neck"
+        detector_part: the part of a detector to which `target_modules` is confined: "backbone", "neck" (with
+            the feature pyramid) or "all" (with the RPN, the RoI heads, the towers of a head). None is "neck"
             for "auto" in torchvision's detectors, else "all".
         exclude_modules: layers to leave alone: a list of names, or a regular expression.
         modules_to_save: modules trained in full and saved with the adapter: "auto" finds the head;
@@ -82,8 +82,8 @@ class LoRAConfig:
         train_bias: "none", "all" (every bias in the backbone) or "lora_only" (of adapted layers).
         train_norm: normalization layers: "frozen", "affine" (weight and bias train), "stats" (running
             statistics move) or "both".
-        kernel: how adapted layers compute: "auto" (the fast functions, which make some inputs again in
-            the backward instead of saving them), "keep_inputs" (without the latter) or "reference" (plain
+        implementation: how adapted layers compute: "auto" (the fast functions, which make some inputs again
+            in the backward instead of saving them), "keep_inputs" (without the latter) or "reference" (plain
             autograd: slower, larger, the same results).
 
     Raises:
@@ -93,7 +93,7 @@ class LoRAConfig:
     rank: int = 8
     alpha: float | None = None
     target_modules: str | list[str] = "auto"
-    scope: str | None = None
+    detector_part: str | None = None
     exclude_modules: str | list[str] | None = None
     modules_to_save: str | list[str] | None = "auto"
     backbone: str | None = None
@@ -105,7 +105,7 @@ class LoRAConfig:
     use_dora: bool = False
     train_bias: str = "none"
     train_norm: str = "frozen"
-    kernel: str = "auto"
+    implementation: str = "auto"
 
     def __post_init__(self) -> None:
         # Hydra hands over ListConfig and tuples: keep plain lists and dictionaries, which every
@@ -184,12 +184,14 @@ def _value_problems(config: LoRAConfig) -> list[str]:
         None
         if config.backbone is None or (isinstance(config.backbone, str) and config.backbone)
         else f"backbone={config.backbone!r}: give the name of a submodule, such as 'encoder', or null.",
-        None if config.scope is None else _choice("scope", config.scope, SCOPES),
+        None
+        if config.detector_part is None
+        else _choice("detector_part", config.detector_part, DETECTOR_PARTS),
         _fraction("dropout", config.dropout),
         _choice("init", config.init, INITS),
         _choice("train_bias", config.train_bias, TRAIN_BIAS),
         _choice("train_norm", config.train_norm, TRAIN_NORM),
-        _choice("kernel", config.kernel, KERNELS),
+        _choice("implementation", config.implementation, IMPLEMENTATIONS),
     ]
     for name in ("use_rslora", "use_dora"):
         if not isinstance(getattr(config, name), bool):

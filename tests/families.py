@@ -151,10 +151,10 @@ def reference(name: str, model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]
             slot = update.slot
             key = f"{layer_name}.{slot.parameter}"
             W = weights.get(key, plain.get_parameter(key).detach())
-            first, last = slot.rows or (0, W.shape[0])
+            first, last = slot.out_range or (0, W.shape[0])
             rows = slice(first, last)
             rank, alpha = update.rank, 2 * update.rank
-            scaling = alpha / rank**0.5 if model.lora_injection.config.use_rslora else alpha / rank
+            scaling = alpha / rank**0.5 if model.lora_state.config.use_rslora else alpha / rank
             product = scaling * by_groups(update.lora_A, update.lora_B, rank, slot.transposed)
             changed = W[rows] + product.reshape(W[rows].shape)
             if update.lora_magnitude is not None:
@@ -251,7 +251,7 @@ def attend_padded(layer: nn.Module, x: Tensor) -> Any:
     return layer(x, x, x, key_padding_mask=padding, average_attn_weights=False)
 
 
-def grow(layer: nn.Module, x: Tensor) -> Tensor:
+def attach_adapter(layer: nn.Module, x: Tensor) -> Tensor:
     return layer(x, output_size=[2 * size for size in x.shape[2:]])
 
 
@@ -348,7 +348,7 @@ TRANSPOSED = {
         lambda: nn.ConvTranspose2d(4, 4, 3, groups=4), ((2, 4, 3, 3),), options={"rank": 1}
     ),
     "ConvTranspose2d-output-size": Case(
-        lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1), ((2, 4, 3, 4),), grow
+        lambda: nn.ConvTranspose2d(4, 6, 3, stride=2, padding=1), ((2, 4, 3, 4),), attach_adapter
     ),
     "ConvTranspose2d-unbatched": Case(
         lambda: nn.ConvTranspose2d(4, 6, 2, groups=2), ((4, 3, 3),), batch=None

@@ -1,4 +1,4 @@
-"""The rooms of the package: imports run one way, from the application down to the errors, and in no circle."""
+"""The rooms of the package: imports run one way, from the application down to the errors, in no circle."""
 
 import ast
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "lora_lightning"
 TESTS = Path(__file__).parent
-# From the ground up. A room imports those before it; "" is `lora_lightning` itself, which names what is public.
+# From the ground up: a room imports those before it. "" is `lora_lightning` itself, the public names.
 ROOMS = (
     "errors", "utils", "config", "kernels", "layers", "planning", "adapters", "files", "trainer", "data",
     "models", "tasks", "app", "",
@@ -29,7 +29,7 @@ FILES = {name_of(path): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
 def room(module: str) -> str:
-    return (module.split(".") + [""])[1]
+    return [*module.split("."), ""][1]
 
 
 def imported(module: str) -> Iterator[tuple[str, bool]]:

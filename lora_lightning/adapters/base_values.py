@@ -11,13 +11,13 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lora_lightning.adapters.state import ADVICE, Injection, injection_of, own_tensors
+from lora_lightning.adapters.state import ADVICE, AdapterState, extra_tensors, state_of
 from lora_lightning.errors import UserError
 from lora_lightning.layers.norm import is_norm
-from lora_lightning.layers.registry import LoRALayer, lora_layers, own_modules
+from lora_lightning.layers.registry import LoRALayer, base_modules, lora_layers
 from lora_lightning.utils.names import named_parameters, stored_name
 from lora_lightning.utils.sharding import is_flattened, is_shard, is_sharded
-from lora_lightning.utils.tables import listed
+from lora_lightning.utils.tables import truncate_list
 
 
 @dataclass
@@ -31,7 +31,7 @@ class Follower:
         load: the list of missing keys of that `load_state_dict`, by whose identity it is known.
     """
 
-    injection: Injection
+    state: AdapterState
     plain: bool = False
     unchanged: dict[str, list[str]] = field(default_factory=dict)
     load: list[str] | None = None
@@ -44,11 +44,11 @@ def follow_base(model: nn.Module) -> None:
     been adapted since.
     """
     leave_base(model)
-    injection = injection_of(model)
-    follower = Follower(injection)
-    own = own_tensors(model, dict.fromkeys(n for a in injection.adapters.values() for n in a.own))
+    state = state_of(model)
+    follower = Follower(state)
+    own = extra_tensors(model, dict.fromkeys(n for a in state.adapters.values() for n in a.extra_trainables))
     names = {id(tensor): name for name, tensor in own.items()}
-    modules = dict(own_modules(model))
+    modules = dict(base_modules(model))
     watched: dict[str, dict[str, str]] = {}
     for path, module in modules.items():
         leaves = {leaf: names[id(t)] for leaf, t in _tensors(module).items() if id(t) in names}
@@ -77,20 +77,20 @@ def leave_base(model: nn.Module) -> None:
 def replaced(model: nn.Module) -> list[str]:
     """The adapted layers, and the owners of the model's own trained tensors, in whose places other modules
     stand now; norm layers do not count, which other tools convert."""
-    injection, layers = injection_of(model), lora_layers(model)
+    state, layers = state_of(model), lora_layers(model)
     others = [
         planned.module or type(model).__name__
-        for adapter, record in injection.adapters.items()
+        for adapter, record in state.adapters.items()
         for planned in record.plan.layers
         if adapter not in getattr(layers.get(planned.module), "lora", ())
     ]
-    names = dict.fromkeys(n for a in injection.adapters.values() for n in a.own)
-    found = own_tensors(model, names)
+    names = dict.fromkeys(n for a in state.adapters.values() for n in a.extra_trainables)
+    found = extra_tensors(model, names)
     others += [n.rpartition(".")[0] for n in names if n not in found]
-    kept = injection.originals
+    kept = state.originals
     others += [n.rpartition(".")[0] for n, t in found.items() if n in kept and kept[n].shape != t.shape]
     owned = {id(t): n.rpartition(".")[0] for n, t in found.items()}
-    for _, module in own_modules(model):
+    for _, module in base_modules(model):
         if not (_is_watched(module) or is_norm(module)):
             others += [owned[id(t)] for t in _tensors(module).values() if id(t) in owned]
     return list(dict.fromkeys(others))
@@ -104,7 +104,7 @@ def refuse_replaced(model: nn.Module) -> None:
     """
     if not is_sharded(model) and (others := replaced(model)):
         raise UserError(
-            f"{listed(others)}: another module, or a weight of another shape, was put here after the "
+            f"{truncate_list(others)}: another module, or a weight of another shape, was put here after the "
             "injection, and what was adapted or trained in this place is gone. Call "
             "lora_lightning.eject(model), replace it, and inject again; what a LightningModule's own setup "
             "or configure_model replaces is replaced in time."
@@ -119,7 +119,7 @@ def refuse_meta(model: nn.Module, action: str) -> None:
     """
     if meta := [n for n, p in named_parameters(model).items() if p.is_meta]:
         raise UserError(
-            f"{action}: {listed(meta, most=3)} have no memory yet (meta device): give it to them, "
+            f"{action}: {truncate_list(meta, most=3)} have no memory yet (meta device): give it to them, "
             "model.to_empty(device=...), and load the model's weights first."
         )
 
@@ -134,14 +134,14 @@ def _is_watched(module: nn.Module) -> bool:
 def begin_training(model: nn.Module) -> None:
     """The last moment at which what stands in the model is the base's, unless a checkpoint or an adapter was
     loaded: take it, what no hook has seen arriving too."""
-    injection = injection_of(model)
-    if not injection.begun:
-        follower = Follower(injection)
-        for name, tensor in own_tensors(model, injection.originals).items():
-            follower.unchanged[name] = _with_base_value(injection, name, tensor)
+    state = state_of(model)
+    if not state.begun:
+        follower = Follower(state)
+        for name, tensor in extra_tensors(model, state.originals).items():
+            follower.unchanged[name] = _with_base_value(state, name, tensor)
             _follow(follower, name, tensor)
     begin_magnitudes(model)
-    injection.begun = True
+    state.begun = True
 
 
 @torch.no_grad()
@@ -152,40 +152,42 @@ def begin_magnitudes(model: nn.Module) -> None:
 
 
 def _before_load(
-    follower: Follower, leaves: Mapping[str, str], top: bool, module: nn.Module, state: dict[str, Any],
+    follower: Follower, leaves: Mapping[str, str], top: bool, module: nn.Module, state_dict: dict[str, Any],
     prefix: str, metadata: Any, strict: bool, missing: list[str], *rest: Any,
 ) -> None:  # fmt: skip
     if missing is not follower.load:  # one list a load, of which the outermost module sees all
         follower.load = missing
-        _begin(follower, module, top, state, prefix)
+        _begin(follower, module, top, state_dict, prefix)
     if follower.plain:
         for leaf, name in leaves.items():
-            stored = state.get(prefix + leaf)
+            stored = state_dict.get(prefix + leaf)
             tensor = _tensors(module).get(leaf)
             if tensor is not None and isinstance(stored, Tensor) and stored.shape == tensor.shape:
-                follower.unchanged[name] = _with_base_value(follower.injection, name, tensor)
+                follower.unchanged[name] = _with_base_value(follower.state, name, tensor)
 
 
-def _begin(follower: Follower, module: nn.Module, top: bool, state: Mapping[str, Any], prefix: str) -> None:
-    injection = follower.injection
-    restored = top and injection.restoring
-    injection.restoring = injection.restoring and not top
+def _begin(
+    follower: Follower, module: nn.Module, top: bool, state_dict: Mapping[str, Any], prefix: str
+) -> None:
+    state = follower.state
+    restored = top and state.restoring
+    state.restoring = state.restoring and not top
     follower.plain, follower.unchanged = False, {}
     if is_flattened(module) or is_sharded(module):
         return
     layers = lora_layers(module)
 
     def stored(name: str) -> Any:
-        return state.get(prefix + stored_name(module, name))
+        return state_dict.get(prefix + stored_name(module, name))
 
     _refuse_into_merged(layers, stored)
-    adapted = any(stored(n) is not None for n in _update_names(layers)) or prefix + ADVICE in state
-    if not any(record.plan.layers for record in injection.adapters.values()):
+    adapted = any(stored(n) is not None for n in _update_names(layers)) or prefix + ADVICE in state_dict
+    if not any(record.plan.layers for record in state.adapters.values()):
         # A linear probe has no updates by which its checkpoints are told: they hold the base that is here.
         frozen = {n: p for n, p in named_parameters(module).items() if not p.requires_grad}
         adapted = not any(_differs(stored(n), p) for n, p in frozen.items())
     follower.plain = not (restored or adapted)
-    injection.begun = injection.begun or not follower.plain
+    state.begun = state.begun or not follower.plain
 
 
 @torch.no_grad()
@@ -201,26 +203,26 @@ def _after_load(follower: Follower, leaves: Mapping[str, str], module: nn.Module
 
 
 def _follow(follower: Follower, name: str, tensor: Tensor) -> None:
-    injection = follower.injection
-    holders = [injection.adapters[adapter].values for adapter in follower.unchanged.pop(name)]
-    if name in injection.originals:
-        holders.append(injection.originals)
-    with injection.choice.lock:
+    state = follower.state
+    holders = [state.adapters[adapter].values for adapter in follower.unchanged.pop(name)]
+    if name in state.originals:
+        holders.append(state.originals)
+    with state.choice.lock:
         for values in holders:
             if values[name].dtype == tensor.dtype and values[name].device == tensor.device:
                 values[name].copy_(tensor)  # some thread may see this very tensor now
             else:
                 values[name] = tensor.detach().clone()
-        injection.choice.version += 1
+        state.choice.version += 1
 
 
-def _with_base_value(injection: Injection, name: str, standing: Tensor) -> list[str]:
+def _with_base_value(state: AdapterState, name: str, standing: Tensor) -> list[str]:
     """The adapters, but for the one whose values stand in the model, that have the tensor's base value."""
-    base = injection.originals.get(name, standing)
+    base = state.originals.get(name, standing)
     return [
         adapter
-        for adapter, record in injection.adapters.items()
-        if adapter not in injection.active[:1] and name in record.values and _same(record.values[name], base)
+        for adapter, record in state.adapters.items()
+        if adapter not in state.active[:1] and name in record.values and _same(record.values[name], base)
     ]
 
 
@@ -237,7 +239,7 @@ def _begin_magnitudes(layer: LoRALayer) -> None:
         zero = getattr(update, f"lora_{update.slot.zero}")
         if update.lora_magnitude is None or layer.lora_merged or is_shard(zero) or zero.is_meta or zero.any():
             continue
-        update.reset_magnitude(update.slot.of(layer.base(update.slot.parameter)))
+        update.reset_magnitude(update.slot.of(layer.base_weight(update.slot.parameter)))
 
 
 def _update_names(layers: Mapping[str, LoRALayer]) -> Iterator[str]:
@@ -256,7 +258,8 @@ def _refuse_into_merged(layers: Mapping[str, LoRALayer], stored: Callable[[str],
             others += [n for n, p in there.items() if _differs(stored(n), p)]
     if others:
         raise UserError(
-            f"the adapters are merged into the weights, and {listed(others)} would be loaded over them: call "
+            f"the adapters are merged into the weights, and {truncate_list(others)} would be loaded over "
+            "them: call "
             "lora_lightning.unmerge(model) first, load, and merge again. Nothing was loaded."
         )
 

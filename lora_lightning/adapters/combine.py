@@ -12,8 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_lightning.adapters.combine_methods import Sum, dense, rank_of, shortened, side_by_side
-from lora_lightning.adapters.inject import check_adapter, grow, name_problem, own_names, refuse_merged
-from lora_lightning.adapters.state import Adapter, as_before, injection_of, own_tensors, value_for
+from lora_lightning.adapters.inject import (
+    attach_adapter,
+    check_adapter,
+    extra_names,
+    name_problem,
+    refuse_merged,
+)
+from lora_lightning.adapters.state import Adapter, extra_tensors, state_of, value_for, viewed_as_plain
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, did_you_mean
 from lora_lightning.layers.layer import LoRALayer, slot_key
@@ -22,7 +28,7 @@ from lora_lightning.planning.patterns import naming
 from lora_lightning.planning.plan import LayerPlan, Plan
 from lora_lightning.planning.targets import assemble
 from lora_lightning.utils.names import submodule
-from lora_lightning.utils.tables import listed
+from lora_lightning.utils.tables import truncate_list
 
 DENSE = ("ties", "dare_linear", "dare_ties")  # methods that look at single entries of the updates
 METHODS = ("linear", "svd", *DENSE)
@@ -74,8 +80,8 @@ def combine(
             of two thin matrices. The model is untouched.
     """
     refuse_merged(model)
-    injection = injection_of(model)
-    records = [injection.named(name) for name in names]
+    state = state_of(model)
+    records = [state.named(name) for name in names]
     _check(model, records, names, weights, into, method, rank, density)
     sums = _collect(model, names, records)
     if method in DENSE:
@@ -92,11 +98,11 @@ def combine(
     ranks = {n: left.shape[-1] for n, (left, _, _) in factors.items()}
     config, planned = _planned(model, records, sums, ranks)
     values = _averages(model, names, list(weights), config, planned)
-    grow(model, config, planned, into)
+    attach_adapter(model, config, planned, into)
     with torch.no_grad():
         for name, (left, right, _) in factors.items():
             _write(_update(model, sums[name].layer, into), left, right)
-    injection.adapters[into].values.update(values)
+    state.adapters[into].values.update(values)
     return {name: error for name, (_, _, error) in factors.items()}
 
 
@@ -119,7 +125,7 @@ def _check(
         problems.append(f"weights={list(weights)!r}: give finite numbers.")
     if problem := name_problem(into):
         problems.append(problem.replace("adapter=", "into="))
-    elif into in injection_of(model).adapters:
+    elif into in state_of(model).adapters:
         problems.append(f"into={into!r}: the model has an adapter of this name; give another.")
     if method not in METHODS:
         problems.append(
@@ -139,8 +145,8 @@ def _check(
         problems.append(f"density={density!r}: {method} drops no entries; leave it out.")
     if dora := [n for n, r in zip(names, records, strict=True) if r.config.use_dora]:
         problems.append(
-            f"names: {listed(dora)} use DoRA, which rescales the weight itself and is no sum of low rank: "
-            "combine adapters with use_dora=False."
+            f"names: {truncate_list(dora)} use DoRA, which rescales the weight itself and is no sum of low "
+            "rank: combine adapters with use_dora=False."
         )
     if problems:
         raise ConfigError(problems)
@@ -161,15 +167,15 @@ def _collect(model: nn.Module, names: Sequence[str], records: list[Adapter]) -> 
     whole = {
         (layer.module, slot.parameter): layer
         for (_, layer), slot in zip(plans, slots, strict=True)
-        if slot.rows is None
+        if slot.out_range is None
     }
     sums: dict[str, Sum] = {}
     for (i, layer), slot in zip(plans, slots, strict=True):
         left, right = _update(model, layer, names[i]).thin_factors()
         place = whole.get((layer.module, slot.parameter), layer)
-        if place.slot != layer.slot and slot.rows is not None:
-            left = F.pad(left, [0, 0, slot.rows[0], place.shape[0] - slot.rows[1]])
-            slot = replace(slot, rows=None)
+        if place.slot != layer.slot and slot.out_range is not None:
+            left = F.pad(left, [0, 0, slot.out_range[0], place.shape[0] - slot.out_range[1]])
+            slot = replace(slot, out_range=None)
         total = sums.setdefault(place.name, Sum(place, slot.highest_rank(place.shape), []))
         total.terms.append((i, left, right))
     return sums
@@ -179,8 +185,8 @@ def _planned(
     model: nn.Module, records: list[Adapter], sums: dict[str, Sum], ranks: dict[str, int]
 ) -> tuple[LoRAConfig, Plan]:
     """A configuration and a plan under which the new adapter's scaling is 1 everywhere."""
-    scope = records[0].plan.scope
-    prefix = f"{scope}." if scope else ""
+    backbone = records[0].plan.backbone
+    prefix = f"{backbone}." if backbone else ""
     layers = []
     for name, total in sums.items():
         _, left, right = total.terms[0]
@@ -209,9 +215,9 @@ def _planned(
         train_norm="both" if len(norms) > 1 else next(iter(norms), "frozen"),
     )
     skipped = {n.removeprefix(prefix): r for n, r in records[0].plan.skipped.items() if n not in sums}
-    with as_before(model):
-        config = naming(config, layers, heads, submodule(model, scope))
-        return config, assemble(model, config, scope, heads, layers, skipped)
+    with viewed_as_plain(model):
+        config = naming(config, layers, heads, submodule(model, backbone))
+        return config, assemble(model, config, backbone, heads, layers, skipped)
 
 
 @torch.no_grad()
@@ -220,12 +226,12 @@ def _averages(
 ) -> dict[str, Tensor]:
     """Σ w·v / Σ w of the model's own tensors that the new adapter trains; an adapter that does not train
     one has the base's value."""
-    injection = injection_of(model)
-    with as_before(model):
-        own = own_tensors(model, own_names(model, config, planned))
+    state = state_of(model)
+    with viewed_as_plain(model):
+        own = extra_tensors(model, extra_names(model, config, planned))
     averages = {}
     for name, tensor in own.items():
-        values = [value_for(injection, adapter, name, tensor).detach() for adapter in names]
+        values = [value_for(state, adapter, name, tensor).detach() for adapter in names]
         if all(torch.equal(v, values[0]) for v in values):
             averages[name] = values[0].clone()
             continue

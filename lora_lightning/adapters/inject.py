@@ -15,18 +15,18 @@ from lora_lightning.adapters.base_values import (
 )
 from lora_lightning.adapters.state import (
     Adapter,
-    Injection,
-    as_before,
-    injection_of,
-    own_tensors,
+    AdapterState,
+    extra_tensors,
     put_adapter_values,
     put_base_values,
+    state_of,
+    viewed_as_plain,
 )
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.layers.layer import LoRALayer, adapt, forget, restore, slot_key
 from lora_lightning.layers.norm import FrozenNorm, freeze_statistics, has_statistics
-from lora_lightning.layers.registry import family_of, lora_layers, own_modules, slots_of
+from lora_lightning.layers.registry import base_modules, family_of, lora_layers, slots_of
 from lora_lightning.layers.slot import weight_of
 from lora_lightning.layers.swap import swap_out
 from lora_lightning.layers.update import LowRankUpdate
@@ -34,10 +34,10 @@ from lora_lightning.layers.viewed import hide_all
 from lora_lightning.layers.writing import set_weights
 from lora_lightning.planning.peft_config import config_of
 from lora_lightning.planning.structure import inside
-from lora_lightning.planning.targets import Plan, head_alone, inside_scope, plan, plan_probe, trained_names
+from lora_lightning.planning.targets import Plan, head_alone, inside_backbone, plan, plan_probe, trained_names
 from lora_lightning.utils.names import named_modules, named_parameters, submodule, unwrapped
 from lora_lightning.utils.sharding import FIRST, refuse_sharded
-from lora_lightning.utils.tables import listed
+from lora_lightning.utils.tables import truncate_list
 
 
 def inject(model: nn.Module, config: LoRAConfig | None = None, adapter: str = "default") -> Plan:
@@ -61,11 +61,11 @@ def inject(model: nn.Module, config: LoRAConfig | None = None, adapter: str = "d
     refuse_sharded(model, "inject", FIRST)
     config = config_of(config)
     planned = plan(model, config)
-    carry_out(model, config, planned, adapter)
+    apply_plan(model, config, planned, adapter)
     return planned
 
 
-def carry_out(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str = "default") -> None:
+def apply_plan(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str = "default") -> None:
     """`inject` by a plan that is known already, for example from a file.
 
     Raises:
@@ -73,27 +73,27 @@ def carry_out(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str 
     """
     check_adapter(model, config, adapter)
     parameters = named_parameters(model)
-    injection = Injection(requires_grad={n: p.requires_grad for n, p in parameters.items()})
-    names = own_names(model, config, planned)
+    state = AdapterState(requires_grad={n: p.requires_grad for n, p in parameters.items()})
+    names = extra_names(model, config, planned)
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in names)
-    unwrapped(model).lora_injection = injection  # type: ignore[assignment]
+    unwrapped(model).lora_state = state  # type: ignore[assignment]
     _attach(model, config, planned, adapter, names)
     activate(model, (adapter,))
 
 
-def grow(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str) -> None:
+def attach_adapter(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str) -> None:
     """Give an adapted model one more adapter by a plan that is known already; it is not selected.
 
     Raises:
         ConfigError: the adapter's name is no identifier; the model is untouched.
     """
     check_adapter(model, config, adapter)
-    with injection_of(model).changing():
+    with state_of(model).changing():
         put_base_values(model)
         try:
-            with as_before(model):
-                names = own_names(model, config, planned)
+            with viewed_as_plain(model):
+                names = extra_names(model, config, planned)
             _attach(model, config, planned, adapter, names)
         finally:
             put_adapter_values(model)
@@ -135,13 +135,15 @@ def check_name(adapter: object) -> None:
         raise ConfigError([problem])
 
 
-def own_names(model: nn.Module, config: LoRAConfig, planned: Plan) -> tuple[str, ...]:
+def extra_names(model: nn.Module, config: LoRAConfig, planned: Plan) -> tuple[str, ...]:
     """Names of the plain model's own tensors that such an adapter trains, in their order."""
-    trained = trained_names(model, config, planned.scope, planned.heads, [p.module for p in planned.layers])
+    trained = trained_names(
+        model, config, planned.backbone, planned.heads, [p.module for p in planned.layers]
+    )
     moving = []
     for name, module in named_modules(model).items():
         moves = inside(name, planned.heads) or config.train_norm in ("stats", "both")
-        if moves and has_statistics(module) and inside_scope(name, planned.scope):
+        if moves and has_statistics(module) and inside_backbone(name, planned.backbone):
             moving += [f"{name}.{n}".lstrip(".") for n, _ in module.named_buffers(recurse=False)]
     return (*[n for n in named_parameters(model) if n in trained], *moving)
 
@@ -149,38 +151,38 @@ def own_names(model: nn.Module, config: LoRAConfig, planned: Plan) -> tuple[str,
 def activate(model: nn.Module, names: tuple[str, ...]) -> None:
     """Select these adapters: their updates are added and train, the values of the first stand in the
     model and train, norm layers are frozen as it says, and nothing of the others trains."""
-    injection = injection_of(model)
-    with injection.choice.lock:
-        _deactivate(model, injection)
-        injection.active = names
+    state = state_of(model)
+    with state.choice.lock:
+        _deactivate(model, state)
+        state.active = names
         put_adapter_values(model)
         for layer in lora_layers(model).values():
             layer.lora_active = tuple(n for n in names if n in layer.lora)
             for adapter in layer.lora_active:
                 layer.lora[adapter].requires_grad_(True)
-        _flag_own(model, injection, True)
-        _freeze_statistics(model, injection)
+        _flag_own(model, state, True)
+        _freeze_statistics(model, state)
         begin_magnitudes(model)
-        injection.choice.version += 1
+        state.choice.version += 1
 
 
-def drop(model: nn.Module, adapter: str) -> None:
+def remove_adapter(model: nn.Module, adapter: str) -> None:
     """Take an adapter that is not selected out of the model."""
-    with injection_of(model).changing():
+    with state_of(model).changing():
         for layer in lora_layers(model).values():
             if adapter in layer.lora:
                 forget(layer, adapter)
-        del injection_of(model).adapters[adapter]
+        del state_of(model).adapters[adapter]
         follow_base(model)
 
 
 def replace(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str) -> None:
     """Put an adapter by another plan in the place of one, selected or not as that was."""
-    injection = injection_of(model)
-    active = injection.active
-    _deactivate(model, injection)
-    drop(model, adapter)
-    grow(model, config, planned, adapter)
+    state = state_of(model)
+    active = state.active
+    _deactivate(model, state)
+    remove_adapter(model, adapter)
+    attach_adapter(model, config, planned, adapter)
     activate(model, active)
 
 
@@ -191,7 +193,7 @@ def refuse_merged(model: nn.Module) -> None:
         UserError: the model is merged, sharded, or some thread or task is within a context of it; or a
             module of its plan was replaced.
     """
-    injection_of(model).settled()
+    state_of(model).require_no_context()
     refuse_choosing(model, "changing adapters")
 
 
@@ -207,7 +209,7 @@ def refuse_choosing(model: nn.Module, action: str) -> None:
         raise UserError("the adapters are merged into the weights: call lora_lightning.unmerge(model) first.")
 
 
-def freeze(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
+def linear_probe(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     """Freeze the backbone and train the head alone: the linear probe. `eject` undoes it.
 
     Args:
@@ -218,7 +220,7 @@ def freeze(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     """
     config = head_alone(config_of(config))
     planned = plan_probe(model, config)
-    carry_out(model, config, planned)
+    apply_plan(model, config, planned)
     return planned
 
 
@@ -235,15 +237,15 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
             a module that was replaced.
     """
     refuse_sharded(model, "eject")
-    injection = injection_of(model)
-    injection.settled()
+    state = state_of(model)
+    state.require_no_context()
     if merged:
         refuse_replaced(model)
         refuse_meta(model, "eject(merged=True)")
-    hide_all(injection.choice)
+    hide_all(state.choice)
     weights = {n: layer.merged_weights() for n, layer in lora_layers(model).items()} if merged else {}
     gone = replaced(model)
-    injection.originals = {n: t for n, t in injection.originals.items() if n.rpartition(".")[0] not in gone}
+    state.originals = {n: t for n, t in state.originals.items() if n.rpartition(".")[0] not in gone}
     leave_base(model)
     plain: list[str] = []
     for name, layer in lora_layers(model).items():
@@ -253,37 +255,38 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
         if merged:
             plain += [f"{name}.{w}".lstrip(".") for w in set_weights(layer, weights[name])]
     modules = named_modules(model)
-    for name, mode in injection.training.items():
+    for name, mode in state.training.items():
         if isinstance(norm := modules.get(name), FrozenNorm):
             swap_out(norm)
             norm.training = mode and model.training  # a model in eval mode stays in it
     if not merged:
         put_base_values(model)
     for name, parameter in named_parameters(model).items():
-        parameter.requires_grad_(injection.requires_grad.get(name, parameter.requires_grad))
-    del unwrapped(model).lora_injection
+        parameter.requires_grad_(state.requires_grad.get(name, parameter.requires_grad))
+    del unwrapped(model).lora_state
     if plain:
         rank_zero_warn(
-            f"{listed(plain)} are plain parameters now: no values of their parametrizations (spectral norm, "
+            f"{truncate_list(plain)} are plain parameters now: no values of their parametrizations "
+            "(spectral norm, "
             "for example) give the merged weights. Load them into a model without these parametrizations."
         )
 
 
 def freeze_norms(model: nn.Module) -> None:
     """Put frozen norm layers back into eval mode where another tool has replaced them (SyncBatchNorm)."""
-    injection = injection_of(model)
-    for name in injection.training:
-        freeze_statistics(submodule(model, name), injection.config.kernel)
+    state = state_of(model)
+    for name in state.training:
+        freeze_statistics(submodule(model, name), state.config.implementation)
 
 
 def _attach(
     model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str, names: tuple[str, ...]
 ) -> None:
     """Make the adapter's updates and its copies of the model's own tensors; nothing is selected."""
-    injection = injection_of(model)
+    state = state_of(model)
     updates: dict[str, dict[str, LowRankUpdate]] = {}
     families: dict[str, type[LoRALayer]] = {}
-    with as_before(model):
+    with viewed_as_plain(model):
         for item in planned.layers:
             module = submodule(model, item.module)
             slot = slots_of(item.module, module)[item.slot]
@@ -296,49 +299,49 @@ def _attach(
                 dropout=config.dropout,
                 init=config.init,
                 use_dora=config.use_dora,
-                kernel=config.kernel,
+                implementation=config.implementation,
             ).requires_grad_(False)
     for name, slots in updates.items():
-        adapt(submodule(model, name), families[name], slots, adapter, injection.choice, name)
-    own = own_tensors(model, names)
-    values = {n: t.detach().clone() for n, t in own.items()} if injection.adapters else {}
+        adapt(submodule(model, name), families[name], slots, adapter, state.choice, name)
+    own = extra_tensors(model, names)
+    values = {n: t.detach().clone() for n, t in own.items()} if state.adapters else {}
     for name, tensor in own.items():
-        if inside_scope(name, planned.scope) and name not in injection.originals:
-            injection.originals[name] = tensor.detach().clone()
-    injection.adapters[adapter] = Adapter(config, planned, names, values)
+        if inside_backbone(name, planned.backbone) and name not in state.originals:
+            state.originals[name] = tensor.detach().clone()
+    state.adapters[adapter] = Adapter(config, planned, names, values)
     follow_base(model)
 
 
-def _deactivate(model: nn.Module, injection: Injection) -> None:
+def _deactivate(model: nn.Module, state: AdapterState) -> None:
     """Select nothing: the model computes what the base does, and nothing of the adapters trains."""
     put_base_values(model)
-    _flag_own(model, injection, False)
+    _flag_own(model, state, False)
     for layer in lora_layers(model).values():
         for adapter in layer.lora_active:
             layer.lora[adapter].requires_grad_(False)
         layer.lora_active = ()
-    injection.active = ()
+    state.active = ()
 
 
-def _flag_own(model: nn.Module, injection: Injection, trains: bool) -> None:
+def _flag_own(model: nn.Module, state: AdapterState, trains: bool) -> None:
     """Whether the parameters of the model's own that the first selected adapter trains do so."""
-    for adapter in (injection.adapters[n] for n in injection.active[:1]):
-        for tensor in own_tensors(model, adapter.own).values():
+    for adapter in (state.adapters[n] for n in state.active[:1]):
+        for tensor in extra_tensors(model, adapter.extra_trainables).values():
             if isinstance(tensor, nn.Parameter):
                 tensor.requires_grad_(trains)
 
 
-def _freeze_statistics(model: nn.Module, injection: Injection) -> None:
+def _freeze_statistics(model: nn.Module, state: AdapterState) -> None:
     """Freeze the running statistics that the first selected adapter does not move, let go the others."""
-    own = set(injection.adapters[injection.adapter].own)
-    for name, module in own_modules(model):
-        if not has_statistics(module) or not inside_scope(name, injection.plan.scope):
+    own = set(state.adapters[state.adapter].extra_trainables)
+    for name, module in base_modules(model):
+        if not has_statistics(module) or not inside_backbone(name, state.plan.backbone):
             continue
         moves = any(f"{name}.{n}".lstrip(".") in own for n, _ in module.named_buffers(recurse=False))
         if not moves:
-            injection.training.setdefault(name, module.training)
-            freeze_statistics(module, injection.config.kernel)
+            state.training.setdefault(name, module.training)
+            freeze_statistics(module, state.config.implementation)
         elif isinstance(module, FrozenNorm):
             swap_out(module)
             module.training = model.training
-            injection.training.pop(name, None)
+            state.training.pop(name, None)

@@ -11,8 +11,15 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lora_lightning.adapters.base_values import begin_magnitudes, refuse_meta, refuse_replaced
-from lora_lightning.adapters.inject import activate, check_name, drop, grow, refuse_choosing, refuse_merged
-from lora_lightning.adapters.state import as_before, injection_of, view_as
+from lora_lightning.adapters.inject import (
+    activate,
+    attach_adapter,
+    check_name,
+    refuse_choosing,
+    refuse_merged,
+    remove_adapter,
+)
+from lora_lightning.adapters.state import state_of, view_as, viewed_as_plain
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.layers.registry import LoRALayer, lora_layers
@@ -22,7 +29,7 @@ from lora_lightning.planning.peft_config import config_of
 from lora_lightning.planning.plan import Plan
 from lora_lightning.planning.targets import plan
 from lora_lightning.utils.sharding import refuse_sharded
-from lora_lightning.utils.tables import listed
+from lora_lightning.utils.tables import truncate_list
 
 
 def add_adapter(model: nn.Module, name: str, config: LoRAConfig | None = None) -> Plan:
@@ -45,26 +52,26 @@ def add_adapter(model: nn.Module, name: str, config: LoRAConfig | None = None) -
         UserError: the model is not adapted, or merged.
     """
     refuse_merged(model)
-    injection = injection_of(model)
-    config = next(iter(injection.adapters.values())).config if config is None else config_of(config)
+    state = state_of(model)
+    config = next(iter(state.adapters.values())).config if config is None else config_of(config)
     check_name(name)
-    if name in injection.adapters:
+    if name in state.adapters:
         raise ConfigError([
             f"name={name!r}: the model has an adapter of this name. Give another name, or call "
             f"lora_lightning.delete_adapter(model, {name!r}) first."
         ])  # fmt: skip
-    with as_before(model):
+    with viewed_as_plain(model):
         planned = plan(model, config)
-    if planned.scope != injection.plan.scope:
+    if planned.backbone != state.plan.backbone:
         raise ConfigError([
             f"backbone={config.backbone!r}: every adapter of a model has the same backbone, here "
-            f"{injection.plan.scope!r}."
+            f"{state.plan.backbone!r}."
         ])  # fmt: skip
-    grow(model, config, planned, name)
+    attach_adapter(model, config, planned, name)
     return planned
 
 
-def select(model: nn.Module, *names: str) -> None:
+def set_adapter(model: nn.Module, *names: str) -> None:
     """Use these adapters: the sum of their updates is added, and they train; the others are silent.
 
     Heads, norms and biases have the values of the first named, and train as its configuration says.
@@ -76,28 +83,28 @@ def select(model: nn.Module, *names: str) -> None:
 
     Raises:
         UserError: an unknown name, none, or one twice; the model is not adapted, or merged, or within
-            `adapters_off` or `adapters_for`.
+            `adapters_off` or `mixed_adapters`.
     """
-    injection = injection_of(model)
-    injection.leave_context()
-    refuse_choosing(model, "select")
+    state = state_of(model)
+    state.leave_context()
+    refuse_choosing(model, "set_adapter")
     if len(names) == 1 and isinstance(names[0], (list, tuple)):
         raise UserError(
-            f"select: {names[0]!r} is a list: give the names one by one, as in "
-            f"select(model, {', '.join(map(repr, names[0])) or repr(injection.adapter)})."
+            f"set_adapter: {names[0]!r} is a list: give the names one by one, as in "
+            f"set_adapter(model, {', '.join(map(repr, names[0])) or repr(state.adapter)})."
         )
     for name in names:
-        injection.named(name)
+        state.named(name)
     if not names or len({*names}) < len(names):
         raise UserError(
-            f"select{names!r}: name one or several adapters, each once, of {', '.join(injection.adapters)}; "
+            f"set_adapter{names!r}: name one or several adapters, each once, of {', '.join(state.adapters)}; "
             "for the base model there is lora_lightning.adapters_off(model)."
         )
-    if injection.choice.at_home():
-        hold(None, injection.choice)
+    if state.choice.at_home():
+        hold(None, state.choice)
         activate(model, names)
     else:
-        hold(Held(injection.choice, partial(_own_view, weakref.ref(model), names)), injection.choice)
+        hold(Held(state.choice, partial(_own_view, weakref.ref(model), names)), state.choice)
 
 
 def _own_view(model: weakref.ref[nn.Module], names: tuple[str, ...]) -> View:
@@ -109,7 +116,7 @@ def _own_view(model: weakref.ref[nn.Module], names: tuple[str, ...]) -> View:
     found = model()
     assert found is not None  # its layers are called
     for name in names:
-        injection_of(found).named(name)
+        state_of(found).named(name)
     view = view_as(found, names)
     show(view)
     return view
@@ -122,13 +129,15 @@ def delete_adapter(model: nn.Module, name: str) -> None:
         UserError: there is no such adapter, or it is selected; the model is not adapted, or merged.
     """
     refuse_merged(model)
-    injection = injection_of(model)
-    injection.named(name)
-    if name in injection.active:
-        others = [n for n in injection.adapters if n not in injection.active]
-        remedy = f"select(model, {others[0]!r}) first" if others else "eject(model) gives the base model back"
+    state = state_of(model)
+    state.named(name)
+    if name in state.active:
+        others = [n for n in state.adapters if n not in state.active]
+        remedy = (
+            f"set_adapter(model, {others[0]!r}) first" if others else "eject(model) gives the base model back"
+        )
         raise UserError(f"adapter {name!r} is selected and cannot be deleted: lora_lightning.{remedy}.")
-    drop(model, name)
+    remove_adapter(model, name)
 
 
 def adapter_names(model: nn.Module) -> list[str]:
@@ -137,7 +146,7 @@ def adapter_names(model: nn.Module) -> list[str]:
     Raises:
         UserError: the model is not adapted.
     """
-    return list(injection_of(model).adapters)
+    return list(state_of(model).adapters)
 
 
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
@@ -163,7 +172,7 @@ def merge(model: nn.Module) -> None:
     refuse_sharded(model, "merge")
     refuse_replaced(model)
     layers = {n: layer for n, layer in _layers_of(model).items() if not layer.lora_merged}
-    injection_of(model).settled()
+    state_of(model).require_no_context()
     refuse_meta(model, "merge")
     begin_magnitudes(model)
     merged: dict[str, dict[str, Tensor]] = {}
@@ -172,12 +181,13 @@ def merge(model: nn.Module) -> None:
             merged[name] = layer.merged_weights()
         except UserError as error:
             raise UserError(f"{name}: {error}. No layer was merged.") from None
-    with injection_of(model).changing():
+    with state_of(model).changing():
         written = {n: layer.merge_updates(merged[n]) for n, layer in layers.items()}
     hidden = [f"{n}.{w}".lstrip(".") for n, weights in written.items() for w in weights]
     if hidden:
         rank_zero_warn(
-            f"{listed(hidden)}: its parametrization (spectral norm, for example) has no values that give the "
+            f"{truncate_list(hidden)}: its parametrization (spectral norm, for example) has no values that "
+            "give the "
             "merged weight: the model computes with it, but its state_dict() holds the base's. To save the "
             "merged weights call lora_lightning.eject(model, merged=True) instead."
         )
@@ -191,7 +201,7 @@ def unmerge(model: nn.Module) -> None:
     """
     layers = [layer for layer in _layers_of(model).values() if layer.lora_merged]
     if layers:
-        with injection_of(model).changing():
+        with state_of(model).changing():
             for layer in layers:
                 layer.unmerge_updates()
 

@@ -1,4 +1,4 @@
-"""Different adapters for different rows of one batch."""
+"""Different adapters for different samples of one batch."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from typing import Any, cast
 from torch import Tensor, nn
 
 from lora_lightning.adapters.inject import refuse_choosing
-from lora_lightning.adapters.mixed_branch import RowsBranch, has_rows_branch
-from lora_lightning.adapters.mixed_rows import Rows, split_call
-from lora_lightning.adapters.state import injection_of, views_as
+from lora_lightning.adapters.mixed_branch import MixedBranch, has_mixed_branch
+from lora_lightning.adapters.mixed_samples import MixedSamples, split_call
+from lora_lightning.adapters.state import state_of, views_as
 from lora_lightning.errors import UserError
 from lora_lightning.layers.layer import LoRALayer
 from lora_lightning.layers.viewed import own_forward
@@ -20,16 +20,16 @@ from lora_lightning.layers.views import Standing, View, opened, seen
 
 
 @contextmanager
-def adapters_for(model: nn.Module, rows: Sequence[str | None]) -> Iterator[None]:
-    """Within this context each row of a batch has its own adapter; None is the base model.
+def mixed_adapters(model: nn.Module, samples: Sequence[str | None]) -> Iterator[None]:
+    """Within this context each sample of a batch has its own adapter; None is the base model.
 
-    The outputs are those of running each row by itself with its adapter selected. Linear layers,
+    The outputs are those of running each sample by itself with its adapter selected. Linear layers,
     convolutions and embeddings take two batched products, whatever the number of adapters; layers whose
     weight is read as a whole (nn.MultiheadAttention, RNNs, classes with a forward of their own) and heads,
     norms and biases of the adapters' own are called once for each adapter of the batch.
 
-    The rows are the first dimension of each layer's input, or that holds a multiple of them with each
-    row's together (windows, flattened tokens); in a model with sequence-first attention or RNNs, that one
+    The samples are the first dimension of each layer's input, or that holds a multiple of them with each
+    sample's together (windows, flattened tokens); in a model with sequence-first attention or RNNs, that one
     of the first two dimensions which is their number. Gradients reach the updates of selected adapters;
     of the heads they reach that of the first selected. Parts under gradient checkpointing are computed again
     by the adapters of their forward; with `use_reentrant=True` call `backward` within the context.
@@ -38,35 +38,39 @@ def adapters_for(model: nn.Module, rows: Sequence[str | None]) -> Iterator[None]
 
     Args:
         model: the module that was given to `inject` (with LoRACallback, the LightningModule).
-        rows: an adapter's name, or None, for each row of the batch.
+        samples: an adapter's name, or None, for each sample of the batch.
 
     Raises:
         UserError: an unknown name; the model is not adapted, or merged. In the context: a layer's input
-            in which the rows cannot be told, or an adapted layer whose weight is read without a call.
+            in which the samples cannot be told, or an adapted layer whose weight is read without a call.
 
     Example::
 
-        with ll.adapters_for(model, ["scottish", "indian", None]):
+        with ll.mixed_adapters(model, ["scottish", "indian", None]):
             y = model(x)  # x: (3, ...)
     """
-    injection = injection_of(model)
-    refuse_choosing(model, "adapters_for")
-    if isinstance(rows, str) or not rows:
-        raise UserError(f"adapters_for: rows={rows!r}: give a list with one adapter's name, or None, a row.")
-    for name in rows:
+    state = state_of(model)
+    refuse_choosing(model, "mixed_adapters")
+    if isinstance(samples, str) or not samples:
+        raise UserError(
+            f"mixed_adapters: samples={samples!r}: give a list with one adapter's name, or None, a sample."
+        )
+    for name in samples:
         if name is not None:
-            injection.named(name)
-    each = views_as(model, [() if n is None else (n,) for n in dict.fromkeys(rows)], "adapters_for")
-    view = each[0] if len(each) == 1 else _mixed(Rows(rows, _sequence_first(each[0].modules)), each)
+            state.named(name)
+    each = views_as(model, [() if n is None else (n,) for n in dict.fromkeys(samples)], "mixed_adapters")
+    view = (
+        each[0] if len(each) == 1 else _mixed(MixedSamples(samples, _sequence_first(each[0].modules)), each)
+    )
     with opened(view):
         yield
 
 
-def _mixed(rows: Rows, each: list[View]) -> View:
-    """The view in which every row has its own adapter.
+def _mixed(samples: MixedSamples, each: list[View]) -> View:
+    """The view in which every sample has its own adapter.
 
     Args:
-        each: the view of each adapter in `rows.distinct`.
+        each: the view of each adapter in `samples.distinct`.
     """
     modules = each[0].modules
     differing: dict[str, set[str]] = {}
@@ -79,19 +83,19 @@ def _mixed(rows: Rows, each: list[View]) -> View:
             values[name] = None  # it cannot be read as one
         elif name in each[0].values:
             values[name] = each[0].values[name]
-    called = dict.fromkeys([*differing, *(p for p, m in modules.items() if _differs(m, rows))])
+    called = dict.fromkeys([*differing, *(p for p, m in modules.items() if _differs(m, samples))])
     for path in [*called]:
         parent = path.rpartition(".")[0]
         if path and isinstance(modules.get(parent), nn.MultiheadAttention):
             called[parent] = None
-    rows.called = {id(modules[path]): path for path in called}
-    calls = {path: _call(path, modules[path], rows, each, differing.get(path, set())) for path in called}
-    return View(each[0].choice, "adapters_for", (), values, rows, calls, modules)
+    samples.called = {id(modules[path]): path for path in called}
+    calls = {path: _call(path, modules[path], samples, each, differing.get(path, set())) for path in called}
+    return View(each[0].choice, "mixed_adapters", (), values, samples, calls, modules)
 
 
-def _differs(module: nn.Module, rows: Rows) -> bool:
-    """Whether the rows' adapters have updates in the module."""
-    return isinstance(module, LoRALayer) and any(n in module.lora for n in rows.distinct if n is not None)
+def _differs(module: nn.Module, samples: MixedSamples) -> bool:
+    """Whether the samples' adapters have updates in the module."""
+    return isinstance(module, LoRALayer) and any(n in module.lora for n in samples.distinct if n is not None)
 
 
 def _source(view: View, name: str, module: nn.Module, leaf: str) -> Tensor | None:
@@ -101,17 +105,19 @@ def _source(view: View, name: str, module: nn.Module, leaf: str) -> Tensor | Non
     return value.parameter if isinstance(value, Standing) else value
 
 
-def _call(path: str, module: nn.Module, rows: Rows, each: list[View], own: set[str]) -> Callable[..., Any]:
-    """The forward of a module of which the adapters of the rows have their own updates or values.
+def _call(
+    path: str, module: nn.Module, samples: MixedSamples, each: list[View], own: set[str]
+) -> Callable[..., Any]:
+    """The forward of a module of which the adapters of the samples have their own updates or values.
 
     Args:
         own: leaf names of the values.
     """
-    if isinstance(module, LoRALayer) and has_rows_branch(module) and own <= {"bias"}:
-        return RowsBranch(module, path, rows, partial(_biases, path, module, each) if own else None)
+    if isinstance(module, LoRALayer) and has_mixed_branch(module) and own <= {"bias"}:
+        return MixedBranch(module, path, samples, partial(_biases, path, module, each) if own else None)
 
     def split(*args: Any, **kwargs: Any) -> Any:
-        return split_call(rows, module, own_forward(module), lambda j: seen(each[j]), args, kwargs)
+        return split_call(samples, module, own_forward(module), lambda j: seen(each[j]), args, kwargs)
 
     return split
 

@@ -1,4 +1,4 @@
-"""Batched low-rank branches: one product with the A and one with the B of each row's own adapter."""
+"""Batched low-rank branches: one product with the A and one with the B of each sample's own adapter."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_lightning.adapters.mixed_rows import Rows
+from lora_lightning.adapters.mixed_samples import MixedSamples
 from lora_lightning.errors import UserError
 from lora_lightning.kernels.common import product_dtype, without_autocast
 from lora_lightning.kernels.half import shared_out
@@ -26,35 +26,35 @@ from lora_lightning.layers.views import View, seen
 
 
 class Stack:
-    """One slot's updates of the adapters of a batch, padded to the largest rank, gathered by row.
+    """One slot's updates of the adapters of a batch, padded to the largest rank, gathered by sample.
 
     Args:
-        updates: of each adapter in `rows.distinct`, None where it has none here.
+        updates: of each adapter in `samples.distinct`, None where it has none here.
         dtype: of the products; None for an embedding, whose branch has A's.
 
     Attributes:
         A: (n, groups, R, columns of A), in float16 with `kernels.half.divisors` taken out.
         B: (n, groups, out / groups, R) times the scaling and those; transposed (n, groups, R, columns).
-        factors: DoRA's, (n, out), 1 for rows without; None when no adapter has them.
+        factors: DoRA's, (n, out), 1 for samples without; None when no adapter has them.
     """
 
     def __init__(
         self,
         layer: LoRALayer,
         updates: list[LowRankUpdate | None],
-        rows: Rows,
+        samples: MixedSamples,
         dtype: torch.dtype | None = None,
     ) -> None:
         some = [u for u in updates if u is not None]
         self.slot, self.updates = some[0].slot, updates
         self.rank = max(u.rank for u in some)
-        index = rows.index(some[0].lora_A.device)
+        index = samples.index(some[0].lora_A.device)
         parts = [self._factors(u, dtype) for u in updates]
         empty = [torch.zeros_like(factor) for factor in next(p for p in parts if p is not None)]
         self.A, self.B = (torch.stack([(empty if p is None else p)[i] for p in parts])[index] for i in (0, 1))
         self.factors: Tensor | None = None
         if any(u.lora_magnitude is not None for u in some):
-            weight = self.slot.of(layer.base(self.slot.parameter))
+            weight = self.slot.of(layer.base_weight(self.slot.parameter))
             factors = [None if u is None else u.row_factors(weight) for u in updates]
             known = next(f for f in factors if f is not None)
             self.factors = torch.stack([torch.ones_like(known) if f is None else f for f in factors])[index]
@@ -79,56 +79,56 @@ class Stack:
         return A, F.pad(B.reshape(slot.groups, -1, rank), [0, missing])
 
 
-class RowsBranch:
-    """The forward of a layer with a low-rank branch for rows of several adapters.
+class MixedBranch:
+    """The forward of a layer with a low-rank branch for samples of several adapters.
 
     Args:
         path: the layer's name in the model.
-        biases: gives the bias of each adapter in `rows.distinct`, where they have their own.
+        biases: gives the bias of each adapter in `samples.distinct`, where they have their own.
     """
 
     def __init__(
-        self, layer: LoRALayer, path: str, rows: Rows, biases: Callable[[], list[Tensor]] | None
+        self, layer: LoRALayer, path: str, samples: MixedSamples, biases: Callable[[], list[Tensor]] | None
     ) -> None:
-        self.layer, self.rows, self.biases = layer, rows, biases
+        self.layer, self.samples, self.biases = layer, samples, biases
         self.forward = class_of(layer).forward
         self.base_view = View(layer.lora_choice, "")
         no_bias = {f"{path}.bias".lstrip("."): None}
         self.view_without_bias = View(layer.lora_choice, "", values=no_bias)
         slots: dict[Slot, list[LowRankUpdate | None]] = {}
-        for j, name in enumerate(rows.distinct):
+        for j, name in enumerate(samples.distinct):
             for update in layer.updates(name) if name is not None and name in layer.lora else []:
-                slots.setdefault(update.slot, [None] * len(rows.distinct))[j] = update
+                slots.setdefault(update.slot, [None] * len(samples.distinct))[j] = update
         self.slots = slots
         self._stacks: list[Stack] = []
         self._versions: tuple[Any, ...] | None = None
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        layer, n = self.layer, len(self.rows)
-        dim = self.rows.dim_of(x, layer)
+        layer, n = self.layer, len(self.samples)
+        dim = self.samples.dim_of(x, layer)
         if isinstance(layer, LoRAEmbedding):
             self._refuse_positions(x)
         stacks = self.stacks(x)
         y = self._base(x, *args, **kwargs).movedim(dim, 0).unflatten(0, (n, -1))
-        x = x.movedim(dim, 0).unflatten(0, (n, -1))  # (n, k, ...): k inputs of each row
+        x = x.movedim(dim, 0).unflatten(0, (n, -1))  # (n, k, ...): k inputs of each sample
         base, own = y, None if self.biases is not None else getattr(layer, "bias", None)
         if own is not None and any(s.factors is not None for s in stacks):
             base = y - self._per_feature(own.to(y.dtype)[None], y)  # the product, which DoRA scales
         branch = BRANCHES[layer.mixin_class]
         for stack in stacks:
-            if branch is _linear and stack.factors is None and stack.slot.rows is None:
+            if branch is _linear and stack.factors is None and stack.slot.out_range is None:
                 y = _add_linear(y, self._dropped(x, stack), stack)
                 continue
-            change = branch(layer, self._dropped(x, stack), stack, self.rows, *args, **kwargs)
+            change = branch(layer, self._dropped(x, stack), stack, self.samples, *args, **kwargs)
             if stack.factors is not None:
                 mixed = cast(BranchLayer, layer)
                 c = self._per_feature(stack.factors, y)
                 # DoRA: c·(f(x, W) + branch) - f(x, W), as in BranchLayer.add_branches
-                product = mixed._rows(base, stack)  # type: ignore[arg-type]
+                product = mixed._part(base, stack)  # type: ignore[arg-type]
                 change = (c - 1).to(y.dtype) * product + c.to(y.dtype) * change
             y = y + self._placed(change.to(y.dtype), stack, y)
         if self.biases is not None:
-            bias = torch.stack(self.biases())[self.rows.index(y.device)]
+            bias = torch.stack(self.biases())[self.samples.index(y.device)]
             y = y + self._per_feature(bias.to(y.dtype), y)
         return y.flatten(0, 1).movedim(0, dim)
 
@@ -141,7 +141,7 @@ class RowsBranch:
         versions = (dtype, *[(p._version, p.data_ptr()) for p in tensors]) if fixed else None
         if versions is None or versions != self._versions:
             with seen(self.base_view):
-                stacks = [Stack(self.layer, updates, self.rows, dtype) for updates in self.slots.values()]
+                stacks = [Stack(self.layer, updates, self.samples, dtype) for updates in self.slots.values()]
             self._stacks, self._versions = stacks, versions
             if versions is None:
                 self._stacks = []
@@ -149,20 +149,20 @@ class RowsBranch:
         return self._stacks
 
     def _base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """f(x, W), with the bias where it is the same for all rows."""
+        """f(x, W), with the bias where it is the same for all samples."""
         without = self.layer._parameters.get("bias") is not None and self.biases is not None
         with seen(self.view_without_bias if without else self.base_view):
             return cast(Tensor, self.forward(self.layer, x, *args, **kwargs))
 
     def _dropped(self, x: Tensor, stack: Stack) -> Tensor:
-        """Dropout of each row's own adapter."""
+        """Dropout of each sample's own adapter."""
         drops = [u.dropout for u in stack.updates if u is not None]
         if not any(isinstance(d, nn.Dropout) and d.training for d in drops):
             return x
         keep = torch.tensor(
             [1 - getattr(u.dropout, "p", 0.0) if u is not None else 1.0 for u in stack.updates],
             device=x.device,
-        )[self.rows.index(x.device)]
+        )[self.samples.index(x.device)]
         keep = keep.view(-1, *[1] * (x.dim() - 1))
         return x * (torch.bernoulli(keep.expand(x.shape)) / keep).to(x.dtype)
 
@@ -173,23 +173,23 @@ class RowsBranch:
         return values.view(shape)
 
     def _placed(self, change: Tensor, stack: Stack, y: Tensor) -> Tensor:
-        if stack.slot.rows is None:
+        if stack.slot.out_range is None:
             return change
         return cast(BranchLayer, self.layer)._placed(change, stack, y)  # type: ignore[arg-type]
 
     def _refuse_positions(self, i: Tensor) -> None:
-        """A table that is read at 0, 1, 2, …, once for all rows, is one of positions."""
+        """A table that is read at 0, 1, 2, …, once for all samples, is one of positions."""
         count = i.numel()
-        if i.dim() > 1 and count > len(self.rows):
+        if i.dim() > 1 and count > len(self.samples):
             return
         if torch.equal(i.flatten(), torch.arange(count, device=i.device) + i.flatten()[0]):
             raise UserError(
-                f"adapters_for: {self.rows.where(self.layer)} is read at {count} positions in order, which "
-                "all rows seem to share: leave it out of the adapters (exclude_modules)."
+                f"mixed_adapters: {self.samples.where(self.layer)} is read at {count} positions in order, "
+                "which all samples seem to share: leave it out of the adapters (exclude_modules)."
             )
 
 
-def _linear(layer: LoRALayer, x: Tensor, stack: Stack, rows: Rows) -> Tensor:
+def _linear(layer: LoRALayer, x: Tensor, stack: Stack, samples: MixedSamples) -> Tensor:
     h = torch.bmm(x.flatten(1, -2), stack.A.squeeze(1).mT.to(x.dtype))  # (n, tokens, in) -> (n, tokens, R)
     return torch.bmm(h, stack.B.squeeze(1).mT.to(h.dtype)).unflatten(1, x.shape[1:-1])
 
@@ -201,22 +201,22 @@ def _add_linear(y: Tensor, x: Tensor, stack: Stack) -> Tensor:
     return add(y.flatten(1, -2), h, stack.B_rows.to(h.dtype)).unflatten(1, y.shape[1:-1])
 
 
-def _embedding(layer: LoRALayer, i: Tensor, stack: Stack, rows: Rows) -> Tensor:
+def _embedding(layer: LoRALayer, i: Tensor, stack: Stack, samples: MixedSamples) -> Tensor:
     i = i.flatten(0, 1)
     parts = []
     for j, update in enumerate(stack.updates):
-        mine = rows.take(i, 0, j)
+        mine = samples.take(i, 0, j)
         if update is None:
             parts.append(stack.B.new_zeros(*mine.shape, stack.rank))
         else:
             h = cast(LoRAEmbedding, layer)._look_up(mine, update.lora_A.t())
             parts.append(F.pad(h, [0, stack.rank - update.rank]))
-    h = rows.join(parts, 0).unflatten(0, (len(rows), -1))  # (n, k, ..., R)
+    h = samples.join(parts, 0).unflatten(0, (len(samples), -1))  # (n, k, ..., R)
     with without_autocast(h.device.type):  # as in LoRAEmbedding
         return torch.bmm(h.flatten(1, -2), stack.B.squeeze(1)).unflatten(1, h.shape[1:-1])
 
 
-def _conv(layer: LoRALayer, x: Tensor, stack: Stack, rows: Rows) -> Tensor:
+def _conv(layer: LoRALayer, x: Tensor, stack: Stack, samples: MixedSamples) -> Tensor:
     conv = cast(Any, layer)
     n, k = x.shape[:2]
     groups, kernel = stack.slot.groups, conv.kernel_size
@@ -238,7 +238,7 @@ def _conv(layer: LoRALayer, x: Tensor, stack: Stack, rows: Rows) -> Tensor:
 
 
 def _conv_transpose(
-    layer: LoRALayer, x: Tensor, stack: Stack, rows: Rows, output_size: list[int] | None = None
+    layer: LoRALayer, x: Tensor, stack: Stack, samples: MixedSamples, output_size: list[int] | None = None
 ) -> Tensor:
     conv = cast(Any, layer)
     n, k = x.shape[:2]
@@ -270,7 +270,7 @@ def _convolve(conv: Any, x: Tensor, weight: Tensor, groups: int) -> Tensor:
 
 
 def _side_by_side(x: Tensor) -> Tensor:
-    """(n, k, channels, *size) -> (k, n·channels, *size): the rows as groups of channels."""
+    """(n, k, channels, *size) -> (k, n·channels, *size): the samples as groups of channels."""
     return x.transpose(0, 1).flatten(1, 2)
 
 
@@ -300,6 +300,6 @@ BRANCHES: dict[type, Callable[..., Tensor]] = {
 }
 
 
-def has_rows_branch(layer: LoRALayer) -> bool:
+def has_mixed_branch(layer: LoRALayer) -> bool:
     """Whether the layer's family has a batched branch; the others are called once for each adapter."""
     return layer.mixin_class in BRANCHES and not getattr(layer, "scale_grad_by_freq", False)

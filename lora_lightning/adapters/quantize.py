@@ -13,7 +13,7 @@ from lora_lightning.kernels.quantized_tensor import QUANTIZERS, QuantizedTensor
 from lora_lightning.planning.heads import find_heads, holds
 from lora_lightning.planning.patterns import matching
 from lora_lightning.planning.structure import inside, targets_of
-from lora_lightning.planning.targets import find_scope, inside_scope
+from lora_lightning.planning.targets import find_backbone, inside_backbone
 from lora_lightning.utils.names import named_modules, named_parameters, submodule
 from lora_lightning.utils.sharding import FIRST, refuse_sharded
 
@@ -52,10 +52,10 @@ def quantize(model: nn.Module, kind: str, exclude_modules: str | list[str] | Non
         raise ConfigError(
             [f"kind={kind!r}: give one of {', '.join(QUANTIZERS)}.{did_you_mean(kind, QUANTIZERS)}"]
         )
-    scope = find_scope(model, LoRAConfig())
-    found = {n: p for n, p in _linear_weights(model).items() if inside_scope(n, scope)}
+    backbone = find_backbone(model, LoRAConfig())
+    found = {n: p for n, p in _linear_weights(model).items() if inside_backbone(n, backbone)}
     problems: list[str] = []
-    alone = [f"{scope}.{head}".lstrip(".") for head in find_heads(submodule(model, scope))]
+    alone = [f"{backbone}.{head}".lstrip(".") for head in find_heads(submodule(model, backbone))]
     if exclude_modules is not None:
         names = {n: None for n, m in named_modules(model).items() if n and holds(m)}
         alone += matching("exclude_modules", exclude_modules, names, problems)

@@ -1,4 +1,4 @@
-"""What was done to a model, kept on it as `model.lora_injection`, and the way to read it as it was before."""
+"""What was done to a model, kept on it as `model.lora_state`, and the way to read it as it was before."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import UserError, did_you_mean
-from lora_lightning.layers.registry import LoRALayer, own_modules
-from lora_lightning.layers.swap import Swapped, class_of, give_class, plain_class
+from lora_lightning.layers.registry import LoRALayer, base_modules
+from lora_lightning.layers.swap import ClassSwap, class_of, give_class, plain_class
 from lora_lightning.layers.views import Choice, Standing, View, holds, within
 from lora_lightning.planning.plan import Plan
 from lora_lightning.utils.names import named_parameters, submodule, unwrapped
@@ -26,19 +26,19 @@ class Adapter:
     """One adapter: what was asked for, what was decided, and what it trains of the model's own.
 
     Attributes:
-        own: names of the model's own tensors that it trains: parameters of heads, norms and biases,
-            what trains outside the backbone, and running statistics that move.
+        extra_trainables: names of the model's own tensors that it trains: parameters of heads, norms and
+            biases, what trains outside the backbone, and running statistics that move.
         values: those tensors' values, while they do not stand in the model.
     """
 
     config: LoRAConfig
     plan: Plan
-    own: tuple[str, ...] = ()
+    extra_trainables: tuple[str, ...] = ()
     values: dict[str, Tensor] = field(default_factory=dict)
 
 
 @dataclass
-class Injection:
+class AdapterState:
     """The record on an adapted model.
 
     Attributes:
@@ -98,7 +98,7 @@ class Injection:
         if name := within(self.choice):
             raise UserError(f"the model is within {name}(model): leave that context first.")
 
-    def settled(self) -> None:
+    def require_no_context(self) -> None:
         """Refuse to change the model for everybody while somebody sees it otherwise for a while.
 
         Raises:
@@ -125,32 +125,32 @@ class Injection:
             UserError: as `settled`.
         """
         with self.choice.lock:
-            self.settled()
+            self.require_no_context()
             yield
             self.choice.version += 1
 
 
-def injection_of(model: nn.Module) -> Injection:
+def state_of(model: nn.Module) -> AdapterState:
     """The record that `inject` left on the model.
 
     Raises:
         UserError: there is none.
     """
-    injection = unwrapped(model).__dict__.get("lora_injection")
-    if not isinstance(injection, Injection):
+    state = unwrapped(model).__dict__.get("lora_state")
+    if not isinstance(state, AdapterState):
         raise UserError(
             f"{type(model).__name__} is not an adapted model: call lora_lightning.inject(model) first, "
             "or pass the very module that was given to it (with LoRACallback, the LightningModule)."
         )
-    return injection
+    return state
 
 
 def is_injected(model: nn.Module) -> bool:
-    """Whether `inject` or `freeze` was called on this very module."""
-    return isinstance(unwrapped(model).__dict__.get("lora_injection"), Injection)
+    """Whether `inject` or `linear_probe` was called on this very module."""
+    return isinstance(unwrapped(model).__dict__.get("lora_state"), AdapterState)
 
 
-def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
+def extra_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     """The model's parameters and buffers of these names; those that are gone are left out."""
     found: dict[str, Tensor] = {}
     for name in names:
@@ -165,18 +165,18 @@ def own_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     return found
 
 
-def value_for(injection: Injection, adapter: str | None, name: str, tensor: Tensor) -> Tensor:
+def value_for(state: AdapterState, adapter: str | None, name: str, tensor: Tensor) -> Tensor:
     """The value of the model's own tensor when this adapter is selected; None is the base. What trains
     outside the backbone has no base value and is then as it stands.
 
     Args:
         tensor: the one of this name that stands in the model.
     """
-    record = injection.adapters[adapter] if adapter is not None else None
-    if record is not None and name in record.own:
-        values = record.values if adapter != injection.adapter else {}
+    record = state.adapters[adapter] if adapter is not None else None
+    if record is not None and name in record.extra_trainables:
+        values = record.values if adapter != state.adapter else {}
     else:
-        values = injection.originals
+        values = state.originals
     if name not in values:
         return tensor
     values[name] = values[name].to(tensor.device, tensor.dtype)  # as the model was moved since
@@ -187,20 +187,20 @@ def value_for(injection: Injection, adapter: str | None, name: str, tensor: Tens
 def put_base_values(model: nn.Module) -> None:
     """Take the values of the first selected adapter out of the model into its record; inside the
     backbone those of before training take their place."""
-    injection = injection_of(model)
-    for adapter in (injection.adapters[n] for n in injection.active[:1]):
-        for name, tensor in own_tensors(model, adapter.own).items():
+    state = state_of(model)
+    for adapter in (state.adapters[n] for n in state.active[:1]):
+        for name, tensor in extra_tensors(model, adapter.extra_trainables).items():
             adapter.values[name] = tensor.data
-            if name in injection.originals:
-                tensor.data = injection.originals[name].to(tensor.device, tensor.dtype)
+            if name in state.originals:
+                tensor.data = state.originals[name].to(tensor.device, tensor.dtype)
 
 
 @torch.no_grad()
 def put_adapter_values(model: nn.Module) -> None:
     """Put the values of the first selected adapter into the model."""
-    injection = injection_of(model)
-    for adapter in (injection.adapters[n] for n in injection.active[:1]):
-        for name, tensor in own_tensors(model, adapter.own).items():
+    state = state_of(model)
+    for adapter in (state.adapters[n] for n in state.active[:1]):
+        for name, tensor in extra_tensors(model, adapter.extra_trainables).items():
             if name in adapter.values:
                 tensor.data = adapter.values.pop(name).to(tensor.device, tensor.dtype)
 
@@ -217,21 +217,21 @@ def view_as(model: nn.Module, active: tuple[str, ...], context: str = "") -> Vie
 
 def views_as(model: nn.Module, choices: Iterable[tuple[str, ...]], context: str = "") -> list[View]:
     """`view_as` for each of several choices."""
-    injection = injection_of(model)
-    adapters, modules = injection.adapters.values(), dict(own_modules(model))
-    own = own_tensors(model, dict.fromkeys(n for adapter in adapters for n in adapter.own))
+    state = state_of(model)
+    adapters, modules = state.adapters.values(), dict(base_modules(model))
+    own = extra_tensors(model, dict.fromkeys(n for adapter in adapters for n in adapter.extra_trainables))
     names = _every_name(modules, {id(tensor) for tensor in own.values()}) if own else {}
     views = []
-    with injection.choice.lock:
+    with state.choice.lock:
         for active in choices:
             values: dict[str, Tensor | Standing | None] = {}
             for name, tensor in own.items():
-                value = value_for(injection, active[0] if active else None, name, tensor)
+                value = value_for(state, active[0] if active else None, name, tensor)
                 if value is not tensor:
                     values.update(dict.fromkeys(names[id(tensor)], value))
                 elif len(adapters) > 1:  # another choice of adapters would take it out of the model
                     values.update(dict.fromkeys(names[id(tensor)], Standing(tensor, tensor.data)))
-            views.append(View(injection.choice, context, active, values, modules=modules))
+            views.append(View(state.choice, context, active, values, modules=modules))
     return views
 
 
@@ -246,19 +246,19 @@ def _every_name(modules: Mapping[str, nn.Module], tensors: set[int]) -> dict[int
 
 
 @contextmanager
-def as_before(model: nn.Module) -> Iterator[None]:
+def viewed_as_plain(model: nn.Module) -> Iterator[None]:
     """Within this context the model looks as it did before it was adapted: the classes of its modules,
     its names and flags, but not its values. So a plan for one more adapter is the plan for a plain model."""
     if not is_injected(model):
         yield
         return
-    swapped = [m for _, m in own_modules(model) if isinstance(m, Swapped)]
+    swapped = [m for _, m in base_modules(model) if isinstance(m, ClassSwap)]
     kept = [(module, class_of(module), dict(module._modules)) for module in swapped]
     for module in swapped:
         if isinstance(module, LoRALayer):
             del module._modules["lora"]
         give_class(module, plain_class(module))
-    before = injection_of(model).requires_grad
+    before = state_of(model).requires_grad
     flags = {n: p.requires_grad for n, p in named_parameters(model).items()}
     for name, parameter in named_parameters(model).items():
         parameter.requires_grad_(before.get(name, parameter.requires_grad))

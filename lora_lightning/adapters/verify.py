@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from lora_lightning.adapters.base_values import refuse_meta, refuse_replaced
 from lora_lightning.adapters.inject import eject
 from lora_lightning.adapters.manage import adapters_off, lora_parameters, merge, unmerge
-from lora_lightning.adapters.state import injection_of
+from lora_lightning.adapters.state import state_of
 from lora_lightning.layers.layer import slot_key
 from lora_lightning.layers.registry import LoRALayer, lora_layers, update_ids
 from lora_lightning.utils.names import named_parameters, submodule
 from lora_lightning.utils.sharding import refuse_sharded
-from lora_lightning.utils.tables import listed
+from lora_lightning.utils.tables import truncate_list
 
 
 def verify(model: nn.Module, example_batch: Any) -> list[str]:
@@ -39,7 +39,7 @@ def verify(model: nn.Module, example_batch: Any) -> list[str]:
     Raises:
         UserError: the model is not adapted, or sharded.
     """
-    injection_of(model)
+    state_of(model)
     refuse_sharded(model, "verify")
     refuse_replaced(model)
     refuse_meta(model, "verify")
@@ -54,16 +54,16 @@ def gradient_peaks(model: nn.Module) -> dict[str, float | None]:
     None: the backward gave it no gradient. At the start, when B is zero, A's gradient is zero in every
     layer; B's is not.
     """
-    injection = injection_of(model)
+    state = state_of(model)
     peaks: dict[str, float | None] = {}
-    for adapter in injection.active:
-        for planned in injection.adapters[adapter].plan.layers:
+    for adapter in state.active:
+        for planned in state.adapters[adapter].plan.layers:
             layer = cast(LoRALayer, submodule(model, planned.module))
             if adapter not in layer.lora_active:
                 continue
             update = cast(nn.ModuleDict, layer.lora[adapter])[slot_key(planned.slot)]
             grads = [p.grad for p in update.parameters() if p.grad is not None]
-            name = planned.name if len(injection.active) == 1 else f"{planned.name} of {adapter}"
+            name = planned.name if len(state.active) == 1 else f"{planned.name} of {adapter}"
             peaks[name] = torch.stack([g.abs().max() for g in grads]).max().item() if grads else None
     return peaks
 
@@ -131,7 +131,7 @@ def _gradients_arrive(model: nn.Module, batch: Any) -> list[str]:
         model.zero_grad()
         _loss(model, batch).backward()
         if dead := dead_updates(model):
-            failures.append(f"in {mode} mode no gradient reaches the updates of {listed(dead)}")
+            failures.append(f"in {mode} mode no gradient reaches the updates of {truncate_list(dead)}")
     return failures
 
 
@@ -146,13 +146,13 @@ def _frozen_stays(model: nn.Module, batch: Any) -> list[str]:
     _loss(model, batch).backward()
     optimizer.step()
     changed = [n for n, tensor in _frozen(model).items() if not torch.equal(before[n], tensor)]
-    return [f"frozen, but a training step changed {listed(changed)}"] if changed else []
+    return [f"frozen, but a training step changed {truncate_list(changed)}"] if changed else []
 
 
 def _frozen(model: nn.Module) -> dict[str, Tensor]:
-    injection = injection_of(model)
+    state = state_of(model)
     frozen = {n: p.detach() for n, p in named_parameters(model).items() if not p.requires_grad}
-    for name in injection.training:
+    for name in state.training:
         norm = submodule(model, name)
         frozen.update({f"{name}.{n}": b for n, b in norm.named_buffers(recurse=False)})
     return frozen
@@ -173,11 +173,11 @@ def _merged_is_unmerged(model: nn.Module, batch: Any) -> list[str]:
         if not error <= allowed:
             failures.append(f"merged outputs differ from unmerged ones by {error:.1e}, allowed {allowed:.0e}")
     lost = [n for n, m in lora_layers(model).items() if not _equal(weights[n], _bases(m))]
-    return [*failures, f"unmerging did not restore {listed(lost)}"] if lost else failures
+    return [*failures, f"unmerging did not restore {truncate_list(lost)}"] if lost else failures
 
 
 def _bases(layer: LoRALayer) -> list[Tensor]:
-    return [layer.base(name).detach().clone() for name in layer.properties]
+    return [layer.base_weight(name).detach().clone() for name in layer.properties]
 
 
 def _equal(ones: list[Tensor], others: list[Tensor]) -> bool:

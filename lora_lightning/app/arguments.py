@@ -26,19 +26,19 @@ class Option(NamedTuple):
 TEXTUAL, SWITCH, EXISTING = Option(str, TEXT), Option(bool, FLAG), Option(str, PATH)
 MERGE = {
     "ckpt": EXISTING, "out": TEXTUAL, "base": EXISTING, "adapter": TEXTUAL, "overwrite": SWITCH,
-    "any_base": SWITCH,
+    "check_base": SWITCH,
 }  # fmt: skip
 INSPECT = {"base": EXISTING}
 TRANSCRIBE = {
     "adapter": EXISTING, "recipe": TEXTUAL, "format": Option(str, choice("plain", "srt", "json")),
     "out": TEXTUAL, "device": TEXTUAL, "chunk": Option(float, ABOVE_ZERO),
     "overlap": Option(float, FROM_ZERO), "batch": Option(int, whole(1)),
-    "beam": Option(int, whole(1)), "lm": EXISTING, "lexicon": EXISTING, "any_base": SWITCH,
+    "beam": Option(int, whole(1)), "lm": EXISTING, "lexicon": EXISTING, "check_base": SWITCH,
 }  # fmt: skip
 PREDICT = {
     "images": EXISTING, "out": TEXTUAL, "adapter": EXISTING, "ckpt": EXISTING,
     "batch_size": Option(int, whole(1)), "num_workers": Option(int, whole(0)), "score": Option(float, SHARE),
-    "overwrite": SWITCH, "any_base": SWITCH,
+    "overwrite": SWITCH, "check_base": SWITCH,
 }  # fmt: skip
 OPTIONS = {"merge": MERGE, "inspect": INSPECT, "transcribe": TRANSCRIBE, "predict": PREDICT}
 
@@ -50,7 +50,7 @@ lora-lightning merge ckpt=PATH out=FILE.safetensors             plain weights, t
     base=FILE.safetensors   the base's weights, where the run of PATH cannot tell them
     adapter=NAME            which one of a checkpoint that holds several
     overwrite=true          replace FILE
-    any_base=true           accept other base weights than those that it was trained on""",
+    check_base=false         accept other base weights than those that it was trained on""",
     "inspect": """\
 lora-lightning inspect PATH [base=FILE.safetensors]             what a file or folder of weights holds""",
     "transcribe": """\
@@ -60,13 +60,13 @@ lora-lightning transcribe AUDIO... adapter=FOLDER               what is said in 
     out=FILE or FOLDER      instead of the screen
     device=cuda             chunk=20 overlap=4 seconds, batch=4 chunks at once
     beam=32 lm=FILE.arpa lexicon=FILE   beam search with a language model or a list of words
-    any_base=true           accept other base weights than those that it was trained on""",
+    check_base=false         accept other base weights than those that it was trained on""",
     "predict": """\
 lora-lightning predict images=FOLDER out=FOLDER adapter=FOLDER  what a detector finds: JSON and pictures
     ckpt=FILE               a Trainer's checkpoint in place of the adapter's folder
     recipe=NAME [key=value] builds the model; without adapter= and ckpt=, its base alone is used
     score=0.5               least score of what pictures show; batch_size=8 num_workers=4 overwrite=true
-    any_base=true           accept other base weights than those that it was trained on""",
+    check_base=false         accept other base weights than those that it was trained on""",
     "completion": """\
 lora-lightning completion bash|zsh                              Tab completes groups, recipes and options
     eval "$(lora-lightning completion bash)"                    once, or in ~/.bashrc; zsh likewise""",

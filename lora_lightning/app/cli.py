@@ -13,7 +13,7 @@ from lora_lightning.app.arguments import at_home, missing_path, parsed, transcri
 from lora_lightning.app.interrupts import interruptible
 from lora_lightning.errors import FULL, UserError, did_you_mean
 from lora_lightning.utils.libraries import load_lightning
-from lora_lightning.utils.tables import listed
+from lora_lightning.utils.tables import truncate_list
 
 LIGHT = ("lora_lightning.app.application",)  # it loads torch when the words are sound
 HELP = ("-h", "--help")
@@ -79,7 +79,9 @@ def _merge(words: Sequence[str]) -> None:
     rounding = inspection.rounding_text(merged.largest, merged.relative)
     print(f"{merged.weights} updates merged; {rounding}", flush=True)
     if merged.left_out:
-        print(f"left out, since they are not part of the network: {listed(merged.left_out)}", flush=True)
+        print(
+            f"left out, since they are not part of the network: {truncate_list(merged.left_out)}", flush=True
+        )
 
 
 def _inspect(words: Sequence[str]) -> None:

@@ -19,11 +19,11 @@ from lora_lightning.errors import AdapterFileError
 from lora_lightning.files.compatibility import aligned, update_shapes
 from lora_lightning.files.fingerprint import other_tensors, short
 from lora_lightning.files.format import SavedAdapter
-from lora_lightning.files.locate import Source, read_source
+from lora_lightning.files.locate import AdapterSource, read_source
 from lora_lightning.files.pair import read_weights
 from lora_lightning.planning.plan import LayerPlan
 from lora_lightning.utils.digests import digests
-from lora_lightning.utils.tables import format_table, listed, printable
+from lora_lightning.utils.tables import format_table, printable, truncate_list
 
 EFFECTIVE = (
     "‖ΔW‖: Frobenius norm of s·B·A{dora}. effective rank: exp of the entropy of its singular values over\n"
@@ -43,9 +43,9 @@ def inspect(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = 
     if Path(path).suffix == ".safetensors" and Path(path).is_file():
         return _merged_page(Path(path))
     source = read_source(path)
-    weights = base_of(source, base) if base is not None or source.base else {}
+    weights = base_of(source, base) if base is not None or source.base_weights else {}
     if weights:
-        source = Source(
+        source = AdapterSource(
             source.path, source.kind, aligned(source.saved, _modules(weights)), weights, source.run
         )
     saved = source.saved
@@ -53,7 +53,7 @@ def inspect(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = 
     if saved.plan.heads:
         lines.append(f"trained in full: {', '.join(saved.plan.heads)}")
     if rest := _rest(saved):
-        lines.append(f"also trained: {listed(rest, most=6)}")
+        lines.append(f"also trained: {truncate_list(rest, most=6)}")
     dora = " before DoRA's magnitudes" if saved.config.use_dora else ""
     return printable("\n".join([*lines, "", EFFECTIVE.format(dora=dora)]))
 
@@ -117,7 +117,7 @@ def _measures(saved: SavedAdapter, layer: LayerPlan, weights: Mapping[str, Tenso
     return found
 
 
-def _facts(source: Source, weights: Mapping[str, Tensor]) -> list[str]:
+def _facts(source: AdapterSource, weights: Mapping[str, Tensor]) -> list[str]:
     saved, config = source.saved, source.saved.config
     method = "LoRA"
     method += " with DoRA magnitudes" if config.use_dora else ""
@@ -141,14 +141,15 @@ def _facts(source: Source, weights: Mapping[str, Tensor]) -> list[str]:
 
 
 def _base_text(saved: SavedAdapter, weights: Mapping[str, Tensor]) -> str:
-    if not saved.base:
+    if not saved.fingerprint:
         return f"{saved.base_class} · fingerprint not known".removeprefix(" · ")
-    text = f"{saved.base_class} · fingerprint {short(saved.base)} of {len(saved.base)} frozen tensors"
+    known = f"{short(saved.fingerprint)} of {len(saved.fingerprint)} frozen tensors"
+    text = f"{saved.base_class} · fingerprint {known}"
     for kind in dict.fromkeys(saved.quantized.values()):
         text += f" · {list(saved.quantized.values()).count(kind)} of them in {kind}"
     if weights:
         here = digests(weights)
-        others = other_tensors(saved.base, here)
+        others = other_tensors(saved.fingerprint, here)
         text += f" · {len(others)} of them differ here" if others else " · the same here"
     return text
 
@@ -177,7 +178,7 @@ def _merged_page(path: Path) -> str:
         largest, relative = about["rounding"]
         facts = [
             ("merged from", about["merged_from"]),
-            ("base", f"{about['base_class']} · fingerprint {about['base'] or 'not known'}"),
+            ("base", f"{about['base_class']} · fingerprint {about['fingerprint'] or 'not known'}"),
             ("trained", _training_text(about["recipe"], about["training"])),
             ("updates", f"{about['layers']}, merged; {rounding_text(largest, relative)}"),
         ]

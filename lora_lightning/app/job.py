@@ -17,7 +17,7 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig, OmegaConf
 
-from lora_lightning.adapters.inject import freeze
+from lora_lightning.adapters.inject import linear_probe
 from lora_lightning.adapters.quantize import quantize
 from lora_lightning.app.console import on_rank_zero
 from lora_lightning.app.progress import Progress
@@ -67,7 +67,7 @@ class Job:
             self.trained, self.total = self.plan.trainable, self.plan.total
         elif method == "probe":
             with _named("lora"):
-                self.trained = freeze(self.task, self._probe_config()).trainable
+                self.trained = linear_probe(self.task, self._probe_config()).trainable
             keep_trained_only(self.task)
 
     def _task(self, model: Any) -> Any:

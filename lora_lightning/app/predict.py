@@ -27,7 +27,7 @@ from lora_lightning.data.picture_folder import PictureFolder, draw_pictures
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.files.allowed import plain_values, section_of, target_of
 from lora_lightning.files.format import write_adapter
-from lora_lightning.files.locate import Source, read_source
+from lora_lightning.files.locate import AdapterSource, read_source
 from lora_lightning.files.save_load import load_adapter
 from lora_lightning.tasks.detection import ObjectDetector
 from lora_lightning.tasks.detection_pictures import confident, drawn
@@ -68,7 +68,7 @@ def predict(options: Mapping[str, Any], words: Sequence[str]) -> str:
     if not facts.get("class_names"):
         raise UserError("its data, which name the classes, are not on this machine: give recipe=NAME.")
     if source:
-        _adapt(model, source, options.get("any_base", False))
+        _adapt(model, source, options.get("check_base", True))
     trainer = {"accelerator": "auto", "precision": "32-true", **config["trainer"]}
     score = options.get("score", config["task"].get("score_threshold", 0.5))
     finder = Finder(model, trainer["accelerator"], trainer["precision"])
@@ -182,7 +182,7 @@ def _write_json(path: Path, content: Any) -> None:
 
 def _checked(
     options: Mapping[str, Any], words: Sequence[str]
-) -> tuple[Source | None, Mapping[str, Any], PictureFolder | None]:
+) -> tuple[AdapterSource | None, Mapping[str, Any], PictureFolder | None]:
     """The adapter, the configuration and the images (None: to be drawn), or every mistake at once."""
     problems = []
     if "adapter" in options and "ckpt" in options:
@@ -212,7 +212,7 @@ def _checked(
     return source, config, folder
 
 
-def _config(source: Source | None, words: Sequence[str]) -> Mapping[str, Any]:
+def _config(source: AdapterSource | None, words: Sequence[str]) -> Mapping[str, Any]:
     """Of the command line, or of the run, if it is a detector's."""
     if words and not any(word.startswith("recipe=") for word in words):
         raise UserError(f"{' '.join(words)}: give recipe=NAME with it.")
@@ -229,7 +229,7 @@ def _config(source: Source | None, words: Sequence[str]) -> Mapping[str, Any]:
     return config
 
 
-def _config_of_run(source: Source) -> dict[str, Any]:
+def _config_of_run(source: AdapterSource) -> dict[str, Any]:
     """The sections of a run that are used here, all plain: they may have come with a download."""
     config, where = source.run_config(), source.run_file
     if not config:
@@ -250,7 +250,7 @@ def _config_of_run(source: Source) -> dict[str, Any]:
     return sections
 
 
-def _drawing(config: Mapping[str, Any], source: Source | None) -> LightningDataModule:
+def _drawing(config: Mapping[str, Any], source: AdapterSource | None) -> LightningDataModule:
     """The data that draw their pictures; None: by the user's own words."""
     if source is None:
         return instantiate(OmegaConf.create(dict(config["data"])))
@@ -262,14 +262,14 @@ def _is_detector(target: str) -> bool:
     return isinstance(found, type) and issubclass(found, ObjectDetector)
 
 
-def _adapt(model: nn.Module, source: Source, any_base: bool) -> None:
+def _adapt(model: nn.Module, source: AdapterSource, check_base: bool) -> None:
     """Load the adapter and merge it: the same predictions, at the speed of the plain model."""
     if source.path.is_dir():
-        load_adapter(model, source.path, any_base=any_base)
+        load_adapter(model, source.path, check_base=check_base)
     else:
         with tempfile.TemporaryDirectory() as folder:
             write_adapter(folder, source.saved)
-            load_adapter(model, folder, any_base=any_base)
+            load_adapter(model, folder, check_base=check_base)
     merge_adapters(model)
 
 

@@ -19,7 +19,7 @@ from lora_lightning.errors import UserError
 from lora_lightning.files.allowed import BUILDERS, checked_facts, section_of
 from lora_lightning.files.compatibility import aligned
 from lora_lightning.files.fingerprint import short
-from lora_lightning.files.locate import Source, read_source
+from lora_lightning.files.locate import AdapterSource, read_source
 from lora_lightning.files.merge import Merged, merge_state
 from lora_lightning.files.pair import read_weights, weights_metadata
 from lora_lightning.files.random_base import kept_base, put_back_base
@@ -34,7 +34,7 @@ def merge_files(
     *,
     adapter: str | None = None,
     overwrite: bool = False,
-    any_base: bool = False,
+    check_base: bool = True,
 ) -> Merged:
     """Write the merged weights of an adapter's folder or a Trainer's checkpoint as one safetensors file,
     which timm, torchvision or torchaudio load without this package.
@@ -46,7 +46,7 @@ def merge_files(
             them, else rebuilds the base as the configuration of the training application's run says.
         adapter: which one of a checkpoint that holds several.
         overwrite: replace a file that stands there.
-        any_base: accept frozen weights with other values than those that it was trained on.
+        check_base: refuse frozen weights with other values than those that it was trained on.
 
     Raises:
         UserError, AdapterFileError: as `merge_state` and `read_source`; or the base is not known.
@@ -60,7 +60,7 @@ def merge_files(
     if not out.parent.is_dir():
         raise UserError(f"out={out}: there is no folder {out.parent}.")
     source = read_source(path, adapter)
-    merged = merge_state(source.saved, base_of(source, base), any_base)
+    merged = merge_state(source.saved, base_of(source, base), check_base)
     tensors = {n: t.detach().contiguous().clone() for n, t in merged.state.items()}
     about = {"merged_from": str(path), **_origin(source), "rounding": [merged.largest, merged.relative]}
     metadata = weights_metadata(tensors, about)
@@ -68,7 +68,7 @@ def merge_files(
     return merged
 
 
-def base_of(source: Source, base: str | os.PathLike[str] | None) -> dict[str, Tensor]:
+def base_of(source: AdapterSource, base: str | os.PathLike[str] | None) -> dict[str, Tensor]:
     """The base's weights: from a file, from the checkpoint itself, or rebuilt.
 
     Raises:
@@ -79,8 +79,8 @@ def base_of(source: Source, base: str | os.PathLike[str] | None) -> dict[str, Te
         if not path.is_file():
             raise UserError(f"base={base}: there is no such file. Give a .safetensors file.")
         return read_weights(path)[0]
-    if source.base:
-        return source.base
+    if source.base_weights:
+        return source.base_weights
     if kept := kept_base(source.run):
         return kept
     config = source.run_config()
@@ -93,7 +93,7 @@ def base_of(source: Source, base: str | os.PathLike[str] | None) -> dict[str, Te
 
 
 def rebuilt_model(
-    config: Mapping[str, Any], source: Source | None, facts: Mapping[str, Any] | None = None
+    config: Mapping[str, Any], source: AdapterSource | None, facts: Mapping[str, Any] | None = None
 ) -> tuple[torch.nn.Module, Mapping[str, Any]]:
     """The model as a configuration builds it, and what its data say of themselves (`provides`).
 
@@ -122,7 +122,7 @@ def rebuilt_model(
 
 
 def _model_of_run(
-    config: Mapping[str, Any], source: Source, facts: Mapping[str, Any] | None
+    config: Mapping[str, Any], source: AdapterSource, facts: Mapping[str, Any] | None
 ) -> tuple[torch.nn.Module, Mapping[str, Any]]:
     where = source.run_file
     target, options = section_of(config, "model", where)
@@ -188,12 +188,12 @@ def builder_of(name: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-def _origin(source: Source) -> dict[str, Any]:
+def _origin(source: AdapterSource) -> dict[str, Any]:
     saved = source.saved
     return {
         "recipe": source.recipe(),
         "training": saved.training,
         "base_class": saved.base_class,
-        "base": short(saved.base) if saved.base else "",
+        "fingerprint": short(saved.fingerprint) if saved.fingerprint else "",
         "layers": len(saved.plan.layers),
     }

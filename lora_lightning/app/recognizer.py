@@ -17,14 +17,14 @@ CTC = "lora_lightning.tasks.ctc.SpeechRecognizer"
 
 
 def recognizer(
-    adapter: str | None, recipe: str | None = None, any_base: bool = False
+    adapter: str | None, recipe: str | None = None, check_base: bool = True
 ) -> tuple[nn.Module, list[str]]:
     """A CTC recognizer and its vocabulary.
 
     Args:
         adapter: an adapter's folder; None gives the recipe's model as it is.
         recipe: builds the model; None takes the run that the adapter lies in.
-        any_base: accept other base weights than those that the adapter was trained on.
+        check_base: refuse other base weights than those that the adapter was trained on.
 
     Raises:
         UserError: neither tells how the model is built, or it is no CTC recognizer.
@@ -45,5 +45,5 @@ def recognizer(
     if "vocabulary" not in facts:
         raise UserError(f"{where}: its data, which decide the vocabulary, are not on this machine.")
     if adapter:
-        load_adapter(model, adapter, any_base=any_base)
+        load_adapter(model, adapter, check_base=check_base)
     return model, list(facts["vocabulary"])

@@ -75,7 +75,7 @@ def _heard(
 ) -> Iterator[tuple[Path, Transcription | AudioError]]:
     """Each file and its transcription, or why there is none; a bar over the seconds of all."""
     model, vocabulary = recognizer(
-        options.get("adapter"), options.get("recipe"), options.get("any_base", False)
+        options.get("adapter"), options.get("recipe"), options.get("check_base", True)
     )
     decoder = None
     if {"beam", "lm", "lexicon"} & options.keys():

@@ -12,7 +12,7 @@ from torch.utils.data import Dataset
 from lora_lightning.data.detection import image_size, read_image
 from lora_lightning.errors import UserError
 from lora_lightning.utils.libraries import loading
-from lora_lightning.utils.tables import listed
+from lora_lightning.utils.tables import truncate_list
 
 with loading("torchvision"):
     from torchvision.io import write_png
@@ -52,7 +52,9 @@ class PictureFolder(Dataset[tuple[int, Tensor]]):
             raise UserError(f"images={folder}: holds no image ({', '.join(SUFFIXES)}).")
         sizes = [image_size(file) for file in files]
         if bad := [str(f) for f, size in zip(files, sizes, strict=True) if size is None]:
-            raise UserError(f"images={folder}: {listed(bad)} cannot be read as images; take them away.")
+            raise UserError(
+                f"images={folder}: {truncate_list(bad)} cannot be read as images; take them away."
+            )
         self.pictures = [
             Picture(number, str(file.relative_to(self.folder)), *size)
             for number, file, size in zip(_numbers(files), files, sizes, strict=True)

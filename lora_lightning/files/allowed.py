@@ -11,7 +11,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from lora_lightning.errors import UserError
-from lora_lightning.utils.tables import listed
+from lora_lightning.utils.tables import truncate_list
 
 # By the section of the configuration; `_target_`s of `conf/` are the same, which a test compares.
 BUILDERS: dict[str, tuple[str, ...]] = {
@@ -86,7 +86,8 @@ def target_of(config: Mapping[str, Any], section: str, where: object) -> str:
 
 def _unasked(found: list[str], where: object) -> str:
     return (
-        f"{where}: {listed(found)} is not run unasked: a file has models and data of this package built, "
+        f"{where}: {truncate_list(found)} is not run unasked: a file has models and data of this package "
+        "built, "
         "from plain options, and nothing else. Build the base yourself: base=FILE.safetensors for merge, "
         "recipe=NAME for predict and transcribe."
     )
@@ -129,8 +130,8 @@ def checked_facts(values: Mapping[str, Any], where: object) -> dict[str, Any]:
     ]
     if found := calls(facts, "") or nested:
         raise UserError(
-            f"{where}: {listed(found)} is not run unasked: what data said of themselves are numbers, words "
-            "and lists of them."
+            f"{where}: {truncate_list(found)} is not run unasked: what data said of themselves are "
+            "numbers, words and lists of them."
         )
     for name, kind in FACT_LISTS.items():
         items = facts.get(name, [])

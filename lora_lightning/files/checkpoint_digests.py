@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from lora_lightning.errors import AdapterFileError
-from lora_lightning.utils.tables import listed
+from lora_lightning.utils.tables import truncate_list
 
 KEY = "lora_lightning"  # of the adapter's description in a Trainer's checkpoint
 DIGESTS = "sha256"  # of the checksums in that description
@@ -56,8 +56,8 @@ def check_digests(checkpoint: Any, where: object) -> None:
     ]
     if wrong:
         raise AdapterFileError(
-            f"{where} is damaged, or was edited: the checksum of {listed(wrong)} does not match. Copy it "
-            "again, or take another checkpoint."
+            f"{where} is damaged, or was edited: the checksum of {truncate_list(wrong)} does not match. "
+            "Copy it again, or take another checkpoint."
         )
 
 

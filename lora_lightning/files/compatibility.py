@@ -11,11 +11,11 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
-from lora_lightning.adapters.inject import own_names
-from lora_lightning.adapters.state import as_before, injection_of, is_injected, own_tensors
+from lora_lightning.adapters.inject import extra_names
+from lora_lightning.adapters.state import extra_tensors, is_injected, state_of, viewed_as_plain
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, did_you_mean
-from lora_lightning.files.fingerprint import fingerprint, refusal_of_base
+from lora_lightning.files.fingerprint import fingerprint_of, refusal_of_base
 from lora_lightning.files.format import SavedAdapter
 from lora_lightning.files.peft_resolve import in_model, only_trained
 from lora_lightning.layers.slot import Slot
@@ -64,7 +64,7 @@ def renamed(saved: SavedAdapter, rename: Rename) -> SavedAdapter:
         plan=saved.plan.renamed(rename),
         tensors={rename(n): t for n, t in saved.tensors.items()},
         slots={rename(n): s for n, s in saved.slots.items()},
-        base={rename(n): d for n, d in saved.base.items()},
+        fingerprint={rename(n): d for n, d in saved.fingerprint.items()},
         quantized={rename(n): kind for n, kind in saved.quantized.items()},
     )
 
@@ -91,15 +91,15 @@ def fitted(saved: SavedAdapter, model: nn.Module, where: str | os.PathLike[str])
         return saved  # named by check_fit
     base: dict[str, Tensor] = {**named_parameters(model), **named_buffers(model)}
     if is_injected(model):
-        base.update(injection_of(model).originals)
-    return only_trained(saved, own_names(model, saved.config, saved.plan), base)
+        base.update(state_of(model).originals)
+    return only_trained(saved, extra_names(model, saved.config, saved.plan), base)
 
 
 def check_fit(
     model: nn.Module,
     saved: SavedAdapter,
     where: str | os.PathLike[str],
-    any_base: bool = False,
+    check_base: bool = True,
     present: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Refuse an adapter that is not for this model.
@@ -107,7 +107,7 @@ def check_fit(
     Args:
         model: adapted or not.
         saved: with names of this model.
-        any_base: whether frozen weights with other values are accepted.
+        check_base: whether frozen weights with other values are refused.
         present: tensors of the model's adapter that is to take the values, under the names of a file.
 
     Raises:
@@ -118,18 +118,18 @@ def check_fit(
             f"the model is on the meta device and cannot hold what {where} contains: give it memory and "
             "load its own weights first."
         )
-    with as_before(model):
+    with viewed_as_plain(model):
         refuse(_misfits(model, saved.plan, saved.slots), where)
-        own = own_tensors(model, own_names(model, saved.config, saved.plan))
-    if is_injected(model) and (ours := injection_of(model).plan.scope) != saved.plan.scope:
-        refuse([f"backbone {ours!r} in the model, {saved.plan.scope!r} in the file"], where)
+        own = extra_tensors(model, extra_names(model, saved.config, saved.plan))
+    if is_injected(model) and (ours := state_of(model).plan.backbone) != saved.plan.backbone:
+        refuse([f"backbone {ours!r} in the model, {saved.plan.backbone!r} in the file"], where)
     shapes = update_shapes(saved.plan, saved.slots, saved.config)
     if present is not None:
         own = {n: t for n, t in present.items() if n not in shapes}
     refuse(_tensor_problems(saved.tensors, shapes, own), where)
     refuse(not_finite(saved.tensors), where)
-    if not any_base and (
-        refusal := refusal_of_base(saved.base, fingerprint(model), f"the adapter in {where}")
+    if check_base and (
+        refusal := refusal_of_base(saved.fingerprint, fingerprint_of(model), f"the adapter in {where}")
     ):
         raise AdapterFileError(refusal)
 
@@ -144,9 +144,9 @@ def check_plan(model: nn.Module, saved: SavedAdapter, where: str | os.PathLike[s
     Raises:
         AdapterFileError: it is such an adapter.
     """
-    with as_before(model):
+    with viewed_as_plain(model):
         refuse(_misfits(model, saved.plan, saved.slots), where)
-        own = own_tensors(model, saved.tensors)
+        own = extra_tensors(model, saved.tensors)
     if saved.update_names() & saved.tensors.keys():
         check_tensors(saved, where, own)
 
@@ -184,8 +184,8 @@ def _misfits(model: nn.Module, planned: Plan, slots: dict[str, Slot]) -> list[st
     modules = named_modules(model)
     targets, refused = targets_of(model)
     problems = [f"no module {n}" for n in planned.heads if n not in modules]
-    if planned.scope and planned.scope not in modules:
-        problems.append(f"no backbone {planned.scope}")
+    if planned.backbone and planned.backbone not in modules:
+        problems.append(f"no backbone {planned.backbone}")
     counts = Counter(p.name for p in planned.layers)
     problems += [f"{n} stands twice in the plan" for n, count in counts.items() if count > 1]
     for layer in planned.layers:

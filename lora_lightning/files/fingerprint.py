@@ -8,16 +8,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lora_lightning.adapters.state import injection_of, is_injected
+from lora_lightning.adapters.state import is_injected, state_of
 from lora_lightning.layers.norm import has_statistics
 from lora_lightning.layers.registry import lora_layers
 from lora_lightning.utils.digests import PART, digests, same
 from lora_lightning.utils.names import named_modules, named_parameters, submodule
 from lora_lightning.utils.sharding import is_flattened
-from lora_lightning.utils.tables import listed
+from lora_lightning.utils.tables import truncate_list
 
 
-def fingerprint(model: nn.Module) -> dict[str, str]:
+def fingerprint_of(model: nn.Module) -> dict[str, str]:
     """Digests of the frozen tensors by name: parameters that no adapter trains, and the running
     statistics of frozen norms. Tensors without memory (meta device) are left out.
 
@@ -54,7 +54,7 @@ def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
     trained: set[str] = set()
     if is_injected(model):
         trained = {n for n, p in named_parameters(model).items() if p.requires_grad}
-        trained |= injection_of(model).originals.keys()
+        trained |= state_of(model).originals.keys()
     return {n: t.detach() for n, t in tensors.items() if n not in trained}
 
 
@@ -71,8 +71,8 @@ def refusal_of_base(saved: Mapping[str, str], here: Mapping[str, str], what: str
     common = len(saved.keys() & here.keys())
     return (
         f"{what} was trained on another base model: {len(others)} of {common} frozen tensors differ "
-        f"({listed(others, most=3)}). Give the model the weights that it was trained on; with any_base=True "
-        f"it is loaded all the same."
+        f"({truncate_list(others, most=3)}). Give the model the weights that it was trained on; with "
+        f"check_base=False it is loaded all the same."
     )
 
 

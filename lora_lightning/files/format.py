@@ -33,7 +33,7 @@ class SavedAdapter:
             trained tensors under their names in `state_dict()`.
         slots: how the weight of each planned layer factorizes, by the layer's name.
         base_class: class of the network that was adapted.
-        base: the base's fingerprint; empty when it is not known.
+        fingerprint: the base's fingerprint; empty when it is not known.
         quantized: "int8" or "nf4" by the base's parameters that were so kept.
         training: what is known of the training, such as `{"epochs": 5, "steps": 100}`.
         foreign: read from PEFT's files, which leave open what only a model can tell.
@@ -44,7 +44,7 @@ class SavedAdapter:
     tensors: dict[str, Tensor]
     slots: dict[str, Slot]
     base_class: str = ""
-    base: dict[str, str] = field(default_factory=dict)
+    fingerprint: dict[str, str] = field(default_factory=dict)
     quantized: dict[str, str] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     foreign: bool = False
@@ -63,7 +63,7 @@ class SavedAdapter:
             "config": self.config.to_dict(),
             "plan": self.plan.to_dict(),
             "slots": {name: _slot_dict(slot) for name, slot in self.slots.items()},
-            "base": self.base,
+            "fingerprint": self.fingerprint,
             **({"quantized": self.quantized} if self.quantized else {}),
         }
 
@@ -129,7 +129,7 @@ def described(about: Mapping[str, Any], tensors: dict[str, Tensor], where: str) 
     try:
         plan = Plan.from_dict(about["plan"])
         slots = {layer.name: _slot(about["slots"][layer.name]) for layer in plan.layers}
-        if not is_fingerprint(about["base"]) or not isinstance(about["training"], dict):
+        if not is_fingerprint(about["fingerprint"]) or not isinstance(about["training"], dict):
             raise TypeError("its base or training is of another kind")
         quantized = about.get("quantized", {})
         if not all(isinstance(n, str) and kind in QUANTIZERS for n, kind in quantized.items()):
@@ -140,7 +140,7 @@ def described(about: Mapping[str, Any], tensors: dict[str, Tensor], where: str) 
             tensors,
             slots,
             str(about["base_class"]),
-            about["base"],
+            about["fingerprint"],
             quantized,
             about["training"],
         )
@@ -151,19 +151,26 @@ def described(about: Mapping[str, Any], tensors: dict[str, Tensor], where: str) 
 def _slot_dict(slot: Slot) -> dict[str, Any]:
     """What differs from a slot of a whole `weight`."""
     default = asdict(Slot("weight"))
-    return {k: list(v) if k == "rows" else v for k, v in asdict(slot).items() if v != default[k]}
+    return {k: list(v) if k == "out_range" else v for k, v in asdict(slot).items() if v != default[k]}
 
 
 def _slot(values: Mapping[str, Any]) -> Slot:
-    kinds = {"parameter": str, "rows": list, "groups": int, "transposed": bool, "zero": str, "part": bool}
+    kinds = {
+        "parameter": str,
+        "out_range": list,
+        "groups": int,
+        "transposed": bool,
+        "zero": str,
+        "part": bool,
+    }
     for name, value in values.items():
         if type(value) is not kinds[name]:
             raise TypeError(f"slot option {name}={value!r}")
-    rows = values.get("rows")
-    if rows is not None and not (
-        len(rows) == 2 and all(type(r) is int for r in rows) and 0 <= rows[0] < rows[1]
+    out_range = values.get("out_range")
+    if out_range is not None and not (
+        len(out_range) == 2 and all(type(r) is int for r in out_range) and 0 <= out_range[0] < out_range[1]
     ):
-        raise ValueError(f"slot rows={rows!r}")
+        raise ValueError(f"slot out_range={out_range!r}")
     if values.get("groups", 1) < 1:
         raise ValueError(f"slot groups={values['groups']!r}")
-    return Slot(**{"parameter": "weight", **values, "rows": tuple(rows) if rows else None})
+    return Slot(**{"parameter": "weight", **values, "out_range": tuple(out_range) if out_range else None})

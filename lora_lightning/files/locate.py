@@ -31,19 +31,19 @@ ABOVE = 3  # folders between a run's folder and what it saved
 
 
 @dataclass(frozen=True)
-class Source:
+class AdapterSource:
     """An adapter and what stands around it.
 
     Attributes:
         kind: what it was read from.
-        base: the base's tensors by the adapter's names, where a checkpoint holds them too.
+        base_weights: the base's tensors by the adapter's names, where a checkpoint holds them too.
         run: folder of the training application's run, if it is one's.
     """
 
     path: Path
     kind: str
     saved: SavedAdapter
-    base: dict[str, Tensor] = field(default_factory=dict)
+    base_weights: dict[str, Tensor] = field(default_factory=dict)
     run: Path | None = None
 
     @property
@@ -87,7 +87,7 @@ def read_any(folder: str | os.PathLike[str]) -> SavedAdapter:
     return assembled_peft(pair, folder) if is_peft(pair[0]) else assembled(pair, folder)
 
 
-def read_source(path: str | os.PathLike[str], adapter: str | None = None) -> Source:
+def read_source(path: str | os.PathLike[str], adapter: str | None = None) -> AdapterSource:
     """An adapter's folder, or a Trainer's checkpoint that LoRACallback wrote.
 
     Args:
@@ -101,11 +101,11 @@ def read_source(path: str | os.PathLike[str], adapter: str | None = None) -> Sou
         saved = read_any(path)
         check_tensors(saved, path)
         kind = "PEFT's format" if saved.foreign else "adapter folder"
-        return Source(path, kind, saved, run=_run_of(path))
+        return AdapterSource(path, kind, saved, run=_run_of(path))
     checkpoint = load_checkpoint(path)
-    saved, base = from_checkpoint(checkpoint, str(path), adapter)
+    saved, base_weights = from_checkpoint(checkpoint, str(path), adapter)
     check_tensors(saved, path)
-    return Source(path, "Trainer checkpoint", saved, base, _run_of(path))
+    return AdapterSource(path, "Trainer checkpoint", saved, base_weights, _run_of(path))
 
 
 def load_checkpoint(path: Path) -> dict[str, Any]:
@@ -137,12 +137,12 @@ def from_checkpoint(
     whole = all(w in state for w in weights)
     top = f"{about['network']}." if about.get("network") else ""
     updates = {p for other, one in adapters.items() for p in _update_prefixes(one.plan, other).values()}
-    base = {
+    base_weights = {
         n.removeprefix(top): t
         for n, t in state.items()
         if whole and n.startswith(top) and n.rpartition(".")[0] not in updates
     }
-    return saved, base
+    return saved, base_weights
 
 
 def adapters_in(checkpoint: Mapping[str, Any], where: str) -> tuple[dict[str, SavedAdapter], tuple[str, ...]]:
@@ -175,8 +175,8 @@ def adapters_in(checkpoint: Mapping[str, Any], where: str) -> tuple[dict[str, Sa
 def _saved(name: str, chosen: Any, checkpoint: Mapping[str, Any], where: str) -> SavedAdapter:
     if not (
         isinstance(chosen, dict)
-        and isinstance(chosen.get("own"), list)
-        and all(isinstance(n, str) for n in chosen["own"])
+        and isinstance(chosen.get("extra_trainables"), list)
+        and all(isinstance(n, str) for n in chosen["extra_trainables"])
         and isinstance(chosen.get("values"), dict)
         and all(isinstance(t, Tensor) for t in chosen["values"].values())
     ):
@@ -184,7 +184,7 @@ def _saved(name: str, chosen: Any, checkpoint: Mapping[str, Any], where: str) ->
     saved = described({**checkpoint[KEY], **chosen}, {}, where)
     state = _state(checkpoint)
     values = {**state, **chosen["values"]}
-    tensors = {n: values[n] for n in chosen["own"] if n in values}
+    tensors = {n: values[n] for n in chosen["extra_trainables"] if n in values}
     prefixes = _update_prefixes(saved.plan, name)
     for layer in saved.plan.layers:
         for part in LEAVES:

@@ -18,7 +18,7 @@ from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.layers.weight_norm import normed_parts, normed_weight, parts_of
 from lora_lightning.utils.digests import digests
 from lora_lightning.utils.names import named_parameters
-from lora_lightning.utils.tables import listed
+from lora_lightning.utils.tables import truncate_list
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Merged:
     left_out: list[str]
 
 
-def merge_state(saved: SavedAdapter, base: Mapping[str, Tensor], any_base: bool = False) -> Merged:
+def merge_state(saved: SavedAdapter, base_weights: Mapping[str, Tensor], check_base: bool = True) -> Merged:
     """Add an adapter's updates to the weights of a state dict, and put its trained tensors in place.
 
     The sum is taken in float32 (float64 for such weights) and rounded to the weight's dtype once. Of a
@@ -49,24 +49,24 @@ def merge_state(saved: SavedAdapter, base: Mapping[str, Tensor], any_base: bool 
 
     Args:
         saved: from `read_source(...).saved` or `read_adapter`.
-        base: a state dict of the network, or of a module that holds it; it is not changed.
-        any_base: accept frozen weights with other values than those that it was trained on.
+        base_weights: a state dict of the network, or of a module that holds it; it is not changed.
+        check_base: refuse frozen weights with other values than those that it was trained on.
 
     Raises:
         AdapterFileError: the adapter does not fit the weights, or they are another base's.
         UserError: a merged weight would not be finite.
     """
-    saved = aligned(saved, _modules(base))
-    _check(saved, base, any_base)
-    base = {n: _as_trained(t, saved.quantized.get(n)) for n, t in base.items()}
-    state = dict(base)
+    saved = aligned(saved, _modules(base_weights))
+    _check(saved, base_weights, check_base)
+    base_weights = {n: _as_trained(t, saved.quantized.get(n)) for n, t in base_weights.items()}
+    state = dict(base_weights)
     groups: dict[str, list[str]] = {}
     for layer in saved.plan.layers:
         groups.setdefault(_weight_name(saved, layer.name, layer.module), []).append(layer.name)
     largest, lost, moved = 0.0, 0.0, 0.0
     for name, layers in groups.items():
-        parts = normed_parts(base, name)
-        weight = normed_weight(*(base[n] for n in parts)) if parts else base[name]
+        parts = normed_parts(base_weights, name)
+        weight = normed_weight(*(base_weights[n] for n in parts)) if parts else base_weights[name]
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
         total = effective_weight(wide, [_update(saved, layer, wide) for layer in layers])
         merged = total.to(weight.dtype)
@@ -76,17 +76,17 @@ def merge_state(saved: SavedAdapter, base: Mapping[str, Tensor], any_base: bool 
         lost += error.double().square().sum().item()
         moved += (total - wide).double().square().sum().item()
         if parts:
-            state.update(zip(parts, parts_of(total, *(base[n] for n in parts)), strict=True))
+            state.update(zip(parts, parts_of(total, *(base_weights[n] for n in parts)), strict=True))
         else:
             state[name] = merged
     updates = update_shapes(saved.plan, saved.slots, saved.config)
     own = {n: t for n, t in saved.tensors.items() if n not in updates}
-    tops = {n.split(".")[0] for n in base} | {h.split(".")[0] for h in saved.plan.heads}
+    tops = {n.split(".")[0] for n in base_weights} | {h.split(".")[0] for h in saved.plan.heads}
     left_out = [n for n in own if n.split(".")[0] not in tops]
     for name, tensor in own.items():
         if name not in left_out:
-            state[name] = tensor.to(base[name].dtype) if name in base else tensor
-            _refuse_not_finite(name, state[name], base.get(name))
+            state[name] = tensor.to(base_weights[name].dtype) if name in base_weights else tensor
+            _refuse_not_finite(name, state[name], base_weights.get(name))
     return Merged(state, len(groups), largest, (lost / moved) ** 0.5 if moved else 0.0, left_out)
 
 
@@ -103,22 +103,24 @@ def _as_trained(weight: Tensor, kind: str | None) -> Tensor:
     return weight.dequantize() if is_quantized(weight) else weight
 
 
-def _check(saved: SavedAdapter, base: Mapping[str, Tensor], any_base: bool) -> None:
+def _check(saved: SavedAdapter, base_weights: Mapping[str, Tensor], check_base: bool) -> None:
     problems = []
     for layer in saved.plan.layers:
         name = _weight_name(saved, layer.name, layer.module)
-        if (parts := normed_parts(base, name)) is not None:
+        if (parts := normed_parts(base_weights, name)) is not None:
             name = parts[1]  # v has the shape of the weight
-        if name not in base:
-            computed = any(n.startswith(f"{layer.module}.parametrizations.") for n in base)
+        if name not in base_weights:
+            computed = any(n.startswith(f"{layer.module}.parametrizations.") for n in base_weights)
             remedy = " (it is computed: merge with eject(model, merged=True))" if computed else ""
             problems.append(f"no weight {name}{remedy}")
-        elif not base[name].is_floating_point():
-            problems.append(f"{name} is {base[name].dtype}")
-        elif saved.slots[layer.name].shape(base[name]) != layer.shape:
-            problems.append(f"{name} is {tuple(base[name].shape)}, in the adapter {layer.shape}")
+        elif not base_weights[name].is_floating_point():
+            problems.append(f"{name} is {base_weights[name].dtype}")
+        elif saved.slots[layer.name].shape(base_weights[name]) != layer.shape:
+            problems.append(f"{name} is {tuple(base_weights[name].shape)}, in the adapter {layer.shape}")
         elif shared := [
-            n for n, t in base.items() if n != name and t.data_ptr() == base[name].data_ptr() != 0
+            n
+            for n, t in base_weights.items()
+            if n != name and t.data_ptr() == base_weights[name].data_ptr() != 0
         ]:
             problems.append(f"{name} is also {shared[0]}: merge the model itself, eject(model, merged=True)")
     shapes = update_shapes(saved.plan, saved.slots, saved.config)
@@ -129,9 +131,11 @@ def _check(saved: SavedAdapter, base: Mapping[str, Tensor], any_base: bool) -> N
         if n in saved.tensors and tuple(saved.tensors[n].shape) != s
     ]
     if problems:
-        raise AdapterFileError(f"the adapter does not fit the base's weights: {listed(problems, most=3)}.")
-    refusal = refusal_of_base(saved.base, digests(base), "the adapter")
-    if refusal and not any_base:
+        raise AdapterFileError(
+            f"the adapter does not fit the base's weights: {truncate_list(problems, most=3)}."
+        )
+    refusal = refusal_of_base(saved.fingerprint, digests(base_weights), "the adapter")
+    if refusal and check_base:
         raise AdapterFileError(refusal)
 
 

@@ -182,9 +182,11 @@ def _assembled(
     refuse_peft(problems, folder)
     config = _config(about, layers, heads)
     trainable = sum(p.parameters for p in layers) + sum(t.numel() for t in own.values())
-    base, training, base_class = _extras(metadata)
+    fingerprint, training, base_class = _extras(metadata)
     plan = Plan(layers, heads, {}, "", trainable, trainable)
-    return SavedAdapter(config, plan, {**ours, **own}, slots, base_class, base, {}, training, foreign=True)
+    return SavedAdapter(
+        config, plan, {**ours, **own}, slots, base_class, fingerprint, {}, training, foreign=True
+    )
 
 
 def _version_problems(version: Any) -> list[str]:
@@ -245,9 +247,9 @@ def _extras(metadata: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Any]
         extras = json.loads(metadata.get("lora_lightning", "{}"))
     except (ValueError, RecursionError):
         return {}, {}, ""
-    base, training = extras.get("base"), extras.get("training")
+    fingerprint, training = extras.get("fingerprint"), extras.get("training")
     return (
-        base if is_fingerprint(base) else {},
+        fingerprint if is_fingerprint(fingerprint) else {},
         training if isinstance(training, dict) else {},
         str(extras.get("base_class", "")),
     )

@@ -53,26 +53,26 @@ def in_model(saved: SavedAdapter, model: nn.Module, where: str | os.PathLike[str
             )
     refuse_peft(problems, where)
     total = sum(p.numel() for p in model.parameters()) + sum(p.parameters for p in layers)
-    plan = Plan(layers, saved.plan.heads, {}, saved.plan.scope, saved.plan.trainable, total)
+    plan = Plan(layers, saved.plan.heads, {}, saved.plan.backbone, saved.plan.trainable, total)
     config = naming(saved.config, layers, plan.heads, model)
     return replace(saved, config=config, plan=plan, tensors=tensors, slots=slots)
 
 
-def only_trained(saved: SavedAdapter, own: Iterable[str], base: Mapping[str, Tensor]) -> SavedAdapter:
+def only_trained(saved: SavedAdapter, own: Iterable[str], base_weights: Mapping[str, Tensor]) -> SavedAdapter:
     """The tensors of an adapter from PEFT as one of ours has them: PEFT saves whole modules, also what is
     not trained in them, and leaves out biases that are not called `bias`.
 
     Args:
         own: names of the model's tensors that such an adapter trains.
-        base: all of the model's tensors, as before training.
+        base_weights: all of the model's tensors, as before training.
     """
     own, tensors = set(own), dict(saved.tensors)
-    for name in saved.tensors.keys() & base.keys() - own:
-        if _equal(base[name], tensors[name]):
+    for name in saved.tensors.keys() & base_weights.keys() - own:
+        if _equal(base_weights[name], tensors[name]):
             del tensors[name]
     for name in own - tensors.keys():
         if "bias" in name.rpartition(".")[2] and not inside(name, saved.plan.heads):
-            tensors[name] = base[name].detach().clone()
+            tensors[name] = base_weights[name].detach().clone()
     return replace(saved, tensors=tensors)
 
 

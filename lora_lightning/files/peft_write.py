@@ -61,7 +61,7 @@ def to_peft(
         **{f"{PREFIX}{n}": t for n, t in _whole_states(saved, modules, whole).items()},
         **{f"{PREFIX}{_wrapped(n, saved, modules)}": saved.tensors[n] for n in biases},
     }
-    extras = {"base_class": saved.base_class, "base": saved.base, "training": saved.training}
+    extras = {"base_class": saved.base_class, "fingerprint": saved.fingerprint, "training": saved.training}
     tensors = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
     about = _config(saved, updates, whole, modules)
     return about, tensors, peft_metadata(about, tensors, extras)
@@ -84,7 +84,7 @@ def _layer_problem(layer: LayerPlan, saved: SavedAdapter, modules: dict[str, nn.
         if saved.config.use_dora:
             return f"{layer.name}: PEFT has no DoRA of nn.MultiheadAttention; {OURS}."
         return None
-    if slot.rows is not None:
+    if slot.out_range is not None:
         return f"{layer.name} is an update of some rows of {layer.module}: target {layer.module}, or {OURS}."
     if not layer.module:
         return f"the model itself is the adapted layer, which PEFT cannot replace; {OURS}."

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.files.pair import read_weights, weights_metadata
 from lora_lightning.layers.norm import is_norm
-from lora_lightning.layers.registry import own_modules
+from lora_lightning.layers.registry import base_modules
 from lora_lightning.utils.atomic import write_whole
 
 BASE_FILE = "base.safetensors"
@@ -25,7 +25,7 @@ BASE_FILE = "base.safetensors"
 def looks_untrained(model: nn.Module) -> bool:
     """Whether every norm layer is as it was built: weights and variances 1 (or 0), biases and means 0, which
     no training leaves so. False where there are no norm layers to tell by."""
-    norms = [module for _, module in own_modules(model) if is_norm(module)]
+    norms = [module for _, module in base_modules(model) if is_norm(module)]
     tensors = [t for m in norms for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))]
     return bool(tensors) and all(_constant(t) for t in tensors)
 

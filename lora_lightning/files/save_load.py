@@ -14,12 +14,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lora_lightning.adapters.base_values import begin_magnitudes, refuse_meta, refuse_replaced
-from lora_lightning.adapters.inject import carry_out, grow, own_names, refuse_merged, replace
-from lora_lightning.adapters.state import Adapter, as_before, injection_of, is_injected, own_tensors
+from lora_lightning.adapters.inject import apply_plan, attach_adapter, extra_names, refuse_merged, replace
+from lora_lightning.adapters.state import Adapter, extra_tensors, is_injected, state_of, viewed_as_plain
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
 from lora_lightning.files.compatibility import check_fit, fitted, network_of, not_finite, refuse
-from lora_lightning.files.fingerprint import fingerprint, frozen_tensors
+from lora_lightning.files.fingerprint import fingerprint_of, frozen_tensors
 from lora_lightning.files.format import SavedAdapter, write_adapter
 from lora_lightning.files.locate import read_any
 from lora_lightning.files.pair import write_pair
@@ -32,7 +32,7 @@ from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.planning.plan import Plan
 from lora_lightning.utils.names import named_parameters, submodule
 from lora_lightning.utils.sharding import FIRST, gathered, is_flattened, is_sharded, refuse_sharded
-from lora_lightning.utils.tables import listed
+from lora_lightning.utils.tables import truncate_list
 
 FORMATS = ("lora_lightning", "peft")
 
@@ -44,15 +44,15 @@ def trained_tensors(model: nn.Module, adapter: str | None = None) -> dict[str, T
     Args:
         adapter: None is the first selected one. Of another the values stand in the record on the model.
     """
-    injection = injection_of(model)
-    adapter = injection.adapter if adapter is None else adapter
-    record = injection.named(adapter)
+    state = state_of(model)
+    adapter = state.adapter if adapter is None else adapter
+    record = state.named(adapter)
     kept: dict[str, Tensor] = {}
     for path, layer in lora_layers(model).items():
         if adapter in layer.lora:
             kept.update(layer.lora[adapter].named_parameters(prefix=f"{path}.lora.{adapter}".lstrip(".")))
-    own = own_tensors(model, record.own)
-    if adapter == injection.adapter:
+    own = extra_tensors(model, record.extra_trainables)
+    if adapter == state.adapter:
         named, updates = named_parameters(model), update_ids(model)
         trains = {n: p for n, p in named.items() if p.requires_grad and id(p) not in updates}
         kept.update({**trains, **own})
@@ -71,11 +71,11 @@ def lora_state_dict(model: nn.Module, adapter: str | None = None) -> dict[str, T
     Raises:
         UserError: the model is not adapted, or has no adapter of this name.
     """
-    injection = injection_of(model)
-    adapter = injection.adapter if adapter is None else adapter
+    state = state_of(model)
+    adapter = state.adapter if adapter is None else adapter
     names = {
         f"{p.module}.lora.{adapter}.{slot_key(p.slot)}".lstrip("."): p.name
-        for p in injection.named(adapter).plan.layers
+        for p in state.named(adapter).plan.layers
     }
     stored = {}
     for name, tensor in trained_tensors(model, adapter).items():
@@ -85,20 +85,20 @@ def lora_state_dict(model: nn.Module, adapter: str | None = None) -> dict[str, T
 
 
 def saved_adapter(
-    model: nn.Module, adapter: str | None = None, base: dict[str, str] | None = None
+    model: nn.Module, adapter: str | None = None, fingerprint: dict[str, str] | None = None
 ) -> SavedAdapter:
     """An adapter of the model as it would be written; its tensors are the model's own.
 
     Args:
         adapter: None is the first selected one.
-        base: the base's fingerprint, where it is known already.
+        fingerprint: the base's fingerprint, where it is known already.
 
     Raises:
         UserError: the model is not adapted, or has no adapter of this name.
     """
-    injection = injection_of(model)
-    name = injection.adapter if adapter is None else adapter
-    record = injection.named(name)
+    state = state_of(model)
+    name = state.adapter if adapter is None else adapter
+    record = state.named(name)
     refuse_replaced(model)
     begin_magnitudes(model)
     slots = {}
@@ -113,7 +113,7 @@ def saved_adapter(
         lora_state_dict(model, name),
         slots,
         base_class.__name__,
-        fingerprint(model) if base is None else base,
+        fingerprint_of(model) if fingerprint is None else fingerprint,
         {n: t.kind for n, t in frozen_tensors(model).items() if isinstance(t, QuantizedTensor)},
         _training(model),
     )
@@ -149,7 +149,7 @@ def save_adapter(
     if format not in FORMATS:
         near = did_you_mean(format, FORMATS)
         raise ConfigError([f"format={format!r}: give one of {', '.join(FORMATS)}.{near}"])
-    injection_of(model).settled()
+    state_of(model).require_no_context()
     if is_flattened(model):
         refuse_sharded(model, "save_adapter", "Take it from a checkpoint: docs/distributed.md shows how.")
     refuse_meta(model, "save_adapter")
@@ -160,11 +160,11 @@ def save_adapter(
             return Path(folder)
     if broken := not_finite(saved.tensors):
         raise UserError(
-            f"{listed(broken)}: the training diverged, and such an adapter cannot be loaded. Nothing was "
-            "written."
+            f"{truncate_list(broken)}: the training diverged, and such an adapter cannot be loaded. "
+            "Nothing was written."
         )
     if format == "peft":
-        with as_before(model):
+        with viewed_as_plain(model):
             about, tensors, metadata = to_peft(saved, model)
         write_pair(folder, json.dumps(about, indent=2) + "\n", tensors, metadata)
     else:
@@ -173,7 +173,7 @@ def save_adapter(
 
 
 def load_adapter(
-    model: nn.Module, folder: str | os.PathLike[str], adapter: str | None = None, any_base: bool = False
+    model: nn.Module, folder: str | os.PathLike[str], adapter: str | None = None, check_base: bool = True
 ) -> None:
     """Load what `save_adapter` or PEFT wrote. A model that is not adapted yet is adapted as the file says.
 
@@ -185,38 +185,40 @@ def load_adapter(
             layers, ranks and scaling are those of the file (nothing is rebuilt or compiled anew), and is
             replaced where they are not; otherwise one is added, not selected. None is the first selected
             adapter, which is never replaced.
-        any_base: accept a base whose frozen weights have other values than the one it was trained on.
+        check_base: refuse a base whose frozen weights have other values than the one it was trained on.
 
     Raises:
         AdapterFileError: the files are missing, damaged, foreign or made for another model or base. All
             is checked before the model is touched.
         ConfigError: the name is no identifier.
-        UserError: the model is merged, sharded, or within `adapters_off` or `adapters_for`.
+        UserError: the model is merged, sharded, or within `adapters_off` or `mixed_adapters`.
     """
     refuse_sharded(model, "load_adapter", FIRST)
     fresh = not is_injected(model)
     if not fresh:
         refuse_merged(model)
-    name = adapter or ("default" if fresh else injection_of(model).adapter)
-    record = None if fresh else injection_of(model).adapters.get(name)
-    with as_before(model):
+    name = adapter or ("default" if fresh else state_of(model).adapter)
+    record = None if fresh else state_of(model).adapters.get(name)
+    with viewed_as_plain(model):
         saved = fitted(read_any(folder), model, folder)
-        own = own_names(model, saved.config, saved.plan)
+        own = extra_names(model, saved.config, saved.plan)
     differences = _differences(record, saved.config, saved.plan) if record else []
     if adapter is None:
         refuse(differences, folder)
-    stays = record is not None and not differences and (adapter is None or {*own} == {*record.own})
-    check_fit(model, saved, folder, any_base, lora_state_dict(model, name) if stays else None)
+    stays = (
+        record is not None and not differences and (adapter is None or {*own} == {*record.extra_trainables})
+    )
+    check_fit(model, saved, folder, check_base, lora_state_dict(model, name) if stays else None)
     _warn_of_floats(model, saved, folder)
     if fresh:
-        carry_out(model, saved.config, saved.plan, name)
+        apply_plan(model, saved.config, saved.plan, name)
     elif not stays:
-        (replace if record else grow)(model, saved.config, saved.plan, name)
+        (replace if record else attach_adapter)(model, saved.config, saved.plan, name)
     targets = lora_state_dict(model, name)
     with torch.no_grad():
         for key, tensor in saved.tensors.items():
             targets[key].copy_(tensor)
-    injection_of(model).begun = True
+    state_of(model).begun = True
 
 
 def _warn_of_floats(model: nn.Module, saved: SavedAdapter, folder: str | os.PathLike[str]) -> None:
@@ -229,28 +231,28 @@ def _warn_of_floats(model: nn.Module, saved: SavedAdapter, folder: str | os.Path
         )
 
 
-def checkpoint_entry(model: nn.Module, base: dict[str, str] | None = None) -> dict[str, Any]:
+def checkpoint_entry(model: nn.Module, fingerprint: dict[str, str] | None = None) -> dict[str, Any]:
     """What a Trainer's checkpoint says of the adapters whose updates stand in its state_dict. There the
     heads and norms have the values of the first selected one; those of the others are in the entry.
 
     Args:
-        base: the fingerprint of before the weights were sharded; None takes it now.
+        fingerprint: the fingerprint of before the weights were sharded; None takes it now.
     """
-    injection = injection_of(model)
+    state = state_of(model)
     adapters, about = {}, {}
-    for name in sorted(injection.adapters, key=lambda n: n == injection.adapter):
-        saved = saved_adapter(model, name, base)
-        about, base = saved.description(), saved.base
+    for name in sorted(state.adapters, key=lambda n: n == state.adapter):
+        saved = saved_adapter(model, name, fingerprint)
+        about, fingerprint = saved.description(), saved.fingerprint
         parts = {key: about.pop(key) for key in ("config", "plan", "slots")}
         updates = saved.update_names()
         own = [n for n in saved.tensors if n not in updates]
-        values = {} if name == injection.adapter else {n: saved.tensors[n] for n in own}
-        adapters[name] = {**parts, "own": own, "values": values}
+        values = {} if name == state.adapter else {n: saved.tensors[n] for n in own}
+        adapters[name] = {**parts, "extra_trainables": own, "values": values}
     return {
         **about,
-        "network": network_of(model, injection.plan),
-        "active": list(injection.active),
-        "adapters": {name: adapters[name] for name in injection.adapters},
+        "network": network_of(model, state.plan),
+        "active": list(state.active),
+        "adapters": {name: adapters[name] for name in state.adapters},
     }
 
 

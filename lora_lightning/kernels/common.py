@@ -28,19 +28,19 @@ def is_plain(*tensors: Tensor | None) -> bool:
     )
 
 
-def chunks(rows: int, width: int, like: Tensor) -> tuple[list[int], int]:
-    """How many rows to take at a time in a pass over matrices of `width` columns, and in how many equal parts
-    for as many threads; what cannot be so divided comes last.
+def chunks(tokens: int, width: int, like: Tensor) -> tuple[list[int], int]:
+    """How many tokens to take at a time in a pass over matrices of `width` columns, and in how many equal
+    parts for as many threads; what cannot be so divided comes last.
 
     On a CPU products with a few columns are bound by memory: with 768 KiB for each thread at a time each
     pass after the first reads that core's cache; beyond 4 MiB the buffer would be fresh memory at each call.
     Half precision is not summed up piece by piece.
     """
-    row, threads = width * like.element_size(), torch.get_num_threads()
-    if like.device.type != "cpu" or like.element_size() < 4 or rows * row <= CACHED:
-        return [rows], 1
-    step = threads * max(64, CACHED * min(threads, 8) // threads // row)
-    whole, rest = divmod(rows, step)
+    size, threads = width * like.element_size(), torch.get_num_threads()
+    if like.device.type != "cpu" or like.element_size() < 4 or tokens * size <= CACHED:
+        return [tokens], 1
+    step = threads * max(64, CACHED * min(threads, 8) // threads // size)
+    whole, rest = divmod(tokens, step)
     last = rest % threads
     return [n for n in (*[step] * whole, rest - last, last) if n], threads
 
@@ -86,5 +86,5 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def pieces(tensor: Tensor, sizes: list[int], dim: int = 0) -> Sequence[Tensor]:
-    """The tensor in parts of so many rows, or columns, each."""
+    """The tensor in parts of so many tokens, or columns, each."""
     return (tensor,) if len(sizes) == 1 else torch.split_with_sizes(tensor, sizes, dim)

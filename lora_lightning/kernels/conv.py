@@ -24,7 +24,7 @@ from torch.autograd import Function
 from lora_lightning.kernels.common import magnitude_gradient, row_norms
 from lora_lightning.kernels.conv_products import (
     B_gradient,
-    Step,
+    ConvSpec,
     add_expanded,
     convolve,
     dense_in,
@@ -42,32 +42,32 @@ from lora_lightning.kernels.conv_products import (
 )
 from lora_lightning.kernels.dropout import keep_mask, masked
 from lora_lightning.kernels.half import shared_out, times
-from lora_lightning.kernels.sources import Source
+from lora_lightning.kernels.sources import RecomputeSource
 from lora_lightning.kernels.weights import factor_groups, factors_gradient, sum_of, update_of
 
 
 def choose_form(
-    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dora: bool, step: Step
+    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dora: bool, spec: ConvSpec
 ) -> str:
     """The rule. With T positions (batch times output) and N numbers in W, the factored gradients take
     4·T·r·(columns + out) operations a group, the dense one 2·T·columns·out. Merging, twice a step, moves
     4·N numbers; the branch 2·T·(in + out), for it adds to the output and to dX. Half precision never merges:
     the small updates of the first steps would be rounded away."""
     half = x.dtype.itemsize < 4
-    rows, columns, rank = weight.shape[0] // step.groups, weight[0].numel(), B.shape[1]
-    if dora or factor_groups(A, B) != step.groups:
-        if half or step.dropout:
+    rows, columns, rank = weight.shape[0] // spec.groups, weight[0].numel(), B.shape[1]
+    if dora or factor_groups(A, B) != spec.groups:
+        if half or spec.dropout:
             return "reference"
-        if factor_groups(A, B) != step.groups:
+        if factor_groups(A, B) != spec.groups:
             return "dense"
-    if 2 * rank * (rows + columns) >= rows * columns and not (half or step.dropout):
+    if 2 * rank * (rows + columns) >= rows * columns and not (half or spec.dropout):
         return "dense"
     if dora:  # y / m is what its magnitudes' gradients are made from; y - b may have lost its digits
         return "merged" if bias is None else "dense"
     positions = x.shape[0]
-    for size, stride in zip(x.shape[2:], step.stride, strict=True):
+    for size, stride in zip(x.shape[2:], spec.stride, strict=True):
         positions *= size // stride
-    if half or step.dropout or positions * (x.shape[1] + weight.shape[0]) < 2 * weight.numel():
+    if half or spec.dropout or positions * (x.shape[1] + weight.shape[0]) < 2 * weight.numel():
         return "branch"
     return "merged"
 
@@ -79,23 +79,23 @@ def reference(
     A: Tensor,
     B: Tensor,
     magnitude: Tensor | None,
-    step: Step,
+    spec: ConvSpec,
     mask: Tensor | None = None,
 ) -> Tensor:
     """The same in plain autograd; `mask` is what a dropout that is done already has kept."""
-    y = convolve(x, weight.to(x.dtype), bias, step)
-    kept = F.dropout(x, step.dropout) if mask is None else x * mask * scale(step)
-    if factor_groups(A, B) != step.groups:  # across the channels: the update is as small as the weight
-        change = convolve(kept, update_of(weight, A, B, step.scaling).to(x.dtype), None, step)
+    y = convolve(x, weight.to(x.dtype), bias, spec)
+    kept = F.dropout(x, spec.dropout) if mask is None else x * mask * scale(spec)
+    if factor_groups(A, B) != spec.groups:  # across the channels: the update is as small as the weight
+        change = convolve(kept, update_of(weight, A, B, spec.scaling).to(x.dtype), None, spec)
     else:
-        down, up, _ = shared_out(A, B, step.scaling, x.dtype)
-        change = expand(convolve(kept, down.to(x.dtype), None, step), up.to(x.dtype), step)
+        down, up, _ = shared_out(A, B, spec.scaling, x.dtype)
+        change = expand(convolve(kept, down.to(x.dtype), None, spec), up.to(x.dtype), spec)
     if magnitude is not None:
         # c·(f(x, W) + change) - f(x, W), with c = 1 exactly at the start
         with torch.no_grad():
-            norms = row_norms(weight.to(A.dtype) + update_of(weight, A, B, step.scaling))
-        c = per_channel(magnitude / norms, step)
-        product = y if bias is None else y - per_channel(bias, step)
+            norms = row_norms(weight.to(A.dtype) + update_of(weight, A, B, spec.scaling))
+        c = per_channel(magnitude / norms, spec)
+        product = y if bias is None else y - per_channel(bias, spec)
         change = (c - 1).to(x.dtype) * product + c.to(x.dtype) * change
     return y + change
 
@@ -105,30 +105,30 @@ class DenseConv(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor,
-                magnitude: Tensor | None, step: Step, source: Source) -> Tensor:  # fmt: skip
-        ctx.step = step
+                magnitude: Tensor | None, spec: ConvSpec, source: RecomputeSource) -> Tensor:  # fmt: skip
+        ctx.spec = spec
         _save(ctx, x, source, weight, bias, A, B, magnitude)
-        W, _ = _scaled_sum(weight, A, B, magnitude, step)
-        return convolve(x, W.to(x.dtype), bias, step)
+        W, _ = _scaled_sum(weight, A, B, magnitude, spec)
+        return convolve(x, W.to(x.dtype), bias, spec)
 
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, bias, A, B, magnitude = _saved(ctx)
-        step: Step = ctx.step
+        spec: ConvSpec = ctx.spec
         if torch.is_grad_enabled():
             return _by_the_reference(ctx, dY, (x, weight, bias, A, B, magnitude), None)
         x, dY = dense_in(memory_format(x), x, dY)
-        W, norms = _scaled_sum(weight, A, B, magnitude, step)
+        W, norms = _scaled_sum(weight, A, B, magnitude, spec)
         factors = any(ctx.needs_input_grad[3:6])
-        dX, dW = gradients(dY, x, W.to(x.dtype), step, ctx.needs_input_grad[0], factors)
+        dX, dW = gradients(dY, x, W.to(x.dtype), spec, ctx.needs_input_grad[0], factors)
         dA = dB = dm = None
         if dW is not None:
             dW = dW.to(A.dtype)
             if magnitude is not None and norms is not None:  # W' = m / norm · V; the norm is held constant
-                V = sum_of(weight, A, B, step.scaling)
+                V = sum_of(weight, A, B, spec.scaling)
                 dm = (dW * V).flatten(1).sum(1) / norms
                 dW = dW * (magnitude / norms).view(-1, *[1] * (dW.dim() - 1))
-            dA, dB = factors_gradient(dW, A, B, step.scaling)
+            dA, dB = factors_gradient(dW, A, B, spec.scaling)
         return dX, None, _bias_gradient(ctx, dY), dA, dB, dm, None, None
 
 
@@ -138,21 +138,21 @@ class FactoredConv(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor,
-                magnitude: Tensor | None, step: Step, source: Source) -> Tensor:  # fmt: skip
-        ctx.step, ctx.watched = step, None
+                magnitude: Tensor | None, spec: ConvSpec, source: RecomputeSource) -> Tensor:  # fmt: skip
+        ctx.spec, ctx.watched = spec, None
         h = mask = divided = None
-        if step.form == "merged":
-            W, _ = _scaled_sum(weight, A, B, magnitude, step)
-            y = convolve(x, W.to(x.dtype), bias, step)
+        if spec.form == "merged":
+            W, _ = _scaled_sum(weight, A, B, magnitude, spec)
+            y = convolve(x, W.to(x.dtype), bias, spec)
         else:
-            y, kept = convolve(x, weight.to(x.dtype), bias, step), x
-            if step.dropout:
-                mask = keep_mask(x, step.dropout)
+            y, kept = convolve(x, weight.to(x.dtype), bias, spec), x
+            if spec.dropout:
+                mask = keep_mask(x, spec.dropout)
                 mask = mask.as_strided(x.shape, torch.empty_like(x, device="meta").stride())  # x's format
                 kept = masked(x, mask)
-            down, up, divided = shared_out(A, B, _branch_step(step).scaling, x.dtype)
-            h = reduce(kept, down.to(x.dtype), step)
-            y = add_expanded(y, h, up.to(x.dtype), step)
+            down, up, divided = shared_out(A, B, _branch_step(spec).scaling, x.dtype)
+            h = reduce(kept, down.to(x.dtype), spec)
+            y = add_expanded(y, h, up.to(x.dtype), spec)
         if magnitude is not None:
             # Saved as an output it could not be changed in place, as by ReLU(inplace=True): watched here.
             ctx.watched = y.detach(), y._version
@@ -165,58 +165,58 @@ class FactoredConv(Function):
         x, weight, bias, A, B, magnitude, mask, h, divided, y = _saved(ctx)
         if torch.is_grad_enabled():
             return _by_the_reference(ctx, dY, (x, weight, bias, A, B, magnitude), mask)
-        step: Step = _branch_step(ctx.step)
+        spec: ConvSpec = _branch_step(ctx.spec)
         need_x, need_A, need_B, need_m = (ctx.needs_input_grad[i] for i in (0, 3, 4, 5))
         whole, (x, dY) = x, dense_in(memory_format(x), x, dY)
-        if sampled := is_pointwise(weight, step):
-            mask = None if mask is None else sample(mask, step)
-            x, step = sample(x, step), step._replace(stride=(1,) * len(step.stride))
-        merged, low, high = step.form == "merged", A.to(x.dtype), B
+        if sampled := is_pointwise(weight, spec):
+            mask = None if mask is None else sample(mask, spec)
+            x, spec = sample(x, spec), spec._replace(stride=(1,) * len(spec.stride))
+        merged, low, high = spec.form == "merged", A.to(x.dtype), B
         kept = x if mask is None else masked(x, mask)
         dX = dA = dB = dm = norms = None
         if merged and (need_x or magnitude is not None):
-            weight, norms = _scaled_sum(weight, A, B, magnitude, step)
+            weight, norms = _scaled_sum(weight, A, B, magnitude, spec)
         if need_x:
-            dX, _ = gradients(dY, x, weight.to(x.dtype), step, True, False)
+            dX, _ = gradients(dY, x, weight.to(x.dtype), spec, True, False)
         if norms is not None:  # W' = c · (W + s·B·A), c = m / norm held constant but for m
             c = (magnitude / norms).unsqueeze(1)
             high = B * c
         if need_B:
-            dB = B_gradient(dY, reduce(kept, low, step) if h is None else h, step).to(B.dtype)
+            dB = B_gradient(dY, reduce(kept, low, spec) if h is None else h, spec).to(B.dtype)
             dB = times(dB if norms is None else dB * c, divided)
         if need_m:
             if ctx.watched[0]._version != ctx.watched[1]:
-                y = convolve(x, weight, bias, step)
+                y = convolve(x, weight, bias, spec)
             sums = torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(dY, y, strict=True)]).sum(0)
             dm = magnitude_gradient(sums, magnitude)
         if need_A or (need_x and not merged):
-            G = expand_transposed(dY, high.to(x.dtype), step)  # (n, groups·r, *out)
-            change, dA = reduce_gradients(G, kept, low, step, need_x and not merged)
+            G = expand_transposed(dY, high.to(x.dtype), spec)  # (n, groups·r, *out)
+            change, dA = reduce_gradients(G, kept, low, spec, need_x and not merged)
             if dX is not None and change is not None:
                 dX = dX.add_(change if mask is None else masked(change, mask))
             dA = None if dA is None else dA.to(A.dtype)
         if dX is not None and sampled:
-            dX = unsample(dX, whole, ctx.step)
+            dX = unsample(dX, whole, ctx.spec)
         return dX, None, _bias_gradient(ctx, dY), dA, dB, dm, None, None
 
 
-def _branch_step(step: Step) -> Step:
+def _branch_step(spec: ConvSpec) -> ConvSpec:
     """With the dropout's 1 / (1 - p) in the scaling, which spares a pass over x."""
-    return step._replace(scaling=step.scaling * scale(step)) if step.dropout else step
+    return spec._replace(scaling=spec.scaling * scale(spec)) if spec.dropout else spec
 
 
 def _scaled_sum(
-    weight: Tensor, A: Tensor, B: Tensor, magnitude: Tensor | None, step: Step
+    weight: Tensor, A: Tensor, B: Tensor, magnitude: Tensor | None, spec: ConvSpec
 ) -> tuple[Tensor, Tensor | None]:
     """W + s·B·A, with DoRA its rows scaled to the magnitudes; and their norms before."""
-    W = sum_of(weight, A, B, step.scaling)
+    W = sum_of(weight, A, B, spec.scaling)
     if magnitude is None:
         return W, None
     norms = row_norms(W)
     return W * (magnitude / norms).view(-1, *[1] * (W.dim() - 1)), norms
 
 
-def _save(ctx: Any, x: Tensor, source: Source, *tensors: Tensor | None) -> None:
+def _save(ctx: Any, x: Tensor, source: RecomputeSource, *tensors: Tensor | None) -> None:
     """Keep x, or what it can be made from, and the other tensors."""
     kept = (x,) if source.is_input else (*source.rowwise, *source.shared)
     ctx.compute, ctx.dtype, ctx.count = source.compute, x.dtype, len(tensors)
@@ -235,7 +235,7 @@ def _by_the_reference(
     """Gradients that have gradients themselves, where a graph of the backward is asked for."""
     needed = ctx.needs_input_grad[: len(inputs)]
     x, weight, bias, A, B, magnitude = inputs
-    y = reference(x, weight, bias, A, B, magnitude, ctx.step, mask)
+    y = reference(x, weight, bias, A, B, magnitude, ctx.spec, mask)
     wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
     gradients = iter(torch.autograd.grad(y, wanted, dY, create_graph=True))
     return *(next(gradients) if need else None for need in needed), None, None

@@ -1,9 +1,9 @@
 """The products with r columns that a linear layer's factors take, in one pass over the activations.
 
 They are bound by memory and by how BLAS packs them, so that everything here is about order and layout. A
-pass takes a piece of rows at a time, which stays in the cache from one product to the next. With several
-threads a piece is cut into as many parts, and one batched product gives each thread a part of its own: a
-product with 8 columns is too narrow for BLAS to share out.
+pass takes a piece of the tokens at a time, which stays in the cache from one product to the next. With
+several threads a piece is cut into as many parts, and one batched product gives each thread a part of its
+own: a product with 8 columns is too narrow for BLAS to share out.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 from lora_lightning.kernels.common import cast, chunks, pieces
 from lora_lightning.kernels.dropout import masked
-from lora_lightning.kernels.sources import Source
+from lora_lightning.kernels.sources import RecomputeSource
 
 
 def low_rank(A: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
@@ -21,8 +21,8 @@ def low_rank(A: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
     sizes, threads = chunks(len(x), x.shape[1], x)
     masks = None if mask is None else pieces(mask.view(x.shape), sizes)
     rows_first, found = _rows_first(A), []
-    for i, rows in enumerate(pieces(x, sizes)):
-        kept = rows if masks is None else masked(rows, masks[i])
+    for i, tokens in enumerate(pieces(x, sizes)):
+        kept = tokens if masks is None else masked(tokens, masks[i])
         found.append(_joined(_narrow(A, _shared(kept, threads), rows_first)))
     return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
@@ -33,7 +33,7 @@ def factor_gradients(
     A: Tensor,
     H: Tensor | None,
     mask: Tensor | None,
-    source: Source,
+    source: RecomputeSource,
     alpha: float,
     needs: tuple[bool, bool, bool],
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -56,10 +56,10 @@ def factor_gradients(
     buffer = dY.new_empty(max(sizes), d_in) if reads_x and not source.is_input else None
     rows_first, G = _rows_first(A), []
     dA, dBt = (dY.new_zeros(*([threads] if threads > 1 else []), r, d) for d in (d_in, d_out))
-    for i, rows in enumerate(pieces(dY, sizes)):
-        dy = _shared(rows, threads)
+    for i, tokens in enumerate(pieces(dY, sizes)):
+        dy = _shared(tokens, threads)
         if reads_x:
-            made = buffer if buffer is None or len(rows) == len(buffer) else buffer[: len(rows)]
+            made = buffer if buffer is None or len(tokens) == len(buffer) else buffer[: len(tokens)]
             X = cast(source.compute(*[part[i] for part in sources], *source.shared, made), dY.dtype)
             X = _shared(X if masks is None else masked(X, masks[i]), threads)
         # G and H before dA and dB: they read what is not in the cache yet in fewer steps
@@ -79,11 +79,11 @@ def factor_gradients(
     )
 
 
-def _shared(rows: Tensor, threads: int) -> Tensor:
+def _shared(tokens: Tensor, threads: int) -> Tensor:
     """(n, d) as (threads, n / threads, d) where that comes out even, for a batched product; else as it is."""
-    if threads == 1 or len(rows) % threads:
-        return rows
-    return rows.reshape(threads, len(rows) // threads, -1)
+    if threads == 1 or len(tokens) % threads:
+        return tokens
+    return tokens.reshape(threads, len(tokens) // threads, -1)
 
 
 def _joined(low: Tensor) -> Tensor:

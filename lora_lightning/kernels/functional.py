@@ -10,9 +10,9 @@ from torch import Tensor
 
 from lora_lightning.kernels.common import autocasts, is_plain, product_dtype, without_autocast
 from lora_lightning.kernels.conv import DenseConv, FactoredConv, choose_form, reference
-from lora_lightning.kernels.conv_products import Step, convolve
+from lora_lightning.kernels.conv_products import ConvSpec, convolve
 from lora_lightning.kernels.dropout import keep_mask
-from lora_lightning.kernels.linear import LoRALinearFunction, Options, forward, plain
+from lora_lightning.kernels.linear import LinearSpec, LoRALinearFunction, forward, plain
 from lora_lightning.kernels.quantized_tensor import is_quantized
 from lora_lightning.kernels.sources import source_of
 
@@ -27,7 +27,7 @@ def lora_linear(
     *,
     magnitude: Tensor | None = None,
     dropout: float = 0.0,
-    kernel: str = "auto",
+    implementation: str = "auto",
     merged: bool | None = None,
 ) -> Tensor:
     """y = x·(W + s·B·A)ᵀ + b, for a frozen W (Hu et al. 2021, arXiv 2106.09685, section 4.1).
@@ -48,7 +48,7 @@ def lora_linear(
         magnitude: DoRA's m, (d_out,): rows of W + s·B·A are scaled to these norms, which are held
             constant in the backward (Liu et al. 2024, arXiv 2402.09353, equation 5 and section 4.3).
         dropout: probability of dropping an entry of x on its way to A.
-        kernel: "auto"; "keep_inputs" saves x always; "reference" is plain autograd. Compilers,
+        implementation: "auto"; "keep_inputs" saves x always; "reference" is plain autograd. Compilers,
             function transforms, forward mode and tensor subclasses take the reference by themselves.
         merged: whether to form W + s·B·A or to add a branch; None decides by the shapes
             (`kernels.linear.merges`). Without effect with dropout, which needs a branch, and with DoRA,
@@ -57,16 +57,16 @@ def lora_linear(
     Returns:
         (..., d_out), for B = 0 and dropout or not the very bits of `F.linear(x, weight, bias)`.
     """
-    if not _fast(x, weight, bias, A, B, magnitude, kernel):
+    if not _fast(x, weight, bias, A, B, magnitude, implementation):
         return plain(x, weight, bias, A, B, magnitude, scaling, F.dropout(x, dropout, dropout > 0))
     mask = keep_mask(x, dropout) if dropout else None
-    options = Options(scaling, 1 - dropout, merged, product_dtype(x))
+    options = LinearSpec(scaling, 1 - dropout, merged, product_dtype(x))
     if not torch.is_grad_enabled():
         with without_autocast(x.device.type):
             return forward(x, weight, bias, A, B, magnitude, mask, options)[0]
     if is_quantized(weight):
         weight = weight.detach()  # another object: a parameter that the graph holds cannot be moved
-    source = source_of(x, recompute=kernel == "auto")
+    source = source_of(x, recompute=implementation == "auto")
     y: Tensor = LoRALinearFunction.apply(x, weight, bias, A, B, magnitude, mask, options, source)
     return y
 
@@ -78,11 +78,11 @@ def _fast(
     A: Tensor,
     B: Tensor,
     magnitude: Tensor | None,
-    kernel: str,
+    implementation: str,
 ) -> bool:
     """Whether the autograd function does these arguments."""
     return (
-        kernel != "reference"
+        implementation != "reference"
         and not weight.requires_grad
         and (weight.dtype == x.dtype or autocasts(x.device.type))
         and is_plain(x, None if is_quantized(weight) else weight, bias, A, B, magnitude)
@@ -104,7 +104,7 @@ def lora_conv(
     groups: int = 1,
     magnitude: Tensor | None = None,
     dropout: float = 0.0,
-    kernel: str = "auto",
+    implementation: str = "auto",
 ) -> Tensor:
     """conv(x, W) + bias + s·B·conv(x, A) of 1, 2 or 3 dimensions, as torch.nn.functional.conv2d
     (Hu et al. 2021, arXiv 2106.09685, section 4.1, with W flattened to out × in·kernel).
@@ -119,7 +119,7 @@ def lora_conv(
         padding: also "valid" or "same".
         magnitude: DoRA's m (out,): the rows of W + s·B·A are scaled to it (arXiv 2402.09353, equation 5).
         dropout: probability of dropping an entry of the branch's input.
-        kernel: as of `lora_linear`.
+        implementation: as of `lora_linear`.
 
     Returns:
         (batch, out, *out size), of x's dtype; under autocast of its dtype.
@@ -128,16 +128,16 @@ def lora_conv(
     if x.dim() == dimensions + 1:
         return lora_conv(
             x[None], weight, bias, A, B, scaling, stride=stride, padding=padding, dilation=dilation,
-            groups=groups, magnitude=magnitude, dropout=dropout, kernel=kernel,
+            groups=groups, magnitude=magnitude, dropout=dropout, implementation=implementation,
         )[0]  # fmt: skip
     stride, dilation = _each(stride, dimensions), _each(dilation, dimensions)
     x, padding = _padded(x, padding, weight.shape[2:], dilation)
-    step = Step(stride, padding, dilation, groups, scaling, dropout=dropout)
+    step = ConvSpec(stride, padding, dilation, groups, scaling, dropout=dropout)
     if x.dim() != weight.dim() or (x.dtype != weight.dtype and not autocasts(x.device.type)):
         convolve(x, weight, bias, step)  # refuses them in torch's words
-    fast = kernel != "reference" and x.numel() > 0 and not weight.requires_grad
+    fast = implementation != "reference" and x.numel() > 0 and not weight.requires_grad
     fast = fast and is_plain(x, weight, bias, A, B, magnitude)
-    source = source_of(x, recompute=kernel == "auto") if fast else None
+    source = source_of(x, recompute=implementation == "auto") if fast else None
     dtype = product_dtype(x)
     with without_autocast(x.device.type):
         x = x.to(dtype)

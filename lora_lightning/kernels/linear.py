@@ -32,7 +32,7 @@ from lora_lightning.kernels.common import (
 from lora_lightning.kernels.dropout import masked
 from lora_lightning.kernels.factors import factor_gradients, low_rank
 from lora_lightning.kernels.half import shared_out, times
-from lora_lightning.kernels.sources import Source
+from lora_lightning.kernels.sources import RecomputeSource
 
 MERGE_FROM = 2  # fresh memory for W' costs about as much again as the sum
 
@@ -76,7 +76,7 @@ def plain(
     return y + ((c - 1).to(y.dtype) * product + c.to(y.dtype) * branch)
 
 
-class Options(NamedTuple):
+class LinearSpec(NamedTuple):
     """What the function is called with besides tensors.
 
     Attributes:
@@ -105,18 +105,18 @@ class LoRALinearFunction(torch.autograd.Function):
         B: Tensor,
         magnitude: Tensor | None,
         mask: Tensor | None,
-        options: Options,
-        source: Source,
+        spec: LinearSpec,
+        source: RecomputeSource,
     ) -> Tensor:
         """Args beyond those of `plain`:
         mask: bool, of x's shape, true where an entry of x is kept; None without dropout.
         source: where the backward gets x from.
         """
         with without_autocast(x.device.type):
-            y, low, H, factors, divided = forward(x, W, bias, A, B, magnitude, mask, options)
+            y, low, H, factors, divided = forward(x, W, bias, A, B, magnitude, mask, spec)
         if source.is_input:
             source = replace(source, rowwise=(low,))
-        ctx.options = options
+        ctx.spec = spec
         ctx.compute, ctx.rowwise = source.compute, len(source.rowwise)
         # DoRA needs y, which the next operation often saves too. Saved as an output it could not be
         # changed in place, as ReLU(inplace=True) does: it is saved as data and watched here.
@@ -130,7 +130,7 @@ class LoRALinearFunction(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
         W, bias, A, B, magnitude, factors, H, divided, mask, y, *kept = ctx.saved_tensors
-        scaling, keep, merged, dtype = ctx.options
+        scaling, keep, merged, dtype = ctx.spec
         rowwise, shared = kept[: ctx.rowwise], kept[ctx.rowwise :]
         needs = ctx.needs_input_grad[:6]
         if torch.is_grad_enabled():
@@ -142,7 +142,7 @@ class LoRALinearFunction(torch.autograd.Function):
         dY2 = dY.reshape(-1, dY.shape[-1])  # (T, d_out)
         with without_autocast(dY.device.type):
             up = (B if factors is None else B * factors[:, None]).t()
-            made_from = Source(rowwise, shared, ctx.compute)
+            made_from = RecomputeSource(rowwise, shared, ctx.compute)
             merge = mask is None and _choose(merged, dY2.shape[0] * W.shape[1], W.numel(), dY.dtype)
             G, dA, dB = factor_gradients(
                 dY2,
@@ -163,11 +163,11 @@ class LoRALinearFunction(torch.autograd.Function):
             if needs_m:
                 if ctx.watched is None or ctx.watched[0]._version != ctx.watched[1]:
                     x = ctx.compute(*rowwise, *shared, None)
-                    y = forward(x, W, bias, A, B, magnitude, mask, ctx.options)[0]
+                    y = forward(x, W, bias, A, B, magnitude, mask, ctx.spec)[0]
                 dm = _sum_of_products(dY2, y.view(dY2.shape))
                 dm = magnitude_gradient(dm if bias is None else dm.sub_(dbias * bias), magnitude)
             if needs_x:
-                dX = _input_gradient(dY2, G, cast(W, dtype), A, B, factors, mask, ctx.options)
+                dX = _input_gradient(dY2, G, cast(W, dtype), A, B, factors, mask, ctx.spec)
                 dX = dX.view(*dY.shape[:-1], W.shape[1])
         ctx.watched = None
         return dX, None, dbias if needs_bias else None, dA, dB, dm, None, None, None
@@ -181,14 +181,14 @@ def forward(
     B: Tensor,
     magnitude: Tensor | None,
     mask: Tensor | None,
-    options: Options,
+    spec: LinearSpec,
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:
     """y, x in the products' dtype, H with a branch, c with DoRA, and in float16 what H is divided by."""
-    scaling, keep, merged, dtype = options
+    scaling, keep, merged, dtype = spec
     low, factors, H, divided = cast(x, dtype), None, None, None
-    rows = low.reshape(-1, W.shape[1])  # (T, d_in)
+    tokens = low.reshape(-1, W.shape[1])  # (T, d_in)
     starts = _starts(low)
-    touched = _touched(rows, W, len(A), starts and bias is not None)
+    touched = _touched(tokens, W, len(A), starts and bias is not None)
     merge = mask is None and (magnitude is not None or _choose(merged, touched, W.numel(), dtype))
     weight, bias = cast(W, dtype), None if bias is None else cast(bias, dtype)
     if merge or magnitude is not None:
@@ -198,9 +198,9 @@ def forward(
     else:
         up = B if factors is None else B * factors[:, None]
         down, up, divided = shared_out(A, up, scaling / keep, dtype)
-        H, up = low_rank(cast(down, dtype), rows, mask), cast(up, dtype)
+        H, up = low_rank(cast(down, dtype), tokens, mask), cast(up, dtype)
         if starts:
-            y = _branch(H, up, bias).addmm_(rows, weight.t()).view(*low.shape[:-1], W.shape[0])
+            y = _branch(H, up, bias).addmm_(tokens, weight.t()).view(*low.shape[:-1], W.shape[0])
         else:
             y = F.linear(low, weight, bias).contiguous()
             y.view(-1, W.shape[0]).addmm_(H.t(), up.t())
@@ -244,7 +244,7 @@ def _effective(
 
 
 def _sum_of_products(one: Tensor, other: Tensor) -> Tensor:
-    """(one∘other).sum(0), a few rows at a time."""
+    """(one∘other).sum(0), a few tokens at a time."""
     sizes, _ = chunks(len(one), one.shape[1], one)
     total = one.new_zeros(one.shape[1])
     for a, b in zip(pieces(one, sizes), pieces(other, sizes), strict=True):
@@ -260,11 +260,11 @@ def _input_gradient(
     B: Tensor,
     factors: Tensor | None,
     mask: Tensor | None,
-    options: Options,
+    spec: LinearSpec,
 ) -> Tensor:
     """dX, (T, d_in): by the sum of W and its update where there is no G, else by each. The small product
     comes first and the large one is added onto it: the other order reads and writes dX once more."""
-    scaling, keep, _, _ = options
+    scaling, keep, _, _ = spec
     if G is None:
         weight = torch.addmm(W, cast(B, W.dtype), cast(A, W.dtype), alpha=scaling)
         return dY @ (weight if factors is None else weight.mul_(factors[:, None]))

@@ -2,7 +2,7 @@
 
 A layer norm saves its own input, mean and reciprocal deviation for its backward; GELU and SiLU save their
 input. A LoRA layer behind one of them needs its input again for A's gradient: it keeps references to those
-tensors, which are alive anyway, and computes its input from them, a few rows at a time.
+tensors, which are alive anyway, and computes its input from them, a few tokens at a time.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ LEAST = 2**20  # bytes of an input; making a smaller one again takes longer than
 
 
 @dataclass(frozen=True)
-class Source:
-    """A matrix (rows, columns) as a function of saved tensors.
+class RecomputeSource:
+    """A matrix (tokens, features) as a function of saved tensors.
 
     Attributes:
-        rowwise: tensors of as many rows.
-        shared: tensors that are the same for all rows.
-        compute: (*rowwise, *shared, buffer) -> the matrix, for any part of the rows; it may be written
+        rowwise: tensors of as many tokens.
+        shared: tensors that are the same for all tokens.
+        compute: (*rowwise, *shared, buffer) -> the matrix, for any part of the tokens; it may be written
             into the buffer, of its shape and dtype. None allocates.
     """
 
@@ -41,7 +41,7 @@ class Source:
         return self.compute is itself
 
 
-def source_of(x: Tensor, recompute: bool = True) -> Source:
+def source_of(x: Tensor, recompute: bool = True) -> RecomputeSource:
     """Where to get x from in the backward: x itself, or, from 1 MiB, what the function that made it saved.
 
     Args:
@@ -58,14 +58,14 @@ def source_of(x: Tensor, recompute: bool = True) -> Source:
             found = None
         if found is not None:
             return found
-    return Source((x,), (), itself)
+    return RecomputeSource((x,), (), itself)
 
 
 def itself(x: Tensor, buffer: Tensor | None) -> Tensor:
     return x
 
 
-def _layer_norm(maker: Any, x: Tensor) -> Source | None:
+def _layer_norm(maker: Any, x: Tensor) -> RecomputeSource | None:
     source, mean, deviation = (_saved(maker, name) for name in ("input", "result1", "result2"))
     if source is None or mean is None or deviation is None:
         return None
@@ -73,7 +73,7 @@ def _layer_norm(maker: Any, x: Tensor) -> Source | None:
     if not last_dimension or not source.is_contiguous() or source.shape != x.shape or mean.element_size() < 4:
         return None
     shared = _saved(maker, "weight"), _saved(maker, "bias")
-    return Source((source, mean, deviation), shared, partial(_normalize, x.dtype))
+    return RecomputeSource((source, mean, deviation), shared, partial(_normalize, x.dtype))
 
 
 def _normalize(
@@ -97,22 +97,22 @@ def _normalize(
     return cast(y, dtype)
 
 
-def _activation(function: Callable[..., Tensor], maker: Any, x: Tensor) -> Source | None:
+def _activation(function: Callable[..., Tensor], maker: Any, x: Tensor) -> RecomputeSource | None:
     source = _saved(maker, "self")
     if source is None or source.shape != x.shape or not source.is_contiguous():
         return None
-    return Source((source,), (), partial(_activate, function))
+    return RecomputeSource((source,), (), partial(_activate, function))
 
 
 def _activate(function: Callable[..., Tensor], x: Tensor, buffer: Tensor | None) -> Tensor:
     return function(x) if buffer is None else function(x, out=buffer)
 
 
-def _gelu(maker: Any, x: Tensor) -> Source | None:
+def _gelu(maker: Any, x: Tensor) -> RecomputeSource | None:
     return _activation(partial(torch._C._nn.gelu, approximate=maker._saved_approximate), maker, x)
 
 
-_FINDERS: dict[str, Callable[[Any, Tensor], Source | None]] = {
+_FINDERS: dict[str, Callable[[Any, Tensor], RecomputeSource | None]] = {
     "NativeLayerNormBackward0": _layer_norm,
     "GeluBackward0": _gelu,
     "SiluBackward0": partial(_activation, torch._C._nn.silu),

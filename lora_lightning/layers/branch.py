@@ -25,12 +25,12 @@ class BranchLayer(LoRALayer):
         base = y
         for update in updates:
             change = self.branch(update.dropout(x), update)
-            factors = update.row_factors(update.slot.of(self.base("weight")))
+            factors = update.row_factors(update.slot.of(self.base_weight("weight")))
             if factors is not None:
                 # DoRA: c·(f(x, W) + branch) - f(x, W), with c = 1 exactly at the start
                 c = self._per_feature(factors)
                 product = base if self.bias is None else base - self._per_feature(self.bias.to(y.dtype))
-                change = (c - 1).to(y.dtype) * self._rows(product, update) + c.to(y.dtype) * change
+                change = (c - 1).to(y.dtype) * self._part(product, update) + c.to(y.dtype) * change
             y = y + self._placed(change, update, y)
         return y
 
@@ -41,15 +41,18 @@ class BranchLayer(LoRALayer):
     def _per_feature(self, values: Tensor) -> Tensor:
         return values.view(-1, *[1] * (-1 - self.channel_dim))
 
-    def _rows(self, y: Tensor, update: LowRankUpdate) -> Tensor:
-        rows = update.slot.rows
-        return y if rows is None else y.narrow(self.channel_dim, rows[0], rows[1] - rows[0])
+    def _part(self, y: Tensor, update: LowRankUpdate) -> Tensor:
+        out_range = update.slot.out_range
+        return (
+            y if out_range is None else y.narrow(self.channel_dim, out_range[0], out_range[1] - out_range[0])
+        )
 
     def _placed(self, change: Tensor, update: LowRankUpdate, y: Tensor) -> Tensor:
         """The change of some rows' features with zeros around, of the shape of y."""
-        rows = update.slot.rows
-        if rows is None:
+        out_range = update.slot.out_range
+        if out_range is None:
             return change
         return F.pad(
-            change, [0, 0] * (-1 - self.channel_dim) + [rows[0], y.shape[self.channel_dim] - rows[1]]
+            change,
+            [0, 0] * (-1 - self.channel_dim) + [out_range[0], y.shape[self.channel_dim] - out_range[1]],
         )

@@ -83,12 +83,12 @@ class LoRAConv(_Convolution):
             groups=self.groups,
             magnitude=update.lora_magnitude,
             dropout=update.drops,
-            kernel=update.kernel,
+            implementation=update.implementation,
         )
 
     def branch(self, x: Tensor, update: LowRankUpdate) -> Tensor:
         if update.slot.groups != self.groups:  # depthwise: the update is as small as the weight
-            return self._conv_forward(x, update.product(self.base("weight")).to(x.dtype), None)
+            return self._conv_forward(x, update.product(self.base_weight("weight")).to(x.dtype), None)
         down, up = update.factors_for(x)
         h = self._conv_forward(x, down, None)  # groups·r channels
         return self._pointwise(h, up, self.groups)

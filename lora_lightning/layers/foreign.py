@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lora_lightning.layers.layer import FixedSize
-from lora_lightning.layers.swap import Swapped
+from lora_lightning.layers.swap import ClassSwap
 
 MERGE_PEFT = (
     "call its merge_and_unload() first, or give the base model, and its saved adapter to "
@@ -48,7 +48,7 @@ def own_update(module: nn.Module) -> str | None:
     return None
 
 
-def taken_names(module: nn.Module, family: type[Swapped]) -> list[str]:
+def taken_names(module: nn.Module, family: type[ClassSwap]) -> list[str]:
     """Attributes that a layer of this family needs and the module has for something else."""
     classes = [c for c in type(module).__mro__ if not c.__module__.startswith("torch.") and c is not object]
     own = {*module._parameters, *module._buffers, *module._modules, *(n for c in classes for n in vars(c))}
@@ -60,8 +60,8 @@ def taken_names(module: nn.Module, family: type[Swapped]) -> list[str]:
 
 
 @functools.cache
-def _needed(family: type[Swapped]) -> frozenset[str]:
-    ours = [c for c in family.__mro__ if issubclass(c, Swapped)]
+def _needed(family: type[ClassSwap]) -> frozenset[str]:
+    ours = [c for c in family.__mro__ if issubclass(c, ClassSwap)]
     names = {n for c in ours for n in (*vars(c), *inspect.get_annotations(c))}
     names -= {n for c in ours for n, value in vars(c).items() if isinstance(value, FixedSize)}
     return frozenset(n for n in names if not n.startswith("__") and n not in OVERRIDDEN)

@@ -10,14 +10,14 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from lora_lightning.errors import UserError
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
-from lora_lightning.layers.swap import Swapped, give_class, swap_in, swap_out, swapped_class
+from lora_lightning.layers.swap import ClassSwap, give_class, swap_class, swap_out, swapped_class
 from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.layers.views import Choice, View
 from lora_lightning.layers.writing import inverted
 from lora_lightning.utils.sharding import is_shard
 
 
-class LoRALayer(Swapped):
+class LoRALayer(ClassSwap):
     """Mixin for a module some of whose parameters are adapted; by itself it is the general road.
 
     Reading an adapted parameter, such as `layer.weight`, gives the effective weight W + sum of the
@@ -62,7 +62,7 @@ class LoRALayer(Swapped):
         view.refuse_reading(self.lora_path)
         return self._seen(view, name), self._updates_of(view.active, name)
 
-    def base(self, name: str) -> Tensor:
+    def base_weight(self, name: str) -> Tensor:
         """W: the parameter, or what the module's own parametrization makes of it; after
         `merge_updates` a parameter holds the merged values."""
         view = self.lora_choice.view()
@@ -109,7 +109,7 @@ class LoRALayer(Swapped):
             self.lora_active = active
         for update in (u for adapter in self.lora for u in self.updates(adapter)):
             update.reset_parameters()
-            update.reset_magnitude(update.slot.of(self.base(update.slot.parameter)))
+            update.reset_magnitude(update.slot.of(self.base_weight(update.slot.parameter)))
 
     def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
         """What assigning a parameter does: one of another shape does not fit the updates.
@@ -144,7 +144,7 @@ class LoRALayer(Swapped):
         """
         merged = self.present_weights()
         for name, weight in merged.items():
-            if not torch.isfinite(weight).all() and torch.isfinite(self.base(name)).all():
+            if not torch.isfinite(weight).all() and torch.isfinite(self.base_weight(name)).all():
                 raise UserError("the update holds NaN or infinity and cannot be merged")
         return merged
 
@@ -240,13 +240,13 @@ def effective_weight(weight: Tensor, updates: list[LowRankUpdate]) -> Tensor:
     dtype = torch.promote_types(weight.dtype, torch.float32)
     effective = weight.to(dtype)
     for update in updates:
-        rows = update.slot.rows
-        if rows is None and len(updates) == 1:
+        out_range = update.slot.out_range
+        if out_range is None and len(updates) == 1:
             return update.added_to(effective).to(weight.dtype)
         delta = update.delta(update.slot.of(weight))
-        if rows is not None:
-            below = weight.shape[0] - rows[1]
-            delta = nn.functional.pad(delta, [0, 0] * (weight.dim() - 1) + [rows[0], below])
+        if out_range is not None:
+            below = weight.shape[0] - out_range[1]
+            delta = nn.functional.pad(delta, [0, 0] * (weight.dim() - 1) + [out_range[0], below])
         effective = effective + delta
     return effective.to(weight.dtype)
 
@@ -268,7 +268,7 @@ def adapt(
     """
     parameters = {update.slot.parameter for update in slots.values()}
     if not isinstance(module, LoRALayer):
-        swap_in(module, family)
+        swap_class(module, family)
         module.lora = nn.ModuleDict().train(module.training)
         module.lora_active = ()  # type: ignore[assignment]
         module.lora_merged, module.lora_originals = False, {}  # type: ignore[assignment]

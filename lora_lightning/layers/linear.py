@@ -29,7 +29,7 @@ class LoRALinear(BranchLayer):
             *_joined(updates, W.shape[0]),
             magnitude=first.lora_magnitude,
             dropout=first.drops,
-            kernel=first.kernel,
+            implementation=first.implementation,
         )
 
     def branch(self, x: Tensor, update: LowRankUpdate) -> Tensor:
@@ -40,8 +40,8 @@ class LoRALinear(BranchLayer):
 def _are_one(updates: list[LowRankUpdate]) -> bool:
     """Whether their sum is a single update: DoRA's is not, nor are those that drop differently."""
     first = updates[0]
-    alone = len(updates) == 1 and first.slot.rows is None
-    return first.kernel != "reference" and (
+    alone = len(updates) == 1 and first.slot.out_range is None
+    return first.implementation != "reference" and (
         alone or all(u.lora_magnitude is None and u.drops == first.drops for u in updates)
     )
 
@@ -50,11 +50,11 @@ def _joined(updates: list[LowRankUpdate], d_out: int) -> tuple[Tensor, Tensor, f
     """A, B and s of the sum: A of all ranks one under the other, B with zeros where rows are not meant.
     The updates see x with the same entries dropped."""
     first = updates[0]
-    if len(updates) == 1 and first.slot.rows is None:
+    if len(updates) == 1 and first.slot.out_range is None:
         return first.lora_A, first.lora_B, first.scaling
     columns = []
     for update in updates:
-        start, end = update.slot.rows or (0, d_out)
+        start, end = update.slot.out_range or (0, d_out)
         columns.append(F.pad(update.lora_B * update.scaling, (0, 0, start, d_out - end)))
     dtype = first.lora_A.dtype
     return torch.cat([u.lora_A.to(dtype) for u in updates]), torch.cat(columns, dim=1).to(dtype), 1.0

@@ -12,10 +12,10 @@ from typing_extensions import Self
 
 from lora_lightning.kernels.common import is_plain
 from lora_lightning.kernels.norm import FrozenBatchNormFunction
-from lora_lightning.layers.swap import Swapped, class_of, swap_in
+from lora_lightning.layers.swap import ClassSwap, class_of, swap_class
 
 
-class FrozenNorm(Swapped):
+class FrozenNorm(ClassSwap):
     """Mixin for a norm layer that stays in eval mode: it uses its running statistics and keeps them."""
 
     prefix = "Frozen"
@@ -81,14 +81,14 @@ def is_norm(module: nn.Module) -> bool:
     return bool(own) and all(p.dim() <= 1 for p in own)
 
 
-def freeze_statistics(module: nn.Module, kernel: str = "auto") -> None:
+def freeze_statistics(module: nn.Module, implementation: str = "auto") -> None:
     """Keep a norm layer in eval mode from now on; calling it twice changes nothing.
 
     Args:
-        kernel: "reference" leaves the layer its own backward.
+        implementation: "reference" leaves the layer its own backward.
     """
     if not isinstance(module, FrozenNorm):
-        swap_in(module, FrozenNorm if kernel == "reference" else _frozen_family(module))
+        swap_class(module, FrozenNorm if implementation == "reference" else _frozen_family(module))
     module.eval()
 
 

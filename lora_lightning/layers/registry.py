@@ -124,7 +124,7 @@ def hidden_weight(module: nn.Module) -> str | None:
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALayer]:
     """Every adapted layer of the model by name, in the order of registration."""
-    return {n: m for n, m in own_modules(model) if isinstance(m, LoRALayer)}
+    return {n: m for n, m in base_modules(model) if isinstance(m, LoRALayer)}
 
 
 def update_ids(model: nn.Module) -> set[int]:
@@ -132,7 +132,7 @@ def update_ids(model: nn.Module) -> set[int]:
     return {id(p) for layer in lora_layers(model).values() for p in layer.lora.parameters()}
 
 
-def own_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """`names.named_modules(model)` without the updates, of which there may be thousands."""
     seen: set[nn.Module] = set()
     waiting = [("", model)]

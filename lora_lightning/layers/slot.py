@@ -15,7 +15,7 @@ class Slot:
 
     Attributes:
         parameter: name of the module's parameter W.
-        rows: first and last+1 of W's first dimension; None is all of them.
+        out_range: first and last+1 of W's first dimension; None is all of them.
         groups: of a convolution; each group has factors of its own.
         transposed: W is (in, out / groups, *kernel), as of transposed convolutions and embeddings.
         zero: which of "A" and "B" begins at zero.
@@ -23,7 +23,7 @@ class Slot:
     """
 
     parameter: str
-    rows: tuple[int, int] | None = None
+    out_range: tuple[int, int] | None = None
     groups: int = 1
     transposed: bool = False
     zero: str = "B"
@@ -31,12 +31,12 @@ class Slot:
 
     def of(self, weight: Tensor) -> Tensor:
         """The rows of W that this slot means."""
-        return weight if self.rows is None else weight[slice(*self.rows)]
+        return weight if self.out_range is None else weight[slice(*self.out_range)]
 
     def shape(self, weight: Tensor) -> tuple[int, ...]:
         """Shape of those rows."""
-        rows = weight.shape[0] if self.rows is None else self.rows[1] - self.rows[0]
-        return (rows, *weight.shape[1:])
+        out_range = weight.shape[0] if self.out_range is None else self.out_range[1] - self.out_range[0]
+        return (out_range, *weight.shape[1:])
 
     def factors(self, shape: tuple[int, ...], rank: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Shapes of A and B: (groups·r, in / groups, *kernel) and (out, r); transposed,

@@ -11,7 +11,7 @@ from torch import nn
 GET_PARAMETER = nn.Module.get_parameter.__code__
 
 
-class Swapped(nn.Module):
+class ClassSwap(nn.Module):
     """Mixin of every class made here: knows its parts, so that objects pickle and copy.
 
     Attributes:
@@ -22,7 +22,7 @@ class Swapped(nn.Module):
 
     prefix: str
     keeps_state = False
-    mixin_class: type[Swapped]
+    mixin_class: type[ClassSwap]
     original_class: type[nn.Module]
     properties: tuple[str, ...]
 
@@ -40,7 +40,7 @@ MADE = "_lora_made"  # attribute of a class: those made of it, which so live as 
 
 
 def swapped_class(
-    mixin: type[Swapped], original: type[nn.Module], properties: tuple[str, ...] = ()
+    mixin: type[ClassSwap], original: type[nn.Module], properties: tuple[str, ...] = ()
 ) -> type[nn.Module]:
     """The subclass of `original` that behaves as `mixin`; one class for each combination."""
     body = {
@@ -90,7 +90,7 @@ def class_of(module: nn.Module) -> type[nn.Module]:
 def plain_class(module: nn.Module) -> type[nn.Module]:
     """The class that the module had before anything here changed it."""
     cls = class_of(module)
-    while issubclass(cls, Swapped):
+    while issubclass(cls, ClassSwap):
         cls = cls.original_class
     return cls
 
@@ -100,14 +100,14 @@ def give_class(module: nn.Module, cls: type[nn.Module]) -> None:
     module.__class__ = module.on_top_of(cls) if isinstance(module, Viewed) else cls
 
 
-def swap_in(module: nn.Module, mixin: type[Swapped], properties: tuple[str, ...] = ()) -> None:
+def swap_class(module: nn.Module, mixin: type[ClassSwap], properties: tuple[str, ...] = ()) -> None:
     """Give `module` the behaviour of `mixin`; its identity, parameters, hooks and `isinstance` stay."""
     give_class(module, swapped_class(mixin, class_of(module), properties))
 
 
 def swap_out(module: nn.Module) -> None:
     """Give `module` its original class back."""
-    assert isinstance(module, Swapped)
+    assert isinstance(module, ClassSwap)
     give_class(module, module.original_class)
 
 
@@ -118,20 +118,20 @@ def _property(name: str) -> property:
     in `named_parameters()`, the base weight.
     """
 
-    def get(self: Swapped) -> Any:
+    def get(self: ClassSwap) -> Any:
         asked = not torch.compiler.is_compiling() and sys._getframe(1).f_code is GET_PARAMETER
         return self._parameters[name] if asked and name in self._parameters else self.read(name)
 
-    def put(self: Swapped, value: Any) -> None:
+    def put(self: ClassSwap, value: Any) -> None:
         self.__dict__[name] = value
 
-    def remove(self: Swapped) -> None:
+    def remove(self: ClassSwap) -> None:
         if self.__dict__.pop(name, None) is None:
             raise AttributeError(name)
 
     return property(get, put, remove)
 
 
-def _rebuild(mixin: type[Swapped], original: type[nn.Module], properties: tuple[str, ...]) -> nn.Module:
+def _rebuild(mixin: type[ClassSwap], original: type[nn.Module], properties: tuple[str, ...]) -> nn.Module:
     cls = swapped_class(mixin, original, properties)
     return cls.__new__(cls)

@@ -46,7 +46,7 @@ class LowRankUpdate(nn.Module):
         dropout: probability of dropping an entry of the branch's input.
         init: a key of `INITS`.
         use_dora: train magnitudes.
-        kernel: as `LoRAConfig.kernel`.
+        implementation: as `LoRAConfig.implementation`.
 
     Attributes:
         lora_A: as `slot.factors` says. Float32 for half-precision weights, else of the weight's dtype; it
@@ -67,12 +67,12 @@ class LowRankUpdate(nn.Module):
         dropout: float = 0.0,
         init: str = "default",
         use_dora: bool = False,
-        kernel: str = "auto",
+        implementation: str = "auto",
     ) -> None:
         super().__init__()
         dtype = torch.promote_types(weight.dtype, torch.float32)
         self.slot, self.rank, self.scaling, self.init = slot, rank, scaling, init
-        self.kernel = kernel
+        self.implementation = implementation
         A, B = slot.factors(tuple(weight.shape), rank)
         self.lora_A = nn.Parameter(torch.empty(A, device=weight.device, dtype=dtype))
         self.lora_B = nn.Parameter(torch.empty(B, device=weight.device, dtype=dtype))

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from lora_lightning.layers.swap import Swapped, Viewed, class_of, made_class
+from lora_lightning.layers.swap import ClassSwap, Viewed, class_of, made_class
 
 if TYPE_CHECKING:
     from lora_lightning.layers.views import Choice, View
@@ -50,7 +50,7 @@ class ViewedModule(Viewed):
         state = dict(parts[2])
         if "lora_forward" in state:
             state["forward"] = state.pop("lora_forward")
-        swapped = isinstance(self, Swapped)
+        swapped = isinstance(self, ClassSwap)
         if not (swapped and self.keeps_state):
             for name in OWN_STATE:
                 del state[name]
@@ -78,10 +78,12 @@ def show(view: View) -> dict[nn.Module, Need]:
     for name in view.values:
         path, _, leaf = name.rpartition(".")
         leaves.setdefault(path, set()).add(leaf)
-    for path in view.calls:  # a branch by rows adds the bias itself
+    for path in view.calls:  # a branch by samples adds the bias itself
         leaves[path] |= {"bias"} & modules[path]._parameters.keys()
     needs = {modules[p]: Need(frozenset(names), p in view.calls) for p, names in leaves.items()}
-    if view.rows is not None:  # their fused path would read the weights of parts that are called by rows
+    if (
+        view.samples is not None
+    ):  # their fused path would read the weights of parts that are called by samples
         layers = (m for m in modules.values() if isinstance(m, nn.TransformerEncoderLayer))
         needs.update({m: Need(frozenset({"training"})) for m in layers})
     paths = {module: path for path, module in modules.items()}
@@ -123,7 +125,7 @@ def _dress(module: nn.Module, choice: Choice) -> None:
         module.__dict__["forward"] = module.__dict__["lora_forward"]
         del module.__dict__["lora_forward"]
     module.__class__ = own
-    if not isinstance(module, Swapped) or not module.keeps_state:
+    if not isinstance(module, ClassSwap) or not module.keeps_state:
         for name in OWN_STATE:
             module.__dict__.pop(name, None)
 
@@ -132,13 +134,13 @@ def _class_on_top(beneath: type[nn.Module], need: Need) -> type[nn.Module]:
     compiles = "torch._dynamo" in sys.modules  # its import takes seconds
     body: dict[str, Any] = {"__module__": beneath.__module__, "__doc__": beneath.__doc__}
     body |= {"beneath": beneath, "need": need}
-    computed = beneath.properties if issubclass(beneath, Swapped) else ()
+    computed = beneath.properties if issubclass(beneath, ClassSwap) else ()
     body |= {name: _value(name) for name in need.names if name not in computed}
     if issubclass(beneath, nn.RNNBase):
         body["_flat_weights"] = property(_flat_weights, _put("_flat_weights"))
     if "training" in need.names:
         body["training"] = property(_training, _put("training"))
-    if need.called:  # each new batch of rows would compile anew
+    if need.called:  # each new batch of samples would compile anew
         body["forward"] = torch.compiler.disable(_forward) if compiles else _forward
     key = (ViewedModule, need.names, need.called, compiles)
     return made_class(key, beneath.__name__, (ViewedModule, beneath), body)
@@ -177,10 +179,10 @@ def _flat_weights(module: Any) -> list[Any]:
 def _training(module: Any) -> bool:
     """Of nn.TransformerEncoderLayer, which takes its fused path in eval mode alone."""
     view = module.lora_choice.view()
-    return (view is not None and view.rows is not None) or module.__dict__["training"]
+    return (view is not None and view.samples is not None) or module.__dict__["training"]
 
 
 def _forward(module: Any, *args: Any, **kwargs: Any) -> Any:
     view = module.lora_choice.view()
-    call = None if view is None or view.rows is None else view.calls.get(module.lora_path)
+    call = None if view is None or view.samples is None else view.calls.get(module.lora_path)
     return (call or own_forward(module))(*args, **kwargs)

@@ -111,8 +111,8 @@ class _FromMemory(torch.autograd.Function):
         return grads[0], None
 
 
-class Rows(Protocol):
-    """The rows of a batch that belong to different adapters, as far as a view knows them."""
+class Samples(Protocol):
+    """The samples of a batch that belong to different adapters, as far as a view knows them."""
 
     def refuse_reading(self, path: str) -> None:
         """Refuse to read the weight of the module of this path outside of its own call."""
@@ -128,8 +128,8 @@ class View:
         active: the adapters whose updates are added.
         values: of tensors of the model's own, by name, where another adapter has or had others; None where
             there is to be none.
-        rows: the adapters of the batch's rows where they differ; `active` is empty then.
-        calls: by path the forward of every module that is called with rows of several adapters, whose
+        samples: the adapters of the batch's samples where they differ; `active` is empty then.
+        calls: by path the forward of every module that is called with samples of several adapters, whose
             weights cannot be read as one.
         modules: the model's, by path; none where the view is only seen within another one.
         entered: how often somebody is within it; one that was left elsewhere holds no more.
@@ -139,19 +139,19 @@ class View:
     within: str
     active: tuple[str, ...] = ()
     values: Mapping[str, Tensor | Standing | None] = field(default_factory=dict)
-    rows: Rows | None = None
+    samples: Samples | None = None
     calls: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     modules: Mapping[str, nn.Module] = field(default_factory=dict)
     entered: int = 0
 
     def refuse_reading(self, path: str) -> None:
-        """Refuse to read what differs from row to row.
+        """Refuse to read what differs from sample to sample.
 
         Raises:
-            UserError: the module of this path is called with rows of several adapters.
+            UserError: the module of this path is called with samples of several adapters.
         """
-        if self.rows is not None and path in self.calls:
-            self.rows.refuse_reading(path)
+        if self.samples is not None and path in self.calls:
+            self.samples.refuse_reading(path)
 
     def value(self, name: str) -> Tensor | None:
         """The value of a name in `values`."""

@@ -15,7 +15,7 @@ from lora_lightning.planning.plan import LayerPlan, summary
 from lora_lightning.planning.structure import Target, targets_of
 from lora_lightning.utils.names import named_modules
 from lora_lightning.utils.pattern_kinds import alone, exactly, means, specificity
-from lora_lightning.utils.tables import listed
+from lora_lightning.utils.tables import truncate_list
 
 
 def matches(name: str, patterns: str | list[str]) -> bool:
@@ -63,7 +63,7 @@ def _near(pattern: str | list[str], names: Mapping[str, Target | None]) -> str:
         return f" A string is a regular expression for whole names: for an ending give a list, [{word!r}]."
     near = did_you_mean(word.removeprefix(".*"), [*endings, "auto"])
     shortest = {(t is not None and t.slot.part, _endings(n, t)[0]) for n, t in names.items()}
-    return near or f" Layers here: {listed([ending for _, ending in sorted(shortest)], most=12)}."
+    return near or f" Layers here: {truncate_list([ending for _, ending in sorted(shortest)], most=12)}."
 
 
 def _endings(name: str, target: Target | None) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from lora_lightning.utils.tables import ROOT, format_table, listed, percent
+from lora_lightning.utils.tables import ROOT, format_table, percent, truncate_list
 
 
 @dataclass(frozen=True)
@@ -55,7 +55,7 @@ class Plan:
         layers: what is adapted.
         heads: modules that train in full (PEFT's `modules_to_save`).
         skipped: layers with a weight that stay frozen, and why.
-        scope: name of the backbone ("" is the whole model); what lies outside is left as it was.
+        backbone: name of the backbone ("" is the whole model); what lies outside is left as it was.
         trainable: parameters that will train, those outside the backbone included.
         total: all parameters, the updates included.
     """
@@ -63,7 +63,7 @@ class Plan:
     layers: list[LayerPlan]
     heads: list[str]
     skipped: dict[str, str] = field(compare=False)
-    scope: str
+    backbone: str
     trainable: int = field(compare=False)
     total: int = field(compare=False)
 
@@ -103,7 +103,7 @@ class Plan:
                 and 0 < layer.alpha <= sys.float_info.max
             ):
                 raise TypeError(f"the plan of {layer.name!r} holds a value of another kind")
-        texts = (planned.scope, *planned.heads, *planned.skipped.keys(), *planned.skipped.values())
+        texts = (planned.backbone, *planned.heads, *planned.skipped.keys(), *planned.skipped.values())
         if not all(isinstance(t, str) for t in texts) or isinstance(planned.heads, str):
             raise TypeError("its plan holds a value of another kind")
         return planned
@@ -115,7 +115,7 @@ class Plan:
             layers=[replace(p, name=rename(p.name), module=rename(p.module)) for p in self.layers],
             heads=[rename(h) for h in self.heads],
             skipped={rename(n): r for n, r in self.skipped.items()},
-            scope=rename(self.scope) if self.scope else "",
+            backbone=rename(self.backbone) if self.backbone else "",
         )
 
     def __str__(self) -> str:
@@ -125,8 +125,8 @@ class Plan:
             lines = ["no layer is adapted"]
         if self.heads:
             lines.append(f"trained in full: {', '.join(self.heads)}")
-        if self.scope:
-            lines.append(f"outside {self.scope}: as it was, what trained before still trains")
+        if self.backbone:
+            lines.append(f"outside {self.backbone}: as it was, what trained before still trains")
         if self.skipped:
             lines.append(f"left frozen: {summary(self.skipped)}")
         lines.append(
@@ -147,4 +147,4 @@ def summary(skipped: Mapping[str, str]) -> str:
     reasons: dict[str, list[str]] = {}
     for name, reason in skipped.items():
         reasons.setdefault(reason, []).append(name)
-    return "; ".join(f"{listed(names, most=1)} ({reason})" for reason, names in reasons.items())
+    return "; ".join(f"{truncate_list(names, most=1)} ({reason})" for reason, names in reasons.items())

@@ -21,7 +21,7 @@ from lora_lightning.planning.plan import LayerPlan, Plan, summary
 from lora_lightning.planning.ranks import ranked
 from lora_lightning.planning.structure import Target, auto_targets, inside, targets_of
 from lora_lightning.utils.names import named_modules, named_parameters, submodule
-from lora_lightning.utils.tables import ROOT, listed
+from lora_lightning.utils.tables import ROOT, truncate_list
 
 
 def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
@@ -37,16 +37,16 @@ def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     """
     config = config_of(config)
     _refuse_unfit(model)
-    scope = find_scope(model, config)
-    backbone = submodule(model, scope)
+    backbone = find_backbone(model, config)
+    network = submodule(model, backbone)
     problems: list[str] = []
-    heads = _heads(backbone, config, problems)
-    chosen, skipped = _targets(backbone, config, heads, problems)
-    layers = ranked(backbone, config, chosen, problems)
-    problems += _impossible(backbone, config, chosen, heads)
+    heads = _heads(network, config, problems)
+    chosen, skipped = _targets(network, config, heads, problems)
+    layers = ranked(network, config, chosen, problems)
+    problems += _impossible(network, config, chosen, heads)
     if problems:
         raise ConfigError(problems)
-    return assemble(model, config, scope, heads, layers, skipped)
+    return assemble(model, config, backbone, heads, layers, skipped)
 
 
 def plan_probe(model: nn.Module, config: LoRAConfig) -> Plan:
@@ -57,12 +57,12 @@ def plan_probe(model: nn.Module, config: LoRAConfig) -> Plan:
     """
     config = head_alone(config)
     _refuse_unfit(model)
-    scope = find_scope(model, config)
+    backbone = find_backbone(model, config)
     problems: list[str] = []
-    heads = _heads(submodule(model, scope), config, problems)
+    heads = _heads(submodule(model, backbone), config, problems)
     if problems:
         raise ConfigError(problems)
-    planned = assemble(model, config, scope, heads, [], {})
+    planned = assemble(model, config, backbone, heads, [], {})
     if not planned.trainable:
         raise ConfigError(["no head was found to train: name it in modules_to_save."])
     return planned
@@ -82,14 +82,14 @@ def _refuse_unfit(model: nn.Module) -> None:
             raise ConfigError([f"{library} has adapted the model ({name or ROOT}): {remedy}."])
     if lazy := [n for n, p in named_parameters(model).items() if isinstance(p, nn.UninitializedParameter)]:
         raise ConfigError([
-            f"the shapes of {listed(lazy)} are not known yet: run one batch through the model first."
+            f"the shapes of {truncate_list(lazy)} are not known yet: run one batch through the model first."
         ])  # fmt: skip
 
 
 def assemble(
     model: nn.Module,
     config: LoRAConfig,
-    scope: str,
+    backbone: str,
     heads: list[str],
     layers: list[LayerPlan],
     skipped: dict[str, str],
@@ -97,24 +97,24 @@ def assemble(
     """A plan in which names of the backbone are names of the plain model, with the parameters counted."""
 
     def absolute(name: str) -> str:
-        return f"{scope}.{name}" if scope else name
+        return f"{backbone}.{name}" if backbone else name
 
     layers = [replace(p, name=absolute(p.name), module=absolute(p.module)) for p in layers]
     heads = [absolute(h) for h in heads]
     updates = sum(p.parameters for p in layers)
-    trained = trained_names(model, config, scope, heads, [p.module for p in layers])
+    trained = trained_names(model, config, backbone, heads, [p.module for p in layers])
     sizes = {n: p.numel() for n, p in named_parameters(model).items()}
     return Plan(
         layers=layers,
         heads=heads,
         skipped={absolute(n): r for n, r in skipped.items()},
-        scope=scope,
+        backbone=backbone,
         trainable=updates + sum(size for name, size in sizes.items() if name in trained),
         total=updates + sum(sizes.values()),
     )
 
 
-def find_scope(model: nn.Module, config: LoRAConfig) -> str:
+def find_backbone(model: nn.Module, config: LoRAConfig) -> str:
     """Name of the backbone: `config.backbone`, else `model.backbone` if it is a module, else ""; a detector,
     whose other parts are pretrained too, is its own backbone."""
     names = named_modules(model)
@@ -129,7 +129,7 @@ def find_scope(model: nn.Module, config: LoRAConfig) -> str:
 
 
 def trained_names(
-    model: nn.Module, config: LoRAConfig, scope: str, heads: list[str], adapted: list[str]
+    model: nn.Module, config: LoRAConfig, backbone: str, heads: list[str], adapted: list[str]
 ) -> set[str]:
     """Names of the model's own parameters that train: outside the backbone those that did before;
     inside it the heads, and biases and norms as configured. A parameter of several names trains when
@@ -142,7 +142,7 @@ def trained_names(
     trained = set()
     for name, parameter in named:
         module, _, leaf = name.rpartition(".")
-        if not inside_scope(name, scope):
+        if not inside_backbone(name, backbone):
             trains = parameter.requires_grad
         else:
             trains = (
@@ -157,9 +157,9 @@ def trained_names(
     return {name for parameter, name in first.items() if parameter in trained}
 
 
-def inside_scope(name: str, scope: str) -> bool:
-    """Whether a name lies in the backbone; the scope "" is the whole model."""
-    return not scope or inside(name, [scope])
+def inside_backbone(name: str, backbone: str) -> bool:
+    """Whether a name lies in the backbone; the backbone "" is the whole model."""
+    return not backbone or inside(name, [backbone])
 
 
 def _heads(backbone: nn.Module, config: LoRAConfig, problems: list[str]) -> list[str]:
@@ -173,7 +173,7 @@ def _heads(backbone: nn.Module, config: LoRAConfig, problems: list[str]) -> list
     rounded = [h for h in heads if any(is_quantized(p) for p in submodule(backbone, h).parameters())]
     if rounded:
         problems.append(
-            f"modules_to_save: {listed(rounded)} cannot train in full, quantized: name it in the "
+            f"modules_to_save: {truncate_list(rounded)} cannot train in full, quantized: name it in the "
             "exclude_modules of lora_lightning.quantize."
         )
     return heads
@@ -205,7 +205,8 @@ def _targets(
         chosen = matching("target_modules", config.target_modules, known, problems, refused)
         left = {n: "not a target" for n, t in known.items() if n not in chosen and not t.slot.part}
     confined = _confined(backbone, config, chosen, problems)
-    left.update({n: f"outside scope={config.scope or 'neck'}" for n in chosen if n not in confined})
+    outside = f"outside detector_part={config.detector_part or 'neck'}"
+    left.update({n: outside for n in chosen if n not in confined})
     chosen = confined
     if config.exclude_modules is not None:
         everything = {**known, **dict.fromkeys(refused)}
@@ -218,16 +219,17 @@ def _targets(
 
 
 def _confined(backbone: nn.Module, config: LoRAConfig, chosen: list[str], problems: list[str]) -> list[str]:
-    """Those of the chosen targets that lie in the part of the detector that `scope` names."""
-    if config.scope is None:
+    """Those of the chosen targets that lie in the part of the detector that `detector_part` names."""
+    if config.detector_part is None:
         auto = config.target_modules == "auto" and is_convolutional(backbone)
         return within_part(backbone, "neck", chosen) if auto else chosen
     if not detectors(backbone):
         problems.append(
-            f"scope={config.scope!r}: {type(backbone).__name__} is no detector: no backbone stands beside"
-            " an RPN, a head with anchors, or a decoder. Give scope=null; target_modules chooses the layers."
+            f"detector_part={config.detector_part!r}: {type(backbone).__name__} is no detector: no backbone "
+            "stands beside an RPN, a head with anchors, or a decoder. Give detector_part=null; "
+            "target_modules chooses the layers."
         )
-    return within_part(backbone, config.scope, chosen)
+    return within_part(backbone, config.detector_part, chosen)
 
 
 def _without_parts(chosen: list[Target]) -> list[Target]:
@@ -242,14 +244,14 @@ def _impossible(backbone: nn.Module, config: LoRAConfig, chosen: list[Target], h
     by_weight = [t.name for t in chosen if not t.family.has_branch or _read_by_parent(backbone, t.module)]
     if config.dropout and by_weight:
         problems.append(
-            f"dropout={config.dropout}: {listed(by_weight)} are read by their weights, where dropout cannot "
-            "act: set dropout to 0, or name them in exclude_modules."
+            f"dropout={config.dropout}: {truncate_list(by_weight)} are read by their weights, where "
+            "dropout cannot act: set dropout to 0, or name them in exclude_modules."
         )
     transposed = [t.name for t in chosen if t.slot.transposed]
     if config.use_dora and transposed:
         problems.append(
-            f"use_dora=True: {listed(transposed)} have weights of (in, out), whose outputs have no norm of "
-            "their own: set use_dora to false, or name them in exclude_modules."
+            f"use_dora=True: {truncate_list(transposed)} have weights of (in, out), whose outputs have no "
+            "norm of their own: set use_dora to false, or name them in exclude_modules."
         )
     in_heads = {id(p): n for n, p in named_parameters(backbone, all_names=True).items() if inside(n, heads)}
     tied = {

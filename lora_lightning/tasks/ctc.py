@@ -113,7 +113,7 @@ class SpeechRecognizer(Recognizer):
         log_probs, frames = self(batch.waves, batch.lengths)
         return self.loss(log_probs, frames, batch)
 
-    def heard(self, batch: SpeechBatch) -> tuple[list[str], Tensor]:
+    def predict_and_loss(self, batch: SpeechBatch) -> tuple[list[str], Tensor]:
         """What the model hears in a batch, and its loss, by one forward."""
         log_probs, frames = self(batch.waves, batch.lengths)
         return self.decode(log_probs, frames), self.loss(log_probs, frames, batch)
@@ -140,7 +140,7 @@ class SpeechRecognizer(Recognizer):
         self._evaluate("test", batch)
 
     def _evaluate(self, stage: str, batch: SpeechBatch) -> None:
-        heard, loss = self.heard(batch)
+        heard, loss = self.predict_and_loss(batch)
         rates: Any = self.rates[f"{stage}_rates"]
         for accent, said, text in zip(batch.accents, batch.texts, heard, strict=True):
             names = [f"wer_{accent}"] if accent in self.kept else ["wer", "cer"]

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_lightning.adapters.manage import adapters_off, select
-from lora_lightning.adapters.mixed_batch import adapters_for
+from lora_lightning.adapters.manage import adapters_off, set_adapter
+from lora_lightning.adapters.mixed_batch import mixed_adapters
 from lora_lightning.data.speech import Utterance, collate
 from lora_lightning.tasks.error_rates import Transcript
 from lora_lightning.tasks.recognizer import Recognizer
@@ -69,7 +69,7 @@ def transcribe_mixed(
     for start in range(0, len(order), MIXED):
         rows = order[start : start + MIXED]
         batch = collate([utterances[i] for i in rows])
-        with torch.no_grad(), adapters_for(task, [adapters[i] for i in rows]):
+        with torch.no_grad(), mixed_adapters(task, [adapters[i] for i in rows]):
             texts = task.transcribe(batch.waves.to(task.device), batch.lengths.to(task.device))
         for i, text in zip(rows, texts, strict=True):
             heard[i] = text
@@ -95,7 +95,7 @@ def report_together(task: Recognizer, data: dict[str, Any], folder: Path) -> lis
     with adapters_off(task):
         heard["base"] = transcribe_all(task, utterances)
     for name in data:
-        select(task, name)
+        set_adapter(task, name)
         heard[name] = transcribe_all(task, utterances)
     heard["routed by label"] = transcribe_mixed(task, utterances, own)
     lines: list[str] = []

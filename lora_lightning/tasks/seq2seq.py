@@ -34,5 +34,5 @@ class Seq2SeqRecognizer(SpeechRecognizer):
         model: Any = self.model
         return model.loss(batch.waves, batch.lengths, batch.texts)
 
-    def heard(self, batch: SpeechBatch) -> tuple[list[str], Tensor]:
+    def predict_and_loss(self, batch: SpeechBatch) -> tuple[list[str], Tensor]:
         return self.transcribe(batch.waves, batch.lengths), self.batch_loss(batch)

@@ -47,5 +47,5 @@ class TransducerRecognizer(SpeechRecognizer):
         losses = rnnt_loss(joint.float(), targets, frames.int(), lengths, blank=BLANK, reduction="none")
         return (losses / lengths.clamp(min=1)).mean()
 
-    def heard(self, batch: SpeechBatch) -> tuple[list[str], Tensor]:
+    def predict_and_loss(self, batch: SpeechBatch) -> tuple[list[str], Tensor]:
         return self.transcribe(batch.waves, batch.lengths), self.batch_loss(batch)

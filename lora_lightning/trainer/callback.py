@@ -11,9 +11,9 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lora_lightning.adapters import quantize as quantization
 from lora_lightning.adapters.base_values import begin_training, refuse_replaced, replaced
-from lora_lightning.adapters.inject import carry_out, eject, freeze_norms, name_problem
-from lora_lightning.adapters.manage import add_adapter, lora_parameters, select
-from lora_lightning.adapters.state import injection_of, is_injected
+from lora_lightning.adapters.inject import apply_plan, eject, freeze_norms, name_problem
+from lora_lightning.adapters.manage import add_adapter, lora_parameters, set_adapter
+from lora_lightning.adapters.state import is_injected, state_of
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
 from lora_lightning.files.random_base import looks_untrained
@@ -27,7 +27,7 @@ from lora_lightning.trainer.checkpoint import describe_checkpoints
 from lora_lightning.trainer.checkpoint_io import write_checkpoints_whole
 from lora_lightning.trainer.compat import is_a
 from lora_lightning.trainer.exact_resume import ExactResume
-from lora_lightning.trainer.first_steps import FirstSteps
+from lora_lightning.trainer.first_steps import GradientMonitor
 from lora_lightning.trainer.hparams import log_to_all, logged, unsafe_hparams
 from lora_lightning.trainer.state_dict import keep_trained_only
 from lora_lightning.trainer.strategies import (
@@ -39,10 +39,10 @@ from lora_lightning.trainer.strategies import (
 )
 from lora_lightning.utils.names import named_parameters
 from lora_lightning.utils.sharding import FIRST, refuse_sharded
-from lora_lightning.utils.tables import listed
+from lora_lightning.utils.tables import truncate_list
 
 CHECKPOINTS = ("adapter", "full")
-OWN_OPTIONS = ("adapter", "checkpoint", "verbose", "verify_strict", "any_base")  # beside LoRAConfig's
+OWN_OPTIONS = ("adapter", "checkpoint", "verbose", "verify_strict", "check_base")  # beside LoRAConfig's
 
 
 class LoRACallback(ExactResume):
@@ -61,7 +61,7 @@ class LoRACallback(ExactResume):
         verbose: print the plan when a fit begins.
         verify_strict: the first training steps check that every update is used and gets a finite
             gradient, and warn with the names of those that do not; true makes it an error.
-        any_base: accept checkpoints of a run whose frozen weights had other values.
+        check_base: refuse checkpoints of a run whose frozen weights had other values.
         **options: fields of LoRAConfig, instead of `config`.
 
     Attributes:
@@ -86,13 +86,17 @@ class LoRACallback(ExactResume):
         checkpoint: str = "adapter",
         verbose: bool = True,
         verify_strict: bool = False,
-        any_base: bool = False,
+        check_base: bool = True,
         **options: Any,
     ) -> None:
         if config is not None and options:
             raise ConfigError([f"give a config or its fields ({', '.join(options)}), not both."])
         problems = LoRAConfig.problems(options, beside=OWN_OPTIONS)
-        for name, value in (("verbose", verbose), ("verify_strict", verify_strict), ("any_base", any_base)):
+        for name, value in (
+            ("verbose", verbose),
+            ("verify_strict", verify_strict),
+            ("check_base", check_base),
+        ):
             if not isinstance(value, bool):
                 problems.append(f"{name}={value!r}: give true or false.")
         if adapter is not None and (problem := name_problem(adapter)):
@@ -106,9 +110,9 @@ class LoRACallback(ExactResume):
         self.config = LoRAConfig(**options) if config is None else config_of(config)
         self.adapter = adapter
         self.checkpoint, self.verbose, self.verify_strict = checkpoint, verbose, verify_strict
-        self.any_base = any_base
+        self.check_base = check_base
         self.plan: Plan | None = None
-        self._first_steps: FirstSteps | None = None
+        self._first_steps: GradientMonitor | None = None
         self._logged: tuple[list[int], dict[str, Any]] | None = None
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
@@ -117,7 +121,7 @@ class LoRACallback(ExactResume):
         self._refuse_unfreezing(trainer)
         self._refuse_replacing(trainer)
         if is_injected(pl_module):  # what is trained here is the model's own choice
-            choice = injection_of(pl_module).choice
+            choice = state_of(pl_module).choice
             choice.stay()
             hold(None, choice)
         if is_a(trainer.strategy, *UNSHARDED):
@@ -134,7 +138,7 @@ class LoRACallback(ExactResume):
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
         refuse_replaced(pl_module)
-        self.plan = injection_of(pl_module).plan  # a checkpoint may have brought another
+        self.plan = state_of(pl_module).plan  # a checkpoint may have brought another
         freeze_norms(pl_module)
         prepare_saving(trainer, pl_module)
         keep_equal_values(trainer)
@@ -142,7 +146,7 @@ class LoRACallback(ExactResume):
             # Lightning warns of every module in eval mode; these are meant to be.
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         if is_a(trainer.strategy, *UNSHARDED):
-            self._first_steps = FirstSteps(pl_module)
+            self._first_steps = GradientMonitor(pl_module)
             self._warn_of_random_base(pl_module)
         self._warn_of_hparams(trainer, pl_module)
         self._log(trainer, pl_module)
@@ -197,7 +201,7 @@ class LoRACallback(ExactResume):
     def _inject(self, pl_module: pl.LightningModule) -> None:
         refuse_sharded(pl_module, "inject", FIRST)
         self.plan = plan(pl_module, self.config)
-        carry_out(pl_module, self.config, self.plan, self.adapter or "default")
+        apply_plan(pl_module, self.config, self.plan, self.adapter or "default")
 
     def _try_to_inject(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         with contextlib.suppress(ConfigError):  # raised again after configure_model, if it stands
@@ -206,26 +210,26 @@ class LoRACallback(ExactResume):
 
     def _reuse(self, pl_module: pl.LightningModule) -> None:
         """setup runs again for validate, test, predict and a second fit."""
-        injection = injection_of(pl_module)
-        injection.begun = True
-        name = self.adapter or injection.adapter
-        if name not in injection.adapters:
+        state = state_of(pl_module)
+        state.begun = True
+        name = self.adapter or state.adapter
+        if name not in state.adapters:
             add_adapter(pl_module, name, self.config)
-        elif injection.adapters[name].config != self.config:
+        elif state.adapters[name].config != self.config:
             raise ConfigError([
                 "the model is adapted already, with another configuration: give this one another name, "
                 "LoRACallback(adapter=NAME), or call lora_lightning.eject(model) before."
             ])  # fmt: skip
-        if name not in injection.active:
-            select(pl_module, name)
-        self.plan = injection.plan
+        if name not in state.active:
+            set_adapter(pl_module, name)
+        self.plan = state.plan
 
     def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """What other parts of Lightning must know of an injected module."""
         refuse_quantized(trainer, pl_module)
         prepare_precision(trainer, pl_module)
         keep_trained_only(pl_module, full=self.checkpoint == "full")
-        describe_checkpoints(pl_module, is_a(trainer.strategy, *UNSHARDED), self.any_base)
+        describe_checkpoints(pl_module, is_a(trainer.strategy, *UNSHARDED), self.check_base)
         average_the_adapted(trainer, pl_module)
         prepare_restore(trainer, pl_module)
 
@@ -283,7 +287,7 @@ class LoRACallback(ExactResume):
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell the Trainer's loggers, once, also when the same fit goes on."""
         assert self.plan is not None
-        about = logged(self.config, self.plan, injection_of(pl_module).adapter)
+        about = logged(self.config, self.plan, state_of(pl_module).adapter)
         if self._logged != (told := ([id(logger) for logger in trainer.loggers], about)):
             log_to_all(trainer, pl_module, about)
             self._logged = told
@@ -301,7 +305,7 @@ class LoRACallback(ExactResume):
             if owner is not None and (unsafe := unsafe_hparams(owner)):
                 rank_zero_warn(
                     f"checkpoints will not load with weights_only=True, the safe way, because of these "
-                    f"hyperparameters of {type(owner).__name__}: {listed(unsafe)}. Keep plain values: "
+                    f"hyperparameters of {type(owner).__name__}: {truncate_list(unsafe)}. Keep plain values: "
                     "save_hyperparameters(ignore=[...]), OmegaConf.to_container(config, resolve=True)."
                 )
 

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from lora_lightning.adapters.inject import activate, carry_out, eject, grow
-from lora_lightning.adapters.state import ADVICE, injection_of, is_injected
+from lora_lightning.adapters.inject import activate, apply_plan, attach_adapter, eject
+from lora_lightning.adapters.state import ADVICE, is_injected, state_of
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.files.checkpoint_digests import KEY, add_digests, check_digests
 from lora_lightning.files.compatibility import check_plan
-from lora_lightning.files.fingerprint import fingerprint, refusal_of_base
+from lora_lightning.files.fingerprint import fingerprint_of, refusal_of_base
 from lora_lightning.files.format import SavedAdapter
 from lora_lightning.files.locate import adapters_in
 from lora_lightning.files.save_load import checkpoint_entry
@@ -33,18 +33,18 @@ GIVE = "Give a checkpoint that a Trainer with LoRACallback wrote."
 Module = TypeVar("Module", bound=nn.Module)
 
 
-def describe_checkpoints(module: Any, guarded: bool, any_base: bool = False) -> None:
+def describe_checkpoints(module: Any, guarded: bool, check_base: bool = True) -> None:
     """From now on the module's checkpoints say which adapter they hold, and loading one gives the module
     the adapter that was saved, before its weights are restored.
 
     Args:
         guarded: write checkpoints that a module without LoRA refuses, see `_guard`; not where weights will
             be sharded, and the base is known by its values of now.
-        any_base: accept checkpoints of a run with other frozen weights.
+        check_base: refuse checkpoints of a run with other frozen weights.
     """
-    base = None if guarded else fingerprint(module)
-    module.on_save_checkpoint = partial(_describe, module, guarded, base)
-    module.on_load_checkpoint = partial(_adopt, module, any_base, base)
+    fingerprint = None if guarded else fingerprint_of(module)
+    module.on_save_checkpoint = partial(write_entry, module, guarded, fingerprint)
+    module.on_load_checkpoint = partial(restore_entry, module, check_base, fingerprint)
 
 
 def load_from_checkpoint(
@@ -53,7 +53,7 @@ def load_from_checkpoint(
     *,
     map_location: Any = "cpu",
     weights_only: bool = True,
-    any_base: bool = False,
+    check_base: bool = True,
     **options: Any,
 ) -> Module:
     """`module_class.load_from_checkpoint` for a checkpoint that LoRACallback made small: the module is
@@ -65,7 +65,7 @@ def load_from_checkpoint(
         map_location: the device, or a mapping of devices, as in `torch.load`.
         weights_only: false runs code that the file may hold: for hyperparameters that are not plain
             values, from a file that you trust.
-        any_base: accept a module whose frozen weights have other values than those that it was trained on.
+        check_base: refuse a module whose frozen weights have other values than those that it was trained on.
         **options: arguments of `module_class`, over those that the checkpoint holds.
 
     Raises:
@@ -94,8 +94,8 @@ def load_from_checkpoint(
             f"{error} Build all layers in __init__ or configure_model; Lightning does not call setup here."
         ) from None
     _make(module, saved, active)
-    if not any_base:
-        _check_base(fingerprint(module), checkpoint, str(path))
+    if check_base:
+        _check_base(fingerprint_of(module), checkpoint, str(path))
     _give_values(module, checkpoint)
     keep_trained_only(module)
     try:
@@ -113,18 +113,20 @@ def _load_nothing(self: nn.Module, *args: Any, **options: Any) -> Any:
     return _IncompatibleKeys([], [])
 
 
-def _describe(module: Any, guarded: bool, base: dict[str, str] | None, checkpoint: dict[str, Any]) -> None:
+def write_entry(
+    module: Any, guarded: bool, fingerprint: dict[str, str] | None, checkpoint: dict[str, Any]
+) -> None:
     type(module).on_save_checkpoint(module, checkpoint)
     if not is_injected(module):
         return
-    checkpoint[KEY] = {**checkpoint.get(KEY, {}), **checkpoint_entry(module, base)}
+    checkpoint[KEY] = {**checkpoint.get(KEY, {}), **checkpoint_entry(module, fingerprint)}
     if guarded and not module.lora_full_state_dict:
-        _guard(module, checkpoint["state_dict"])
+        add_tripwire(module, checkpoint["state_dict"])
     if module._trainer is None or module._trainer.is_global_zero:  # who writes the file
         add_digests(checkpoint)
 
 
-def _guard(module: nn.Module, state: dict[str, Any]) -> None:
+def add_tripwire(module: nn.Module, state: dict[str, Any]) -> None:
     """A module without LoRA must not take this for its weights. With `strict` the unexpected name says
     what to do; without, an empty tensor under a frozen weight's name fits no plain layer."""
     state[ADVICE] = torch.empty(0)
@@ -134,17 +136,21 @@ def _guard(module: nn.Module, state: dict[str, Any]) -> None:
             return
 
 
-def _adopt(module: Any, any_base: bool, base: dict[str, str] | None, checkpoint: dict[str, Any]) -> None:
+def restore_entry(
+    module: Any, check_base: bool, fingerprint: dict[str, str] | None, checkpoint: dict[str, Any]
+) -> None:
     """Refuse a checkpoint of another base. Give the module the other adapters of the file, and a plan with
     other ranks, made by the same configuration (from other data), for its own."""
     type(module).on_load_checkpoint(module, checkpoint)
     if KEY not in checkpoint or not is_injected(module):
         return
     saved, active = adapters_in(checkpoint, "the checkpoint")
-    if not any_base:
-        _check_base(fingerprint(module) if base is None else base, checkpoint, "the checkpoint")
+    if check_base:
+        _check_base(
+            fingerprint_of(module) if fingerprint is None else fingerprint, checkpoint, "the checkpoint"
+        )
     module.__dict__["lora_trained"] = checkpoint[KEY].get("training", {})
-    here = injection_of(module)
+    here = state_of(module)
     if active != here.active and set(active) <= here.adapters.keys() | saved.keys():
         raise AdapterFileError(
             f"the checkpoint was saved with {', '.join(active)} selected and holds their heads; the "
@@ -163,14 +169,14 @@ def _adopt(module: Any, any_base: bool, base: dict[str, str] | None, checkpoint:
 
 def _make(module: nn.Module, saved: dict[str, SavedAdapter], active: tuple[str, ...]) -> None:
     for name, adapter in saved.items():
-        make = grow if is_injected(module) else carry_out
+        make = attach_adapter if is_injected(module) else apply_plan
         make(module, adapter.config, adapter.plan, name)
     activate(module, active)
 
 
 def _check_base(here: dict[str, str], checkpoint: dict[str, Any], where: str) -> None:
     """A checkpoint that holds the base's weights too brings its own base."""
-    saved, state = checkpoint[KEY].get("base", {}), checkpoint.get("state_dict", {})
+    saved, state = checkpoint[KEY].get("fingerprint", {}), checkpoint.get("state_dict", {})
     if all(n in state and state[n].numel() for n in saved):
         return
     if refusal := refusal_of_base(saved, here, f"the adapter in {where}"):
@@ -179,7 +185,7 @@ def _check_base(here: dict[str, str], checkpoint: dict[str, Any], where: str) ->
 
 def _give_values(module: nn.Module, checkpoint: dict[str, Any]) -> None:
     """Those of the selected adapter stand in the model, and in the checkpoint's state_dict, loaded next."""
-    here, adapters = injection_of(module), checkpoint[KEY]["adapters"]
+    here, adapters = state_of(module), checkpoint[KEY]["adapters"]
     here.restoring = True
     for name in (adapters.keys() & here.adapters.keys()) - set(here.active[:1]):
         here.adapters[name].values.update(adapters[name]["values"])

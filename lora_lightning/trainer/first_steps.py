@@ -7,10 +7,10 @@ import math
 from torch import nn
 
 from lora_lightning.adapters.verify import gradient_peaks
-from lora_lightning.utils.tables import listed
+from lora_lightning.utils.tables import truncate_list
 
 
-class FirstSteps:
+class GradientMonitor:
     """What the first training steps show: is every update used, and is its gradient finite?
 
     One step is not enough to tell: LayerDrop, several optimizers or a gate that begins at zero leave an
@@ -52,7 +52,7 @@ class FirstSteps:
         zero = [n for n, peak in self._best.items() if peak == 0]
         return [
             f"{len(names)} of {len(self._best)} {what} in the first {self.observed} training steps: "
-            f"{listed(names, most=8)}. {why}"
+            f"{truncate_list(names, most=8)}. {why}"
             for names, what, why in (
                 (unused, "adapted layers got no gradient", UNUSED),
                 (zero, "adapted layers got a gradient of zero alone", ZERO),

@@ -14,7 +14,7 @@ from lora_lightning.errors import AdapterFileError
 from lora_lightning.files.allowed import BUILDERS, calls
 from lora_lightning.planning.plan import Plan
 from lora_lightning.trainer.compat import is_a
-from lora_lightning.utils.tables import listed
+from lora_lightning.utils.tables import truncate_list
 
 LOGGED_AS = "LoRACallback"  # a name of its own, so that no hyperparameter of the module's is replaced
 STORED = ("hparams", "module_arguments", "hyper_parameters")  # Lightning's keys, of old and now
@@ -98,7 +98,8 @@ def refuse_calls(checkpoint: Mapping[str, Any], path: object, given: Collection[
         found.append(f"{INSTANTIATOR}={noted}")  # of other values than plain ones it would make objects
     if found:
         raise AdapterFileError(
-            f"{path}: its hyperparameters name what is to be called, {listed(found)}, which is not run "
+            f"{path}: its hyperparameters name what is to be called, {truncate_list(found)}, which is not "
+            "run "
             "unasked. Give these hyperparameters as arguments of load_from_checkpoint, or weights_only=False "
             "if you trust the file."
         )

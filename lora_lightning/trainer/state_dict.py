@@ -7,10 +7,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lora_lightning.adapters.state import ADVICE, injection_of, is_injected
+from lora_lightning.adapters.state import ADVICE, is_injected, state_of
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.layers.registry import update_ids
-from lora_lightning.planning.targets import inside_scope
+from lora_lightning.planning.targets import inside_backbone
 from lora_lightning.utils.names import (
     is_wrapping,
     named_parameters,
@@ -53,13 +53,13 @@ def keep_trained_only_of(wrapper: nn.Module, model: nn.Module) -> None:
 def frozen_names(model: nn.Module) -> set[str]:
     """Names of the frozen parameters of the backbone, and of the buffers of the norm layers that are frozen
     with it; the updates of adapters that are not selected are none of them."""
-    injection, updates = injection_of(model), update_ids(model)
+    state, updates = state_of(model), update_ids(model)
     frozen = {
         n
         for n, p in named_parameters(model, all_names=True).items()
-        if not p.requires_grad and id(p) not in updates and inside_scope(n, injection.plan.scope)
+        if not p.requires_grad and id(p) not in updates and inside_backbone(n, state.plan.backbone)
     }
-    for name in injection.training:
+    for name in state.training:
         frozen |= {f"{name}.{n}" for n, _ in submodule(model, name).named_buffers(recurse=False)}
     return frozen
 

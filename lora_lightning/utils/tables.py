@@ -39,7 +39,7 @@ def printable(page: str) -> str:
     return CONTROL.sub(lambda found: repr(found[0])[1:-1], page)
 
 
-def listed(names: Sequence[str], most: int = 4) -> str:
+def truncate_list(names: Sequence[str], most: int = 4) -> str:
     """`a, b, c, d and 12 more`."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(name or ROOT for name in names[:most]) + more

@@ -65,9 +65,9 @@ def test_the_main_job_compares_four_methods(tmp_path: Path, capsys: pytest.Captu
     assert results["probe"]["trained"] < results["lora"]["trained"] < results["full"]["trained"]
     assert results["full"]["trained"] == results["full"]["total"] == results["before"]["total"]
     assert results["lora"]["checkpoint_bytes"] * 4 < results["full"]["checkpoint_bytes"]
-    listed = out[out.index("In run:") :].splitlines()[1:]
-    assert listed
-    for line in listed:
+    truncate_list = out[out.index("In run:") :].splitlines()[1:]
+    assert truncate_list
+    for line in truncate_list:
         assert (run / line.split()[0]).exists()
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["seed"] == 0
     assert "model.blocks.*.attn.qkv" in out

@@ -75,7 +75,7 @@ def test_shipped_bases_find_the_shapes_of_their_own_domain() -> None:
 
 
 def test_every_mistake_is_named_at_once(capsys: pytest.CaptureFixture[str]) -> None:
-    mistakes = ["lora.scope=nek", "data.side=8", "task.area_scale=0", "data.domain=targt"]
+    mistakes = ["lora.detector_part=nek", "data.side=8", "task.area_scale=0", "data.domain=targt"]
     with pytest.raises(SystemExit) as caught:
         main(["recipe=fcos_shapes", *mistakes])
     assert caught.value.code == 2

@@ -84,7 +84,7 @@ def test_everything_follows_what_is_loaded(load, options):
             assert torch.equal(one(x), expected)
         ll.add_adapter(one, "new")
         for name in ("new", "idle"):
-            ll.select(one, name)
+            ll.set_adapter(one, name)
             assert torch.allclose(one(x), expected, atol=1e-6)
         ll.eject(one)
         assert torch.equal(one(x), expected)
@@ -97,12 +97,12 @@ def test_what_has_trained_stays(options):
     net, other, x = adapted(**options), Net().eval(), torch.randn(5, 6)
     train(net)
     ll.add_adapter(net, "idle")
-    ll.select(net, "idle")
-    head = net.lora_injection.adapters["default"].values["head.weight"].clone()
+    ll.set_adapter(net, "idle")
+    head = net.lora_state.adapters["default"].values["head.weight"].clone()
     magnitudes = {n: p.clone() for n, p in net.named_parameters() if "default" in n and "lora_" in n}
     as_a_whole(net, other)
     assert torch.allclose(net(x), other(x), atol=1e-6)
-    ll.select(net, "default")
+    ll.set_adapter(net, "default")
     assert torch.equal(net.head.weight, head)
     assert all(torch.equal(dict(net.named_parameters())[n], p) for n, p in magnitudes.items())
     with ll.adapters_off(net):
@@ -144,7 +144,7 @@ def test_a_magnitude_at_its_start_follows_what_no_hook_sees(tmp_path):
     with ll.adapters_off(net):
         base = net(x)
     assert not torch.allclose(net(x), base)  # the weight itself cannot tell
-    ll.select(net, "default")
+    ll.set_adapter(net, "default")
     assert torch.allclose(net(x), base, atol=1e-6)
 
 
@@ -175,8 +175,8 @@ def test_a_replaced_module_is_one_message(place, tmp_path):
     x = torch.randn(5, 6)
     uses = [
         off, ll.merge, lambda m: ll.eject(m, merged=True), lambda m: ll.save_adapter(m, tmp_path),
-        lambda m: ll.add_adapter(m, "new"), lambda m: ll.select(m, "default"), lambda m: ll.verify(m, x),
-        lambda m: ll.adapters_for(m, [None] * 5).__enter__(), lambda m: ll.load_adapter(m, tmp_path),
+        lambda m: ll.add_adapter(m, "new"), lambda m: ll.set_adapter(m, "default"), lambda m: ll.verify(m, x),
+        lambda m: ll.mixed_adapters(m, [None] * 5).__enter__(), lambda m: ll.load_adapter(m, tmp_path),
     ]  # fmt: skip
     for use in uses:
         net = replaced()

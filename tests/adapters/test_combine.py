@@ -62,12 +62,12 @@ def families() -> nn.Module:
 @torch.no_grad()
 def dense(model: nn.Module, name: str) -> dict[str, Tensor]:
     """The adapter's whole update of every weight, by an independent path: the effective weight less W."""
-    selected = model.lora_injection.active
-    ll.select(model, name)
+    selected = model.lora_state.active
+    ll.set_adapter(model, name)
     twin = copy.deepcopy(model).double()
-    ll.select(model, *selected)
+    ll.set_adapter(model, *selected)
     return {
-        f"{n}.{w}": layer.read(w) - layer.base(w)
+        f"{n}.{w}": layer.read(w) - layer.base_weight(w)
         for n, layer in lora_layers(twin).items()
         for w in layer.properties
     }
@@ -88,8 +88,8 @@ def test_linear_is_the_exact_sum_for_every_family():
         wanted = sum(w * before[n][key] for w, n in zip(WEIGHTS, NAMES))
         torch.testing.assert_close(value, wanted, rtol=1e-5, atol=1e-5)
     assert all(torch.equal(before[n][k], v) for n in NAMES for k, v in dense(model, n).items())
-    assert model.lora_injection.active == ("one",)
-    ranks = {p.name: p.rank for p in model.lora_injection.adapters["sum"].plan.layers}
+    assert model.lora_state.active == ("one",)
+    ranks = {p.name: p.rank for p in model.lora_state.adapters["sum"].plan.layers}
     assert ranks["linear"] == 6 and ranks["grouped"] == 3  # 2 + 3 + 1, where all three update it; 2 + 1
     assert not any(p.requires_grad for n, p in model.named_parameters() if ".lora.sum." in n)
 
@@ -163,7 +163,7 @@ def three(build) -> nn.Module:
     for i, name in enumerate(NAMES):
         config = ll.LoRAConfig(rank=2 + i, train_norm="affine")
         ll.add_adapter(model, name, config) if i else ll.inject(model, config, adapter=name)
-        ll.select(model, name)
+        ll.set_adapter(model, name)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(torch.randn_like(parameter))
@@ -233,12 +233,12 @@ def test_heads_and_norms_are_averages_and_the_result_selects_saves_and_loads(bui
     model = three(build)
     own = {}
     for name in NAMES:
-        ll.select(model, name)
+        ll.set_adapter(model, name)
         own[name] = {
             n: p.clone() for n, p in model.named_parameters() if p.requires_grad and ".lora." not in n
         }
     ll.combine(model, NAMES, WEIGHTS, into="sum")
-    ll.select(model, "sum")
+    ll.set_adapter(model, "sum")
     assert own["one"].keys() == {
         n for n, p in model.named_parameters() if p.requires_grad and ".lora." not in n
     }
@@ -251,12 +251,10 @@ def test_heads_and_norms_are_averages_and_the_result_selects_saves_and_loads(bui
     fresh = build().eval()
     ll.load_adapter(fresh, tmp_path)
     assert torch.equal(fresh(x), model(x))
-    config = model.lora_injection.config
-    assert ll.plan(build(), config) == model.lora_injection.plan
-    assert ll.plan(build(), config).trainable == model.lora_injection.plan.trainable
-    assert model.lora_injection.plan.trainable == sum(
-        p.numel() for p in model.parameters() if p.requires_grad
-    )
+    config = model.lora_state.config
+    assert ll.plan(build(), config) == model.lora_state.plan
+    assert ll.plan(build(), config).trainable == model.lora_state.plan.trainable
+    assert model.lora_state.plan.trainable == sum(p.numel() for p in model.parameters() if p.requires_grad)
 
 
 def test_wrong_options_are_all_named_and_the_model_is_untouched():

@@ -35,7 +35,9 @@ def adapted(build, seed: int = 0, **options) -> nn.Module:
 
 def base_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     layers = lora_layers(model).items()
-    return {f"{n}.{name}": layer.base(name).clone() for n, layer in layers for name in layer.properties}
+    return {
+        f"{n}.{name}": layer.base_weight(name).clone() for n, layer in layers for name in layer.properties
+    }
 
 
 @pytest.mark.parametrize("build", MODELS)
@@ -344,7 +346,7 @@ def test_a_model_that_is_not_adapted_is_refused(act):
 
 def test_freeze_trains_the_head_alone():
     model = cnn()
-    plan = ll.freeze(model)
+    plan = ll.linear_probe(model)
     assert {n for n, p in model.named_parameters() if p.requires_grad} == {"9.weight", "9.bias"}
     assert plan.trainable == 39
     model.train()
@@ -358,7 +360,7 @@ def test_a_linear_probe_trains_the_head_alone():
     model = cnn()
     before = {n: t.clone() for n, t in model.state_dict().items()}
     config = ll.LoRAConfig(modules_to_save=["9"], train_norm="both", train_bias="all")
-    assert ll.freeze(model, config).trainable == 12 * 3 + 3
+    assert ll.linear_probe(model, config).trainable == 12 * 3 + 3
     assert [n for n, p in model.named_parameters() if p.requires_grad] == ["9.weight", "9.bias"]
     model.train()(torch.randn(4, 3, 10, 10))
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())  # the statistics too

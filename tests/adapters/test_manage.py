@@ -30,7 +30,7 @@ def train(model: nn.Module, seed: int) -> None:
     for parameter in model.parameters():
         if parameter.requires_grad:
             parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    own = set(model.lora_injection.adapters[model.lora_injection.adapter].own)
+    own = set(model.lora_state.adapters[model.lora_state.adapter].extra_trainables)
     for name, buffer in model.named_buffers():
         if name in own and buffer.is_floating_point():
             buffer.add_(torch.rand(buffer.shape, generator=generator))
@@ -55,9 +55,9 @@ def two(build, **options) -> nn.Module:
     train(model, 1)
     torch.manual_seed(2)
     ll.add_adapter(model, "two", ll.LoRAConfig(**options))
-    ll.select(model, "two")
+    ll.set_adapter(model, "two")
     train(model, 2)
-    ll.select(model, "one")
+    ll.set_adapter(model, "one")
     return model.eval()
 
 
@@ -73,7 +73,7 @@ def test_each_adapter_selected_is_the_model_that_has_it_alone(build, options):
     x = BATCHES[build]()
     assert ll.adapter_names(model) == ["one", "two"]
     for name in ("one", "two", "one"):
-        ll.select(model, name)
+        ll.set_adapter(model, name)
         single = singles[name]
         assert torch.equal(model(x), single(x))
         assert flags(model) == flags(single)
@@ -96,17 +96,17 @@ def test_several_at_once_are_the_sum_of_their_changes(build, options):
     model = two(build, **options)
     weights = {}
     for name in ("one", "two"):
-        ll.select(model, name)
+        ll.set_adapter(model, name)
         with torch.no_grad():
             weights[name] = {
-                (n, w): layer.read(w) - layer.base(w)
+                (n, w): layer.read(w) - layer.base_weight(w)
                 for n, layer in lora_layers(model).items()
                 for w in layer.properties
             }
-    ll.select(model, "one", "two")
+    ll.set_adapter(model, "one", "two")
     for (n, w), change in weights["one"].items():
         layer = lora_layers(model)[n]
-        torch.testing.assert_close(layer.read(w), layer.base(w) + change + weights["two"][n, w])
+        torch.testing.assert_close(layer.read(w), layer.base_weight(w) + change + weights["two"][n, w])
     names = {n for n in flags(model) if ".lora." in n}
     assert names == {n for n, _ in model.named_parameters() if ".lora." in n}
     x = BATCHES[build]()
@@ -114,7 +114,7 @@ def test_several_at_once_are_the_sum_of_their_changes(build, options):
     ll.merge(model)
     torch.testing.assert_close(model(x), before, rtol=1e-4, atol=1e-5)
     for act in (
-        lambda: ll.select(model, "one"),
+        lambda: ll.set_adapter(model, "one"),
         lambda: ll.delete_adapter(model, "one"),
         lambda: ll.add_adapter(model, "three"),
     ):
@@ -130,21 +130,21 @@ def test_heads_follow_the_first_named_and_updates_of_all_selected_train():
     model = two(vit, rank=3)
     heads = {}
     for name in ("one", "two"):
-        ll.select(model, name)
+        ll.set_adapter(model, name)
         heads[name] = model.head.weight.detach().clone()
     assert not torch.equal(heads["one"], heads["two"])
     for first, second in (("one", "two"), ("two", "one")):
-        ll.select(model, first, second)
+        ll.set_adapter(model, first, second)
         assert torch.equal(model.head.weight, heads[first])
     optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, weight_decay=0.1)
-    ll.select(model, "one")
+    ll.set_adapter(model, "one")
     before = {n: p.clone() for n, p in model.named_parameters()}
     model.train()(BATCHES[vit]()).square().mean().backward()
     optimizer.step()
     changed = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert changed == flags(model)
     assert not any(".lora.two." in n for n in changed)
-    ll.select(model, "two")
+    ll.set_adapter(model, "two")
     assert torch.equal(model.head.weight, heads["two"])
 
 
@@ -172,10 +172,10 @@ def test_an_adapter_over_other_weights_of_the_same_module():
     ll.add_adapter(model, "state", ll.LoRAConfig(rank=2, target_modules=["weight_hh_l0.f"]))
     layer = model[0]
     assert layer.properties == ("weight_hh_l0", "weight_ih_l0")
-    ll.select(model, "state")
+    ll.set_adapter(model, "state")
     train(model, 0)
-    assert torch.equal(layer.weight_ih_l0, layer.base("weight_ih_l0"))
-    assert not torch.equal(layer.weight_hh_l0, layer.base("weight_hh_l0"))
+    assert torch.equal(layer.weight_ih_l0, layer.base_weight("weight_ih_l0"))
+    assert not torch.equal(layer.weight_hh_l0, layer.base_weight("weight_hh_l0"))
     ll.delete_adapter(model, "input")
     assert layer.properties == ("weight_hh_l0",)
     assert torch.isfinite(layer(torch.randn(3, 2, 4))[0]).all()
@@ -190,10 +190,10 @@ def test_a_head_of_one_adapter_can_be_a_target_of_another():
     head = model[5].weight.detach().clone()
     ll.add_adapter(model, "layer", ll.LoRAConfig(rank=2, target_modules=["5"], modules_to_save=None))
     assert torch.equal(model[5].weight, head)
-    ll.select(model, "layer")
+    ll.set_adapter(model, "layer")
     assert torch.equal(model[5].weight, base)
     assert flags(model) == {"5.lora.layer.weight.lora_A", "5.lora.layer.weight.lora_B"}
-    ll.select(model, "head", "layer")
+    ll.set_adapter(model, "head", "layer")
     assert "5.weight" in flags(model)
     assert torch.equal(model[5].weight, head)
     ll.eject(model)
@@ -214,12 +214,12 @@ def test_the_head_outside_the_backbone_is_each_adapters_own():
     train(model, 1)
     present = model.top.weight.detach().clone()
     ll.add_adapter(model, "two")
-    ll.select(model, "two")
+    ll.set_adapter(model, "two")
     assert torch.equal(model.top.weight, present)
     train(model, 2)
     with ll.adapters_off(model):
         assert not torch.equal(model.top.weight, present)
-    ll.select(model, "one")
+    ll.set_adapter(model, "one")
     assert torch.equal(model.top.weight, present)
     with pytest.raises(ll.ConfigError, match="same backbone, here 'backbone'"):
         ll.add_adapter(model, "three", ll.LoRAConfig(rank=2, backbone="backbone.0"))
@@ -250,8 +250,8 @@ def test_copies_and_pickles_have_all_adapters(build):
     x = BATCHES[build]()
     for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
         for name in ("two", "one"):
-            ll.select(twin, name)
-            ll.select(model, name)
+            ll.set_adapter(twin, name)
+            ll.set_adapter(model, name)
             assert torch.equal(twin(x), model(x))
         ll.eject(twin)
         assert not lora_layers(twin)
@@ -262,7 +262,7 @@ def test_eject_with_several_adapters_gives_the_base(build):
     torch.manual_seed(0)
     base = build()
     model = two(build, **OTHERS["own"])
-    ll.select(model, "two", "one")
+    ll.set_adapter(model, "two", "one")
     ll.eject(model)
     assert all(torch.equal(t, base.state_dict()[n]) for n, t in model.state_dict().items())
     assert {n: type(m) for n, m in model.named_modules()} == {n: type(m) for n, m in base.named_modules()}
@@ -271,7 +271,7 @@ def test_eject_with_several_adapters_gives_the_base(build):
 
 def test_names_that_are_wrong_are_named_with_near_misses():
     model = two(mlp, rank=3)
-    for act in (lambda: ll.select(model, "onne"), lambda: ll.delete_adapter(model, "onne"),
+    for act in (lambda: ll.set_adapter(model, "onne"), lambda: ll.delete_adapter(model, "onne"),
                 lambda: ll.lora_state_dict(model, "onne")):  # fmt: skip
         with pytest.raises(ll.UserError, match=r"no adapter 'onne'. Did you mean 'one'.*has one, two"):
             act()
@@ -283,12 +283,12 @@ def test_names_that_are_wrong_are_named_with_near_misses():
         ll.add_adapter(model, "three", ll.LoRAConfig(target_modules=["nothing"]))
     for names in ((), ("one", "one")):
         with pytest.raises(ll.UserError, match="each once, of one, two"):
-            ll.select(model, *names)
-    with pytest.raises(ll.UserError, match=r"'one' is selected.*select\(model, 'two'\) first"):
+            ll.set_adapter(model, *names)
+    with pytest.raises(ll.UserError, match=r"'one' is selected.*set_adapter\(model, 'two'\) first"):
         ll.delete_adapter(model, "one")
     assert ll.adapter_names(model) == ["one", "two"]
     with ll.adapters_off(model), pytest.raises(ll.UserError, match="leave that context first"):
-        ll.select(model, "two")
+        ll.set_adapter(model, "two")
 
 
 @pytest.mark.parametrize("adapter", ["one", "two"])
@@ -299,19 +299,19 @@ def test_a_saved_adapter_loads_under_another_name_or_in_place(build, options, ad
     model = two(build, **options)
     x = BATCHES[build]()
     ll.save_adapter(model, tmp_path, adapter=adapter)
-    ll.select(model, adapter)
+    ll.set_adapter(model, adapter)
     wanted = model(x)
     for name in ("three", "three", "one", "two"):
         for selected in (["one"], ["two", "one"]):
             twin = two(build, **options)
             ll.add_adapter(twin, "four", ll.LoRAConfig(rank=4, target_modules="all"))
-            ll.select(twin, *selected)
+            ll.set_adapter(twin, *selected)
             before = twin(x)
             ll.load_adapter(twin, tmp_path, adapter=name)
-            assert list(twin.lora_injection.active) == selected
+            assert list(twin.lora_state.active) == selected
             if name not in selected:
                 assert torch.equal(twin(x), before)
-            ll.select(twin, name)
+            ll.set_adapter(twin, name)
             torch.testing.assert_close(twin(x), wanted, rtol=1e-6, atol=1e-6)
 
 
@@ -350,7 +350,7 @@ def test_a_lightning_module_with_two_adapters_saves_the_right_one(tmp_path):
     ll.load_adapter(bare, tmp_path)
     x = BATCHES[vit]()
     assert not torch.equal(bare(x), module(x))
-    ll.select(module, "two")
+    ll.set_adapter(module, "two")
     assert torch.equal(bare(x), module(x))
 
 
@@ -359,25 +359,25 @@ def test_a_trainers_checkpoint_holds_every_adapter(tmp_path):
 
     def module(*selected: str) -> Classifier:
         model = two(lambda: Classifier(cnn()), **OTHERS["own"])
-        ll.select(model, *selected)
+        ll.set_adapter(model, *selected)
         return model
 
     def fit(model, path=None):
-        callback = ll.LoRACallback(model.lora_injection.config, verbose=False)
+        callback = ll.LoRACallback(model.lora_state.config, verbose=False)
         run = trainer(tmp_path, callback, max_epochs=1 if path is None else 2, enable_checkpointing=False)
         run.fit(model, loader(), ckpt_path=path)
         run.save_checkpoint(tmp_path / "run.ckpt")
 
     trained, x = module("two"), BATCHES[cnn]()
     with torch.no_grad():
-        for value in trained.lora_injection.adapters["one"].values.values():
+        for value in trained.lora_state.adapters["one"].values.values():
             value.add_(1)
     fit(trained)
     resumed = module("two")
     fit(resumed, tmp_path / "run.ckpt")
     assert not torch.equal(resumed.eval()(x), trained.eval()(x))
     for model in (trained, resumed):
-        ll.select(model, "one")
+        ll.set_adapter(model, "one")
     assert torch.equal(resumed.eval()(x), trained.eval()(x))
     single = alone(lambda: Classifier(cnn()), "one", 1, rank=2)
     for other, says in [(module("one"), "select the same"), (single, "select the same")]:

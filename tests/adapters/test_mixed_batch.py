@@ -1,4 +1,4 @@
-"""`adapters_for` on whole models: own heads, norms and biases, windows, sequence-first models, refusals."""
+"""`mixed_adapters` on whole models: own heads, norms and biases, windows, sequence-first models, refusals."""
 
 import copy
 
@@ -9,7 +9,7 @@ from torch import nn
 
 import lora_lightning as ll
 
-ROWS = ["one", None, "two", "three", "one", "two"]
+SAMPLES = ["one", None, "two", "three", "one", "two"]
 CONFIGS = {
     "one": {"rank": 2},
     "two": {"rank": 3, "train_norm": "both", "train_bias": "all"},
@@ -26,36 +26,36 @@ def several(build, selected=("one",), **changed) -> nn.Module:
         config = ll.LoRAConfig(**{**options, **changed})
         if i:
             ll.add_adapter(model, name, config)
-            ll.select(model, name)
+            ll.set_adapter(model, name)
         else:
             ll.inject(model, config, adapter=name)
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-        own = set(model.lora_injection.adapters[name].own)
+        own = set(model.lora_state.adapters[name].extra_trainables)
         for n, buffer in model.named_buffers():
             if n in own and buffer.is_floating_point():
                 buffer.add_(torch.rand_like(buffer))
-    ll.select(model, *selected)
+    ll.set_adapter(model, *selected)
     return model
 
 
-def each_alone(model: nn.Module, x: torch.Tensor, rows=ROWS, dim: int = 0) -> torch.Tensor:
-    selected = model.lora_injection.active
+def each_alone(model: nn.Module, x: torch.Tensor, samples=SAMPLES, dim: int = 0) -> torch.Tensor:
+    selected = model.lora_state.active
     outputs = []
-    for i, name in enumerate(rows):
-        row = x.narrow(dim, i, 1)
+    for i, name in enumerate(samples):
+        sample = x.narrow(dim, i, 1)
         if name is None:
             with ll.adapters_off(model):
-                outputs.append(model(row))
+                outputs.append(model(sample))
         else:
-            ll.select(model, name)
-            outputs.append(model(row))
-    ll.select(model, *selected)
+            ll.set_adapter(model, name)
+            outputs.append(model(sample))
+    ll.set_adapter(model, *selected)
     return torch.cat(outputs, dim)
 
 
-def batch(build, n: int = len(ROWS)) -> torch.Tensor:
+def batch(build, n: int = len(SAMPLES)) -> torch.Tensor:
     return torch.randn(n, *BATCHES[build]().shape[1:])
 
 
@@ -82,12 +82,12 @@ def test_each_row_is_that_of_its_adapter_alone(build, selected, grad):
         wanted = each_alone(model, x)
         plain = model(x)
         assert_unchanged(model, before)
-        with ll.adapters_for(model, ROWS):
+        with ll.mixed_adapters(model, SAMPLES):
             torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
         assert_unchanged(model, before)
         for name in (None, "one", "two"):
             same = each_alone(model, x, [name] * 6)
-            with ll.adapters_for(model, [name] * 6):
+            with ll.mixed_adapters(model, [name] * 6):
                 torch.testing.assert_close(model(x), same, rtol=1e-4, atol=1e-5)
         assert_unchanged(model, before)
         assert torch.equal(model(x), plain)
@@ -97,7 +97,7 @@ def test_each_row_is_that_of_its_adapter_alone(build, selected, grad):
 def test_train_mode_is_exact_where_norms_do_not_move(build):
     model, x = several(build, train_norm="affine").train(), batch(build)
     wanted = each_alone(model, x)
-    with ll.adapters_for(model, ROWS):
+    with ll.mixed_adapters(model, SAMPLES):
         torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -105,12 +105,12 @@ def test_gradients_reach_the_updates_of_the_selected_and_the_head_of_the_first()
     model = several(vit, ("two", "one"), train_norm="affine").double()
     x = batch(vit).double()
     names = [n for n, p in model.named_parameters() if p.requires_grad]
-    with ll.adapters_for(model, ROWS):
+    with ll.mixed_adapters(model, SAMPLES):
         y = model(x)
     y.square().sum().backward()  # after the context: what was saved for it is still there
     got = {n: model.get_parameter(n).grad.clone() for n in names}
     model.zero_grad()
-    for i, name in enumerate(ROWS):
+    for i, name in enumerate(SAMPLES):
         if name is None or name == "three":
             continue
         single = several(vit, (name,), train_norm="affine").double()
@@ -133,7 +133,7 @@ def test_windows_have_a_multiple_of_the_rows():
 
     model, x = several(swin, train_bias="none"), torch.randn(6, 3, 28, 28)
     wanted = each_alone(model, x)
-    with ll.adapters_for(model, ROWS):
+    with ll.mixed_adapters(model, SAMPLES):
         torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
 
 
@@ -148,10 +148,10 @@ def test_a_weight_that_is_read_without_a_call_is_refused_by_name(name):
     model, x = several(build, target_modules=["qkv"], train_bias="none"), torch.randn(6, 3, 28, 28)
     before, same = snapshot(model), each_alone(model, x, ["two"] * 6)
     says = r"blocks.0.attn.qkv is not called, its weight is read"
-    with pytest.raises(ll.UserError, match=says), ll.adapters_for(model, ROWS):
+    with pytest.raises(ll.UserError, match=says), ll.mixed_adapters(model, SAMPLES):
         model(x)
     assert_unchanged(model, before)
-    with ll.adapters_for(model, ["two"] * 6):
+    with ll.mixed_adapters(model, ["two"] * 6):
         torch.testing.assert_close(model(x), same, rtol=1e-4, atol=1e-5)
 
 
@@ -165,7 +165,7 @@ def test_an_own_value_that_is_read_without_a_call_is_refused_by_name():
             return nn.functional.linear(self.body(x), self.head.weight)
 
     model = several(Reads, target_modules=["body"], modules_to_save=["head"])
-    with pytest.raises(ll.UserError, match=r"head is not called"), ll.adapters_for(model, ROWS):
+    with pytest.raises(ll.UserError, match=r"head is not called"), ll.mixed_adapters(model, SAMPLES):
         model(torch.randn(6, 4))
 
 
@@ -184,25 +184,25 @@ class SequenceFirst(nn.Module):
 
 def test_sequence_first_models():
     model = several(SequenceFirst)
-    for steps in (5, 12):  # 12 is a multiple of the rows: the first dimension is not taken for them
+    for steps in (5, 12):  # 12 is a multiple of the samples: the first dimension is not taken for them
         x = torch.randn(steps, 6, 8)
         wanted = each_alone(model, x, dim=1)
-        with ll.adapters_for(model, ROWS):
+        with ll.mixed_adapters(model, SAMPLES):
             torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
-    says = r"6 rows are twice .*sequences first in layer.self_attn"
-    with pytest.raises(ll.UserError, match=says), ll.adapters_for(model, ROWS):
+    says = r"6 samples are twice .*sequences first in layer.self_attn"
+    with pytest.raises(ll.UserError, match=says), ll.mixed_adapters(model, SAMPLES):
         model(torch.randn(6, 6, 8))
 
 
 @pytest.mark.parametrize(
     ("shape", "says"),
-    [((4, 5, 6), "to hold the 6 rows"), ((12, 6, 6), "second could hold them"), ((0, 6), "to hold the 6")],
+    [((4, 5, 6), "to hold the 6 samples"), ((12, 6, 6), "second could hold them"), ((0, 6), "to hold the 6")],
 )
 def test_a_batch_of_another_size_is_refused(shape, says):
     model = several(mlp)
-    with pytest.raises(ll.UserError, match=says), ll.adapters_for(model, ROWS):
+    with pytest.raises(ll.UserError, match=says), ll.mixed_adapters(model, SAMPLES):
         model(torch.randn(shape))
-    with ll.adapters_for(model, ROWS):
+    with ll.mixed_adapters(model, SAMPLES):
         assert model(torch.randn(12, 5, 6)).shape == (12, 5, 3)
 
 
@@ -217,38 +217,41 @@ def test_a_table_of_positions_is_refused():
 
     model = several(Positions, target_modules="all", modules_to_save=None, use_dora=False)
     for steps in (6, 5, 12):
-        with pytest.raises(ll.UserError, match=r"adapters_for: .*positions"), ll.adapters_for(model, ROWS):
+        with (
+            pytest.raises(ll.UserError, match=r"mixed_adapters: .*positions"),
+            ll.mixed_adapters(model, SAMPLES),
+        ):
             model(torch.randint(0, 20, (6, steps)))
     words = several(Positions, target_modules=["words"], modules_to_save=None, use_dora=False)
     i = torch.randint(0, 20, (6, 5))
     wanted = each_alone(words, i)
-    with ll.adapters_for(words, ROWS):
+    with ll.mixed_adapters(words, SAMPLES):
         torch.testing.assert_close(words(i), wanted)
 
 
 def test_statistics_that_move_are_refused_in_train_mode():
     model = several(cnn, ("two",)).train()
     says = r"1 moves its running statistics.*model.eval"
-    with pytest.raises(ll.UserError, match=says), ll.adapters_for(model, ROWS):
+    with pytest.raises(ll.UserError, match=says), ll.mixed_adapters(model, SAMPLES):
         model(batch(cnn))
 
 
 def test_what_is_asked_wrongly_is_refused_before_anything_changes():
     model = several(mlp)
     before = snapshot(model)
-    for rows, says in [
-        ([], "one adapter's name, or None, a row"),
+    for samples, says in [
+        ([], "one adapter's name, or None, a sample"),
         ("one", "give a list"),
         (["one", "onne"], "no adapter 'onne'. Did you mean 'one'"),
     ]:
-        with pytest.raises(ll.UserError, match=says), ll.adapters_for(model, rows):
+        with pytest.raises(ll.UserError, match=says), ll.mixed_adapters(model, samples):
             pass
-    for act in (lambda: ll.select(model, "two"), lambda: ll.delete_adapter(model, "two")):
-        with pytest.raises(ll.UserError, match="leave that context first"), ll.adapters_for(model, ROWS):
+    for act in (lambda: ll.set_adapter(model, "two"), lambda: ll.delete_adapter(model, "two")):
+        with pytest.raises(ll.UserError, match="leave that context first"), ll.mixed_adapters(model, SAMPLES):
             act()
     assert_unchanged(model, before)
     ll.merge(model)
-    with pytest.raises(ll.UserError, match=r"unmerge\(model\) first"), ll.adapters_for(model, ROWS):
+    with pytest.raises(ll.UserError, match=r"unmerge\(model\) first"), ll.mixed_adapters(model, SAMPLES):
         pass
 
 
@@ -259,7 +262,7 @@ def test_a_lightning_module_and_a_forward_that_was_replaced():
     head.forward = lambda x: 2 * own(x)
     x = batch(vit)
     wanted = each_alone(model, x)
-    with ll.adapters_for(model, ROWS):
+    with ll.mixed_adapters(model, SAMPLES):
         torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
     assert "forward" in head.__dict__
 
@@ -267,7 +270,7 @@ def test_a_lightning_module_and_a_forward_that_was_replaced():
 def test_hooks_see_the_whole_batch():
     model, seen = several(vit), []
     model.head.register_forward_hook(lambda m, i, o: seen.append((i[0].shape[0], o.shape[0])))
-    with ll.adapters_for(model, ROWS):
+    with ll.mixed_adapters(model, SAMPLES):
         model(batch(vit))
     assert seen == [(6, 6)]
 
@@ -276,15 +279,15 @@ PRODUCTS = ("aten::bmm", "aten::baddbmm", "aten::baddbmm_")
 
 
 def test_the_number_of_products_does_not_grow_with_the_adapters():
-    def products(rows) -> int:
+    def products(samples) -> int:
         model = several(lambda: nn.Sequential(nn.Linear(8, 8), nn.Conv1d(4, 4, 1)), modules_to_save=None,
                         target_modules="all", train_bias="none", use_dora=False)  # fmt: skip
         for i in range(5):
             ll.add_adapter(
                 model, f"more{i}", ll.LoRAConfig(rank=1, target_modules="all", modules_to_save=None)
             )
-        with ll.adapters_for(model, rows), torch.no_grad():
-            x = torch.randn(len(rows), 4, 8)
+        with ll.mixed_adapters(model, samples), torch.no_grad():
+            x = torch.randn(len(samples), 4, 8)
             model(x)
             with torch.profiler.profile() as profile:
                 model(x)
@@ -297,12 +300,12 @@ def test_the_number_of_products_does_not_grow_with_the_adapters():
 def test_adapters_in_the_batch_that_a_layer_does_not_have():
     model = several(mlp)
     ll.add_adapter(model, "part", ll.LoRAConfig(rank=2, target_modules=["3"]))
-    x, rows = batch(mlp), ["part", "one", None, "part", "two", "part"]
+    x, samples = batch(mlp), ["part", "one", None, "part", "two", "part"]
     with torch.no_grad():
         for parameter in model[3].lora["part"].parameters():
             parameter.normal_()
-    wanted = each_alone(model, x, rows)
-    with ll.adapters_for(model, rows):
+    wanted = each_alone(model, x, samples)
+    with ll.mixed_adapters(model, samples):
         torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
     assert copy.deepcopy(model)(x).shape == (6, 3)
 
@@ -310,7 +313,7 @@ def test_adapters_in_the_batch_that_a_layer_does_not_have():
 def test_autocast():
     model, x = several(vit), batch(vit)
     wanted = each_alone(model, x)
-    with torch.autocast("cpu", dtype=torch.bfloat16), ll.adapters_for(model, ROWS):
+    with torch.autocast("cpu", dtype=torch.bfloat16), ll.mixed_adapters(model, SAMPLES):
         y = model(x)
     torch.testing.assert_close(y.float(), wanted, rtol=0.05, atol=0.05 * float(wanted.detach().abs().max()))
 
@@ -324,9 +327,9 @@ def test_a_compiled_model_takes_new_rows_without_compiling_anew():
         return graph.forward
 
     compiled = torch.compile(model, backend=backend)
-    for k in range(len(ROWS)):
-        rows = [*ROWS[k:], *ROWS[:k]]
-        with torch.no_grad(), ll.adapters_for(model, rows):
+    for k in range(len(SAMPLES)):
+        samples = [*SAMPLES[k:], *SAMPLES[:k]]
+        with torch.no_grad(), ll.mixed_adapters(model, samples):
             assert torch.equal(compiled(x), model(x))
         counts.append(len(graphs))
     assert counts[0] == counts[-1] > 0

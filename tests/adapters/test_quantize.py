@@ -43,7 +43,8 @@ def step(model: nn.Module, x: torch.Tensor, autocast: bool = False) -> list[torc
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("build", [mlp, vit, encoder])
 @pytest.mark.parametrize(
-    "options", [{}, {"use_dora": True}, {"dropout": 0.5}, {"kernel": "reference"}, {"train_bias": "all"}]
+    "options",
+    [{}, {"use_dora": True}, {"dropout": 0.5}, {"implementation": "reference"}, {"train_bias": "all"}],
 )
 def test_a_step_is_that_of_the_rounded_weights(kind, build, options):
     if build is encoder and options.get("dropout"):
@@ -123,12 +124,12 @@ def test_adapters_mixed_and_combined():
     ll.inject(model, EVERYTHING, adapter="one")
     ll.add_adapter(model, "two")
     moved(model)
-    with torch.inference_mode(), ll.adapters_for(model, ["one", None]):
+    with torch.inference_mode(), ll.mixed_adapters(model, ["one", None]):
         mixed = model(x)
     torch.testing.assert_close(mixed, torch.stack([model(x)[0], base[1]]), rtol=1e-4, atol=1e-5)
     assert max(ll.combine(model, ["one", "two"], [1.0, 0.0], into="three").values()) < 1e-5
     whole = model(x)
-    ll.select(model, "three")
+    ll.set_adapter(model, "three")
     torch.testing.assert_close(model(x), whole, rtol=1e-4, atol=1e-5)
 
 

@@ -17,7 +17,7 @@ import pytest
 import torch
 from lightning.pytorch import Trainer
 from small import Classifier, cnn, encoder, mlp, vit
-from test_mixed_batch import ROWS, assert_unchanged, batch, several, snapshot
+from test_mixed_batch import SAMPLES, assert_unchanged, batch, several, snapshot
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -46,9 +46,9 @@ def speech() -> nn.Module:
 
 WAYS = {  # what a thread does, by the adapter that each row of its outputs has
     "off": (lambda model: ll.adapters_off(model), [None] * 6),
-    "rows": (lambda model: ll.adapters_for(model, ROWS), ROWS),
-    "others": (lambda model: ll.adapters_for(model, ROWS[::-1]), ROWS[::-1]),
-    "one alike": (lambda model: ll.adapters_for(model, ["two"] * 6), ["two"] * 6),
+    "samples": (lambda model: ll.mixed_adapters(model, SAMPLES), SAMPLES),
+    "others": (lambda model: ll.mixed_adapters(model, SAMPLES[::-1]), SAMPLES[::-1]),
+    "one alike": (lambda model: ll.mixed_adapters(model, ["two"] * 6), ["two"] * 6),
     "nested": (lambda model: nested(model), ["three"] * 6),
     "select": (lambda model: selected(model, "two"), ["two"] * 6),
     "another": (lambda model: selected(model, "three"), ["three"] * 6),
@@ -58,13 +58,13 @@ WAYS = {  # what a thread does, by the adapter that each row of its outputs has
 
 @contextlib.contextmanager
 def nested(model):
-    with ll.adapters_for(model, ROWS), ll.adapters_off(model), ll.adapters_for(model, ["three"] * 6):
+    with ll.mixed_adapters(model, SAMPLES), ll.adapters_off(model), ll.mixed_adapters(model, ["three"] * 6):
         yield
 
 
 @contextlib.contextmanager
 def selected(model, name):
-    ll.select(model, name)
+    ll.set_adapter(model, name)
     yield
 
 
@@ -76,9 +76,9 @@ def wanted(model, x):
             with ll.adapters_off(model):
                 outputs[name] = model(x)
         else:
-            ll.select(model, name)
+            ll.set_adapter(model, name)
             outputs[name] = model(x)
-    ll.select(model, "one")
+    ll.set_adapter(model, "one")
     return {way: torch.stack([outputs[n][i] for i, n in enumerate(rows)]) for way, (_, rows) in WAYS.items()}
 
 
@@ -93,7 +93,7 @@ def hasty():
 
 def run(model, x, way, right, times, start) -> list[str]:
     wrong = []
-    with torch.set_grad_enabled(way in ("rows", "select")):
+    with torch.set_grad_enabled(way in ("samples", "select")):
         start.wait()
         for i in range(times):
             with WAYS[way][0](model):
@@ -111,7 +111,7 @@ def in_threads(model, x, ways, times) -> list[str]:
         return [fault for r in runs for fault in r.result()]
 
 
-PAIRS = [*itertools.combinations(WAYS, 2), ("off", "off"), ("rows", "rows"), ("select", "select")]
+PAIRS = [*itertools.combinations(WAYS, 2), ("off", "off"), ("samples", "samples"), ("select", "select")]
 
 
 @pytest.mark.parametrize("ways", PAIRS, ids="-".join)
@@ -152,12 +152,12 @@ def test_the_thread_of_the_model_selects_for_all_who_have_not(hasty):
         while not stop.is_set():
             wrong.extend(run(model, x, way, right, 1, start))
 
-    threads = [threading.Thread(target=others, args=(way,)) for way in ("off", "rows", "select")]
+    threads = [threading.Thread(target=others, args=(way,)) for way in ("off", "samples", "select")]
     for thread in threads:
         thread.start()
     with torch.no_grad():
         for name, way in [("two", "select"), ("three", "another"), ("one", "plain")] * 10:
-            ll.select(model, name)
+            ll.set_adapter(model, name)
             with ThreadPoolExecutor(1) as pool:  # a thread that has selected nothing
                 assert torch.allclose(pool.submit(model, x).result(), right[way], rtol=1e-4, atol=1e-5)
     stop.set()
@@ -189,18 +189,18 @@ def test_tasks_of_one_thread_have_each_their_own():
 def test_a_thread_that_selected_sees_what_the_adapter_becomes_and_that_it_is_gone():
     model, x = several(mlp), batch(mlp)
     with ThreadPoolExecutor(1) as pool, torch.no_grad():
-        pool.submit(ll.select, model, "two").result()
-        ll.select(model, "two")
+        pool.submit(ll.set_adapter, model, "two").result()
+        ll.set_adapter(model, "two")
         for parameter in model.parameters():
             if parameter.requires_grad:
                 parameter.mul_(1.1)
         changed = model(x)
-        ll.select(model, "one")
+        ll.set_adapter(model, "one")
         torch.testing.assert_close(pool.submit(model, x).result(), changed)
         ll.delete_adapter(model, "two")
         with pytest.raises(ll.UserError, match="no adapter 'two'"):
             pool.submit(model, x).result()
-        pool.submit(ll.select, model, "three").result()
+        pool.submit(ll.set_adapter, model, "three").result()
         ll.eject(model)
         assert torch.equal(pool.submit(model, x).result(), model(x))
 
@@ -209,10 +209,10 @@ def test_a_fit_trains_the_models_own_choice_in_a_thread_that_had_another():
     model = several(lambda: Classifier(vit()), train_bias="none")
 
     def fit():
-        ll.select(model, "two")
-        callback = ll.LoRACallback(model.lora_injection.config, verbose=False)
+        ll.set_adapter(model, "two")
+        callback = ll.LoRACallback(model.lora_state.config, verbose=False)
         callback.setup(Trainer(logger=False, enable_checkpointing=False, accelerator="cpu"), model, "fit")
-        return model(x), model.lora_injection.active
+        return model(x), model.lora_state.active
 
     x = batch(vit)
     plain = model(x)
@@ -245,12 +245,12 @@ def test_what_changes_the_model_for_all_waits_for_the_contexts_of_others():
         with pytest.raises(ll.UserError, match=r"another thread or task is within adapters_off\(model\)"):
             act()
     assert_unchanged(model, before)
-    ll.select(model, "two")
+    ll.set_adapter(model, "two")
     leave.set()
     thread.join()
-    ll.select(model, "one")
+    ll.set_adapter(model, "one")
     with ThreadPoolExecutor(1) as pool:
-        pool.submit(ll.select, model, "two").result()
+        pool.submit(ll.set_adapter, model, "two").result()
         for act in acts:
             with pytest.raises(ll.UserError, match="selected adapters for itself alone"):
                 pool.submit(act).result()
@@ -270,13 +270,13 @@ def test_a_copy_made_in_a_context_is_a_settled_model(build, way):
         torch.save(model, saved)
         copies = [copy.deepcopy(model), pickle.loads(pickle.dumps(model))]
     copies.append(torch.load(io.BytesIO(saved.getvalue()), weights_only=False))
-    ll.select(model, "one")
+    ll.set_adapter(model, "one")
     assert_unchanged(model, before)
     right = wanted(model, x)[way] if way in ("select", "another") else plain
     for twin in copies:
         assert torch.equal(twin(x), right)
         assert [*map(type, twin.modules())] == [*map(type, model.modules())]
-        ll.select(twin, "two")
+        ll.set_adapter(twin, "two")
         assert torch.equal(model(x), plain)
 
 
@@ -295,7 +295,7 @@ def test_checkpointed_parts_are_computed_again_by_the_view_of_their_forward():
 
     model = several(Checkpointed, ("two", "one"), modules_to_save=None, train_norm="frozen")
     x = batch(mlp).requires_grad_()
-    for way in ("rows", "off", "one alike"):
+    for way in ("samples", "off", "one alike"):
         gradients = []
         for model.again in (False, True):
             model.zero_grad()
@@ -357,7 +357,7 @@ def test_threads_of_autograd_see_what_their_caller_does():
         seen.append((threading.current_thread(), model(x).detach()))
 
     right = wanted(model, x)
-    for way in ("off", "rows", "plain"):
+    for way in ("off", "samples", "plain"):
         with WAYS[way][0](model):
             y = Deep.apply(torch.ones(1, requires_grad=True), act, 61)
             if way != "plain" and not torch_hands_on:

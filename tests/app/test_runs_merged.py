@@ -44,13 +44,13 @@ def test_a_checkpoint_of_another_base_is_refused_in_both_modes_unless_asked(name
     tested(Classifier())
     with pytest.raises(ll.AdapterFileError, match=r"another base model: 5 of 13 frozen tensors"):
         tested(Other())
-    tested(Other(), any_base=True)
+    tested(Other(), check_base=False)
     again = ll.load_from_checkpoint(Classifier, folder / name)
     x = torch.randn(3, 3, 10, 10)
     assert torch.equal(again.eval()(x), module.eval()(x))
     with pytest.raises(ll.AdapterFileError, match="another base model"):
         ll.load_from_checkpoint(Other, folder / name)
-    ll.load_from_checkpoint(Other, folder / name, any_base=True)
+    ll.load_from_checkpoint(Other, folder / name, check_base=False)
 
 
 def test_a_full_checkpoint_brings_its_own_base(tmp_path):
@@ -78,12 +78,12 @@ def test_the_entry_is_small_and_the_page_tells_of_the_training(run):
     checkpoint = torch.load(folder / "weights.ckpt", weights_only=True)
     ll.save_adapter(ll.load_from_checkpoint(Classifier, folder / "weights.ckpt"), folder / "adapter")
     one, two = read_source(folder / "adapter").saved, read_source(folder / "weights.ckpt").saved
-    assert one.plan == two.plan and one.config == two.config and one.base == two.base
+    assert one.plan == two.plan and one.config == two.config and one.fingerprint == two.fingerprint
     assert all(torch.equal(t, two.tensors[n]) for n, t in one.tensors.items())
     entry = checkpoint[KEY]
     adapter = entry["adapters"]["default"]
     broken = [{k: v for k, v in entry.items() if k != key} for key in ("base", "active", "adapters")]
-    for key in ("config", "plan", "slots", "own"):
+    for key in ("config", "plan", "slots", "extra_trainables"):
         broken.append({**entry, "adapters": {"default": {k: v for k, v in adapter.items() if k != key}}})
     for damaged in broken:
         save_checkpoint({**checkpoint, KEY: damaged}, folder / "broken.ckpt")

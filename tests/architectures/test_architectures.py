@@ -147,7 +147,7 @@ def test_training_moves_updates_and_heads_alone(name):
     after = model.state_dict()
     heads = tuple(f"{h}." for h in planned.heads)
     moved = [n for n, t in before.items() if not torch.equal(t, after[n])]
-    outside = [n for n in before if planned.scope and not n.startswith(f"{planned.scope}.")]
+    outside = [n for n in before if planned.backbone and not n.startswith(f"{planned.scope}.")]
     assert [n for n in moved if not n.startswith(heads) and n not in outside] == []
     assert all(any(n.startswith(h) for n in moved) for h in heads)
     assert all(

@@ -84,13 +84,13 @@ NODES: dict[str, Callable[[Path], Node]] = {
 }
 
 
-def carry_out(node: Any) -> Any:
+def apply_plan(node: Any) -> Any:
     """What `hydra.utils.instantiate` does, without the list of names that some versions of it refuse."""
     if isinstance(node, list):
-        return [carry_out(value) for value in node]
+        return [apply_plan(value) for value in node]
     if not isinstance(node, dict):
         return node
-    options = {name: carry_out(value) for name, value in node.items() if name != "_target_"}
+    options = {name: apply_plan(value) for name, value in node.items() if name != "_target_"}
     call: Any = pydoc.locate(node["_target_"])
     return call(*options.pop("_args_", []), **options)
 

@@ -180,7 +180,7 @@ def test_what_cannot_be_merged_is_refused_and_nothing_is_written(tmp_path):
     saved.tensors["3.lora_B"].fill_(1e4)
     for weights, told in cases:
         with pytest.raises(ll.UserError, match=told):
-            merge_state(saved, weights, any_base=told.startswith("NaN"))
+            merge_state(saved, weights, check_base=not told.startswith("NaN"))
     tied = torch.nn.Linear(12, 16).weight.detach()
     with pytest.raises(ll.AdapterFileError, match=r"3.weight is also x.weight: merge the model itself"):
         merge_state(saved, {**state, "3.weight": (t := state["3.weight"]), "x.weight": t})
@@ -295,7 +295,7 @@ def test_one_of_several_adapters_of_a_checkpoint(tmp_path):
     save_checkpoint({"state_dict": state, KEY: checkpoint_entry(model)}, tmp_path / "last.ckpt")
     base, x = base_file(vit, tmp_path), BATCH[vit]()
     for name in ("default", "other"):
-        ll.select(model, name)
+        ll.set_adapter(model, name)
         out = tmp_path / f"{name}.safetensors"
         main(["merge", f"ckpt={tmp_path / 'last.ckpt'}", f"out={out}", f"base={base}", f"adapter={name}"])
         plain = vit()
@@ -309,14 +309,14 @@ def test_a_damaged_merged_file_is_told(tmp_path):
     ll.save_adapter(trained(mlp), tmp_path / "adapter")
     out, base = tmp_path / "out.safetensors", base_file(mlp, tmp_path)
     merge_files(tmp_path / "adapter", out, base)
-    merge_files(tmp_path / "adapter", tmp_path / "twice.safetensors", out, any_base=True)
+    merge_files(tmp_path / "adapter", tmp_path / "twice.safetensors", out, check_base=False)
     assert "(merged weights)" in inspect(out)
     raw = bytearray(out.read_bytes())
     raw[-5] ^= 1
     out.write_bytes(raw)
     for use in (
         lambda: inspect(out),
-        lambda: merge_files(tmp_path / "adapter", tmp_path / "x.safetensors", out, any_base=True),
+        lambda: merge_files(tmp_path / "adapter", tmp_path / "x.safetensors", out, check_base=False),
         lambda: read_checkpoint(out),
     ):
         with pytest.raises(ll.AdapterFileError, match="is damaged: it does not match its checksum"):

@@ -53,7 +53,7 @@ class Mutator:
             self.header,
             self.edit,
             self.noise,
-            self.grow,
+            self.attach_adapter,
         ]
 
     def __call__(self):
@@ -88,7 +88,7 @@ class Mutator:
     def noise(self):
         return {self._one(): self.random.randbytes(self.random.choice([0, 1, 7, 8, 9, 1000]))}
 
-    def grow(self):
+    def attach_adapter(self):
         name = self._one()
         return {name: self.files[name] + self.random.randbytes(self.random.choice([1, 8, 4096]))}
 
@@ -140,7 +140,7 @@ def trial(folder, contents, wanted):
         assert before.keys() == after.keys()
         assert all(torch.equal(before[n], t) for n, t in after.items())
         assert all(p.requires_grad for p in model.parameters())
-        assert not hasattr(model, "lora_injection")
+        assert not hasattr(model, "lora_state")
         return True
     loaded = ll.lora_state_dict(model)
     if wanted is not None:
@@ -207,18 +207,18 @@ FORGED = [
     (lambda a: a["plan"].update(layers=[{}] * 10**5), "damaged"),
     (lambda a: a["plan"].update(heads=["x"]), "no module x"),
     (lambda a: a["plan"].update(heads="x"), "another kind"),
-    (lambda a: a["plan"].update(scope="x"), "no backbone x"),
+    (lambda a: a["plan"].update(backbone="x"), "no backbone x"),
     (lambda a: a["slots"]["0"].update(groups=2), "in the model"),
     (lambda a: a["slots"]["0"].update(groups=0), "groups=0"),
-    (lambda a: a["slots"]["0"].update(rows=[5, 2]), "rows="),
+    (lambda a: a["slots"]["0"].update(out_range=[5, 2]), "out_range="),
     (lambda a: a["slots"]["0"].update(parameter=3), "parameter=3"),
     (lambda a: a["slots"]["0"].update(unknown=3), "damaged"),
     (lambda a: a["config"].update(rank=10**30, target_modules="a{9999999999}"), "damaged|problem"),
     (lambda a: a["config"].update(dropout=float("nan")), "dropout"),
     (lambda a: a["config"].update(extra=1), "extra"),
     (lambda a: a["config"].update(use_dora=True), "lora_magnitude is missing"),
-    (lambda a: a.update(base={"x": 1}), "base"),
-    (lambda a: a.update(base=[]), "base"),
+    (lambda a: a.update(fingerprint={"x": 1}), "base"),
+    (lambda a: a.update(fingerprint=[]), "base"),
     (lambda a: a.update(config=[]), "damaged"),
     (lambda a: a.update(plan="x" * 1000), "damaged"),
 ]
@@ -233,7 +233,7 @@ def test_a_forged_description_is_refused(change, told, tmp_path):
     with pytest.raises((ll.AdapterFileError, ll.ConfigError), match=told):
         ll.load_adapter(model, folder)
     assert all(torch.equal(before[n], t) for n, t in model.state_dict().items())
-    assert not hasattr(model, "lora_injection")
+    assert not hasattr(model, "lora_state")
 
 
 def test_updates_that_are_not_finite_are_neither_saved_nor_loaded(tmp_path):

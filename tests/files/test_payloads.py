@@ -19,7 +19,7 @@ from payloads import (
     RESOLVERS,
     TASKS,
     TIMM,
-    carry_out,
+    apply_plan,
     config_for,
     other_letters,
     refusal,
@@ -41,7 +41,7 @@ pytestmark = pytest.mark.usefixtures("resolver")
 def test_each_payload_would_run(name, marker):
     """The control: whoever does what the nodes say creates the marker, and Hydra does what these say."""
     with contextlib.suppress(RuntimeError):  # of torch, about what it has unpickled
-        carry_out(NODES[name](marker))
+        apply_plan(NODES[name](marker))
     assert marker.exists()
 
 

@@ -129,7 +129,7 @@ FORGED: dict[str, Callable[[dict[str, Any]], None]] = {
     "a slot": lambda a: next(iter(a["slots"].values())).update(parameter=EVIL),
     "a slot by attribute": lambda a: next(iter(a["slots"].values())).update(parameter="__class__"),
     "training": lambda a: a.update(training=[EVIL]),
-    "base": lambda a: a.update(base=EVIL),
+    "base": lambda a: a.update(fingerprint=EVIL),
 }
 
 
@@ -139,7 +139,7 @@ def test_an_adapter_names_nothing_to_call(name, adapter, tmp_path, marker, monke
     folder = forged(tmp_path / "forged", adapter, FORGED[name])
     model = mlp()
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    refusal(lambda: ll.load_adapter(model, folder, any_base=True), marker)
+    refusal(lambda: ll.load_adapter(model, folder, check_base=False), marker)
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
 
 
@@ -163,7 +163,7 @@ def test_an_adapter_of_peft_names_nothing_to_import(name, tmp_path, marker, monk
     about = json.loads(file.read_text())
     mapping = {"auto_mapping": {"base_model_class": "Evil", "parent_library": "evil_module"}}
     file.write_text(json.dumps(about | PEFT[name] | mapping))
-    refusal(lambda: ll.load_adapter(mlp(), tmp_path / "peft", any_base=True), marker)
+    refusal(lambda: ll.load_adapter(mlp(), tmp_path / "peft", check_base=False), marker)
     assert "evil_module" not in sys.modules
 
 

@@ -218,7 +218,7 @@ def test_what_does_not_exist_here_is_refused_by_name(changes, told, peft_folder,
     with pytest.raises(ll.AdapterFileError) as caught:
         ll.load_adapter(model, tmp_path)
     assert told in str(caught.value)
-    assert not hasattr(model, "lora_injection")
+    assert not hasattr(model, "lora_state")
 
 
 @pytest.mark.parametrize(
@@ -250,7 +250,7 @@ def test_tensors_that_do_not_fit_are_named(change, told, peft_folder, tmp_path):
     model = built(timm_vit)
     with pytest.raises(ll.AdapterFileError, match=told):
         ll.load_adapter(model, tmp_path)
-    assert not hasattr(model, "lora_injection")
+    assert not hasattr(model, "lora_state")
 
 
 def test_the_attention_of_an_unknown_peft_is_refused(tmp_path):
@@ -286,7 +286,7 @@ def test_names_that_are_endings_of_others_are_told_apart(tmp_path):
 
     model = built(build)
     ll.inject(model, ll.LoRAConfig(rank=2, target_modules=r"fc|block\.head", modules_to_save="head"))
-    assert model.lora_injection.plan.heads == ["head"]
+    assert model.lora_state.plan.heads == ["head"]
     x = torch.randn(4, 6)
     expected = logits(shaken(model), x)
     ll.save_adapter(model, tmp_path, format="peft")
@@ -340,4 +340,4 @@ def test_layers_that_peft_computes_otherwise_are_refused(options, told, tmp_path
     model = built(Foreign)
     with pytest.raises(ll.AdapterFileError, match=told):
         ll.load_adapter(model, tmp_path)
-    assert not hasattr(model, "lora_injection")
+    assert not hasattr(model, "lora_state")

@@ -80,7 +80,7 @@ def test_an_adapter_added_after_loading_from_peft_is_planned_as_it_was_there(opt
     top = "net." if within else ""
     planned = ll.add_adapter(model, "second")
     assert ranks(planned) == {f"{top}{n}": r for n, r in ranks_in_peft(theirs).items()}
-    assert {*planned.layers} == {*model.lora_injection.adapters["default"].plan.layers}
+    assert {*planned.layers} == {*model.lora_state.adapters["default"].plan.layers}
     ll.save_adapter(model, tmp_path / "ours")  # and held one level further down, or up
     again = built(Near) if within else nn.ModuleDict({"net": built(Near)})
     ll.load_adapter(again, tmp_path / "ours")

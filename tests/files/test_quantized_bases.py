@@ -10,7 +10,7 @@ from torch import nn
 
 import lora_lightning as ll
 from lora_lightning.app.inspect import inspect
-from lora_lightning.files.fingerprint import fingerprint
+from lora_lightning.files.fingerprint import fingerprint_of
 from lora_lightning.files.format import read_adapter
 from lora_lightning.files.merge import merge_state
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
@@ -30,7 +30,7 @@ def test_copies_files_and_pickles(kind, tmp_path):
     nn.init.zeros_(other.blocks[0].mlp.fc1.weight)
     assert not torch.equal(other(x), y)
     other.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
-    assert torch.equal(other(x), y) and fingerprint(other) == fingerprint(model)
+    assert torch.equal(other(x), y) and fingerprint_of(other) == fingerprint_of(model)
     stream = io.BytesIO()
     torch.save(model, stream)
     stream.seek(0)
@@ -46,14 +46,16 @@ def test_weights_in_floats_are_rounded_when_they_are_loaded():
     model.load_state_dict(state)
     assert torch.equal(model.blocks[0].attn.qkv.weight.dequantize(), values)
     base.load_state_dict(state)
-    assert fingerprint(model)["blocks.0.attn.qkv.weight"] == fingerprint(base)["blocks.0.attn.qkv.weight"]
+    assert (
+        fingerprint_of(model)["blocks.0.attn.qkv.weight"] == fingerprint_of(base)["blocks.0.attn.qkv.weight"]
+    )
 
 
 def test_an_adapter_goes_from_rounded_to_float_weights_and_back(tmp_path):
     model, base = pretrained(vit), pretrained(vit)
-    assert fingerprint(model) == fingerprint(base)
+    assert fingerprint_of(model) == fingerprint_of(base)
     ll.quantize(model, "int8")
-    assert fingerprint(model) == fingerprint(base)
+    assert fingerprint_of(model) == fingerprint_of(base)
     ll.inject(model, ll.LoRAConfig(rank=2))
     moved(model)
     ll.save_adapter(model, tmp_path / "adapter")

@@ -92,6 +92,6 @@ def test_a_resized_head_is_one_message():
     ll.inject(model, ll.LoRAConfig(rank=2, target_modules=["c_attn"], modules_to_save=["lm_head"]))
     model.resize_token_embeddings(25, mean_resizing=False)
     with pytest.raises(ll.UserError, match="lm_head: another module, or a weight of another shape"):
-        ll.select(model, "default")
+        ll.set_adapter(model, "default")
     ll.eject(model)
     assert model(TOKENS).logits.shape[-1] == 25

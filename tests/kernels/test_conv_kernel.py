@@ -35,7 +35,7 @@ def gradients(x, W, bias, A, B, m, scaling=0.7, **options):
 
 
 def agree(x, tensors, **options):
-    fast, plain = (gradients(x, *tensors, kernel=k, **options) for k in ("auto", "reference"))
+    fast, plain = (gradients(x, *tensors, implementation=k, **options) for k in ("auto", "reference"))
     for got, wanted in zip(fast, plain, strict=True):
         assert got.shape == wanted.shape
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
@@ -140,7 +140,7 @@ def test_dropout_keeps_the_same_entries_forward_and_backward(name, drops_alike):
     W, bias, A, B, _ = make(shape[1], o, (kernel,) * (x.dim() - 2), 1, options.get("groups", 1))
     outputs = []
     for way in ("auto", "reference"):
-        outputs.append(gradients(x, W, bias, A, B, None, dropout=0.4, kernel=way, **options))
+        outputs.append(gradients(x, W, bias, A, B, None, dropout=0.4, implementation=way, **options))
     for got, wanted in zip(*outputs, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
 
@@ -179,8 +179,10 @@ def test_doras_output_may_be_changed_in_place():
     x = torch.randn(2, 12, 9, 9, dtype=torch.float64, requires_grad=True)
     W, _, *others = make(12, 12, (3, 3), 1, dora=True)
     found = []
-    for kernel in ("auto", "reference"):
-        y = lora_conv(x, W, None, others[0], others[1], 0.7, magnitude=others[2], kernel=kernel).relu_()
+    for implementation in ("auto", "reference"):
+        y = lora_conv(
+            x, W, None, others[0], others[1], 0.7, magnitude=others[2], implementation=implementation
+        ).relu_()
         found.append(torch.autograd.grad(y.square().sum(), (x, *others)))
     for got, wanted in zip(*found, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
@@ -201,14 +203,17 @@ def test_an_input_that_can_be_made_again_is_not_saved(function):
     x = torch.randn(2, 16, 20, 20, requires_grad=True)
     tensors = make(16, 16, (1, 1), 2, dtype=torch.float32)
     found = {}
-    for kernel in ("auto", "keep_inputs"):
+    for implementation in ("auto", "keep_inputs"):
         u = function(x)
         saved = []
         with torch.autograd.graph.saved_tensors_hooks(
             lambda t, saved=saved: saved.append(t.data_ptr()) or t, lambda t: t
         ):
-            y = lora_conv(u, *tensors[:4], kernel=kernel)
-        found[kernel] = (u.data_ptr() in saved, *torch.autograd.grad(y.square().sum(), (x, *tensors[1:4])))
+            y = lora_conv(u, *tensors[:4], implementation=implementation)
+        found[implementation] = (
+            u.data_ptr() in saved,
+            *torch.autograd.grad(y.square().sum(), (x, *tensors[1:4])),
+        )
     assert not found["auto"][0] and found["keep_inputs"][0]
     assert all(torch.equal(a, b) for a, b in zip(found["auto"][1:], found["keep_inputs"][1:], strict=True))
 
@@ -253,12 +258,12 @@ BATCH_NORMS = {
 }
 
 
-def frozen(build, kernel="auto", dtype=torch.float64):
+def frozen(build, implementation="auto", dtype=torch.float64):
     torch.manual_seed(0)
     norm = build().to(dtype).requires_grad_(False)
     for tensor in (norm.running_mean, norm.running_var, *norm.parameters()):
         tensor.uniform_(0.5, 2)
-    freeze_statistics(norm, kernel)
+    freeze_statistics(norm, implementation)
     assert isinstance(norm, FrozenNorm)
     return norm
 
@@ -270,14 +275,14 @@ def test_a_frozen_batch_norm_saves_nothing(name, dtype):
     x = torch.randn(shape, dtype=dtype, requires_grad=True)
     saved = {}
     outputs = {}
-    for kernel in ("auto", "reference"):
-        norm = frozen(build, kernel, dtype)
-        saved[kernel] = []
+    for implementation in ("auto", "reference"):
+        norm = frozen(build, implementation, dtype)
+        saved[implementation] = []
         with torch.autograd.graph.saved_tensors_hooks(
-            lambda t, s=saved[kernel]: s.append(t.data_ptr()) or t, lambda t: t
+            lambda t, s=saved[implementation]: s.append(t.data_ptr()) or t, lambda t: t
         ):
             y = norm(x)
-        outputs[kernel] = y, torch.autograd.grad(y.square().sum(), x)[0]
+        outputs[implementation] = y, torch.autograd.grad(y.square().sum(), x)[0]
         assert torch.equal(y, norm(x.detach()))
     assert x.data_ptr() in saved["reference"] and x.data_ptr() not in saved["auto"]
     (y, dX), (exact_y, exact_dX) = outputs["auto"], outputs["reference"]
@@ -304,7 +309,7 @@ def test_a_batch_norm_whose_affine_trains_gets_its_gradients():
 
 def test_the_reference_can_be_chosen_for_a_whole_model():
     model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(16, 2))
-    ll.inject(model, ll.LoRAConfig(rank=2, target_modules=["0"], kernel="reference"))
+    ll.inject(model, ll.LoRAConfig(rank=2, target_modules=["0"], implementation="reference"))
     names = set()
     todo = [model.train()(torch.randn(4, 3, 4, 4)).sum().grad_fn]
     while todo:

@@ -37,12 +37,12 @@ def arguments(shape=(3, 5, 6), d_out=4, rank=2, bias=True, dora=False, dtype=tor
     return made
 
 
-def call(given, kernel="auto", dropout=0.0, **options):
+def call(given, implementation="auto", dropout=0.0, **options):
     torch.manual_seed(3)
-    if kernel == "reference" and dropout:  # with the fast function's own random numbers
+    if implementation == "reference" and dropout:  # with the fast function's own random numbers
         mask = keep_mask(given["x"], dropout)
         return plain(*(given[n] for n in NAMES), 2.0, given["x"] * mask / (1 - dropout))
-    return lora_linear(**given, scaling=2.0, kernel=kernel, dropout=dropout, **options)
+    return lora_linear(**given, scaling=2.0, implementation=implementation, dropout=dropout, **options)
 
 
 def gradients(given, create_graph=False, **options):
@@ -87,7 +87,7 @@ def test_equals_the_reference(shape, sizes, flags, trains, layout, dropout, merg
             given[name].requires_grad_()
     assert_same(
         gradients(given, dropout=dropout, merged=merged),
-        gradients(given, dropout=dropout, kernel="reference"),
+        gradients(given, dropout=dropout, implementation="reference"),
     )
 
 
@@ -101,7 +101,7 @@ def test_rows_in_several_pieces(rank, rows, threads, dropout, merged, monkeypatc
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
     given = arguments((rows, 6), rank=rank, dora=True)
     fast, reference = (
-        gradients(given, merged=merged, dropout=dropout, kernel=k) for k in ("auto", "reference")
+        gradients(given, merged=merged, dropout=dropout, implementation=k) for k in ("auto", "reference")
     )
     assert_same(fast, reference, 1e-9)
 
@@ -126,7 +126,7 @@ def test_second_derivatives_equal_the_references(dora, dropout):
     trained = [t for t in given.values() if t is not None and t.requires_grad]
     found = []
     for name in ("auto", "reference"):
-        first = gradients(given, create_graph=True, dropout=dropout, kernel=name)[1:]
+        first = gradients(given, create_graph=True, dropout=dropout, implementation=name)[1:]
         found.append(torch.autograd.grad(sum(g.square().sum() for g in first), trained))
     assert_same(*found)
 
@@ -137,7 +137,7 @@ def test_the_magnitude_of_a_row_of_zeros_has_the_gradient_zero(bias):
     with torch.no_grad():
         for name in ("weight", "B", "magnitude"):
             given[name][1] = 0
-    fast, reference = (gradients(given, kernel=k) for k in ("auto", "reference"))
+    fast, reference = (gradients(given, implementation=k) for k in ("auto", "reference"))
     assert_same(fast, reference)
     assert fast[-1][1] == 0 and fast[-1].count_nonzero() == 3
 
@@ -190,7 +190,7 @@ def test_no_gradient_of_the_weights_shape_and_none_for_a_weight_that_trains(monk
     gradients(given, merged=True)
     assert all(2 in (a[0], b[1]) for a, b in products) and products
     given["weight"].requires_grad_()  # the reference, which gives W its gradient
-    assert_same(gradients(given), gradients(given, kernel="reference"))
+    assert_same(gradients(given), gradients(given, implementation="reference"))
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -199,7 +199,7 @@ def test_autocast_computes_in_its_dtype_and_keeps_float32_gradients(dtype):
     exact = gradients(given)
     with torch.autocast("cpu", dtype):
         y = call(given)
-        reference = call(given, kernel="reference")
+        reference = call(given, implementation="reference")
     assert y.dtype == reference.dtype == dtype
     trained = [t for t in given.values() if t is not None and t.requires_grad]
     weights = torch.linspace(0.5, 1.5, y.numel()).view(y.shape)
@@ -216,7 +216,7 @@ def test_backward_twice_through_a_kept_graph_and_a_changed_parameter():
     trained = [given["A"], given["magnitude"]]
     again, magnitude = torch.autograd.grad(y.sum(), trained, retain_graph=True)
     assert torch.equal(first, again)
-    assert_same([magnitude], torch.autograd.grad(call(given, kernel="reference").sum(), trained[1:]))
+    assert_same([magnitude], torch.autograd.grad(call(given, implementation="reference").sum(), trained[1:]))
     with torch.no_grad():
         given["B"].add_(1)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
@@ -229,7 +229,9 @@ def test_the_output_may_be_changed_in_place(dropout, dora):
     given = arguments(dora=dora)
     trained = [t for t in given.values() if t is not None and t.requires_grad]
     found = [
-        torch.autograd.grad(F.relu(call(given, dropout=dropout, kernel=name), inplace=True).sum(), trained)
+        torch.autograd.grad(
+            F.relu(call(given, dropout=dropout, implementation=name), inplace=True).sum(), trained
+        )
         for name in ("auto", "reference")
     ]
     assert_same(*found)
@@ -273,7 +275,7 @@ def test_layers_of_both_kernels_agree(targets, options):
     reference = copy.deepcopy(model)
     for layer in lora_layers(reference).values():
         for update in layer.updates("default"):
-            update.kernel = "reference"
+            update.implementation = "reference"
     x = torch.randn(3, 5, 6).double()
     assert_same(values_and_gradients(model, x), values_and_gradients(reference, x))
 
@@ -281,7 +283,7 @@ def test_layers_of_both_kernels_agree(targets, options):
 def test_two_selected_adapters_are_one_update(monkeypatch):
     model = fused("qkv")
     ll.add_adapter(model, "other", ll.LoRAConfig(rank=3, target_modules=["qkv.v"], modules_to_save=None))
-    ll.select(model, "default", "other")
+    ll.set_adapter(model, "default", "other")
     for parameter in ll.lora_parameters(model):
         parameter.data.normal_()
     x = torch.randn(3, 5, 6).double()
@@ -291,9 +293,14 @@ def test_two_selected_adapters_are_one_update(monkeypatch):
 
 def test_the_kernel_is_an_option():
     assert "LoRALinearFunction" in fused("qkv")(torch.randn(2, 6).double()).grad_fn.name()
-    assert "LoRALinear" not in fused("qkv", kernel="reference")(torch.randn(2, 6).double()).grad_fn.name()
-    with pytest.raises(ll.ConfigError, match="kernel='fast': give one of auto, keep_inputs, reference"):
-        ll.LoRAConfig(kernel="fast")
+    assert (
+        "LoRALinear"
+        not in fused("qkv", implementation="reference")(torch.randn(2, 6).double()).grad_fn.name()
+    )
+    with pytest.raises(
+        ll.ConfigError, match="implementation='fast': give one of auto, keep_inputs, reference"
+    ):
+        ll.LoRAConfig(implementation="fast")
 
 
 def test_dropout_masks_are_saved_as_bytes_and_follow_train_and_eval():
@@ -338,6 +345,6 @@ def test_the_mask_keeps_as_many_as_it_says_in_every_place(dropout):
 )
 def test_when_the_sum_of_weight_and_update_is_formed(rank, bias, tokens, merged):
     given = arguments((tokens, 8), 24, rank, bias, dtype=torch.float32)
-    options = kernel.Options(1.0, 1.0, None, torch.float32)
+    options = kernel.LinearSpec(1.0, 1.0, None, torch.float32)
     H = kernel.forward(*(given[n] for n in NAMES), None, options)[2]
     assert (H is None) == merged

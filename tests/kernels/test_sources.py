@@ -33,8 +33,8 @@ def layer(x, recompute=True, **options):
     generator = torch.Generator().manual_seed(0)
     W, A, B = (torch.randn(s, generator=generator).to(x.dtype) for s in ((32, WIDTH), (4, WIDTH), (32, 4)))
     A, B = (t.float().requires_grad_() if x.dtype == torch.bfloat16 else t.requires_grad_() for t in (A, B))
-    kernel = "auto" if recompute else "keep_inputs"
-    return lora_linear(x, W, None, A, B, kernel=kernel, **options), (A, B)
+    implementation = "auto" if recompute else "keep_inputs"
+    return lora_linear(x, W, None, A, B, implementation=implementation, **options), (A, B)
 
 
 @pytest.mark.parametrize("name", MAKERS)

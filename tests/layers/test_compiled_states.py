@@ -26,9 +26,9 @@ def test_a_compiled_layer_follows_every_change(name, grad):
     backend = "eager" if name in QUICK else "aot_eager"
     model, inputs = adapted(name, dropout=0.0).eval(), CASES[name].inputs()
     ll.add_adapter(model, "two", config(name, rank=1))
-    ll.select(model, "two")
+    ll.set_adapter(model, "two")
     fill(model)
-    ll.select(model, "default")
+    ll.set_adapter(model, "default")
     fast = compiled(model, backend)
     with torch.set_grad_enabled(grad):
         live = run(fast, inputs)
@@ -44,7 +44,7 @@ def test_a_compiled_layer_follows_every_change(name, grad):
         with ll.adapters_off(model):
             assert_same(run(fast, inputs), off)
         for selected in (("two",), ("default", "two"), ("default",)):
-            ll.select(model, *selected)
+            ll.set_adapter(model, *selected)
             assert_same(run(fast, inputs), run(model, inputs))
         assert_same(run(fast, inputs), live)
         assert any((a - b).abs().max() > 1e-3 for a, b in zip(live, off, strict=True))

@@ -356,8 +356,8 @@ def test_meta_device(name):
                 getattr(module, reset)()
     for layer in lora_layers(model).values():
         for update in layer.lora["default"].values():
-            W = update.slot.of(layer.base(update.slot.parameter))
+            W = update.slot.of(layer.base_weight(update.slot.parameter))
             assert update.product(W).eq(0).all()
             assert update.lora_A.any() or update.lora_B.any()
         if hasattr(layer.original_class, "reset_parameters") and not is_parametrized(layer):
-            assert all(layer.base(n).isfinite().all() for n in layer.properties)
+            assert all(layer.base_weight(n).isfinite().all() for n in layer.properties)

@@ -39,7 +39,7 @@ def fill(model: nn.Module, A: float, B: float) -> None:
 
 
 @pytest.mark.parametrize("autocast", [False, True], ids=["half", "autocast"])
-@pytest.mark.parametrize("options", [{}, {"kernel": "reference"}, {"use_dora": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"implementation": "reference"}, {"use_dora": True}], ids=str)
 @pytest.mark.parametrize("name", [*LAYERS, *TABLES])
 def test_the_branch_is_finite_where_the_merged_form_is(name, options, autocast):
     build, batch = {**LAYERS, **TABLES}[name]
@@ -54,13 +54,13 @@ def test_the_branch_is_finite_where_the_merged_form_is(name, options, autocast):
         with torch.autocast("cpu", torch.float16, enabled=autocast), torch.set_grad_enabled(grad):
             live.append(model(x).detach())
     ll.add_adapter(model, "other")  # the sum of two, and rows of each
-    ll.select(model, "default", "other")
+    ll.set_adapter(model, "default", "other")
     with torch.no_grad(), torch.autocast("cpu", torch.float16, enabled=autocast):
         live.append(model(x))
         if name != "bag":
-            with ll.adapters_for(model, ["default"] * len(x)):
+            with ll.mixed_adapters(model, ["default"] * len(x)):
                 live.append(model(x))
-            with ll.adapters_for(model, ["default", None] * (len(x) // 2)):
+            with ll.mixed_adapters(model, ["default", None] * (len(x) // 2)):
                 live.append(torch.stack([model(x)[0]] * len(x)))
         ll.merge(model)
         merged = model(x)
@@ -107,15 +107,15 @@ def test_factors_shared_out_are_the_same_update_and_fit_float16(A, B, groups):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("kernel", ["auto", "reference"])
+@pytest.mark.parametrize("implementation", ["auto", "reference"])
 @pytest.mark.parametrize("name", ["linear", "conv", "circular", "pointwise", "depthwise"])
-def test_dora_with_a_bias_begins_as_the_base_bit_for_bit(name, kernel, dtype):
+def test_dora_with_a_bias_begins_as_the_base_bit_for_bit(name, implementation, dtype):
     depthwise = (lambda: nn.Conv2d(64, 64, 3, groups=64), lambda: torch.randn(IMAGE))
     build, batch = {**LAYERS, "depthwise": depthwise}[name]
     layer, x = build().to(dtype), batch().to(dtype) / 60
     with torch.no_grad():
         base = layer(x)
-        model = adapted(layer, use_dora=True, kernel=kernel)
+        model = adapted(layer, use_dora=True, implementation=implementation)
         assert torch.equal(model(x), base)
-        with ll.adapters_for(model, ["default", None] * (len(x) // 2)):
+        with ll.mixed_adapters(model, ["default", None] * (len(x) // 2)):
             assert torch.equal(model(x), base)

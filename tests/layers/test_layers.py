@@ -101,4 +101,4 @@ def test_the_base_weight_gets_no_gradient():
     layer = adapted(nn.Linear(5, 4))
     layer(torch.randn(3, 5)).sum().backward()
     F.linear(torch.randn(3, 5), layer.weight).sum().backward()
-    assert layer.base("weight").grad is None
+    assert layer.base_weight("weight").grad is None

@@ -65,7 +65,7 @@ def test_lora_teaches_a_frozen_network_two_words_and_switches_off(folder):
         optimizer.zero_grad()
         task.batch_loss(words).backward()
         optimizer.step()
-    assert task.heard(words)[0] == ["ab", "ba"]
+    assert task.predict_and_loss(words)[0] == ["ab", "ba"]
     assert task.batch_loss(words) < 0.1 * before
     with ll.adapters_off(task):
         assert torch.allclose(task.batch_loss(words), before, atol=1e-5)
@@ -73,7 +73,7 @@ def test_lora_teaches_a_frozen_network_two_words_and_switches_off(folder):
 
 def test_a_batch_is_heard_and_scored(folder):
     task = Seq2SeqRecognizer(whisper(checkpoint=str(folder)), ["<blank>", "a"]).eval()
-    heard, loss = task.heard(batch("ab", "cd"))
+    heard, loss = task.predict_and_loss(batch("ab", "cd"))
     assert len(heard) == 2 and loss.isfinite()
 
 

@@ -72,12 +72,12 @@ def test_auto_adapts_backbone_and_pyramid_and_trains_what_predicts(name):
         name, {"cls_logits", "bbox_pred", "box_predictor"}
     )
     assert {head.rpartition(".")[2] for head in plan.heads} == predicting
-    assert any("outside scope=neck" in reason for reason in plan.skipped.values())
+    assert any("outside detector_part=neck" in reason for reason in plan.skipped.values())
 
 
 def test_scopes_are_nested():
     model = detector("fasterrcnn_small", 3)
-    backbone, neck, every = (adapted_names(model, scope=s) for s in ("backbone", "neck", "all"))
+    backbone, neck, every = (adapted_names(model, detector_part=s) for s in ("backbone", "neck", "all"))
     assert backbone < neck < every
     assert all(n.startswith("backbone.body.") for n in backbone)
     assert {n.split(".")[1] for n in neck - backbone} == {"fpn"}
@@ -87,20 +87,20 @@ def test_scopes_are_nested():
 
 def test_scope_confines_patterns_too():
     model = detector("fasterrcnn_small", 3)
-    assert adapted_names(model, target_modules="all", scope="neck") - adapted_names(model) == {
+    assert adapted_names(model, target_modules="all", detector_part="neck") - adapted_names(model) == {
         "backbone.body.stem.0"
     }
     assert adapted_names(model, target_modules=["*.0.0"]) == {
         "backbone.fpn.inner_blocks.0.0", "backbone.fpn.layer_blocks.0.0", "rpn.head.conv.0.0",
     }, "a pattern means what it says"  # fmt: skip
-    assert "rpn.head.conv.0.0" not in adapted_names(model, target_modules=["*.0.0"], scope="neck")
+    assert "rpn.head.conv.0.0" not in adapted_names(model, target_modules=["*.0.0"], detector_part="neck")
 
 
 def test_scope_is_for_detectors():
-    with pytest.raises(ConfigError, match=r"scope='neck': ResNet is no detector.*scope=null"):
-        ll.plan(timm.create_model("resnet10t"), ll.LoRAConfig(scope="neck"))
-    with pytest.raises(ConfigError, match=r"scope='nek'.*Did you mean 'neck'"):
-        ll.LoRAConfig(scope="nek")
+    with pytest.raises(ConfigError, match=r"detector_part='neck': ResNet is no detector.*detector_part=null"):
+        ll.plan(timm.create_model("resnet10t"), ll.LoRAConfig(detector_part="neck"))
+    with pytest.raises(ConfigError, match=r"detector_part='nek'.*Did you mean 'neck'"):
+        ll.LoRAConfig(detector_part="nek")
 
 
 def test_a_detr_is_a_detector_whose_neck_is_its_encoder():
@@ -109,14 +109,14 @@ def test_a_detr_is_a_detector_whose_neck_is_its_encoder():
     for name, part in {**parts, "encoder_input_proj": nn.Linear(8, 8)}.items():
         model["model"].add_module(name, part)
     assert detectors(model) == ["model"]
-    found = {n.split(".")[1] for n in adapted_names(model, scope="neck", modules_to_save=None)}
+    found = {n.split(".")[1] for n in adapted_names(model, detector_part="neck", modules_to_save=None)}
     assert found == {"backbone", "encoder", "encoder_input_proj"}
     found = {n.split(".")[1] for n in adapted_names(model, modules_to_save=None)}
     assert "decoder" in found, "auto adapts all of it"
 
 
 def test_vit_backbones_are_adapted_from_the_first_block_on():
-    names = adapted_names(vitdet(), scope="neck")
+    names = adapted_names(vitdet(), detector_part="neck")
     assert names == {
         *(
             f"backbone.net.blocks.{i}.{n}"
@@ -126,7 +126,7 @@ def test_vit_backbones_are_adapted_from_the_first_block_on():
         "backbone.fpn.0",
         "backbone.fpn.1",
     }
-    assert adapted_names(vitdet(), scope="backbone") == {n for n in names if ".net." in n}
+    assert adapted_names(vitdet(), detector_part="backbone") == {n for n in names if ".net." in n}
 
 
 def small(name, **options):
@@ -157,11 +157,11 @@ def trained(build, **config):
 def test_every_update_learns_in_scope_all_and_nothing_else_moves(build):
     torch.manual_seed(0)
     before = {n: t.clone() for n, t in BUILDS[build]().state_dict().items()}
-    model = trained(BUILDS[build], scope="all")
+    model = trained(BUILDS[build], detector_part="all")
     updates = {n: p for n, p in model.named_parameters() if "lora_B" in n}
     still = {n for n, p in updates.items() if not p.any()}
     assert len(updates) > 9 and not still
-    heads = ll.plan(BUILDS[build](), ll.LoRAConfig(rank=4, scope="all")).heads
+    heads = ll.plan(BUILDS[build](), ll.LoRAConfig(rank=4, detector_part="all")).heads
     moved = {n for n, t in model.state_dict().items() if n in before and not torch.equal(t, before[n])}
     assert moved and all(any(n.startswith(f"{head}.") for head in heads) for n in moved)
     ll.eject(model)
@@ -170,7 +170,7 @@ def test_every_update_learns_in_scope_all_and_nothing_else_moves(build):
 
 @pytest.mark.parametrize("build", BUILDS)
 def test_the_merged_detector_finds_the_same_boxes(build):
-    model = trained(BUILDS[build], scope="all")
+    model = trained(BUILDS[build], detector_part="all")
     with torch.no_grad():
         adapted = model(scene()[0])
         ll.merge(model)

@@ -153,7 +153,7 @@ def test_another_method_of_peft():
     assert "peft_type='LOHA'" in problem
 
 
-@pytest.mark.parametrize("use", ["plan", "inject", "freeze", "add_adapter", "callback"])
+@pytest.mark.parametrize("use", ["plan", "inject", "linear_probe", "add_adapter", "callback"])
 def test_wherever_a_config_belongs(use):
     """A mapping of our fields is one, names of PEFT in it are answered, other things refused."""
 
@@ -164,7 +164,7 @@ def test_wherever_a_config_belongs(use):
         if use == "add_adapter":
             ll.inject(model, ll.LoRAConfig(target_modules=["0"]))
             return ll.add_adapter(model, "second", config)
-        return {"plan": ll.plan, "inject": ll.inject, "freeze": ll.freeze}[use](model, config)
+        return {"plan": ll.plan, "inject": ll.inject, "linear_probe": ll.linear_probe}[use](model, config)
 
     call({"rank": 2, "target_modules": ["0"], "modules_to_save": ["1"]})
     call(peft.LoraConfig(r=2, target_modules=["0"], modules_to_save=["1"]))
@@ -176,9 +176,9 @@ def test_a_list_of_adapters_to_select():
     model = nn.Sequential(nn.Linear(9, 8), nn.Linear(8, 3))
     ll.inject(model, ll.LoRAConfig(target_modules=["0"]), adapter="a")
     ll.add_adapter(model, "b")
-    with pytest.raises(ll.UserError, match=r"one by one, as in select\(model, 'a', 'b'\)"):
-        ll.select(model, ["a", "b"])
-    for wrong in (ll.delete_adapter, ll.select, ll.add_adapter):
+    with pytest.raises(ll.UserError, match=r"one by one, as in set_adapter\(model, 'a', 'b'\)"):
+        ll.set_adapter(model, ["a", "b"])
+    for wrong in (ll.delete_adapter, ll.set_adapter, ll.add_adapter):
         with pytest.raises(ll.UserError, match=r"\{'a': 1\}"):
             wrong(model, {"a": 1})
     assert ll.adapter_names(model) == ["a", "b"]
@@ -187,7 +187,7 @@ def test_a_list_of_adapters_to_select():
 @pytest.mark.parametrize(
     ("call", "told"),
     [
-        (lambda m: ll.adapters_for(m, [["a"], "b"]).__enter__(), r"no adapter \['a'\]"),
+        (lambda m: ll.mixed_adapters(m, [["a"], "b"]).__enter__(), r"no adapter \['a'\]"),
         (lambda m: ll.combine(m, ["a", "b"], 1.0, "c"), "weights=1.0: give a list"),
         (lambda m: ll.combine(m, ["a", "b"], [1, 1], ["c"]), r"into=\['c'\]: give an identifier"),
         (lambda m: ll.add_adapter(m, "a-b"), "adapter='a-b': give an identifier"),

@@ -77,7 +77,7 @@ def test_a_model_whose_shapes_are_not_known_yet_is_refused(targets):
     with pytest.raises(ll.ConfigError, match=r"shapes of 1.weight, 1.bias are not known yet: run one batch"):
         ll.inject(model, config)
     with pytest.raises(ll.ConfigError, match="run one batch"):
-        ll.freeze(model)
+        ll.linear_probe(model)
     model(torch.randn(2, 4))
     ll.plan(model, ll.LoRAConfig(rank=2, target_modules=["0"]))
 

@@ -269,7 +269,7 @@ def test_only_the_backbone_is_planned():
             self.neck = nn.Linear(3, 3)
 
     plan = ll.plan(Detector(), ll.LoRAConfig(rank=2))
-    assert plan.scope == "backbone"
+    assert plan.backbone == "backbone"
     assert all(p.name.startswith("backbone.blocks") for p in plan.layers)
     model = Detector()
     ll.inject(model, ll.LoRAConfig(rank=2))

@@ -187,7 +187,7 @@ def test_fit_then_fit_with_another_adapter(tmp_path):
     assert ll.adapter_names(module) == ["default", "scottish"]
     second = outputs(module)
     run.save_checkpoint(tmp_path / "x.ckpt")
-    ll.select(module, "default")
+    ll.set_adapter(module, "default")
     assert torch.equal(outputs(module), first)
     trainer(tmp_path, ll.LoRACallback(rank=2)).test(module, loader(), verbose=False)
     assert torch.equal(outputs(module), first)  # a callback without a name takes what is selected
@@ -197,7 +197,7 @@ def test_fit_then_fit_with_another_adapter(tmp_path):
         run = trainer(tmp_path, ll.LoRACallback(rank=3, adapter="scottish"), max_epochs=3)
         run.test(fresh, loader(), ckpt_path=tmp_path / "x.ckpt", verbose=False)
         assert torch.equal(outputs(fresh), second)
-        ll.select(fresh, "default")
+        ll.set_adapter(fresh, "default")
         assert torch.equal(fresh.model[9].weight, first_head)
         assert torch.equal(outputs(fresh), first)
     with pytest.raises(ll.AdapterFileError, match=r"select the same, LoRACallback\(adapter='scottish'\)"):
@@ -205,7 +205,7 @@ def test_fit_then_fit_with_another_adapter(tmp_path):
     resumed = Owner()
     run = trainer(tmp_path, ll.LoRACallback(rank=3, adapter="scottish"), max_epochs=5)
     run.fit(resumed, loader(), ckpt_path=tmp_path / "x.ckpt")
-    ll.select(resumed, "default")
+    ll.set_adapter(resumed, "default")
     assert torch.equal(outputs(resumed), first)
 
 

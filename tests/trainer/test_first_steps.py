@@ -11,7 +11,7 @@ from torch import nn
 
 import lora_lightning as ll
 from lora_lightning.adapters.verify import gradient_peaks
-from lora_lightning.trainer.first_steps import FirstSteps
+from lora_lightning.trainer.first_steps import GradientMonitor
 
 OPTIONS = {"rank": 2, "target_modules": "all", "modules_to_save": None}
 
@@ -164,7 +164,7 @@ def test_merged_updates_do_not_train_and_are_named():
     ll.inject(model, ll.LoRAConfig(**OPTIONS))
     model.requires_grad_(True)
     ll.merge(model)
-    watch = FirstSteps(model)
+    watch = GradientMonitor(model)
     model(torch.randn(2, 6)).sum().backward()
     watch.after_backward()
     watch.after_step()

@@ -74,7 +74,7 @@ def test_the_base_is_what_arrived(module, way, tmp_path):
     with ll.adapters_off(module):
         assert torch.allclose(module.model(x), expected, atol=1e-6)
     ll.add_adapter(module, "new")
-    ll.select(module, "new")
+    ll.set_adapter(module, "new")
     assert torch.allclose(module.model(x), expected, atol=1e-6)
     ll.eject(module)
     assert torch.allclose(module.model(x), expected, atol=1e-6)
@@ -103,7 +103,7 @@ def test_a_linear_probe_comes_back_with_its_base(tmp_path):
     base, x = copy.deepcopy(module.model), torch.randn(6, *loader(mlp).dataset.tensors[0].shape[1:])
     resumed, other = Classifier(copy.deepcopy(base)), mlp()
     for one in (module, resumed):
-        ll.freeze(one)
+        ll.linear_probe(one)
     run = trainer(tmp_path, max_epochs=1)
     run.fit(module, loader(mlp))
     run.save_checkpoint(tmp_path / "x.ckpt")

@@ -220,13 +220,13 @@ def test_the_stored_plan_comes_before_the_weights(tmp_path):
     """Ranks chosen from data are another plan by the same configuration: that of the file counts."""
     from dataclasses import replace
 
-    from lora_lightning.adapters.inject import carry_out
+    from lora_lightning.adapters.inject import apply_plan
 
     config = ll.LoRAConfig(rank=2)
     module = Owner()
     planned = ll.plan(module, config)
     layers = [replace(planned.layers[0], rank=4), *planned.layers[1:]]
-    carry_out(module, config, replace(planned, layers=layers))
+    apply_plan(module, config, replace(planned, layers=layers))
     run = trainer(tmp_path, ll.LoRACallback(config))
     run.fit(module, loader())
     run.save_checkpoint(tmp_path / "x.ckpt")

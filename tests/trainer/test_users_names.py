@@ -114,7 +114,7 @@ def test_a_head_called_as_a_factor_is_a_head_in_pefts_files_too(tmp_path):
     theirs.save_pretrained(tmp_path)
     model = pretrained(Net)
     ll.load_adapter(model, tmp_path)
-    assert model.lora_injection.plan.heads == ["body.lora_A"]
+    assert model.lora_state.plan.heads == ["body.lora_A"]
     torch.testing.assert_close(outputs(model), outputs(theirs), rtol=0, atol=1e-6)
 
 

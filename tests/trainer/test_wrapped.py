@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import lora_lightning as ll
-from lora_lightning.files.fingerprint import fingerprint
+from lora_lightning.files.fingerprint import fingerprint_of
 from lora_lightning.utils.names import named_modules, named_parameters, submodule
 
 
@@ -75,12 +75,12 @@ def test_plans_names_and_fingerprints_are_those_of_the_network(wrapper):
     assert type(submodule(wrapped, "model.3")) is nn.Conv2d
     config = ll.LoRAConfig(rank=2, train_norm="affine", train_bias="all")
     assert ll.plan(wrapped, config) == ll.plan(plain, config)
-    assert fingerprint(wrapped) == fingerprint(plain)
+    assert fingerprint_of(wrapped) == fingerprint_of(plain)
     before = copy.deepcopy(plain.state_dict())
     for module in (wrapped, plain):
         ll.inject(module, config)
         moved(module)
-    assert fingerprint(wrapped) == fingerprint(plain)
+    assert fingerprint_of(wrapped) == fingerprint_of(plain)
     assert ll.lora_state_dict(wrapped).keys() == ll.lora_state_dict(plain).keys()
     assert same(wrapped, plain)
     ll.eject(wrapped)
@@ -148,7 +148,7 @@ def test_a_wrapped_model_is_adapted_as_what_it_wraps(wrapper):
     assert torch.allclose(network(x), after, atol=1e-5)
     ll.unmerge(model)
     ll.add_adapter(model, "second")
-    ll.select(network, "second")
+    ll.set_adapter(network, "second")
     ll.eject(model)
     assert torch.equal(network(x), before)
 

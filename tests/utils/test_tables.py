@@ -2,7 +2,7 @@
 
 import pytest
 
-from lora_lightning.utils.tables import format_table, listed, percent
+from lora_lightning.utils.tables import format_table, percent, truncate_list
 
 
 def test_numbers_stand_right_and_words_left():
@@ -23,5 +23,5 @@ def test_percent(part, whole, text):
 
 
 def test_long_lists_are_cut():
-    assert listed(["a", "b"]) == "a, b"
-    assert listed(list("abcdef")) == "a, b, c, d and 2 more"
+    assert truncate_list(["a", "b"]) == "a, b"
+    assert truncate_list(list("abcdef")) == "a, b, c, d and 2 more"

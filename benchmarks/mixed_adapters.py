@@ -1,9 +1,9 @@
-"""What a batch with a different adapter in each row costs, from 1 to 1,000 adapters in one model.
+"""What a batch with a different adapter in each sample costs, from 1 to 1,000 adapters in one model.
 
-    python -m benchmarks.adapters_for
+    python -m benchmarks.mixed_adapters
 
-Against one selected adapter, against the base, against running the rows of each adapter by themselves,
-and against PEFT's `adapter_names=`. Writes results/adapters_for.json and results/adapters_for.png.
+Against one selected adapter, against the base, against running the samples of each adapter by themselves,
+and against PEFT's `adapter_names=`. Writes results/mixed_adapters.json and results/mixed_adapters.png.
 """
 
 from __future__ import annotations
@@ -34,27 +34,27 @@ MOST_PEFT = 100
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", default="vit_tiny_patch16_224")
-    parser.add_argument("--rows", type=int, default=16)
+    parser.add_argument("--samples", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--adapters", type=int, nargs="+", default=[1, 3, 10, 32, 100, 316, 1000])
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--name", default="adapters_for")
+    parser.add_argument("--name", default="mixed_adapters")
     options = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
     model = timm.create_model(options.model).eval()
     rival = peft_model(copy.deepcopy(model), options.device)
-    x = torch.randn(options.rows, 3, 224, 224, device=options.device)
+    x = torch.randn(options.samples, 3, 224, 224, device=options.device)
     ll.inject(model, config(), adapter="a0")
     model.to(options.device)
     points = []
     for count in options.adapters:
-        grow(model, rival if count <= MOST_PEFT else None, count)
+        attach_adapter(model, rival if count <= MOST_PEFT else None, count)
         point = {"adapters": count, **measure(model, rival, x, count, options)}
         points.append(point)
         print(json.dumps(point), flush=True)
     about = {
-        "model": options.model, "rows": options.rows, "rank": RANK, "rounds": options.rounds,
+        "model": options.model, "samples": options.samples, "rank": RANK, "rounds": options.rounds,
         **machine(1, options.device),
     }  # fmt: skip
     RESULTS.mkdir(exist_ok=True)
@@ -80,7 +80,7 @@ def peft_model(model: nn.Module, device: str) -> Any:
 
 
 @torch.no_grad()
-def grow(model: nn.Module, rival: Any, count: int) -> None:
+def attach_adapter(model: nn.Module, rival: Any, count: int) -> None:
     """Up to `count` adapters in both models, with values in every B."""
     for i in range(len(ll.adapter_names(model)), count):
         ll.add_adapter(model, f"a{i}")
@@ -98,10 +98,10 @@ def measure(
     model: nn.Module, rival: Any, x: Tensor, count: int, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Medians and quartiles of the times relative to one selected adapter."""
-    rows = [f"a{i * count // len(x)}" for i in range(len(x))]  # as many as there are, evenly spread
+    samples = [f"a{i * count // len(x)}" for i in range(len(x))]  # as many as there are, evenly spread
 
     def mixed() -> Tensor:
-        with ll.adapters_for(model, rows):
+        with ll.mixed_adapters(model, samples):
             return model(x)
 
     def base() -> Tensor:
@@ -110,10 +110,10 @@ def measure(
 
     def loop() -> Tensor:
         parts = []
-        for name in dict.fromkeys(rows):
-            ll.select(model, name)
-            parts.append(model(x[[i for i, row in enumerate(rows) if row == name]]))
-        ll.select(model, "a0")
+        for name in dict.fromkeys(samples):
+            ll.set_adapter(model, name)
+            parts.append(model(x[[i for i, sample in enumerate(samples) if sample == name]]))
+        ll.set_adapter(model, "a0")
         return torch.cat(parts)
 
     steps: dict[str, Callable[[], Tensor]] = {
@@ -123,13 +123,13 @@ def measure(
         "loop": loop,
     }
     if rival is not None and count <= MOST_PEFT:
-        steps["peft"] = lambda: rival(x, adapter_names=rows)
+        steps["peft"] = lambda: rival(x, adapter_names=samples)
         steps["peft_one"] = lambda: rival(x)
     with torch.inference_mode():
         torch.testing.assert_close(mixed(), loop(), rtol=1e-3, atol=1e-4)
         clock = time.perf_counter if options.device == "cuda" else time.process_time
         times = interleaved(steps, options.rounds, device=options.device, clock=clock)
-    return {"distinct": len({*rows}), **ratios(times, "one")}
+    return {"distinct": len({*samples}), **ratios(times, "one")}
 
 
 def picture(about: dict[str, Any], points: list[dict[str, Any]], path: Path) -> None:
@@ -139,10 +139,10 @@ def picture(about: dict[str, Any], points: list[dict[str, Any]], path: Path) -> 
     import matplotlib.pyplot as plt
 
     lines = {
-        "loop": "the rows of each adapter by themselves",
+        "loop": "the samples of each adapter by themselves",
         "peft": "PEFT, adapter_names=",
-        "mixed": "adapters_for",
-        "one": "one adapter for all rows",
+        "mixed": "mixed_adapters",
+        "one": "one adapter for all samples",
         "base": "the base model",
     }
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
@@ -156,7 +156,7 @@ def picture(about: dict[str, Any], points: list[dict[str, Any]], path: Path) -> 
     axes.set_ylabel("time of a batch, one adapter = 1")
     axes.set_ylim(bottom=0)
     axes.set_title(
-        f"{about['model']}, {about['rows']} rows, rank {about['rank']}, {about['device']}", fontsize=10
+        f"{about['model']}, {about['samples']} samples, rank {about['rank']}, {about['device']}", fontsize=10
     )
     axes.legend(fontsize=8)
     axes.spines[["top", "right"]].set_visible(False)

@@ -1,4 +1,4 @@
-"""Rows of one batch with an adapter each, against each row by itself, for every layer family."""
+"""Samples of one batch with an adapter each, against each by itself, for every layer family."""
 
 import pytest
 import torch
@@ -9,8 +9,8 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 import lora_lightning as ll
 from lora_lightning.layers.registry import lora_layers
 
-ROWS = ["one", "two", None, "one", "three", "two"]
-ADAPTERS = [n for n in dict.fromkeys(ROWS) if n]
+SAMPLES = ["one", "two", None, "one", "three", "two"]
+ADAPTERS = [n for n in dict.fromkeys(SAMPLES) if n]
 BATCHED = [n for n, case in CASES.items() if case.batch is not None and n != "Embedding-sparse"]
 # Cases whose tensors have no batch dimension, and one-dimensional indices of another number.
 REFUSED = [n for n in CASES if "unbatched" in n or n in ("EmbeddingBag-offsets", "Embedding-sparse")]
@@ -30,7 +30,7 @@ def several(name: str, dtype: torch.dtype = torch.float64) -> Model:
         for adapter in layer.lora:
             for parameter in layer.lora[adapter].parameters():
                 parameter.mul_(1.2) if parameter.dim() == 1 else parameter.normal_(std=0.3)
-    ll.select(model, *ADAPTERS)
+    ll.set_adapter(model, *ADAPTERS)
     return model
 
 
@@ -41,23 +41,23 @@ def _slots(model: nn.Module):
 
 
 def whole_batch(name: str, dtype: torch.dtype = torch.float64) -> tuple[Tensor, ...]:
-    """The case's inputs with a row for each of ROWS."""
+    """The case's inputs with a sample for each of SAMPLES."""
     case = CASES[name]
     torch.manual_seed(3)
-    many = [case.inputs(dtype) for _ in ROWS]
-    inputs = [torch.cat(x, case.batch).narrow(case.batch, 0, len(ROWS)) for x in zip(*many)]
+    many = [case.inputs(dtype) for _ in SAMPLES]
+    inputs = [torch.cat(x, case.batch).narrow(case.batch, 0, len(SAMPLES)) for x in zip(*many)]
     shuffled = torch.randperm(7)
     return tuple(x if x.is_floating_point() else shuffled[(x + x.cumsum(0)) % 7] for x in inputs)
 
 
 def alone(model: nn.Module, i: int, inputs: tuple[Tensor, ...], dim: int) -> list[Tensor]:
-    row = tuple(x.narrow(dim, i, 1) for x in inputs)
-    if ROWS[i] is None:
+    sample = tuple(x.narrow(dim, i, 1) for x in inputs)
+    if SAMPLES[i] is None:
         with ll.adapters_off(model):
-            return list(floats(model(*row)))
-    ll.select(model, ROWS[i])
-    outputs = list(floats(model(*row)))
-    ll.select(model, *ADAPTERS)
+            return list(floats(model(*sample)))
+    ll.set_adapter(model, SAMPLES[i])
+    outputs = list(floats(model(*sample)))
+    ll.set_adapter(model, *ADAPTERS)
     return outputs
 
 
@@ -78,11 +78,11 @@ def test_rows_and_gradients_are_those_of_each_row_alone(name):
     inputs = whole_batch(name)
     differentiable = [x.requires_grad_() for x in inputs if x.is_floating_point()]
     tensors = [*ll.lora_parameters(model), *differentiable]
-    with ll.adapters_for(model, ROWS):
+    with ll.mixed_adapters(model, SAMPLES):
         mixed = list(floats(model(*inputs)))
         got = torch.autograd.grad(loss(mixed), tensors, allow_unused=True)
     wanted = [torch.zeros_like(t) for t in tensors]
-    for i in range(len(ROWS)):
+    for i in range(len(SAMPLES)):
         outputs = alone(model, i, inputs, dim)
         for y, single, d in zip(mixed, outputs, output_dims(name, outputs)):
             torch.testing.assert_close(y.narrow(d, i, 1), single, rtol=1e-9, atol=1e-9)
@@ -100,9 +100,9 @@ def test_without_gradients_and_in_float32(name):
     model, inputs = several(name, torch.float32), whole_batch(name, torch.float32)
     with torch.no_grad():
         for _ in range(2):
-            with ll.adapters_for(model, ROWS):
+            with ll.mixed_adapters(model, SAMPLES):
                 mixed, again = (list(floats(model(*inputs))) for _ in range(2))
-            for i in range(len(ROWS)):
+            for i in range(len(SAMPLES)):
                 outputs = alone(model, i, inputs, CASES[name].batch)
                 for y, second, single, d in zip(mixed, again, outputs, output_dims(name, outputs)):
                     torch.testing.assert_close(y.narrow(d, i, 1), single, rtol=1e-4, atol=1e-5)
@@ -115,7 +115,7 @@ def test_without_gradients_and_in_float32(name):
 def test_inputs_without_rows_are_refused_by_name(name):
     model, inputs = several(name), CASES[name].inputs(torch.float64)
     before = [t.clone() for t in floats(model(*inputs))]
-    with pytest.raises(ll.UserError, match=r"adapters_for: .*layer"), ll.adapters_for(model, ROWS):
+    with pytest.raises(ll.UserError, match=r"mixed_adapters: .*layer"), ll.mixed_adapters(model, SAMPLES):
         model(*inputs)
     for y, wanted in zip(floats(model(*inputs)), before):
         assert torch.equal(y, wanted)
@@ -130,16 +130,16 @@ def test_packed_sequences(name, enforce_sorted):
     if not enforce_sorted:
         lengths = lengths[torch.tensor([3, 1, 5, 0, 2, 4])]
     batch = pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=enforce_sorted)
-    ll.select(model, "one")
+    ll.set_adapter(model, "one")
     plain = layer(batch)[0]
-    with ll.adapters_for(model, ROWS):
+    with ll.mixed_adapters(model, SAMPLES):
         y, states = layer(batch)
     assert torch.equal(y.batch_sizes, plain.batch_sizes)
     assert (y.sorted_indices is None) == (plain.sorted_indices is None)
     padded, found = pad_packed_sequence(y, batch_first=True)
     assert torch.equal(found, lengths)
     for i, length in enumerate(lengths):
-        single, state = _single(model, layer, ROWS[i], x[i : i + 1, :length])
+        single, state = _single(model, layer, SAMPLES[i], x[i : i + 1, :length])
         torch.testing.assert_close(padded[i, :length], single[0], rtol=1e-9, atol=1e-9)
         for many, one in zip(floats(states), floats(state)):
             torch.testing.assert_close(many[:, i], one[:, 0], rtol=1e-9, atol=1e-9)
@@ -149,16 +149,16 @@ def _single(model, layer, name, x):
     if name is None:
         with ll.adapters_off(model):
             return layer(x)
-    ll.select(model, name)
+    ll.set_adapter(model, name)
     return layer(x)
 
 
 def test_deep_recurrent_layers_with_the_batch_first():
     model = several("LSTM-deep")
     x = torch.randn(6, 4, 5, dtype=torch.float64)
-    with ll.adapters_for(model, ROWS):
+    with ll.mixed_adapters(model, SAMPLES):
         y, (h, c) = model(x)
-    for i, name in enumerate(ROWS):
+    for i, name in enumerate(SAMPLES):
         single, (h_one, c_one) = _single(model, model.layer, name, x[i : i + 1])
         torch.testing.assert_close(y[i], single[0], rtol=1e-9, atol=1e-9)
         torch.testing.assert_close(h[:, i], h_one[:, 0], rtol=1e-9, atol=1e-9)
@@ -177,9 +177,9 @@ def test_dropout_is_each_rows_adapters_own():
     x = torch.ones(3, 400)
     for train in (True, False):
         model.train(train)
-        with ll.adapters_for(model, ["dropping", None, "none"]):
-            y = model(x) - nn.functional.linear(x, layer.base("weight"), layer.bias)
-        ll.select(model, "none")
+        with ll.mixed_adapters(model, ["dropping", None, "none"]):
+            y = model(x) - nn.functional.linear(x, layer.base_weight("weight"), layer.bias)
+        ll.set_adapter(model, "none")
         torch.testing.assert_close(y[1:], torch.tensor([[0.0] * 4, [800.0] * 4]), atol=1e-3, rtol=0)
         assert (y[0] - 800).abs().max() < (200 if train else 1e-3)
         assert (y[0, 0] != 800) == train
