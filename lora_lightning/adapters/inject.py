@@ -27,7 +27,7 @@ from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.layers.layer import LoRALayer, adapt, forget, restore, slot_key
 from lora_lightning.layers.norm import FrozenNorm, freeze_statistics, has_statistics
 from lora_lightning.layers.registry import base_modules, family_of, lora_layers, slots_of
-from lora_lightning.layers.slot import weight_of
+from lora_lightning.layers.slot import read_weight
 from lora_lightning.layers.swap import swap_out
 from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.layers.viewed import hide_all
@@ -292,7 +292,7 @@ def _attach(
             slot = slots_of(item.module, module)[item.slot]
             families[item.module] = family_of(module)
             updates.setdefault(item.module, {})[slot_key(item.slot)] = LowRankUpdate(
-                slot.of(weight_of(module, slot.parameter)),
+                slot.of(read_weight(module, slot.parameter)),
                 slot,
                 rank=item.rank,
                 scaling=config.scaling(item.rank, item.alpha),

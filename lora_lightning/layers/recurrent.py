@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from lora_lightning.layers.layer import LoRALayer
-from lora_lightning.layers.slot import Slot, weight_of
+from lora_lightning.layers.slot import Slot, read_weight
 from lora_lightning.layers.swap import class_of
 
 # Order of the gates in the rows of a weight (the documentation of nn.LSTM and nn.GRU).
@@ -28,7 +28,7 @@ def recurrent_slots(module: nn.Module) -> dict[str, Slot]:
     for name in (n for n in names if n.startswith("weight")):
         slots[name] = Slot(name)
         if gates and not name.startswith("weight_hr"):
-            size = weight_of(module, name).shape[0] // len(gates)
+            size = read_weight(module, name).shape[0] // len(gates)
             slots.update(
                 {
                     f"{name}.{g}": Slot(name, (i * size, (i + 1) * size), part=True)

@@ -19,7 +19,7 @@ from lora_lightning.layers.layer import LoRALayer
 from lora_lightning.layers.linear import LoRALinear
 from lora_lightning.layers.norm import is_norm
 from lora_lightning.layers.recurrent import LoRARecurrent, recurrent_slots
-from lora_lightning.layers.slot import Slot, weight_of
+from lora_lightning.layers.slot import Slot, read_weight
 from lora_lightning.layers.swap import class_of
 from lora_lightning.utils.names import unwrapped
 
@@ -151,5 +151,5 @@ def base_modules(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
 def _holds_weight(module: nn.Module) -> bool:
     weight = module._parameters.get("weight")
     if weight is None:
-        return is_parametrized(module, "weight") and weight_of(module, "weight").dim() >= 2
+        return is_parametrized(module, "weight") and read_weight(module, "weight").dim() >= 2
     return isinstance(weight, nn.UninitializedParameter) or weight.dim() >= 2

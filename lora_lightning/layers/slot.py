@@ -53,7 +53,7 @@ class Slot:
         return min(shape[0] // self.groups, columns)
 
 
-def weight_of(module: nn.Module, name: str) -> Tensor:
+def read_weight(module: nn.Module, name: str) -> Tensor:
     """The parameter `name`, or what its parametrization makes of it.
 
     In train mode torch's spectral norm takes a step of its iteration whenever the weight is read, and

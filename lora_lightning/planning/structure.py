@@ -11,7 +11,7 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from lora_lightning.layers.registry import LoRALayer, family_of, hidden_weight, refusal, slots_of
-from lora_lightning.layers.slot import Slot, weight_of
+from lora_lightning.layers.slot import Slot, read_weight
 from lora_lightning.utils.names import named_children, named_modules, submodule
 
 # wav2vec 2.0's feature extractor has seven layers, the features of VGG-11 eight.
@@ -55,7 +55,7 @@ def targets_of(model: nn.Module) -> tuple[dict[str, Target], dict[str, str]]:
             continue
         for slot_name, slot in slots.items():
             name = ".".join(part for part in (module_name, slot_name) if part)
-            shape = slot.shape(weight_of(module, slot.parameter))
+            shape = slot.shape(read_weight(module, slot.parameter))
             targets[name] = Target(
                 name, module_name, slot_name, slot, _kind(module), shape, family_of(module)
             )
