@@ -20,7 +20,7 @@ from lora_lightning.files.compatibility import aligned, update_shapes
 from lora_lightning.files.fingerprint import other_tensors, short
 from lora_lightning.files.format import SavedAdapter
 from lora_lightning.files.locate import AdapterSource, read_source
-from lora_lightning.files.pair import read_weights
+from lora_lightning.files.weights import read_weights
 from lora_lightning.planning.plan import LayerPlan
 from lora_lightning.utils.digests import digests
 from lora_lightning.utils.tables import format_table, printable, truncate_list

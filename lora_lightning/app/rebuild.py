@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from lora_lightning.adapters.quantize import quantize_as
@@ -21,9 +20,8 @@ from lora_lightning.files.compatibility import aligned
 from lora_lightning.files.fingerprint import short
 from lora_lightning.files.locate import AdapterSource, read_source
 from lora_lightning.files.merge import Merged, merge_state
-from lora_lightning.files.pair import read_weights, weights_metadata
 from lora_lightning.files.random_base import kept_base, put_back_base
-from lora_lightning.utils.atomic import write_whole
+from lora_lightning.files.weights import read_weights, write_weights
 from lora_lightning.utils.names import named_modules
 
 
@@ -61,10 +59,8 @@ def merge_files(
         raise UserError(f"out={out}: there is no folder {out.parent}.")
     source = read_source(path, adapter)
     merged = merge_state(source.saved, base_of(source, base), check_base)
-    tensors = {n: t.detach().contiguous().clone() for n, t in merged.state.items()}
     about = {"merged_from": str(path), **_origin(source), "rounding": [merged.largest, merged.relative]}
-    metadata = weights_metadata(tensors, about)
-    write_whole(out, lambda temporary: save_file(tensors, temporary, metadata))
+    write_weights(out, merged.state, about)
     return merged
 
 

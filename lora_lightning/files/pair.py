@@ -140,26 +140,6 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise AdapterFileError(f"{path} is damaged, cut short or not a safetensors file: {error}.") from None
 
 
-def weights_metadata(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> dict[str, str]:
-    """Metadata of a file of plain weights: where they come from, and a digest of it all."""
-    texts = {"lora_lightning": json.dumps(about)}
-    return {"format": "pt", **texts, "sha256": digest_of(texts, tensors)}
-
-
-def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """`read_tensors` of a file of plain weights, whose digest is compared where we have written it.
-
-    Raises:
-        AdapterFileError: as `read_tensors`.
-    """
-    tensors, metadata = read_tensors(path)
-    about = metadata.get("lora_lightning")
-    ours = about is not None and "config_sha256" not in metadata  # which an adapter in PEFT's format has
-    if ours and metadata.get("sha256") != digest_of({"lora_lightning": about}, tensors):
-        raise AdapterFileError(f"{path} is damaged: it does not match its checksum. Make or copy it again.")
-    return tensors, metadata
-
-
 def digest_of(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over the description and the tensors' names, types, shapes and bytes."""
     digest = sha256(json.dumps(about, sort_keys=True, separators=(",", ":")).encode())

@@ -10,14 +10,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from lora_lightning.errors import AdapterFileError
-from lora_lightning.files.pair import read_weights, weights_metadata
+from lora_lightning.files.weights import load_into, read_weights, write_weights
 from lora_lightning.layers.norm import is_norm
 from lora_lightning.layers.registry import base_modules
-from lora_lightning.utils.atomic import write_whole
 
 BASE_FILE = "base.safetensors"
 
@@ -51,10 +48,8 @@ def forget_base(folder: Path) -> None:
 
 def keep_base(model: nn.Module, folder: Path) -> None:
     """Write the weights of a network that nothing else can give again."""
-    state = {n: t.detach().cpu().contiguous().clone() for n, t in model.state_dict().items()}
     folder.mkdir(parents=True, exist_ok=True)
-    metadata = weights_metadata(state, {})
-    write_whole(folder / BASE_FILE, lambda temporary: save_file(state, temporary, metadata))
+    write_weights(folder / BASE_FILE, model.state_dict(), {})
 
 
 def kept_base(folder: Path | None) -> dict[str, Tensor]:
@@ -73,13 +68,9 @@ def put_back_base(model: nn.Module, folder: Path | None) -> None:
     Raises:
         AdapterFileError: the file is damaged, or another network's.
     """
-    if not (state := kept_base(folder)):
-        return
-    try:
-        model.load_state_dict(state)
-    except RuntimeError as error:
-        reason = str(error).splitlines()[1].strip()[:300]
-        raise AdapterFileError(f"{folder}/{BASE_FILE} is not of this model: {reason}") from None
+    if folder and (state := kept_base(folder)):
+        remedy = "It is another run's, or the run's configuration was changed since."
+        load_into(model, state, folder / BASE_FILE, "the model that the run's configuration builds", remedy)
 
 
 def _constant(tensor: Tensor) -> bool:

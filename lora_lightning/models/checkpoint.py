@@ -7,10 +7,9 @@ from pathlib import Path
 from torch import Tensor
 
 from lora_lightning.errors import AdapterFileError, MissingFileError, did_you_mean
-from lora_lightning.files.pair import read_weights
+from lora_lightning.files.weights import read_weights
 
 SHIPPED = Path(__file__).parent / "weights"
-ADAPTER = "adapter_config.json"
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl")
 
 
@@ -45,19 +44,6 @@ def checkpoint_path(checkpoint: str | Path) -> Path:
             f"checkpoint={str(checkpoint)!r}: there is no file {path}.{did_you_mean(path.name, siblings)}"
         )
     return path
-
-
-def refuse_adapter_beside(folder: Path) -> None:
-    """transformers hands an adapter that lies beside weights to PEFT, which imports what its file names.
-
-    Raises:
-        AdapterFileError: there is one.
-    """
-    if (folder / ADAPTER).exists():
-        raise AdapterFileError(
-            f"{folder} holds {ADAPTER}: a base has no adapter in it, and this one is not loaded unasked. "
-            "Take it away, and load it with lora_lightning.load_adapter."
-        )
 
 
 def _pickled(checkpoint: str, path: Path) -> str:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_lightning.data.speech import SAMPLE_RATE
-from lora_lightning.errors import AdapterFileError, ConfigError
+from lora_lightning.errors import ConfigError
+from lora_lightning.files.weights import load_into
 from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
 from lora_lightning.utils.libraries import loading
 
@@ -171,12 +172,8 @@ def built(
         raise ConfigError([f"{', '.join(f'{k}={v}' for k, v in options.items())}: {error}"]) from error
     if checkpoint is not None:
         path = checkpoint_path(checkpoint)
-        try:
-            model.load_state_dict(read_checkpoint(path))
-        except RuntimeError as error:
-            raise AdapterFileError(
-                f"{path} does not fit a recognizer of {len(vocabulary)} characters with"
-                f" {', '.join(f'{k}={v}' for k, v in options.items()) or 'the default options'}:"
-                f" {' '.join(str(error).split())[:400]}"
-            ) from error
+        given = ", ".join(f"{k}={v}" for k, v in options.items()) or "the default options"
+        what = f"a recognizer of {len(vocabulary)} characters with {given}"
+        remedy = "Give the options that the weights were made with."
+        load_into(model, read_checkpoint(path), path, what, remedy)
     return model

@@ -9,11 +9,12 @@ from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
+import torch
 from torch import Tensor, nn
 
-from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
+from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.files.weights import load_into, network_state
 from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
 from lora_lightning.utils.download import DOWNLOAD_AGAIN, url_file
 from lora_lightning.utils.libraries import loading
@@ -143,33 +144,29 @@ def _build(name: str, num_classes: int, kwargs: Mapping[str, Any], **weights: An
 def _with_backbone(name: str, num_classes: int, kwargs: Mapping[str, Any]) -> nn.Module:
     default = inspect.signature(get_model_builder(name)).parameters["weights_backbone"].default
     path = url_file(f"{name}'s backbone", default.url)
+    return _build(name, num_classes, kwargs, weights_backbone=_read_by(default, path))
 
-    def read(*_: Any, **__: Any) -> Any:
-        """In place of torchvision's own reading, which unpickles."""
-        return read_torch(path, DOWNLOAD_AGAIN)
 
-    with mock.patch.object(WeightsEnum, "get_state_dict", read):
-        return _build(name, num_classes, kwargs, weights_backbone=default)
+def _read_by(weights: WeightsEnum, path: Path) -> WeightsEnum:
+    """Weights of torchvision that are read from this file in our way; its own way unpickles.
+
+    torchvision takes members of its own enumerations alone: this is a copy of one, which is not listed in it.
+    """
+    copied = object.__new__(type(weights))
+    vars(copied).update(vars(weights))
+    vars(copied)["get_state_dict"] = lambda *_, **__: read_torch(path, DOWNLOAD_AGAIN)
+    return copied
 
 
 def _loaded(name: str, num_classes: int, state: State, path: Path, kwargs: Mapping[str, Any]) -> nn.Module:
-    if not any(layer in state for layer in CLASS_LAYERS):
-        state = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")} or state
     model = trained_form(name, _build(name, num_classes, kwargs))
-    classes = _classes_of(model.state_dict(), state, num_classes)
-    source = model if classes == num_classes else trained_form(name, _build(name, classes, kwargs))
-    try:
-        source.load_state_dict(state)  # torchvision renames what older files call otherwise
-    except RuntimeError as error:
-        lines = [line.strip()[:200] for line in str(error).splitlines()[1:4]]
-        raise AdapterFileError(
-            f"{path} does not fit {name} as it was built; nothing was loaded:\n"
-            + "\n".join(f"  - {line}" for line in lines)
-            + "\nGive the weights of this model."
-        ) from None
-    if source is not model:
-        ours, theirs = model.state_dict(), source.state_dict()
-        model.load_state_dict({n: theirs[n] if theirs[n].shape == t.shape else t for n, t in ours.items()})
+    state, ours = network_state(model, state), model.state_dict()
+    fresh: list[str] = []
+    if 0 < (classes := _classes_of(ours, state, num_classes)) != num_classes:
+        with torch.device("meta"):
+            theirs = trained_form(name, _build(name, classes, kwargs)).state_dict()
+        fresh = [n for n, t in ours.items() if theirs[n].shape != t.shape]
+    load_into(model, state, path, f"{name} as it was built", "Give the weights of this model.", fresh)
     return model
 
 

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError, ConfigError, MissingFileError, did_you_mean
-from lora_lightning.models.checkpoint import refuse_adapter_beside
 from lora_lightning.models.hub import WEIGHTS, hub_files
+from lora_lightning.models.hub_folder import network_of, reading, refuse_adapter_beside
 from lora_lightning.utils.libraries import loading
 
 with loading("torchvision"):
@@ -173,7 +172,7 @@ def _folder(checkpoint: str) -> Path:
 
 def _loaded(folder: Path, num_classes: int, config: dict[str, Any]) -> tuple[nn.Module, Any]:
     refuse_adapter_beside(folder)
-    try:
+    with reading(folder, "RT-DETR"):
         found = transformers.AutoConfig.from_pretrained(
             folder, local_files_only=True, trust_remote_code=False
         )
@@ -182,47 +181,12 @@ def _loaded(folder: Path, num_classes: int, config: dict[str, Any]) -> tuple[nn.
         processor = RTDetrImageProcessor()
         if (folder / "preprocessor_config.json").is_file():
             processor = RTDetrImageProcessor.from_pretrained(folder, local_files_only=True)
-        with _quiet():
-            model, info = AutoModelForObjectDetection.from_pretrained(
-                folder,
-                num_labels=num_classes,
-                ignore_mismatched_sizes=True,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-                **config,
-            )
-    except AdapterFileError:
-        raise
-    except Exception as error:  # transformers', safetensors' or torch's own
-        reason = " ".join(str(error).split())[:300]
-        raise AdapterFileError(f"{folder} cannot be loaded as RT-DETR ({reason}).") from error
-    strange = [name for name, *_ in info["mismatched_keys"] if not _knows_classes(name)]
-    if bad := sorted([*info["missing_keys"], *strange]):
-        raise AdapterFileError(
-            f"{folder} does not fit its own config.json: {len(bad)} tensors are missing or of another "
-            f"shape, such as {bad[0]}. Copy or download it again."
-        )
-    if info["mismatched_keys"]:
+    options = {**config, "num_labels": num_classes}
+    model, fresh = network_of(folder, AutoModelForObjectDetection, "RT-DETR", _knows_classes, **options)
+    if fresh:
         logging.getLogger(__name__).info("%s: fresh layers for %d classes", folder, num_classes)
     return model, processor
 
 
 def _knows_classes(name: str) -> bool:
     return any(part in name for part in ("class_embed", "enc_score_head"))
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """transformers prints a table of layers of other sizes, which are wanted here, and a bar."""
-    log = transformers.logging
-    before, bar = log.get_verbosity(), log.is_progress_bar_enabled()
-    log.set_verbosity_error()
-    log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        log.set_verbosity(before)
-        if bar:
-            log.enable_progress_bar()

@@ -3,7 +3,6 @@ change."""
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,15 +18,14 @@ from lora_lightning.data.pipelines import (
     pipeline_state,
     without_unused_outputs,
 )
-from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
+from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.files.weights import load_into, network_state
 from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
 from lora_lightning.utils.libraries import loading
 
 with loading("torchaudio"):
     from torchaudio.models import Wav2Vec2Model, wav2vec2_model, wavlm_model
     from torchaudio.models.wav2vec2.wavlm_attention import WavLMSelfAttention
-
-logger = logging.getLogger(__name__)
 
 MASKED = -10_000.0  # added to the attention's scores, as torchaudio does; it fits into half precision
 TIME_SPAN, CHANNEL_SPAN = 10, 64  # of wav2vec 2.0's masks
@@ -251,34 +249,12 @@ def _built(name: str, params: Mapping[str, Any]) -> Wav2Vec2Model:
 
 def _load(model: Wav2Vec2Model, state: dict[str, Tensor], source: str, keep_head: bool) -> None:
     """All weights or none; without `keep_head` the output layer stays fresh unless it fits."""
-    expected = model.state_dict()
-    if not expected.keys() & state.keys():
-        state = {key.removeprefix("model."): tensor for key, tensor in state.items()}
-    head = [key for key in expected if key.startswith("aux.")]
-    fits = all(key in state and state[key].shape == expected[key].shape for key in head)
-    if not fits and not keep_head:
-        state = {key: tensor for key, tensor in state.items() if not key.startswith("aux.")}
-        state |= {key: expected[key] for key in head}
-        logger.info("fresh output layer, %d symbols", len(expected["aux.bias"]) if head else 0)
-    missing = [key for key in expected if key not in state]
-    foreign = [key for key in state if key not in expected]
-    shapes = [k for k in expected if k in state and state[k].shape != expected[k].shape]
-    if missing or foreign or shapes:
-        lines = [
-            f"{len(keys)} tensors are {what}: {'; '.join(keys[:3])}"
-            for keys, what in (
-                (missing, "missing"),
-                (foreign, "not of this model"),
-                (shapes, "of another shape"),
-            )
-            if keys
-        ]
-        raise AdapterFileError(
-            f"{source} does not fit the model as it was built; nothing was loaded:\n  - "
-            + "\n  - ".join(lines)
-            + "\nGive the name of the pipeline that the weights were made for."
-        )
-    model.load_state_dict(state)
+    stored, built = network_state(model, state), model.state_dict()
+    head = [key for key in built if key.startswith("aux.")]
+    fits = all(key in stored and stored[key].shape == built[key].shape for key in head)
+    fresh = () if fits or keep_head else ("aux",)
+    remedy = "Give the name of the pipeline that the weights were made for."
+    load_into(model, stored, source, "the model as it was built", remedy, fresh)
 
 
 def _distributed() -> bool:

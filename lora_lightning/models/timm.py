@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import logging
 import re
 import sys
 from collections.abc import Mapping, Sequence
@@ -13,11 +12,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from lora_lightning.errors import (
-    AdapterFileError,
-    ConfigError,
-    did_you_mean,
-)
+from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
+from lora_lightning.files.weights import load_into, network_state
 from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
 from lora_lightning.models.hub import pretrained_file
 from lora_lightning.utils.libraries import loading
@@ -26,9 +22,10 @@ with loading("timm"):
     import timm
     from timm.models import get_pretrained_cfg, model_entrypoint
 
-logger = logging.getLogger(__name__)
-
-SHOWN = 3  # tensors named of each kind when a checkpoint does not fit
+REMEDY = (
+    "Give the model the options that the weights were made with (img_size, depth, ...), or the weights of "
+    "this model."
+)
 
 
 def timm_model(
@@ -77,7 +74,9 @@ def timm_model(
     else:
         return _build(name, num_classes, kwargs)
     model = _build(name, num_classes, kwargs)
-    _load(model, state, name, path)
+    stored, built = network_state(model, state), model.state_dict()
+    fresh = [h for h in _head_names(model) if _rows(stored, h) != _rows(built, h)]
+    load_into(model, stored, path, f"{name} as it was built", REMEDY, fresh)
     return model
 
 
@@ -187,68 +186,3 @@ def _head_rows(name: str, state: Mapping[str, torch.Tensor]) -> int | None:
         return None
     head = named if isinstance(named, str) else named[0]
     return _rows(state, head) or _rows(state, f"model.{head}")
-
-
-def _load(model: nn.Module, state: dict[str, torch.Tensor], name: str, path: Path) -> None:
-    expected = model.state_dict()
-    if not expected.keys() & state.keys():
-        inner = {k.removeprefix("model."): v for k, v in state.items() if k.startswith("model.")}
-        state = inner or state
-    fresh = [h for h in _head_names(model) if _rows(state, h) != _rows(expected, h)]
-    required = _without(expected, fresh)
-    state = _without(state, fresh)
-    if problems := _misfits(required, state):
-        raise AdapterFileError(
-            f"{path} does not fit {name} as it was built; nothing was loaded:\n"
-            + "\n".join(f"  - {p}" for p in problems)
-            + "\nGive the model the options that the weights were made with (img_size, depth, "
-            "...), or the weights of this model."
-        )
-    model.load_state_dict({**expected, **state})
-    if fresh:
-        logger.info("%s: fresh head %s, %d classes", name, ", ".join(fresh), model.num_classes)
-
-
-def _without(state: Mapping[str, torch.Tensor], heads: list[str]) -> dict[str, torch.Tensor]:
-    prefixes = tuple(f"{head}." for head in heads)
-    return {key: value for key, value in state.items() if not key.startswith(prefixes)}
-
-
-def _misfits(required: Mapping[str, torch.Tensor], state: Mapping[str, torch.Tensor]) -> list[str]:
-    """What keeps this state from fitting: missing, foreign and wrongly shaped tensors."""
-    # Step counters of BatchNorm may be absent, as for torch itself: older files have none.
-    missing = [k for k in required if k not in state and not k.endswith("num_batches_tracked")]
-    foreign = [k for k in state if k not in required]
-    shapes = [
-        f"{k} is {_kind(state[k])} in the file, {_kind(required[k])} in the model"
-        for k in required
-        if k in state and _kind(state[k]) != _kind(required[k])
-    ]
-    problems = []
-    if missing:
-        problems.append(f"{_count(missing, 'missing')}: {_some(missing)}.")
-    if foreign:
-        near = "" if not missing else did_you_mean(foreign[0], missing)
-        hint = (
-            " It holds updates of LoRA: load it with lora_lightning.load_adapter."
-            if any("lora_" in k for k in foreign)
-            else ""
-        )
-        problems.append(f"{_count(foreign, 'not of this model')}: {_some(foreign)}.{near}{hint}")
-    if shapes:
-        problems.append(f"{_count(shapes, 'of another shape')}: {_some(shapes)}.")
-    return problems
-
-
-def _kind(tensor: torch.Tensor) -> str:
-    number = "" if tensor.is_floating_point() else f" {str(tensor.dtype).removeprefix('torch.')}"
-    return f"{tuple(tensor.shape)}{number}"
-
-
-def _count(items: list[str], what: str) -> str:
-    return f"1 tensor is {what}" if len(items) == 1 else f"{len(items)} tensors are {what}"
-
-
-def _some(items: list[str]) -> str:
-    rest = len(items) - SHOWN
-    return "; ".join(items[:SHOWN]) + (f"; and {rest} more" if rest > 0 else "")

@@ -11,8 +11,8 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from torch import Tensor, nn
 
 from lora_lightning.data.speech import SAMPLE_RATE
-from lora_lightning.errors import AdapterFileError, ConfigError, MissingFileError
-from lora_lightning.models.checkpoint import refuse_adapter_beside
+from lora_lightning.errors import ConfigError, MissingFileError
+from lora_lightning.models.hub_folder import network_of, reading
 from lora_lightning.utils.download import PROBE_SECONDS, failure_text, request_failure
 from lora_lightning.utils.libraries import loading
 
@@ -124,13 +124,10 @@ def whisper(
         AdapterFileError: they are damaged.
     """
     folder = _folder(name, checkpoint)
-    refuse_adapter_beside(folder)
-    try:
-        network = WhisperForConditionalGeneration.from_pretrained(folder, use_safetensors=True)
+    network, _ = network_of(folder, WhisperForConditionalGeneration, "Whisper")
+    with reading(folder, "Whisper"):
         tokenizer = WhisperTokenizer.from_pretrained(folder)
         features = WhisperFeatureExtractor.from_pretrained(folder)
-    except Exception as error:  # transformers', safetensors' or json's own
-        raise AdapterFileError(f"{folder} cannot be read as Whisper: {failure_text(error)}") from error
     if language is not None:
         try:
             tokenizer.set_prefix_tokens(language=language, task="transcribe", predict_timestamps=False)

@@ -172,7 +172,9 @@ def test_folders_that_do_not_hold_it(tmp_path):
     folder = saved(tmp_path / "b", small(3))
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "decoder_layers": 3}))
-    with pytest.raises(AdapterFileError, match=r"does not fit its own config\.json: .* missing"):
+    with pytest.raises(
+        AdapterFileError, match=r"does not fit RT-DETR as its own config\.json says.*\n.*missing"
+    ):
         rtdetr(3, checkpoint=str(folder))
 
 

@@ -1,7 +1,10 @@
 """Whisper from small files in its own formats: padding, loss, texts, adapters, and what is missing."""
 
+import shutil
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from small_whisper import small_whisper
 
 import lora_lightning as ll
@@ -77,6 +80,23 @@ def test_a_batch_is_heard_and_scored(folder):
     assert len(heard) == 2 and loss.isfinite()
 
 
+def test_weights_that_are_not_whole_are_refused(folder, tmp_path, capsys):
+    """transformers would fill the gap with random numbers, and tell the terminal."""
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    state = load_file(folder / "model.safetensors")
+    name = "model.encoder.layers.0.fc1.weight"
+    for wrong, says in (
+        ({}, "1 tensor is missing"),
+        ({name: state[name][:5].clone()}, r"\(5, 32\) in the file"),
+    ):
+        others = {n: t for n, t in state.items() if n != name}
+        save_file({**others, **wrong}, tmp_path / "model.safetensors", {"format": "pt"})
+        with pytest.raises(AdapterFileError, match=rf"does not fit Whisper(?s:.*){says}") as error:
+            whisper(checkpoint=str(tmp_path))
+        assert name in str(error.value)
+    assert capsys.readouterr() == ("", "")
+
+
 def test_what_is_missing_or_wrong(folder, tmp_path, monkeypatch):
     with pytest.raises(MissingFileError, match=r"has no config.json, model\.safetensors"):
         whisper(checkpoint=str(tmp_path))
@@ -90,7 +110,7 @@ def test_what_is_missing_or_wrong(folder, tmp_path, monkeypatch):
     for name in ("config.json", "preprocessor_config.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(AdapterFileError, match="cannot be read as Whisper"):
+    with pytest.raises(AdapterFileError, match="cannot be loaded as Whisper"):
         whisper(checkpoint=str(tmp_path))
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(AdapterFileError, match=r"holds adapter_config\.json: .* not loaded unasked"):
