@@ -71,9 +71,9 @@ def _merge(words: Sequence[str]) -> None:
     lacking = [option for option in needed if option.partition("=")[0] not in names]
     given = parsed(words, arguments.MERGE, [f"give {' and '.join(lacking)}."] if lacking else [])
     path, out = given.pop("ckpt"), given.pop("out")
-    export, inspection = _loaded("lora_lightning.files.merge"), _loaded("lora_lightning.app.inspect")
+    rebuild, inspection = _loaded("lora_lightning.app.rebuild"), _loaded("lora_lightning.app.inspect")
     with interruptible():
-        merged = export.merge_files(path, out, **given)
+        merged = rebuild.merge_files(path, out, **given)
     dtypes = {str(t.dtype).removeprefix("torch.") for t in merged.state.values() if t.is_floating_point()}
     print(f"{out}: {len(merged.state)} tensors of {' and '.join(sorted(dtypes))}")
     rounding = inspection.rounding_text(merged.largest, merged.relative)
