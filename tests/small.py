@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from lora_lightning import lora_parameters
+from lora_lightning import LoRAConfig, inject, lora_parameters
 from lora_lightning.files.checkpoint_digests import add_digests
 
 
@@ -60,6 +60,18 @@ def pretrained(build: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(7)
         return build()
+
+
+def adapted(build, seed: int = 0, **options) -> nn.Module:
+    """A model whose updates all change something."""
+    torch.manual_seed(seed)
+    model = build()
+    inject(model, LoRAConfig(rank=2, **options))
+    with torch.no_grad():
+        for parameter in lora_parameters(model):
+            if parameter.dim() > 1:
+                parameter.normal_(std=0.3)
+    return model
 
 
 def moved(model: nn.Module) -> nn.Module:

@@ -126,19 +126,16 @@ def checkpoint_problems(path: str, max_epochs: Any = None, trained: bool = False
     # DeepSpeed's, which it checks itself; with a .metadata beside, FSDP would unpickle that.
     if (file / "checkpoint").is_dir() and not (file / ".metadata").exists():
         return []
-    from lora_lightning.files.checkpoint_digests import check_digests
-    from lora_lightning.utils.torch_file import read_torch  # with it torch
+    from lora_lightning.files.checkpoint_read import read_checkpoint  # with it torch
 
+    remedy = (
+        "Give a Trainer checkpoint, such as checkpoints/last.ckpt; weights of a base model go into "
+        "model.checkpoint."
+    )
     try:
-        state = read_torch(file, "Give a Trainer checkpoint, such as checkpoints/last.ckpt.")
-        check_digests(state, file)
+        state = read_checkpoint(file, remedy)
     except AdapterFileError as error:
         return [f"{given}: {error}"]
-    if not isinstance(state, dict) or "state_dict" not in state:
-        return [
-            f"{given}: is not a Trainer's checkpoint: it has no state_dict."
-            " Weights of a base model go into model.checkpoint."
-        ]
     if "optimizer_states" not in state:
         return [f"{given}: holds weights only, without the optimizer: it cannot be resumed."]
     done = epochs_done(state)

@@ -18,7 +18,8 @@ from lora_lightning.files.pair import CONFIG_FILE, TENSOR_FILE, Pair, digest_of,
 from lora_lightning.kernels.quantized_tensor import QUANTIZERS
 from lora_lightning.layers.slot import Slot
 from lora_lightning.layers.update import LEAVES
-from lora_lightning.planning.plan import Plan
+from lora_lightning.planning.plan import LayerPlan, Plan
+from lora_lightning.utils.names import joined
 
 FORMAT = "lora_lightning"
 VERSION = 1
@@ -48,6 +49,10 @@ class SavedAdapter:
     quantized: dict[str, str] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     foreign: bool = False
+
+    def weight_name(self, layer: LayerPlan) -> str:
+        """Name in the base's state_dict of the weight that a planned layer updates."""
+        return joined(layer.module, self.slots[layer.name].parameter)
 
     def update_names(self) -> set[str]:
         """Names in `tensors` of the updates, by the plan."""

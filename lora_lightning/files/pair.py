@@ -17,6 +17,7 @@ from torch import Tensor
 
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.utils.atomic import make_folder, write_together
+from lora_lightning.utils.mapping_file import read_mapping
 from lora_lightning.utils.peft_names import PEFT_OPTIONS
 from lora_lightning.utils.torch_file import require_file
 from lora_lightning.utils.writers import on_the_way
@@ -24,8 +25,8 @@ from lora_lightning.utils.writers import on_the_way
 CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 GIVE = "Give a folder that save_adapter or PEFT wrote."
+SAVE_AGAIN = "Save the adapter again."
 PATIENCE = 1000  # readings of a folder into which others write all the time
-LARGEST_CONFIG = 16 * 2**20  # bytes; a thousand adapted layers take less than one MiB
 
 Pair = tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]  # configuration, tensors, their metadata
 
@@ -65,7 +66,7 @@ def read_pair(folder: str | os.PathLike[str]) -> Pair:
     for _ in range(PATIENCE):
         before = _stamps(folder)
         try:
-            about = _read_config(folder / CONFIG_FILE)
+            about = read_mapping(folder / CONFIG_FILE, SAVE_AGAIN)
             tensors, metadata = read_tensors(folder / TENSOR_FILE)
         except AdapterFileError:  # safetensors opens the file twice: that may be two files
             if _stamps(folder) == before:
@@ -84,7 +85,7 @@ def _fellow(folder: Path, metadata: Mapping[str, str]) -> dict[str, Any] | None:
     """The configuration on its way that belongs to the tensors that are there already."""
     for path in on_the_way(folder, CONFIG_FILE):
         with contextlib.suppress(AdapterFileError):  # it has just arrived
-            if _of_one_save(about := _read_config(path), metadata):
+            if _of_one_save(about := read_mapping(path, SAVE_AGAIN), metadata):
                 return about
     return None
 
@@ -100,27 +101,6 @@ def _stamps(folder: Path) -> list[tuple[int, int, int]]:
     """Of each of the two files, what changes when another takes its place."""
     stats = [os.stat(folder / name) for name in (CONFIG_FILE, TENSOR_FILE)]
     return [(s.st_ino, s.st_mtime_ns, s.st_size) for s in stats]
-
-
-def _read_config(path: Path) -> dict[str, Any]:
-    """A JSON object.
-
-    Raises:
-        AdapterFileError: it cannot be read, or is something else.
-    """
-    try:
-        with open(path, "rb") as file:
-            text = file.read(LARGEST_CONFIG + 1)
-        if len(text) > LARGEST_CONFIG:
-            raise ValueError(f"larger than {LARGEST_CONFIG >> 20} MiB")
-        about = json.loads(text.decode("utf-8"))
-    except OSError as error:
-        raise AdapterFileError(f"{path} cannot be read: {error.strerror or error}.") from None
-    except (ValueError, RecursionError) as error:
-        raise AdapterFileError(f"{path} is damaged: {error}. Save the adapter again.") from None
-    if not isinstance(about, dict):
-        raise AdapterFileError(f"{path} is not an adapter of lora_lightning: it holds no JSON object.")
-    return about
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
+from lora_lightning.layers.layer import slot_key
+from lora_lightning.utils.names import joined
 from lora_lightning.utils.tables import ROOT, format_table, percent, truncate_list
 
 
@@ -44,7 +46,11 @@ class LayerPlan:
 
     def tensor(self, part: str) -> str:
         """Name in a file of `lora_A`, `lora_B` or `lora_magnitude`."""
-        return f"{self.name}.{part}" if self.name else part
+        return joined(self.name, part)
+
+    def update(self, adapter: str) -> str:
+        """Name of an adapter's update of it in the model, and in a checkpoint's state_dict."""
+        return joined(self.module, f"lora.{adapter}.{slot_key(self.slot)}")
 
 
 @dataclass(frozen=True)

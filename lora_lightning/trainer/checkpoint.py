@@ -17,17 +17,17 @@ from torch.nn.modules.module import _IncompatibleKeys
 from lora_lightning.adapters.inject import activate, apply_plan, attach_adapter, eject
 from lora_lightning.adapters.state import ADVICE, is_injected, state_of
 from lora_lightning.errors import AdapterFileError
-from lora_lightning.files.checkpoint_digests import KEY, add_digests, check_digests
+from lora_lightning.files.checkpoint_digests import KEY, add_digests
+from lora_lightning.files.checkpoint_read import adapters_in, read_checkpoint, require_adapter
 from lora_lightning.files.compatibility import check_plan
 from lora_lightning.files.fingerprint import fingerprint_of, refusal_of_base
 from lora_lightning.files.format import SavedAdapter
-from lora_lightning.files.locate import adapters_in
 from lora_lightning.files.save_load import checkpoint_entry
+from lora_lightning.files.weights import torch_reasons
 from lora_lightning.layers.registry import lora_layers
 from lora_lightning.trainer.averaging import average_the_adapted
 from lora_lightning.trainer.hparams import refuse_calls
 from lora_lightning.trainer.state_dict import keep_trained_only
-from lora_lightning.utils.torch_file import read_torch
 
 GIVE = "Give a checkpoint that a Trainer with LoRACallback wrote."
 Module = TypeVar("Module", bound=nn.Module)
@@ -72,12 +72,8 @@ def load_from_checkpoint(
         AdapterFileError: the file cannot be read or is damaged, holds no adapter, or one that does not fit
             the module or its base; or a hyperparameter names what is to be called.
     """
-    checkpoint = read_torch(path, GIVE, map_location=map_location, weights_only=weights_only)
-    if not isinstance(checkpoint, dict) or KEY not in checkpoint:
-        raise AdapterFileError(
-            f"{path} was not saved with LoRACallback. Use {module_class.__name__}.load_from_checkpoint(path)."
-        )
-    check_digests(checkpoint, path)
+    checkpoint = read_checkpoint(path, GIVE, map_location=map_location, weights_only=weights_only)
+    require_adapter(checkpoint, path, f"Use {module_class.__name__}.load_from_checkpoint(path).")
     if weights_only:
         options |= refuse_calls(checkpoint, path, options)
     saved, active = adapters_in(checkpoint, str(path))
@@ -101,10 +97,8 @@ def load_from_checkpoint(
     try:
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
-        lines = [line.strip() for line in str(error).splitlines()[1:4]]
-        raise AdapterFileError(
-            f"{path} does not fit {module_class.__name__}: {' '.join(lines)[:500]}"
-        ) from None
+        reasons = " ".join(torch_reasons(error))
+        raise AdapterFileError(f"{path} does not fit {module_class.__name__}: {reasons}") from None
     module.__dict__["lora_trained"] = checkpoint[KEY].get("training", {})
     return module
 

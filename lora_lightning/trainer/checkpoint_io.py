@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from lightning.pytorch.plugins.io import CheckpointIO, TorchCheckpointIO
 
+from lora_lightning.files.checkpoint_read import GIVE
 from lora_lightning.utils.atomic import make_folder, write_whole
 from lora_lightning.utils.torch_file import read_torch
 
@@ -32,8 +33,7 @@ class WholeCheckpointIO(TorchCheckpointIO):
     ) -> dict[str, Any]:
         if "://" in str(path):
             return super().load_checkpoint(path, map_location, weights_only)
-        remedy = "Give a checkpoint that a Trainer wrote."
-        return read_torch(path, remedy, map_location=map_location, weights_only=weights_only)
+        return read_torch(path, GIVE, map_location=map_location, weights_only=weights_only)
 
 
 class Keeping(CheckpointIO):

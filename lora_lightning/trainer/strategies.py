@@ -9,12 +9,11 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lora_lightning.errors import UserError
-from lora_lightning.files.checkpoint_digests import check_digests
+from lora_lightning.files.checkpoint_read import checked, read_checkpoint
 from lora_lightning.kernels.quantized_tensor import is_quantized
 from lora_lightning.layers.registry import lora_layers
 from lora_lightning.trainer.compat import is_a
 from lora_lightning.trainer.state_dict import keep_trained_only_of, refuse_misfit
-from lora_lightning.utils.torch_file import read_torch
 
 UNSHARDED = ("SingleDeviceStrategy", "DDPStrategy")  # every process holds the parameters themselves
 
@@ -73,12 +72,9 @@ def _load_checked(strategy: Any, path: Any, *args: Any, **options: Any) -> Any:
         AdapterFileError: the file is damaged, or does not fit the model's updates.
     """
     if is_a(strategy, *UNSHARDED):
-        checkpoint = type(strategy).load_checkpoint(strategy, path, *args, **options)
-        check_digests(checkpoint, path)
-        return checkpoint
+        return checked(type(strategy).load_checkpoint(strategy, path, *args, **options), path)
     if not Path(path).is_dir() and "://" not in str(path):
-        whole = read_torch(path, "Give a checkpoint that a Trainer wrote.", mmap=True)
-        check_digests(whole, path)
+        whole = read_checkpoint(path, mmap=True)
         if is_a(strategy, "ModelParallelStrategy"):
             refuse_misfit(strategy.lightning_module, whole["state_dict"], strict=True)
     return type(strategy).load_checkpoint(strategy, path, *args, **options)

@@ -44,6 +44,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
     return module
 
 
+def joined(module: str, leaf: str) -> str:
+    """The name of something in a module; "" is the model itself."""
+    return f"{module}.{leaf}" if module and leaf else module or leaf
+
+
 def named_modules(model: nn.Module, all_names: bool = False) -> dict[str, nn.Module]:
     """As `model.named_modules()`, in its order and without wrappers; with `all_names` a shared module by each
     of its names."""
@@ -59,7 +64,7 @@ def _walk(module: nn.Module, name: str, seen: set[nn.Module] | None) -> Iterator
     yield name, module
     for key, child in module._modules.items():
         if child is not None:
-            yield from _walk(child, f"{name}.{key}" if name else key, seen)
+            yield from _walk(child, joined(name, key), seen)
 
 
 def named_children(module: nn.Module) -> dict[str, nn.Module]:
@@ -76,14 +81,14 @@ def named_parameters(model: nn.Module, all_names: bool = False) -> dict[str, nn.
         for leaf, parameter in module._parameters.items():
             if parameter is not None and (all_names or id(parameter) not in seen):
                 seen.add(id(parameter))
-                found[f"{name}.{leaf}" if name else leaf] = parameter
+                found[joined(name, leaf)] = parameter
     return found
 
 
 def named_buffers(model: nn.Module) -> dict[str, Tensor]:
     """As `model.named_buffers()`, without wrappers in the names."""
     return {
-        f"{name}.{leaf}" if name else leaf: buffer
+        joined(name, leaf): buffer
         for name, module in named_modules(model).items()
         for leaf, buffer in module._buffers.items()
         if buffer is not None

@@ -5,7 +5,7 @@ import pickle
 
 import pytest
 import torch
-from small import BATCHES, cnn, encoder, mlp, vit
+from small import BATCHES, adapted, cnn, encoder, mlp, vit
 from torch import nn
 
 import lora_lightning as ll
@@ -19,18 +19,6 @@ CONFIGS = {
     "affine": {"train_norm": "affine"},
     "bias": {"train_bias": "all"},
 }
-
-
-def adapted(build, seed: int = 0, **options) -> nn.Module:
-    """A model whose updates all change something."""
-    torch.manual_seed(seed)
-    model = build()
-    ll.inject(model, ll.LoRAConfig(rank=2, **options))
-    with torch.no_grad():
-        for parameter in ll.lora_parameters(model):
-            if parameter.dim() > 1:
-                parameter.normal_(std=0.3)
-    return model
 
 
 def base_weights(model: nn.Module) -> dict[str, torch.Tensor]:

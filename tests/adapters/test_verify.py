@@ -2,8 +2,7 @@
 
 import pytest
 import torch
-from small import BATCHES, cnn, encoder, mlp, vit
-from test_inject import adapted
+from small import BATCHES, adapted, cnn, encoder, mlp, vit
 from torch import nn
 
 import lora_lightning as ll

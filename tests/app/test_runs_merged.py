@@ -82,7 +82,7 @@ def test_the_entry_is_small_and_the_page_tells_of_the_training(run):
     assert all(torch.equal(t, two.tensors[n]) for n, t in one.tensors.items())
     entry = checkpoint[KEY]
     adapter = entry["adapters"]["default"]
-    broken = [{k: v for k, v in entry.items() if k != key} for key in ("base", "active", "adapters")]
+    broken = [{k: v for k, v in entry.items() if k != key} for key in ("fingerprint", "active", "adapters")]
     for key in ("config", "plan", "slots", "extra_trainables"):
         broken.append({**entry, "adapters": {"default": {k: v for k, v in adapter.items() if k != key}}})
     for damaged in broken:

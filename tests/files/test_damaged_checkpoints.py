@@ -199,7 +199,7 @@ def odd_files(folder):
         ("code.ckpt", "holds code; nothing in it was run"),
         ("empt.ckpt", "does not exist.*Did you mean .*empty.ckpt"),
         ("no\0name.ckpt", "cannot be read: embedded null byte"),
-        ("list.ckpt", "was not saved with LoRACallback|no Trainer's checkpoint|no state_dict"),
+        ("list.ckpt", "is not a Trainer's checkpoint: it has no state_dict"),
     ]
 
 
@@ -211,7 +211,7 @@ def test_odd_files_are_named(tmp_path):
         if name != "folder.ckpt":
             with pytest.raises(ll.AdapterFileError, match=told):
                 inspect(path)
-        if name not in ("list.ckpt", "no\0name.ckpt"):
+        if name != "no\0name.ckpt":
             run = trainer(tmp_path, ll.LoRACallback(rank=2, verbose=False), enable_checkpointing=False)
             with pytest.raises(ll.AdapterFileError, match=told):
                 run.validate(Classifier(), loader(), ckpt_path=path, weights_only=True)

@@ -224,7 +224,7 @@ def test_a_page_holds_no_orders_to_the_terminal(adapter, tmp_path):
         "recipe": "",
         "training": {},
         "base_class": "",
-        "base": "",
+        "fingerprint": "",
         "layers": 1,
     }
     about = json.dumps({**about, "rounding": [0, 0]})

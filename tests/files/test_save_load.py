@@ -7,8 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from small import BATCHES, Classifier, cnn, encoder, mlp, vit
-from test_inject import adapted
+from small import BATCHES, Classifier, adapted, cnn, encoder, mlp, vit
 
 import lora_lightning as ll
 from lora_lightning.files.format import read_adapter, write_adapter
