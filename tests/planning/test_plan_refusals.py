@@ -107,6 +107,12 @@ def problem_of(name: str, **options) -> str:
     return ""
 
 
+def test_dropout_of_an_output_projection_that_attention_reads():
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(4, 2)})
+    with pytest.raises(ll.ConfigError, match=r"dropout=0\.1: attention\.out_proj are read"):
+        ll.plan(model, ll.LoRAConfig(target_modules=["out_proj"], modules_to_save=None, dropout=0.1))
+
+
 @pytest.mark.parametrize("name", LAYERS)
 def test_dropout_where_it_cannot_act(name):
     problem = problem_of(name, dropout=0.1)

@@ -81,6 +81,19 @@ def test_counts_are_those_of_the_injected_model():
             assert done.total == sum(p.numel() for p in model.parameters())
 
 
+def test_the_biases_that_train():
+    found = {}
+    for train_bias in ("none", "lora_only", "all"):
+        model = mlp()
+        ll.inject(model, ll.LoRAConfig(target_modules=["0"], modules_to_save=None, train_bias=train_bias))
+        found[train_bias] = [n for n, p in model.named_parameters() if p.requires_grad and "lora" not in n]
+    assert found == {
+        "none": [],
+        "lora_only": ["0.bias"],
+        "all": [f"{i}.bias" for i in (0, 1, 3, 5)],
+    }
+
+
 @pytest.mark.parametrize(
     ("patterns", "expected"),
     [

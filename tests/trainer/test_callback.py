@@ -124,6 +124,13 @@ def test_a_missing_head_or_buffer_is_not_forgiven(tmp_path):
             )
 
 
+def test_missing_updates_are_not_forgiven_where_loading_is_not_strict(tmp_path):
+    module = fit(tmp_path, Classifier(), ll.LoRACallback(rank=2), max_epochs=1).lightning_module
+    state = {n: t for n, t in module.state_dict().items() if not n.endswith("lora_B")}
+    with pytest.raises(ll.AdapterFileError, match="lacks 2 of the model's 4 LoRA tensors"):
+        module.load_state_dict(state, strict=False)
+
+
 class Late(Classifier):
     """Builds its network in `where`, as modules for sharded training do."""
 
