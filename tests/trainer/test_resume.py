@@ -75,6 +75,24 @@ def test_resumed_from_each_checkpoint_the_run_ends_the_same(saver, options, tmp_
         assert not differ, f"{differ} of {len(wanted)} tensors, resumed from {file.name}"
 
 
+def test_gradients_accumulated_since_the_last_step_are_taken_up(tmp_path):
+    class SavesWithin(ll.LoRACallback):
+        def on_train_batch_end(self, trainer, *args):
+            super().on_train_batch_end(trainer, *args)
+            if args[-1] == 1 and trainer.current_epoch == 0:
+                trainer.save_checkpoint(tmp_path / "within.ckpt")
+
+    wanted, _ = fit(tmp_path / "straight", "epochs", "accumulating", callback=lambda: SavesWithin(rank=2))
+    found, _ = fit(
+        tmp_path / "resumed",
+        "epochs",
+        "accumulating",
+        path=tmp_path / "within.ckpt",
+        callback=lambda: ll.LoRACallback(rank=2),
+    )
+    assert all(torch.equal(a, b) for a, b in zip(wanted, found))
+
+
 def test_without_lora_too(tmp_path):
     wanted, files = fit(tmp_path / "straight", "steps", "epochs", callback=ll.ExactResume)
     found, _ = fit(tmp_path / "resumed", "steps", "epochs", path=files[3], callback=ll.ExactResume)
