@@ -24,10 +24,10 @@ class Tones(nn.Module):
         t = torch.arange(WINDOW) / RATE
         waves = [f(2 * math.pi * p * t) for p in PITCHES.values() for f in (torch.sin, torch.cos)]
         self.weight = nn.Parameter(torch.stack(waves)[:, None] / WINDOW)
-        self.predict_and_loss: list[tuple[int, ...]] = []
+        self.heard: list[tuple[int, ...]] = []
 
     def forward(self, waves: torch.Tensor, lengths: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        self.predict_and_loss.append(tuple(waves.shape))
+        self.heard.append(tuple(waves.shape))
         y = torch.conv1d(waves[:, None], self.weight, stride=HOP)  # (batch, 2 * letters, frames)
         energy = y.view(len(waves), len(PITCHES), 2, -1).square().sum(2).sqrt()
         logits = torch.cat([torch.full_like(energy[:, :1], 0.15), energy], 1).transpose(1, 2) * 60
