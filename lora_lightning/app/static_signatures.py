@@ -32,10 +32,12 @@ def static_signature(target: str) -> inspect.Signature | None:
 def missing_name(target: str) -> str | None:
     """Why a dotted name cannot exist, when its module can be read and binds no such name."""
     module, _, name = target.rpartition(".")
-    tree = _tree(module)
-    if tree is None or any(isinstance(n, ast.ImportFrom) and n.names[0].name == "*" for n in tree.body):
+    read = _read(module)
+    if read is None:
         return None
-    names = {bound for statement in ast.walk(tree) for bound in _bound(statement)}
+    tree, names = read
+    if any(isinstance(n, ast.ImportFrom) and n.names[0].name == "*" for n in tree.body):
+        return None
     if name in names or "__getattr__" in names or _spec(target) is not None:
         return None
     public = [n for n in names if not n.startswith("_")]
@@ -43,10 +45,11 @@ def missing_name(target: str) -> str | None:
 
 
 def _signature(module: str, name: str, depth: int) -> inspect.Signature | None:
-    tree = _tree(module)
-    if tree is None or not depth:
+    read = _read(module)
+    if read is None or not depth:
         return None
-    binding = [statement for statement in ast.walk(tree) if name in _bound(statement)]
+    tree, bindings = read
+    binding = bindings.get(name, [])
     if len(binding) != 1 or binding[0] not in tree.body:
         return None
     found = binding[0]
@@ -119,17 +122,23 @@ def _absolute(module: str, found: ast.ImportFrom) -> str:
     return f"{package}.{found.module}" if found.module else package
 
 
-def _tree(module: str) -> ast.Module | None:
+def _read(module: str) -> tuple[ast.Module, dict[str, list[ast.AST]]] | None:
+    """What the module's file holds, and the statements that bind each name."""
     spec = _spec(module)
     return _parsed(spec.origin) if spec and spec.origin and spec.origin.endswith(".py") else None
 
 
 @functools.lru_cache(maxsize=64)
-def _parsed(file: str) -> ast.Module | None:
+def _parsed(file: str) -> tuple[ast.Module, dict[str, list[ast.AST]]] | None:
     try:
-        return ast.parse(Path(file).read_bytes())
+        tree = ast.parse(Path(file).read_bytes())
     except (OSError, SyntaxError, ValueError):
         return None
+    bindings: dict[str, list[ast.AST]] = {}
+    for statement in ast.walk(tree):
+        for name in dict.fromkeys(_bound(statement)):
+            bindings.setdefault(name, []).append(statement)
+    return tree, bindings
 
 
 def _spec(module: str) -> ModuleSpec | None:

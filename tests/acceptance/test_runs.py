@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import pickle
+import runpy
 import signal
 import subprocess
 import sys
@@ -264,9 +265,16 @@ def test_cifar_with_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     )
 
 
-def test_help_is_a_page_for_people(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
-        main(["--help"])
+def test_help_is_a_page_for_people(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
+    handler = signal.getsignal(signal.SIGINT)  # which train.py changes
+    try:
+        with pytest.raises(SystemExit) as caught:
+            runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
+    finally:
+        signal.signal(signal.SIGINT, handler)
     assert caught.value.code == 0
     page = capsys.readouterr().out
     for words in (
@@ -280,6 +288,7 @@ def test_help_is_a_page_for_people(capsys: pytest.CaptureFixture[str]) -> None:
     assert all(len(line) <= 100 for line in page.splitlines())
 
 
+@pytest.mark.slow  # by default the built wheel's process promises the same
 def test_a_real_process(tmp_path: Path) -> None:
     """`python train.py` in an empty folder: nothing on stderr, nothing but the run folder left."""
     done = shell("debug=fast")

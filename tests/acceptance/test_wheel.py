@@ -26,6 +26,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_the_recipes_and_weights_and_runs_from_any_folder(
     wheel: Path, tmp_path: Path
 ) -> None:
+    """A process in an empty folder: nothing on stderr, nothing but the run folder left."""
     site, elsewhere = tmp_path / "site", tmp_path / "elsewhere"
     elsewhere.mkdir()
     with zipfile.ZipFile(wheel) as archive:
@@ -34,11 +35,7 @@ def test_the_wheel_holds_the_recipes_and_weights_and_runs_from_any_folder(
     assert (site / "lora_lightning" / "models" / "weights" / "conformer_us.safetensors").is_file()
     environment = {**os.environ, "PYTHONPATH": str(site), "OMP_NUM_THREADS": "1"}
     where = "import lora_lightning; print(lora_lightning.__file__)"
-    start = "from lora_lightning.app.cli import main; main()"
-    found = subprocess.run(
-        [sys.executable, "-c", where], cwd=elsewhere, env=environment, capture_output=True, text=True
-    )
-    assert found.stdout.startswith(str(site))
+    start = f"{where}; from lora_lightning.app.cli import main; main()"
     run = subprocess.run(
         [sys.executable, "-c", start, "train", *RUN],
         cwd=elsewhere,
@@ -47,8 +44,12 @@ def test_the_wheel_holds_the_recipes_and_weights_and_runs_from_any_folder(
         text=True,
     )
     assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    assert run.stdout.startswith(str(site))
     assert "method  test accuracy %" in run.stdout
+    assert "LoRA" in run.stdout
     assert (elsewhere / "outputs" / "vit_digits").is_dir()
+    assert [path.name for path in elsewhere.iterdir()] == ["outputs"]
 
 
 @pytest.mark.slow

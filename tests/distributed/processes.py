@@ -1,4 +1,5 @@
-"""Programs of several processes for the tests: free ports, a time limit each, nothing left running."""
+"""Programs of several processes for the tests: free ports, a time limit each, nothing left running; and
+what their ranks must agree in."""
 
 import contextlib
 import os
@@ -8,6 +9,8 @@ import subprocess
 import sys
 import uuid
 from pathlib import Path
+
+import torch
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -69,3 +72,13 @@ def run(script: str, *arguments: object, timeout: float = 300, **more: object) -
     )
     assert code == 0, f"exit code {code}\n{output[-4000:]}\n{errors[-8000:]}"
     return output + errors
+
+
+def same(ranks: list[dict]) -> bool:
+    return all(torch.equal(ranks[0][n], rank[n]) for rank in ranks for n in ranks[0])
+
+
+def close(found: dict, wanted: dict) -> None:
+    assert found.keys() == wanted.keys() and any("lora_B" in n and t.any() for n, t in wanted.items())
+    for name, tensor in wanted.items():  # a mean over shares rounds otherwise than over the whole
+        torch.testing.assert_close(found[name], tensor, rtol=1e-4, atol=1e-6, msg=name)

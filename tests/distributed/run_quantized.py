@@ -1,9 +1,5 @@
-"""Trains a quantized ViT on the CPU by DDP and saves its weights, one file a rank: run by test_ddp.py.
+"""Trains a quantized ViT on the CPU by DDP and saves its weights, one file a rank: a part of run_together.py."""
 
-Arguments: number of processes; samples a batch in each process; folder.
-"""
-
-import sys
 from pathlib import Path
 
 import torch
@@ -13,7 +9,6 @@ import lora_lightning as ll
 
 
 def train(processes: int, batch: int, folder: Path) -> None:
-    torch.set_num_threads(1)
     torch.manual_seed(0)
     module = Classifier(pretrained(vit), lr=0.01)
     ll.quantize(module, "int8")
@@ -26,6 +21,3 @@ def train(processes: int, batch: int, folder: Path) -> None:
     state["codes"] = weight.codes
     torch.save(state, folder / f"rank{run.global_rank}.pt")
 
-
-if __name__ == "__main__":
-    train(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]))

@@ -1,7 +1,7 @@
 """Shards a small adapted ViT over two processes by torch alone, trains it beside an unsharded copy and
-checks what must be equal: run by test_sharded.py.
+checks what must be equal: run by test_sharded.py, and with fsdp2 a part of run_together.py.
 
-Arguments: fsdp2, fsdp or fsdp_blocks; folder.
+Arguments: fsdp or fsdp_blocks; folder.
 """
 
 import copy

@@ -1,10 +1,6 @@
 """Trains a module with an unused layer in two processes, with and without DDP's search for unused
-parameters, and saves what each of them raised: run by test_ddp.py.
+parameters, and saves what each of them raised: a part of run_together.py."""
 
-Argument: folder.
-"""
-
-import sys
 from pathlib import Path
 
 import torch
@@ -12,9 +8,7 @@ from small import Classifier, loader, mlp, trainer
 
 import lora_lightning as ll
 
-if __name__ == "__main__":
-    folder = Path(sys.argv[1])
-    torch.set_num_threads(1)
+def train(folder: Path) -> None:
     errors = []
     for strategy in ("ddp_find_unused_parameters_true", "ddp"):
         module = Classifier(mlp())

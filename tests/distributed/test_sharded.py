@@ -15,14 +15,8 @@ FILE = "adapter_model.safetensors"
 KINDS = ("model_parallel", "fsdp")
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        "fsdp2",
-        pytest.param("fsdp", marks=pytest.mark.slow),
-        pytest.param("fsdp_blocks", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.slow  # "fsdp2" is a part of run_together.py
+@pytest.mark.parametrize("kind", ["fsdp", "fsdp_blocks"])
 def test_two_shards_train_what_the_whole_model_does(kind, tmp_path):
     """Values, frozen weights, the adapter's file and what is refused: see run_sharded.py."""
     run("run_sharded.py", kind, tmp_path)
