@@ -20,4 +20,3 @@ def train(processes: int, batch: int, folder: Path) -> None:
     weight = module.model.blocks[0].attn.qkv._parameters["weight"]
     state["codes"] = weight.codes
     torch.save(state, folder / f"rank{run.global_rank}.pt")
-

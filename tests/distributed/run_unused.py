@@ -8,6 +8,7 @@ from small import Classifier, loader, mlp, trainer
 
 import lora_lightning as ll
 
+
 def train(folder: Path) -> None:
     errors = []
     for strategy in ("ddp_find_unused_parameters_true", "ddp"):
