@@ -19,8 +19,9 @@ from lora_lightning.adapters.state import Adapter, extra_tensors, is_injected, s
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
 from lora_lightning.files.compatibility import check_fit, fitted, network_of, not_finite, refuse
-from lora_lightning.files.fingerprint import fingerprint_of, frozen_tensors
+from lora_lightning.files.fingerprint import frozen_tensors
 from lora_lightning.files.format import SavedAdapter, write_adapter
+from lora_lightning.files.frozen_base import FrozenBase, frozen_base
 from lora_lightning.files.locate import read_any
 from lora_lightning.files.pair import write_pair
 from lora_lightning.files.peft_write import to_peft
@@ -85,13 +86,13 @@ def lora_state_dict(model: nn.Module, adapter: str | None = None) -> dict[str, T
 
 
 def saved_adapter(
-    model: nn.Module, adapter: str | None = None, fingerprint: dict[str, str] | None = None
+    model: nn.Module, adapter: str | None = None, base: FrozenBase | None = None
 ) -> SavedAdapter:
     """An adapter of the model as it would be written; its tensors are the model's own.
 
     Args:
         adapter: None is the first selected one.
-        fingerprint: the base's fingerprint, where it is known already.
+        base: what is known of the base already; None looks at it.
 
     Raises:
         UserError: the model is not adapted, or has no adapter of this name.
@@ -105,16 +106,16 @@ def saved_adapter(
     for layer in record.plan.layers:
         updates = cast(Any, submodule(model, layer.module)).lora[name]
         slots[layer.name] = cast(LowRankUpdate, updates[slot_key(layer.slot)]).slot
-    network = submodule(model, network_of(model, record.plan))
-    base_class = plain_class(network)
+    base = frozen_base(model) if base is None else base
+    base_class = plain_class(submodule(model, network_of(model, record.plan)))
     return SavedAdapter(
         record.config,
         record.plan,
         lora_state_dict(model, name),
         slots,
         base_class.__name__,
-        fingerprint_of(model) if fingerprint is None else fingerprint,
-        {n: t.kind for n, t in frozen_tensors(model).items() if isinstance(t, QuantizedTensor)},
+        base.fingerprint,
+        base.quantized,
         _training(model),
     )
 
@@ -231,18 +232,19 @@ def _warn_of_floats(model: nn.Module, saved: SavedAdapter, folder: str | os.Path
         )
 
 
-def checkpoint_entry(model: nn.Module, fingerprint: dict[str, str] | None = None) -> dict[str, Any]:
+def checkpoint_entry(model: nn.Module, base: FrozenBase | None = None) -> dict[str, Any]:
     """What a Trainer's checkpoint says of the adapters whose updates stand in its state_dict. There the
     heads and norms have the values of the first selected one; those of the others are in the entry.
 
     Args:
-        fingerprint: the fingerprint of before the weights were sharded; None takes it now.
+        base: what is known of the base already; None looks at it.
     """
     state = state_of(model)
+    base = frozen_base(model) if base is None else base
     adapters, about = {}, {}
     for name in sorted(state.adapters, key=lambda n: n == state.adapter):
-        saved = saved_adapter(model, name, fingerprint)
-        about, fingerprint = saved.description(), saved.fingerprint
+        saved = saved_adapter(model, name, base)
+        about = saved.description()
         parts = {key: about.pop(key) for key in ("config", "plan", "slots")}
         updates = saved.update_names()
         own = [n for n in saved.tensors if n not in updates]

@@ -22,6 +22,7 @@ from lora_lightning.files.checkpoint_read import adapters_in, read_checkpoint, r
 from lora_lightning.files.compatibility import check_plan
 from lora_lightning.files.fingerprint import fingerprint_of, refusal_of_base
 from lora_lightning.files.format import SavedAdapter
+from lora_lightning.files.frozen_base import KnownBase
 from lora_lightning.files.save_load import checkpoint_entry
 from lora_lightning.files.weights import torch_reasons
 from lora_lightning.layers.registry import lora_layers
@@ -38,13 +39,13 @@ def describe_checkpoints(module: Any, guarded: bool, check_base: bool = True) ->
     the adapter that was saved, before its weights are restored.
 
     Args:
-        guarded: write checkpoints that a module without LoRA refuses, see `_guard`; not where weights will
-            be sharded, and the base is known by its values of now.
+        guarded: write checkpoints that a module without LoRA refuses, see `add_tripwire`; not where weights
+            will be sharded, and the base is known by its values of now.
         check_base: refuse checkpoints of a run with other frozen weights.
     """
-    fingerprint = None if guarded else fingerprint_of(module)
-    module.on_save_checkpoint = partial(write_entry, module, guarded, fingerprint)
-    module.on_load_checkpoint = partial(restore_entry, module, check_base, fingerprint)
+    base = KnownBase(module, fixed=not guarded)
+    module.on_save_checkpoint = partial(write_entry, module, guarded, base)
+    module.on_load_checkpoint = partial(restore_entry, module, check_base, base)
 
 
 def load_from_checkpoint(
@@ -107,13 +108,17 @@ def _load_nothing(self: nn.Module, *args: Any, **options: Any) -> Any:
     return _IncompatibleKeys([], [])
 
 
-def write_entry(
-    module: Any, guarded: bool, fingerprint: dict[str, str] | None, checkpoint: dict[str, Any]
-) -> None:
+def write_entry(module: Any, guarded: bool, base: KnownBase, checkpoint: dict[str, Any]) -> None:
+    """Note in a checkpoint which adapters it holds, on which base.
+
+    Args:
+        guarded: as in `describe_checkpoints`.
+        base: of the module.
+    """
     type(module).on_save_checkpoint(module, checkpoint)
     if not is_injected(module):
         return
-    checkpoint[KEY] = {**checkpoint.get(KEY, {}), **checkpoint_entry(module, fingerprint)}
+    checkpoint[KEY] = {**checkpoint.get(KEY, {}), **checkpoint_entry(module, base.now())}
     if guarded and not module.lora_full_state_dict:
         add_tripwire(module, checkpoint["state_dict"])
     if module._trainer is None or module._trainer.is_global_zero:  # who writes the file
@@ -130,9 +135,7 @@ def add_tripwire(module: nn.Module, state: dict[str, Any]) -> None:
             return
 
 
-def restore_entry(
-    module: Any, check_base: bool, fingerprint: dict[str, str] | None, checkpoint: dict[str, Any]
-) -> None:
+def restore_entry(module: Any, check_base: bool, base: KnownBase, checkpoint: dict[str, Any]) -> None:
     """Refuse a checkpoint of another base. Give the module the other adapters of the file, and a plan with
     other ranks, made by the same configuration (from other data), for its own."""
     type(module).on_load_checkpoint(module, checkpoint)
@@ -140,9 +143,7 @@ def restore_entry(
         return
     saved, active = adapters_in(checkpoint, "the checkpoint")
     if check_base:
-        _check_base(
-            fingerprint_of(module) if fingerprint is None else fingerprint, checkpoint, "the checkpoint"
-        )
+        _check_base(base.now().fingerprint, checkpoint, "the checkpoint")
     module.__dict__["lora_trained"] = checkpoint[KEY].get("training", {})
     here = state_of(module)
     if active != here.active and set(active) <= here.adapters.keys() | saved.keys():
