@@ -83,6 +83,13 @@ def test_an_output_layer_tied_to_an_embedding_stays_frozen():
     assert planned.skipped["lm_head"] == "tied to an embedding"
 
 
+def test_an_output_layer_tied_to_another_layer_stays_frozen():
+    model = nn.ModuleDict({"inner": nn.Linear(4, 4), "head": nn.Linear(4, 4)})
+    assert ll.plan(model).heads == ["head"]
+    model["head"].weight = model["inner"].weight
+    assert ll.plan(model).heads == []
+
+
 def test_a_tied_output_layer_trains_when_it_is_named():
     model = tied()
     planned = ll.inject(model, ll.LoRAConfig(rank=2, modules_to_save=["lm_head"]))

@@ -69,6 +69,15 @@ def test_auto_on_torchvision(name, adapted, heads):
     assert (len(plan.layers), plan.heads) == (adapted, heads)
 
 
+def test_auto_leaves_the_seven_convolutions_before_wav2vec2s_blocks():
+    import torchaudio
+
+    with torch.device("meta"):
+        model = torchaudio.models.wav2vec2_base()
+    plan = ll.plan(model, ll.LoRAConfig(rank=2))
+    assert len(plan.layers) == 12 * 6 and not any("feature_extractor" in p.name for p in plan.layers)
+
+
 def test_counts_are_those_of_the_injected_model():
     for build in (mlp, cnn, vit, encoder):
         for options in ({}, {"use_dora": True}, {"train_norm": "affine", "train_bias": "all"}):
