@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from lora_lightning.app.command_line import check_command_line, flags_first
-from lora_lightning.app.compose import CONF, RECIPES, config_loader
+from lora_lightning.app.command_line import CommandLine
+from lora_lightning.app.compose import CONF, RECIPES, shipped
 from lora_lightning.errors import ConfigError
 
 GOOD = [
@@ -88,6 +88,10 @@ BAD = [
 ]  # fmt: skip
 
 
+def check_command_line(words: list[str]) -> None:
+    CommandLine(words).check()
+
+
 @pytest.mark.parametrize("line", GOOD)
 def test_a_good_line_passes(line: str) -> None:
     check_command_line(line.split())
@@ -139,8 +143,8 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_flags_may_stand_anywhere() -> None:
-    words = ["lora.rank=2,4", "-m", "~recipe", "--cfg", "job"]
-    assert flags_first(words) == ["-m", "--cfg", "job", "lora.rank=2,4", "~recipe"]
+    line = CommandLine(["lora.rank=2,4", "-m", "~recipe", "--cfg", "job"])
+    assert line.for_hydra() == ["--multirun", "--cfg=job", "lora.rank=2,4", "~recipe"]
 
 
 def test_every_recipe_is_sound_and_says_how_to_run_it() -> None:
@@ -180,7 +184,7 @@ def problems_of_line(words: list[str]) -> list[str]:
     return []
 
 
-GROUPS = [group for group in config_loader(None).list_groups("") if group != "hydra"]
+GROUPS = shipped().groups()
 
 
 @pytest.mark.parametrize("value", ["null", "[]", "[null]", "[1,a]", "{}", "{a:null}", "3", "true", "''"])
