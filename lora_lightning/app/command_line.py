@@ -101,7 +101,7 @@ class CommandLine:
         if sweeps and not self.flags.multirun and not self._is_sweep():
             self.problems += map(_sweep_without_flag, sweeps)
             overrides = [o for o in overrides if o not in sweeps]
-        whole = not sweeps and not self.flags.multirun
+        whole = not (sweeps or self.flags.multirun or self.problems)
         single, configs = None, []
         for variant in _variants(overrides, self.known, self.problems):
             single, config = check_variant(self.known, variant, whole, self.problems)

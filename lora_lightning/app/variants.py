@@ -37,7 +37,7 @@ def check_variant(
     if whole and len(problems) == before:
         with contextlib.suppress(*UNCOMPOSABLE):
             single = config = known.compose([str(o.input_line) for o in overrides])
-    if config is None and (config := _from_groups(known, groups, values, problems)) is None:
+    if config is None and (config := from_groups(known, groups, values, problems)) is None:
         return None, None
     find_user_modules(config.hydra.runtime.config_sources)
     if OmegaConf.select(config, "lora.enabled") is False:
@@ -53,7 +53,7 @@ def check_variant(
 def parted(
     known: Configurations, overrides: Sequence[Override], problems: list[str]
 ) -> tuple[list[str], list[Override]]:
-    """Choices of groups that there are; and values."""
+    """Choices of groups, each of which there is; and values."""
     groups, values = [], []
     for override in overrides:
         if choices := known.choices(override.key_or_group):
@@ -66,10 +66,10 @@ def parted(
     return groups, values
 
 
-def _from_groups(
+def from_groups(
     known: Configurations, groups: list[str], values: Sequence[Override], problems: list[str]
 ) -> DictConfig | None:
-    """What can be composed of these; problems name what cannot."""
+    """What can be composed of these, one value after the other; problems name what cannot."""
     config = known.compose_groups(groups)
     while isinstance(config, str):
         bad = next((g for g in groups if isinstance(known.compose_groups([g]), str)), (groups or [""])[-1])

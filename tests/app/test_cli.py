@@ -73,7 +73,10 @@ LINES = {
     "merge ckpt=. out=x out=y": ["out: is given twice."],
     "merge ckpt=. out= overwrite=yes": ["out=: give a text", "overwrite=yes: give true or false"],
     "inspect . .": ["give one path."],
-    "inspect . bse=x base=nowhere": [f"bse=x: {NO_SUCH} Did you mean 'base'", "base=nowhere: there is no such file"],
+    "inspect . bse=x base=nowhere": [
+        f"bse=x: {NO_SUCH} Did you mean 'base'",
+        "base=nowhere: there is no such file",
+    ],
     "transcribe . adaptr": ["adaptr: there is no such file", "give adapter=FOLDER, or recipe=NAME"],
     "transcribe . recipe=x chunk=2 overlap=3": ["overlap=3: give seconds from 0 to half of chunk=2."],
     "transcribe . --form=srt recipe=x beam=0": [f"--form=srt: {NO_SUCH}", "beam=0: give a whole number"],
@@ -83,9 +86,7 @@ LINES = {
 
 
 @pytest.mark.parametrize("line", LINES)
-def test_every_mistake_of_a_command_is_told_at_once(
-    line: str, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_every_mistake_of_a_command_is_told_at_once(line: str, capsys: pytest.CaptureFixture[str]) -> None:
     told = LINES[line]
     with pytest.raises(SystemExit) as caught:
         main(line.split())

@@ -127,8 +127,8 @@ def apart(found: list[tuple[str, str, str]]) -> bool:
     return len(set(roots)) == len(roots)
 
 
-@settings(max_examples=320, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(found=st.lists(mistakes, min_size=1, max_size=4).filter(apart))
+@settings(max_examples=110, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(found=st.lists(mistakes, min_size=1, max_size=8).filter(apart))
 def test_every_mistake_is_named_in_one_message(
     found: list[tuple[str, str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
