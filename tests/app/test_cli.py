@@ -5,6 +5,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -103,13 +104,14 @@ def test_merge_writes_plain_weights(
     model = nn.Sequential(nn.Linear(6, 8), nn.Linear(8, 8))
     save_file(model.state_dict(), tmp_path / "base.safetensors")
     inject(model, LoRAConfig(rank=2, target_modules="all", modules_to_save=None))
-    torch.nn.init.normal_(model[0].lora["default"]["weight"].lora_B)
+    layer: Any = model[0]
+    nn.init.normal_(layer.lora["default"]["weight"].lora_B)
     save_adapter(model, tmp_path / "adapter")
     words = ["merge", "base=base.safetensors", "ckpt=adapter", "--out", "merged.safetensors"]
     main(words)
     assert "merged.safetensors: 4 tensors of float32\n2 updates merged" in capsys.readouterr().out
     merged = load_file(tmp_path / "merged.safetensors")
-    torch.testing.assert_close(merged["0.weight"], model[0].weight.detach())
+    torch.testing.assert_close(merged["0.weight"], layer.weight.detach())
     with pytest.raises(SystemExit):
         main(words)
     assert "overwrite=true to replace it" in capsys.readouterr().err
