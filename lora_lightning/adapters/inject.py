@@ -77,7 +77,7 @@ def apply_plan(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str
     names = extra_names(model, config, planned)
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in names)
-    unwrapped(model).lora_state = state  # type: ignore[assignment]
+    unwrapped(model).__dict__["lora_state"] = state
     _attach(model, config, planned, adapter, names)
     activate(model, (adapter,))
 

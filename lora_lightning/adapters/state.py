@@ -122,7 +122,7 @@ class AdapterState:
         """Within this context the model changes for everybody.
 
         Raises:
-            UserError: as `settled`.
+            UserError: as `require_no_context`.
         """
         with self.choice.lock:
             self.require_no_context()

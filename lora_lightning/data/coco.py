@@ -67,7 +67,7 @@ class CocoFormatDataModule(DetectionDataModule):
             problems.append(path(f"{part}_annotations", notes, "a JSON file of COCO's format"))
         super().__init__(batch_size, num_workers, seed, augment, strict, problems)
         self.files: dict[Part, tuple[Path, Path]] = {
-            part: (_absolute(images), _absolute(notes))  # type: ignore[misc, arg-type]
+            part: (_absolute(images), _absolute(notes))  # type: ignore[misc, arg-type]  # given
             for part, (images, notes) in given.items()
         }
         self.keep_category_ids, self.masks = keep_category_ids, masks

@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from functools import partial
 
 import lightning.pytorch as pl
 import torch
@@ -22,7 +23,7 @@ from lora_lightning.layers.slot import Slot
 from lora_lightning.planning.patterns import renamed_in
 from lora_lightning.planning.plan import Plan
 from lora_lightning.planning.structure import Target, inside, targets_of
-from lora_lightning.utils.names import named_buffers, named_children, named_modules, named_parameters
+from lora_lightning.utils.names import joined, named_buffers, named_children, named_modules, named_parameters
 
 Rename = Callable[[str], str]
 
@@ -51,7 +52,7 @@ def alignment(names: list[str], modules: list[str]) -> Rename | None:
     renames: list[Rename] = []
     if all(n == first or n.startswith(f"{first}.") for n in names):
         renames.append(lambda n: n.removeprefix(f"{first}.") if n != first else "")
-    renames += [lambda n, m=m: f"{m}.{n}".rstrip(".") for m in modules if m and "." not in m]  # type: ignore[misc]
+    renames += [partial(joined, m) for m in modules if m and "." not in m]
     return next((r for r in renames if fits(r)), None)
 
 

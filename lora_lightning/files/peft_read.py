@@ -1,4 +1,4 @@
-"""PEFT's adapter folders, read: configuration and keys made a SavedAdapter. `peft_writing` writes them."""
+"""PEFT's adapter folders, read: configuration and keys made a SavedAdapter. `peft_write` writes them."""
 
 from __future__ import annotations
 

@@ -60,7 +60,7 @@ def reduce(x: Tensor, A: Tensor, spec: ConvSpec) -> Tensor:
 def reduce_gradients(
     G: Tensor, x: Tensor, A: Tensor, spec: ConvSpec, need_x: bool
 ) -> tuple[Tensor | None, Tensor | None]:
-    """Those of `_reduce` by x and A."""
+    """Those of `reduce` by x and A."""
     if is_pointwise(A, spec):
         dA = products.outer(G, x).view(A.shape)
         return (products.apply(A.flatten(1).t(), G) if need_x else None), dA
@@ -119,7 +119,7 @@ def sample(x: Tensor, spec: ConvSpec) -> Tensor:
 
 
 def unsample(part: Tensor, x: Tensor, spec: ConvSpec) -> Tensor:
-    """`_sampled` undone: zeros elsewhere."""
+    """`sampled` undone: zeros elsewhere."""
     if set(spec.stride) == {1}:
         return part
     whole = torch.zeros_like(x)

@@ -49,11 +49,11 @@ class Router:
 def mean_features(task: Recognizer, utterances: Sequence[Utterance]) -> Tensor:
     """(n, width): what the base model's head sees, averaged over the frames of each utterance."""
     rows = []
-    task.eval()
+    model: Any = task.eval().model  # with `features`
     with torch.no_grad(), adapters_off(task):
         for start in range(0, len(utterances), MIXED):
             batch = collate(utterances[start : start + MIXED])
-            x, frames = task.model.features(batch.waves.to(task.device), batch.lengths.to(task.device))  # type: ignore[operator]
+            x, frames = model.features(batch.waves.to(task.device), batch.lengths.to(task.device))
             inside = torch.arange(x.shape[1], device=x.device) < frames[:, None]
             rows.append((x * inside[..., None]).sum(1) / frames[:, None])
     return torch.cat(rows).cpu()

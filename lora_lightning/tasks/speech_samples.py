@@ -16,7 +16,7 @@ class Samples:
     """The first validation utterances, heard now; `log` hears them again."""
 
     def __init__(self, task: Recognizer, batch: SpeechBatch) -> None:
-        self.batch = SpeechBatch(*(part[:SAMPLES] for part in batch))  # type: ignore[arg-type]
+        self.batch = SpeechBatch(*(part[:SAMPLES] for part in batch))  # type: ignore[arg-type]  # each in its place
         self.before = self._heard(task)
 
     def log(self, task: Recognizer) -> None:

@@ -36,12 +36,12 @@ def logged(config: LoRAConfig, planned: Plan, adapter: str) -> dict[str, Any]:
     }
 
 
-def log_to_all(trainer: pl.Trainer, pl_module: pl.LightningModule, about: dict[str, Any]) -> None:
+def log_to_all(trainer: Any, pl_module: pl.LightningModule, about: dict[str, Any]) -> None:
     """Give every logger of the Trainer these hyperparameters beside those of the module, which the Trainer
     logs afterwards; nothing with `Trainer(enable_autolog_hparams=False)`."""
     if not trainer.is_global_zero or not getattr(trainer, "enable_autolog_hparams", True):
         return
-    owners = (pl_module, trainer.datamodule)  # type: ignore[attr-defined]
+    owners = (pl_module, trainer.datamodule)
     own = [o.hparams_initial for o in owners if o is not None and o._log_hyperparams]
     for logger in trainer.loggers:
         # TensorBoard's page of hyperparameters shows what is logged first, and that alone.

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -40,7 +41,7 @@ def _wrapped(module: nn.Module) -> tuple[str, bool] | None:
 def unwrapped(module: nn.Module) -> nn.Module:
     """The module in its wrappers, or the module itself."""
     while (about := _wrapped(module)) is not None:
-        module = module._modules[about[0]]  # type: ignore[assignment]
+        module = cast(nn.Module, module._modules[about[0]])
     return module
 
 

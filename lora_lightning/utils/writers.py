@@ -19,7 +19,7 @@ from pathlib import Path
 try:
     import fcntl
 except ModuleNotFoundError:  # Windows
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # a module elsewhere
 
 WRITING = ".lora-writing-"  # begins the name of the hidden folder while files are made in it,
 MOVING = ".lora-moving-"  # and once several are complete, before the first of them takes its place
