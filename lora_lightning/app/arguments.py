@@ -1,156 +1,274 @@
-"""What the commands beside `train` are told: options by name, usage, and their check, without torch."""
+"""What each command is told, declared once: for its parser, its help page and its completion."""
 
 from __future__ import annotations
 
+import argparse
+import functools
 import math
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NoReturn
 
 from lora_lightning.app.options import FLAG, SHARE, TEXT, Rule, choice, whole
-from lora_lightning.errors import UserError, did_you_mean
+from lora_lightning.errors import did_you_mean
 
 ABOVE_ZERO = Rule("a number above 0", lambda v: 0 < v < math.inf)
 FROM_ZERO = Rule("a number of at least 0", lambda v: 0 <= v < math.inf)
-PATH = Rule("a file or folder", lambda v: Path(v).expanduser().exists())
+SHELLS = ("bash", "zsh")
 
 
-class Option(NamedTuple):
-    """One `key=value` of a command: the type of its value, and what it may be."""
+class Page(argparse.HelpFormatter):
+    """Options as they are typed: `out=FILE`."""
 
-    kind: type
-    rule: Rule
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog, max_help_position=32, width=110)
+
+    def _format_action_invocation(self, action: argparse.Action) -> str:
+        text = super()._format_action_invocation(action)
+        return text if action.nargs == 0 else re.sub(r"^--(\S+) ", r"\1=", text)
 
 
-TEXTUAL, SWITCH, EXISTING = Option(str, TEXT), Option(bool, FLAG), Option(str, PATH)
-MERGE = {
-    "ckpt": EXISTING, "out": TEXTUAL, "base": EXISTING, "adapter": TEXTUAL, "overwrite": SWITCH,
-    "check_base": SWITCH,
-}  # fmt: skip
-INSPECT = {"base": EXISTING}
-TRANSCRIBE = {
-    "adapter": EXISTING, "recipe": TEXTUAL, "format": Option(str, choice("plain", "srt", "json")),
-    "out": TEXTUAL, "device": TEXTUAL, "chunk": Option(float, ABOVE_ZERO),
-    "overlap": Option(float, FROM_ZERO), "batch": Option(int, whole(1)),
-    "beam": Option(int, whole(1)), "lm": EXISTING, "lexicon": EXISTING, "check_base": SWITCH,
-}  # fmt: skip
-PREDICT = {
-    "images": EXISTING, "out": TEXTUAL, "adapter": EXISTING, "ckpt": EXISTING,
-    "batch_size": Option(int, whole(1)), "num_workers": Option(int, whole(0)), "score": Option(float, SHARE),
-    "overwrite": SWITCH, "check_base": SWITCH,
-}  # fmt: skip
-OPTIONS = {"merge": MERGE, "inspect": INSPECT, "transcribe": TRANSCRIBE, "predict": PREDICT}
+class Parser(argparse.ArgumentParser):
+    """Reads `key=value` words as options, and tells all mistakes at once."""
 
-USAGE = {
-    "train": """\
-lora-lightning train [recipe=NAME] [group=choice] [key=value]   adapt a model; train --help lists all""",
-    "merge": """\
-lora-lightning merge ckpt=PATH out=FILE.safetensors             plain weights, the adapter merged into them
-    base=FILE.safetensors   the base's weights, where the run of PATH cannot tell them
-    adapter=NAME            which one of a checkpoint that holds several
-    overwrite=true          replace FILE
-    check_base=false         accept other base weights than those that it was trained on""",
-    "inspect": """\
-lora-lightning inspect PATH [base=FILE.safetensors]             what a file or folder of weights holds""",
-    "transcribe": """\
-lora-lightning transcribe AUDIO... adapter=FOLDER               what is said in audio files and in folders
-    recipe=NAME             builds the model; without adapter=, its base alone is used
-    format=plain|srt|json   text, subtitles, or everything with the time of each word
-    out=FILE or FOLDER      instead of the screen
-    device=cuda             chunk=20 overlap=4 seconds, batch=4 chunks at once
-    beam=32 lm=FILE.arpa lexicon=FILE   beam search with a language model or a list of words
-    check_base=false         accept other base weights than those that it was trained on""",
-    "predict": """\
-lora-lightning predict images=FOLDER out=FOLDER adapter=FOLDER  what a detector finds: JSON and pictures
-    ckpt=FILE               a Trainer's checkpoint in place of the adapter's folder
-    recipe=NAME [key=value] builds the model; without adapter= and ckpt=, its base alone is used
-    score=0.5               least score of what pictures show; batch_size=8 num_workers=4 overwrite=true
-    check_base=false         accept other base weights than those that it was trained on""",
-    "completion": """\
-lora-lightning completion bash|zsh                              Tab completes groups, recipes and options
-    eval "$(lora-lightning completion bash)"                    once, or in ~/.bashrc; zsh likewise""",
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=Page, allow_abbrev=False, exit_on_error=False, **options)
+        self.keys: dict[str, str] = {}  # of options, and how each is written: `out=FILE`
+        self.needed: list[str] = []
+        self.flags: list[str] = []
+
+    def flag(self, *names: str, **options: Any) -> None:
+        """Declare a flag of Hydra's."""
+        self.add_argument(*names, **options)
+        self.flags += names
+
+    def key(
+        self,
+        name: str,
+        metavar: str,
+        text: str,
+        read: Callable[[str], Any] | None = None,
+        needed: bool = False,
+    ) -> None:
+        """Declare `name=VALUE`.
+
+        Args:
+            metavar: stands for the value on the help page.
+            read: the value of a text, or ArgumentTypeError; None takes any text.
+            needed: it may not be left out.
+        """
+        kind = read or value_of(str, TEXT)
+        self.add_argument(f"--{name}", metavar=metavar, help=text, type=kind, default=argparse.SUPPRESS)
+        self.keys[name] = f"{name}={metavar}"
+        self.needed += [name] if needed else []
+
+    def read(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
+        """Options and positional words; words that are neither; and what is wrong, one line each.
+
+        Raises:
+            SystemExit: 0 after the help page, where the command has one of argparse.
+        """
+        names = [word.removeprefix("--").partition("=")[0] for word in words]
+        lacking = [self.keys[name] for name in self.needed if name not in names]
+        problems = [f"give {' and '.join(lacking)}."] if lacking else []
+        problems += [f"{n}: is given twice." for n in self.keys if names.count(n) > 1]
+        tokens = [f"--{w}" if w.partition("=")[0] in self.keys and "=" in w else w for w in words]
+        while True:
+            try:
+                given, strays = self.parse_known_intermixed_args(tokens)
+                return given, strays, problems
+            except argparse.ArgumentError as error:
+                tokens = self._without(tokens, error, problems)
+
+    def error(self, message: str) -> NoReturn:
+        raise argparse.ArgumentError(None, message)
+
+    def _without(self, tokens: list[str], error: argparse.ArgumentError, problems: list[str]) -> list[str]:
+        """The words but for the one that is wrong."""
+        names = (error.argument_name or "").split("/")
+        found = [i for i, token in enumerate(tokens) if token.partition("=")[0] in names]
+        at = next((i for i in found if "=" in tokens[i]), found[0] if found else None)
+        if at is None:
+            problems.append(f"{error}.")
+            return [token for token in tokens if not token.startswith("-")]
+        end = at + 1
+        if "=" not in tokens[at]:
+            end += tokens[end : end + 1] != [] and not tokens[end].startswith("-")
+        told = " ".join(tokens[at:end])
+        end_of_line = "" if error.message.endswith((".", "?")) else "."
+        problems.append(f"{told.removeprefix('--') if self.keys else told}: {error.message}{end_of_line}")
+        return tokens[:at] + tokens[end:]
+
+    def stray(self, word: str) -> str:
+        """What is wrong with a word that is no option."""
+        name = word.lstrip("-").partition("=")[0]
+        if name in self.keys:
+            return f"{word}: give {self.keys[name]}."
+        near = did_you_mean(name, self.keys)
+        return f"{word}: there is no such option.{near} Options: {', '.join(self.keys)}."
+
+
+def value_of(kind: Callable[[str], Any], rule: Rule) -> Callable[[str], Any]:
+    """Reads an option's text, as argparse's `type`, and refuses what its rule does."""
+
+    def read(text: str) -> Any:
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"give {rule.allowed}.") from None
+        if not rule.test(value):
+            near = did_you_mean(text, rule.names or (("true", "false") if rule is FLAG else ()))
+            raise argparse.ArgumentTypeError(f"give {rule.allowed}.{near}")
+        return value
+
+    return read
+
+
+def existing(text: str) -> str:
+    """A file or folder that is there."""
+    if problem := missing_path(text):
+        raise argparse.ArgumentTypeError(problem)
+    return text
+
+
+def missing_path(path: str | os.PathLike[str]) -> str:
+    """`there is no such file or folder`, with what lies near by; empty where there is one."""
+    file = Path(path).expanduser()
+    if file.exists():
+        return ""
+    folder = file.parent if file.parent.is_dir() else Path()
+    near = did_you_mean(file.name, [p.name for p in folder.iterdir()])
+    return f"there is no such file or folder.{near}"
+
+
+switch = value_of(lambda text: {"true": True, "false": False}.get(text, text), FLAG)
+some = value_of(int, whole(1))
+
+
+@functools.cache
+def parsers() -> tuple[Parser, Mapping[str, Parser]]:
+    """The parser of the program, for its page, and those of its commands by name."""
+    top = Parser(
+        prog="lora-lightning",
+        usage="lora-lightning COMMAND [WORD ...]",
+        description="LoRA for PyTorch Lightning, for vision and speech.",
+        epilog="PATH is an adapter's folder (of PEFT, too) or a Trainer's checkpoint. "
+        "`lora-lightning COMMAND --help` lists a command's options.",
+    )
+    commands = top.add_subparsers(title="commands", metavar="", parser_class=Parser)
+    for name, (declare, usage, about) in COMMANDS.items():
+        declare(
+            commands.add_parser(
+                name,
+                usage=f"lora-lightning {name} {usage}",
+                help=about,
+                description=f"{about[0].upper()}{about[1:]}.",
+                add_help=name != "train",
+            )
+        )
+    return top, commands.choices
+
+
+def _train(parser: Parser) -> None:
+    """Hydra's flags, of which those that would unpickle a file or change what is composed are left out."""
+    parser.add_argument("words", nargs="*")
+    for names in (
+        ("--help", "-h"), ("--hydra-help",), ("--version",), ("--resolve",), ("--run", "-r"),
+        ("--multirun", "-m"), ("--shell-completion", "-sc"),
+    ):  # fmt: skip
+        parser.flag(*names, action="store_true")
+    parser.flag("--cfg", "-c", choices=("job", "hydra", "all"))
+    parser.flag("--package", "-p")
+    parser.flag("--config-dir", "-cd")
+    kinds = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+    parser.flag("--info", "-i", nargs="?", const="all", choices=kinds)
+
+
+def _merge(parser: Parser) -> None:
+    parser.key("ckpt", "PATH", "an adapter's folder (of PEFT, too) or a Trainer's checkpoint", existing, True)
+    parser.key("out", "FILE.safetensors", "the file to write", needed=True)
+    parser.key(
+        "base", "FILE.safetensors", "the base's weights, where the run of PATH cannot tell them", existing
+    )
+    parser.key("adapter", "NAME", "which one of a checkpoint that holds several")
+    parser.key("overwrite", "true", "replace FILE", switch)
+    _check_base(parser)
+
+
+def _inspect(parser: Parser) -> None:
+    about = "an adapter's folder (of PEFT, too), a Trainer's checkpoint or a file that merge wrote"
+    parser.add_argument("paths", nargs="*", metavar="PATH", help=about)
+    parser.key("base", "FILE.safetensors", "the base's weights, to which changes are compared", existing)
+
+
+def _transcribe(parser: Parser) -> None:
+    parser.add_argument("paths", nargs="*", metavar="AUDIO", help="audio files, and folders of them")
+    parser.key("adapter", "FOLDER", "the adapter", existing)
+    parser.key("recipe", "NAME", "builds the model; without adapter=, its base alone is used")
+    form = value_of(str, choice("plain", "srt", "json"))
+    parser.key("format", "plain|srt|json", "text, subtitles, or everything with the time of each word", form)
+    parser.key("out", "FILE", "a file, or a folder, instead of the screen")
+    parser.key("device", "cuda", "where the model runs")
+    parser.key("chunk", "20", "seconds that are heard at once", value_of(float, ABOVE_ZERO))
+    parser.key("overlap", "4", "seconds that two chunks share", value_of(float, FROM_ZERO))
+    parser.key("batch", "4", "chunks at once", some)
+    parser.key("beam", "32", "beams of a beam search", some)
+    parser.key("lm", "FILE.arpa", "a language model for it", existing)
+    parser.key("lexicon", "FILE", "a list of words for it", existing)
+    _check_base(parser)
+
+
+def _predict(parser: Parser) -> None:
+    about = "builds the model; without adapter= and ckpt=, its base alone is used"
+    parser.add_argument("words", nargs="*", metavar="recipe=NAME [key=value ...]", help=about)
+    parser.key("images", "FOLDER", "the images", existing)
+    parser.key("out", "FOLDER", "where predictions and pictures go", needed=True)
+    parser.key("adapter", "FOLDER", "the adapter", existing)
+    parser.key("ckpt", "FILE", "a Trainer's checkpoint in place of the adapter's folder", existing)
+    parser.key("score", "0.5", "least score of what pictures show", value_of(float, SHARE))
+    parser.key("batch_size", "8", "images at once", some)
+    parser.key("num_workers", "4", "processes that read images", value_of(int, whole(0)))
+    parser.key("overwrite", "true", "write into a folder that is not empty", switch)
+    _check_base(parser)
+
+
+def _completion(parser: Parser) -> None:
+    about = 'eval "$(lora-lightning completion bash)", once or in ~/.bashrc; zsh likewise'
+    parser.add_argument("shell", nargs="*", metavar="|".join(SHELLS), help=about)
+
+
+def _check_base(parser: Parser) -> None:
+    parser.key("check_base", "false", "accept other base weights than those that it was trained on", switch)
+
+
+COMMANDS: dict[str, tuple[Callable[[Parser], None], str, str]] = {
+    "train": (
+        _train,
+        "[recipe=NAME] [group=choice] [key=value]",
+        "adapt a model; train --help lists all",
+    ),
+    "merge": (
+        _merge,
+        "ckpt=PATH out=FILE.safetensors [key=value ...]",
+        "plain weights, the adapter merged into them",
+    ),
+    "inspect": (_inspect, "PATH [base=FILE.safetensors]", "what a file or folder of weights holds"),
+    "transcribe": (
+        _transcribe,
+        "AUDIO ... adapter=FOLDER [key=value ...]",
+        "what is said in audio files and in folders",
+    ),
+    "predict": (
+        _predict,
+        "images=FOLDER out=FOLDER adapter=FOLDER [key=value ...]",
+        "what a detector finds: JSON and pictures",
+    ),
+    "completion": (_completion, "bash|zsh", "Tab completes groups, recipes and options"),
 }
-PATHS = "PATH is an adapter's folder (of PEFT, too) or a Trainer's checkpoint."
 
 
 def at_home(words: Sequence[str]) -> list[str]:
     """`key=~/x` with the home folder written out: shells do so only where a word begins with `~`."""
     return [re.sub(r"=~(?=/|$)", f"={Path.home()}", word, count=1) for word in words]
-
-
-def usage(command: str | None = None) -> str:
-    """How one command is called, or all of them."""
-    if command is None:
-        return "\n".join([*USAGE.values(), "", PATHS])
-    return f"{USAGE[command]}\n\n{PATHS}" if "PATH" in USAGE[command] else USAGE[command]
-
-
-def transcribe_problems(given: Mapping[str, Any]) -> list[str]:
-    """What is wrong in options of `transcribe` taken together; None stands for what was malformed."""
-    problems = []
-    if not {"adapter", "recipe"} & given.keys():
-        problems.append("give adapter=FOLDER, or recipe=NAME for its base.")
-    chunk, overlap = given.get("chunk", 20.0), given.get("overlap", 4.0)
-    if None not in (chunk, overlap) and not 0 <= overlap <= chunk / 2:
-        problems.append(f"overlap={overlap:g}: give seconds from 0 to half of chunk={chunk:g}.")
-    return problems
-
-
-def parsed(
-    words: Sequence[str],
-    options: Mapping[str, Option],
-    problems: Sequence[str] = (),
-    together: Callable[[Mapping[str, Any]], list[str]] | None = None,
-) -> dict[str, Any]:
-    """`key=value` words as options.
-
-    Args:
-        problems: what is wrong besides, to be told with it.
-        together: tells what is wrong in the options taken together.
-
-    Raises:
-        UserError: every unknown, repeated, malformed or forbidden word, in one message.
-    """
-    given: dict[str, Any] = {}
-    found = list(problems)
-    for word in words:
-        name, equals, value = word.partition("=")
-        if name not in options:
-            near = did_you_mean(name.lstrip("-"), options)
-            found.append(f"{word}: there is no such option.{near} Options: {', '.join(options)}.")
-        elif not equals or not value:
-            found.append(f"{word}: give {name}=VALUE.")
-        elif name in given:
-            found.append(f"{word}: {name} is given twice.")
-        else:
-            given[name] = _read(word, value, options[name], found)
-    found += together(given) if together else []
-    if found:
-        raise UserError("\n".join(found))
-    return given
-
-
-def missing_path(path: str) -> str:
-    """`there is no such file or folder`, with what lies near by."""
-    file = Path(path).expanduser()
-    folder = file.parent if file.parent.is_dir() else Path()
-    near = did_you_mean(file.name, [p.name for p in folder.iterdir()])
-    return f"{path}: there is no such file or folder.{near}"
-
-
-def _read(word: str, value: str, option: Option, problems: list[str]) -> Any:
-    name = word.partition("=")[0]
-    read: Any = {"true": True, "false": False}.get(value, value) if option.kind is bool else value
-    if option.kind in (int, float):
-        try:
-            read = option.kind(value)
-        except ValueError:
-            problems.append(f"{word}: give {option.rule.allowed}.")
-            return None
-    if option.rule is PATH and not PATH.test(read):
-        problems.append(f"{name}={missing_path(value)}")
-    elif not option.rule.test(read):
-        near = did_you_mean(value, option.rule.names or (("true", "false") if option.kind is bool else ()))
-        problems.append(f"{word}: give {option.rule.allowed}.{near}")
-    return read

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
-from collections.abc import Sequence
-from importlib import import_module
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-from lora_lightning.app import arguments, interrupts
-from lora_lightning.app.arguments import at_home, missing_path, parsed, transcribe_problems, usage
+from lora_lightning.app import interrupts
+from lora_lightning.app.arguments import SHELLS, at_home, missing_path, parsers
 from lora_lightning.app.interrupts import interruptible
 from lora_lightning.errors import FULL, UserError, did_you_mean
 from lora_lightning.utils.libraries import load_lightning
 from lora_lightning.utils.tables import truncate_list
-
-LIGHT = ("lora_lightning.app.application",)  # it loads torch when the words are sound
-HELP = ("-h", "--help")
 
 
 def main(words: Sequence[str] | None = None) -> None:
@@ -29,19 +26,16 @@ def main(words: Sequence[str] | None = None) -> None:
         SystemExit: 0 when done, 2 after a user's mistake, 130 after Ctrl-C.
     """
     words = at_home(sys.argv[1:] if words is None else words)
-    if not words or words[0] in HELP:
-        print(usage())
+    top, commands = parsers()
+    if not words or words[0] in ("-h", "--help"):
+        top.print_help()
         raise SystemExit(0 if words else 2)
     command, *rest = words
     try:
-        if command not in COMMANDS:
-            raise UserError(
-                f"{command}: there is no such command.{did_you_mean(command, COMMANDS)}\n{usage()}"
-            )
-        if command != "train" and any(word in HELP for word in rest):
-            print(usage(command))
-        else:
-            COMMANDS[command](rest)
+        if command not in commands:
+            near = did_you_mean(command, commands)
+            raise UserError(f"{command}: there is no such command.{near}\n\n{top.format_help().strip()}")
+        COMMANDS[command](rest)
     except UserError as error:
         print(error, file=sys.stderr)
         raise SystemExit(2) from None
@@ -62,79 +56,76 @@ def main(words: Sequence[str] | None = None) -> None:
 
 
 def _train(words: Sequence[str]) -> None:
-    _loaded("lora_lightning.app.application", "recipes").main(words)
+    with _extras("recipes"):  # without torch, which it loads when its own words are sound
+        from lora_lightning.app import application
+    application.main(words)
 
 
 def _merge(words: Sequence[str]) -> None:
-    needed = ("ckpt=PATH", "out=FILE.safetensors")
-    names = [word.partition("=")[0] for word in words]
-    lacking = [option for option in needed if option.partition("=")[0] not in names]
-    given = parsed(words, arguments.MERGE, [f"give {' and '.join(lacking)}."] if lacking else [])
+    given, problems = _given("merge", words)
+    _refuse(problems)
     path, out = given.pop("ckpt"), given.pop("out")
-    rebuild, inspection = _loaded("lora_lightning.app.rebuild"), _loaded("lora_lightning.app.inspect")
+    with _extras():
+        load_lightning()
+        from lora_lightning.app.inspect import rounding_text
+        from lora_lightning.app.rebuild import merge_files
     with interruptible():
-        merged = rebuild.merge_files(path, out, **given)
+        merged = merge_files(path, out, **given)
     dtypes = {str(t.dtype).removeprefix("torch.") for t in merged.state.values() if t.is_floating_point()}
     print(f"{out}: {len(merged.state)} tensors of {' and '.join(sorted(dtypes))}")
-    rounding = inspection.rounding_text(merged.largest, merged.relative)
-    print(f"{merged.weights} updates merged; {rounding}", flush=True)
+    print(f"{merged.weights} updates merged; {rounding_text(merged.largest, merged.relative)}", flush=True)
     if merged.left_out:
-        print(
-            f"left out, since they are not part of the network: {truncate_list(merged.left_out)}", flush=True
-        )
+        left_out = truncate_list(merged.left_out)
+        print(f"left out, since they are not part of the network: {left_out}", flush=True)
 
 
 def _inspect(words: Sequence[str]) -> None:
-    paths = [w for w in words if "=" not in w or os.path.exists(w)]
-    problems = [] if len(paths) == 1 else ["give one path."]
-    problems += [missing_path(path) for path in paths if not os.path.exists(path)]
-    given = parsed([w for w in words if w not in paths], arguments.INSPECT, problems)
-    inspection = _loaded("lora_lightning.app.inspect")
+    given, problems = _given("inspect", words)
+    paths = given.pop("paths")
+    _refuse([*([] if len(paths) == 1 else ["give one path."]), *problems])
+    with _extras():
+        load_lightning()
+        from lora_lightning.app.inspect import inspect
     with interruptible():
-        print(inspection.inspect(paths[0], given.get("base")), flush=True)
+        print(inspect(paths[0], given.get("base")), flush=True)
 
 
 def _transcribe(words: Sequence[str]) -> None:
-    paths = [w for w in words if "=" not in w or os.path.exists(w)]
-    problems = [] if paths else ["give audio files or folders."]
-    problems += [missing_path(path) for path in paths if not os.path.exists(path)]
-    given = parsed([w for w in words if w not in paths], arguments.TRANSCRIBE, problems, transcribe_problems)
-    transcription = _loaded("lora_lightning.app.transcribe", "recipes,speech")
+    given, problems = _given("transcribe", words)
+    paths = given.pop("paths")
+    problems = [*([] if paths else ["give audio files or folders."]), *problems]
+    if not {"adapter", "recipe"} & {word.partition("=")[0] for word in words}:
+        problems.append("give adapter=FOLDER, or recipe=NAME for its base.")
+    chunk, overlap = given.get("chunk", 20.0), given.get("overlap", 4.0)
+    if not overlap <= chunk / 2:
+        problems.append(f"overlap={overlap:g}: give seconds from 0 to half of chunk={chunk:g}.")
+    _refuse(problems)
+    with _extras("recipes,speech"):
+        load_lightning()
+        from lora_lightning.app.transcribe import transcribe
     with interruptible():
-        transcription.transcribe(paths, given)
+        transcribe(paths, given)
 
 
 def _predict(words: Sequence[str]) -> None:
-    own = [w for w in words if w.partition("=")[0] in arguments.PREDICT]
-    problems = [] if any(w.startswith("out=") for w in own) else ["give out=FOLDER."]
-    given = parsed(own, arguments.PREDICT, problems)
-    prediction = _loaded("lora_lightning.app.predict", "recipes")
+    given, problems = _given("predict", words)
+    of_run = given.pop("words")
+    _refuse(problems)
+    with _extras("recipes"):
+        load_lightning()
+        from lora_lightning.app.predict import predict
     with interruptible():
-        print(prediction.predict(given, [w for w in words if w not in own]), flush=True)
+        print(predict(given, of_run), flush=True)
 
 
 def _completion(words: Sequence[str]) -> None:
     from lora_lightning.app.completion import script
 
-    if len(words) != 1 or words[0] not in ("bash", "zsh"):
-        raise UserError(f"completion {' '.join(words)}: give bash or zsh.\n{usage('completion')}")
-    print(script(words[0]), end="")
-
-
-def _loaded(module: str, extras: str = "") -> Any:
-    """The module of a command, with torch and all that it needs.
-
-    Raises:
-        UserError: a library of these extras is not installed, or does not load.
-    """
-    try:
-        if module not in LIGHT:
-            load_lightning()
-        return import_module(module)
-    except ModuleNotFoundError as error:
-        if not extras:
-            raise
-        raise UserError(f"this needs {error.name}: pip install 'lora-lightning[{extras}]'") from None
+    given, problems = _given("completion", words)
+    shells = given["shell"]
+    if problems or len(shells) != 1 or shells[0] not in SHELLS:
+        raise UserError(f"completion {' '.join(words)}: give {' or '.join(SHELLS)}.")
+    print(script(shells[0]), end="")
 
 
 COMMANDS = {
@@ -145,3 +136,37 @@ COMMANDS = {
     "predict": _predict,
     "completion": _completion,
 }
+
+
+def _given(command: str, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """What a command is told, by name; and what is wrong in it, one line each."""
+    parser = parsers()[1][command]
+    read, strays, problems = parser.read(words)
+    given = vars(read)
+    absent = {path: problem for path in given.get("paths", ()) if (problem := missing_path(path))}
+    strays += [path for path in absent if "=" in path]  # meant as an option
+    problems += [parser.stray(word) for word in strays]
+    problems += [f"{path}: {problem}" for path, problem in absent.items() if path not in strays]
+    if absent:
+        given["paths"] = [path for path in given["paths"] if path not in strays]
+    return given, problems
+
+
+def _refuse(problems: Sequence[str]) -> None:
+    if problems:
+        raise UserError("\n".join(problems))
+
+
+@contextlib.contextmanager
+def _extras(names: str = "") -> Iterator[None]:
+    """Around the imports of a command that needs these extras of the package.
+
+    Raises:
+        UserError: a library of theirs is not installed.
+    """
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        if not names:
+            raise
+        raise UserError(f"this needs {error.name}: pip install 'lora-lightning[{names}]'") from None

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from lora_lightning.app import arguments
+from lora_lightning.app.arguments import SHELLS, parsers
 from lora_lightning.app.options import FLAG, RULES
+from lora_lightning.errors import AdapterFileError
+from lora_lightning.utils.mapping_file import parse_values, read_text
 
 PROGRAM, SCRIPT = "lora-lightning", "train.py"
 FLAGS = ("--help", "--multirun", "--cfg", "--resolve", "--config-dir", "--hydra-help")
@@ -61,17 +61,17 @@ def complete(words: Sequence[str]) -> list[str]:
     at = next((i for i, w in enumerate(words[:-1]) if w.rpartition("/")[2] in (PROGRAM, SCRIPT)), None)
     if at is None:
         return []
-    home = _home(Path(words[at]))
+    home, commands = _home(Path(words[at])), parsers()[1]
     *before, current = words[at + 1 :]
     if words[at].endswith(PROGRAM):
         if not before:
-            found: list[str] = [*arguments.USAGE, "--help"]
+            found: list[str] = [*commands, "--help"]
         elif before[0] == "train":
             found = _of_train(home, before[1:], current)
         elif before[0] == "completion":
-            found = ["bash", "zsh"]
+            found = list(SHELLS)
         else:
-            found = [f"{name}=" for name in arguments.OPTIONS.get(before[0], ())]
+            found = [f"{name}=" for name in commands[before[0]].keys] if before[0] in commands else []
     else:
         found = _of_train(home, before, current)
     return sorted({word for word in found if word.startswith(current)})
@@ -175,9 +175,9 @@ def _inherited(
 
 def _read(file: Path) -> tuple[dict[str, Any], bool]:
     try:
-        text = file.read_text(encoding="utf-8")
-        content = yaml.load(text, getattr(yaml, "CSafeLoader", yaml.SafeLoader))
-    except (OSError, ValueError, yaml.YAMLError):
+        text = read_text(file, "")
+        content = parse_values(text, file, "")
+    except AdapterFileError:
         return {}, False
     everywhere = re.match(r"#\s*@package\s+_global_", text) is not None
     return (content if isinstance(content, dict) else {}), everywhere

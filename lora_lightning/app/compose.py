@@ -1,22 +1,23 @@
-"""The configuration that Hydra composes, found and loaded as a run does it."""
+"""The configurations that Hydra finds and composes, by its public interface alone."""
 
 from __future__ import annotations
 
+import contextlib
 import functools
+from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import yaml
-from hydra import version
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.utils import create_config_search_path
-from hydra.core.config_search_path import ConfigSearchPath, SearchPathQuery
+from hydra import compose, initialize_config_dir
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import ConfigSearchPath
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.object_type import ObjectType
 from hydra.core.plugins import Plugins
-from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from hydra.plugins.search_path_plugin import SearchPathPlugin
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
@@ -27,6 +28,7 @@ PACKAGE = Path(__file__).parents[1]
 HOME = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONF, RECIPES = HOME / "conf", HOME / "recipes"
 CONFIG_NAME, VERSION_BASE = "train", "1.3"
+USERS = "command-line"  # who provides the folder of --config-dir, as a run's folder tells it
 # What Hydra raises for files that are no configurations: some of it unawares, as for `defaults: [null]`.
 UNCOMPOSABLE = (
     HydraException, OmegaConfBaseException, yaml.YAMLError, OSError, ValueError, TypeError, AttributeError,
@@ -34,47 +36,102 @@ UNCOMPOSABLE = (
 )  # fmt: skip
 
 
+# The folder of --config-dir, for the search path that Hydra builds meanwhile.
+_CONFIG_DIR: ContextVar[Path | None] = ContextVar("_CONFIG_DIR", default=None)
+
+
 class RecipeSearchPath(SearchPathPlugin):
-    """Lets Hydra find `recipe=NAME` in the recipes' folder, which lies beside `conf/`."""
+    """Lets Hydra find `recipe=NAME` in the recipes' folder, which lies beside `conf/`, and in the user's."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
         search_path.append("lora_lightning", f"file://{RECIPES}")
+        if folder := _CONFIG_DIR.get():
+            search_path.append(USERS, f"file://{folder.absolute()}")
 
 
-@functools.lru_cache(maxsize=8)
-def config_loader(config_dir: str | None, searchpath: tuple[str, ...] = ()) -> ConfigLoaderImpl:
-    """Hydra's own loader over the same folders that the run will use.
+@contextlib.contextmanager
+def searching(config_dir: Path | None) -> Iterator[None]:
+    """Meanwhile Hydra looks into the recipes' folder, and into this one."""
+    Plugins.instance().register(RecipeSearchPath)
+    token = _CONFIG_DIR.set(config_dir)
+    try:
+        yield
+    finally:
+        _CONFIG_DIR.reset(token)
+
+
+@contextlib.contextmanager
+def initialized(config_dir: Path | None) -> Iterator[ConfigLoader]:
+    """Hydra over all folders, also within an application of Hydra, which it leaves as it was."""
+    outer = GlobalHydra.instance().hydra
+    GlobalHydra.instance().clear()
+    try:
+        with (
+            searching(config_dir),
+            initialize_config_dir(str(CONF), job_name=CONFIG_NAME, version_base=VERSION_BASE),
+        ):
+            yield GlobalHydra.instance().config_loader()
+    finally:
+        GlobalHydra.instance().hydra = outer
+
+
+class Configurations:
+    """What can be composed from `conf/`, `recipes/` and folders of the user's.
 
     Args:
-        config_dir: of the flag --config-dir.
-        searchpath: of the option hydra.searchpath.
+        config_dir: the folder of --config-dir.
+        searchpath: `hydra.searchpath=[…]` as it was given, for more of them.
     """
-    version.setbase(VERSION_BASE)
-    setup_globals()
-    Plugins.instance().register(RecipeSearchPath)
-    search_path = create_config_search_path(str(CONF))
-    if config_dir:
-        folder = f"file://{Path(config_dir).absolute()}"
-        search_path.prepend("command-line", folder, SearchPathQuery(provider="schema"))
-    for path in searchpath:
-        search_path.prepend("hydra.searchpath", path, SearchPathQuery(provider="schema"))
-    return ConfigLoaderImpl(search_path)
+
+    def __init__(self, config_dir: Path | None = None, searchpath: str | None = None) -> None:
+        self.config_dir = config_dir
+        self._searchpath = [searchpath] if searchpath else []
+        self._choices: dict[str, tuple[str, ...]] = {}
+        self._composed: dict[tuple[str, ...], DictConfig | str] = {}
+
+    def compose(self, words: Sequence[str]) -> DictConfig:
+        """The configuration of a command line's words, Hydra's own part in it.
+
+        Raises:
+            UNCOMPOSABLE: there is none.
+        """
+        with initialized(self.config_dir):
+            return compose(CONFIG_NAME, list(words), return_hydra_config=True)
+
+    def compose_groups(self, groups: Sequence[str]) -> DictConfig | str:
+        """The configuration of these group choices alone, not to be changed; or why there is none."""
+        key = tuple(groups)
+        if key not in self._composed:
+            try:
+                self._composed[key] = self.compose([*self._searchpath, *groups])
+            except UNCOMPOSABLE as error:
+                cause = error.__cause__ or error
+                self._composed[key] = " ".join((str(error) or str(cause)).split())[:400]
+        return self._composed[key]
+
+    def choices(self, group: str) -> tuple[str, ...]:
+        """The names that a group's folder holds; none for what is no group."""
+        if group not in self._choices:
+            self._choices[group] = self._listed(group, ObjectType.CONFIG)
+        return self._choices[group]
+
+    def groups(self) -> tuple[str, ...]:
+        """The groups that a user chooses from."""
+        return tuple(group for group in self._listed("", ObjectType.GROUP) if group != "hydra")
+
+    def loader(self) -> ConfigLoader:
+        """Hydra's own, for what asks it which choices there are."""
+        with initialized(self.config_dir) as loader:
+            return loader
+
+    def _listed(self, group: str, kind: ObjectType) -> tuple[str, ...]:
+        return tuple(sorted(self.loader().get_group_options(group, kind, CONFIG_NAME, self._searchpath)))
 
 
-@functools.lru_cache(maxsize=512)
-def choices_of(loader: ConfigLoaderImpl, group: str) -> tuple[str, ...]:
-    """The names that a group's folder holds; none for what is no group."""
-    return tuple(sorted(loader.get_group_options(group, ObjectType.CONFIG)))
-
-
-@functools.lru_cache(maxsize=512)
-def compose(loader: ConfigLoaderImpl, groups: tuple[str, ...]) -> DictConfig | str:
-    """The configuration of these group choices, or why there is none."""
-    try:
-        return loader.load_configuration(CONFIG_NAME, list(groups), run_mode=RunMode.RUN)
-    except UNCOMPOSABLE as error:
-        cause = error.__cause__ or error
-        return " ".join((str(error) or str(cause)).split())[:400]
+@functools.cache
+def shipped() -> Configurations:
+    """Those of this package alone, which stay as they are while a process runs."""
+    return Configurations()
 
 
 def recipe_config(recipe: str) -> dict[str, Any]:
@@ -83,21 +140,31 @@ def recipe_config(recipe: str) -> dict[str, Any]:
     Raises:
         ConfigError: there is no such recipe.
     """
-    loader = config_loader(None)
-    names = choices_of(loader, "recipe")
+    names = shipped().choices("recipe")
     if recipe not in names:
         near = did_you_mean(recipe, names)
         raise ConfigError([f"recipe={recipe}: there is no such recipe.{near} Recipes: {', '.join(names)}."])
-    config = compose(loader, (f"recipe={recipe}",))
+    config = shipped().compose_groups([f"recipe={recipe}"])
     if isinstance(config, str):
         raise ConfigError([f"recipe={recipe}: {config}"])
     return plain_values(config)
 
 
-def plain_values(config: DictConfig) -> dict[str, Any]:
-    """What a run's configuration holds, without Hydra's own part."""
+def without_hydra(config: DictConfig, run_dir: str | None = ".") -> DictConfig:
+    """A copy without Hydra's own part, which is not known where nothing runs; its folder is given.
+
+    Args:
+        run_dir: None where the configuration has its own.
+    """
     config = config.copy()
     with open_dict(config):
         config.pop("hydra")
-        config.run_dir = "."
-    return OmegaConf.to_container(config, resolve=True)  # type: ignore[return-value]
+        if run_dir is not None:
+            config.run_dir = run_dir
+    return config
+
+
+def plain_values(config: DictConfig) -> dict[str, Any]:
+    """What a run's configuration holds, without Hydra's own part."""
+    values: Any = OmegaConf.to_container(without_hydra(config), resolve=True)
+    return dict(values)

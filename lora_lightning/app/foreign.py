@@ -10,12 +10,12 @@ from importlib.machinery import all_suffixes
 from pathlib import Path
 from typing import Any
 
-import yaml
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
 
-from lora_lightning.errors import ConfigError
+from lora_lightning.errors import AdapterFileError, ConfigError
 from lora_lightning.files.allowed import BUILDERS, REFERENCE, calls
+from lora_lightning.utils.mapping_file import parse_values, read_text
 
 # What `conf/` names, which a test compares, and Lightning's callbacks that take plain options.
 KNOWN = frozenset(
@@ -114,10 +114,10 @@ def _reason_of_file(path: Path, recipes: Path) -> str:
     if path.name.endswith(IMPORTED):
         return "it is code"
     try:
-        text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        return f"it cannot be read ({' '.join(str(error).split())[:120]})"
+        text = read_text(path, "")
+        values = parse_values(text, path, "")
+    except AdapterFileError as error:
+        return f"it {str(error).removeprefix(str(path)).strip(' .')}"
     if "${" in REFERENCE.sub("", text):
         return "it holds what would be evaluated"
     if re.search(r"hydra", text + str(path.relative_to(recipes)), re.IGNORECASE):

@@ -15,12 +15,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
 from omegaconf import open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app import interrupts
+from lora_lightning.app.compose import USERS
 from lora_lightning.app.console import on_rank_zero, short_path
 from lora_lightning.app.interrupts import INTERRUPTED
 from lora_lightning.errors import UserError
@@ -53,23 +55,25 @@ CHATTER = (
 )
 
 
-class _Tracebacks:
-    """Whether the user asked for tracebacks; Hydra is always asked for them, see `hydra_raises`."""
-
-    wanted = False
-
-
 @contextlib.contextmanager
 def hydra_raises() -> Iterator[None]:
     """Let Hydra raise instead of printing errors its own way, so that `reported` can word them."""
     before = os.environ.get(TRACEBACKS)
-    _Tracebacks.wanted = before == "1"
     os.environ[TRACEBACKS] = "1"
     try:
         yield
     finally:
         _restore(TRACEBACKS, before)
-        _Tracebacks.wanted = False
+
+
+@contextlib.contextmanager
+def started_with(arguments: list[str]) -> Iterator[None]:
+    """Meanwhile this process looks as if it had been started so: Hydra reads it, and Lightning copies it."""
+    before, sys.argv = sys.argv, arguments
+    try:
+        yield
+    finally:
+        sys.argv = before
 
 
 class Reported(SystemExit):
@@ -81,13 +85,12 @@ class Reported(SystemExit):
 
 
 @contextlib.contextmanager
-def reported(folder: Path | None = None) -> Iterator[None]:
+def reported(folder: Path | None = None, tracebacks: bool = False) -> Iterator[None]:
     """Turn what a user can cause into one message on stderr and an exit code.
-
-    HYDRA_FULL_ERROR=1 lets the traceback through.
 
     Args:
         folder: the run's, to say where an interrupted run can go on.
+        tracebacks: let them through instead, since HYDRA_FULL_ERROR=1 asks for them.
 
     Raises:
         Reported: in place of such an error.
@@ -99,7 +102,7 @@ def reported(folder: Path | None = None) -> Iterator[None]:
         raise SystemExit(1) from None
     except (Exception, KeyboardInterrupt, SystemExit) as error:
         explained = explain(error, folder)
-        if explained is None or _Tracebacks.wanted:
+        if explained is None or tracebacks:
             raise
         message, code = explained
         if on_rank_zero() or code == LOST:  # the first process may be the one that has gone
@@ -189,31 +192,33 @@ def quiet() -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def one_job() -> Iterator[None]:
+def one_job(tracebacks: bool = False) -> Iterator[None]:
     """Make the processes that Lightning starts for this job run this job alone, in its folder, and
     leave nothing of it behind for the next job of a sweep.
 
     Lightning starts each with this process's `sys.argv` and the configured `hydra.run.dir`: under a
     sweep that would be the whole sweep again, in another folder.
+
+    Args:
+        tracebacks: the user wants them, of those processes too.
     """
-    arguments, environment = sys.argv, {name: os.environ.get(name) for name in DISTRIBUTED}
+    environment = {name: os.environ.get(name) for name in DISTRIBUTED}
     hydra = HydraConfig.get()
     before = os.environ.pop(TRACEBACKS, None)
-    if _Tracebacks.wanted:
+    if tracebacks:
         os.environ[TRACEBACKS] = "1"
     launched: Any = sys.modules["__main__"]
     module = getattr(launched, "__spec__", None)
-    words = [w for w in hydra.overrides.hydra if not w.lstrip("+").startswith(("hydra.mode", "hydra.sweep"))]
     # Whatever has started this process, submitit for one, the others start from the application.
     launched.__spec__ = None
-    sys.argv = [str(PROGRAM), *_config_dir(arguments), *hydra.overrides.task, *words, "hydra.mode=RUN"]
     node: Any = hydra
     with read_write(node), open_dict(node):
         node.run.dir = hydra.runtime.output_dir
     try:
-        yield
+        with started_with([str(PROGRAM), *_words_of(hydra)]):
+            yield
     finally:
-        sys.argv, launched.__spec__ = arguments, module
+        launched.__spec__ = module
         _restore(TRACEBACKS, before)
         if environment["LOCAL_RANK"] is None and "lightning" in sys.modules:
             _end_processes()
@@ -221,13 +226,11 @@ def one_job() -> Iterator[None]:
                 _restore(name, value)
 
 
-def _config_dir(arguments: list[str]) -> list[str]:
-    """`--config-dir FOLDER` of the command line, for the processes of the job."""
-    for position, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if name in ("--config-dir", "-cd"):
-            return ["--config-dir", value if equals else arguments[position + 1]]
-    return []
+def _words_of(hydra: HydraConf) -> list[str]:
+    """The command line that runs this job alone."""
+    folders = [source.path for source in hydra.runtime.config_sources if source.provider == USERS]
+    words = [w for w in hydra.overrides.hydra if not w.lstrip("+").startswith(("hydra.mode", "hydra.sweep"))]
+    return [*(f"--config-dir={f}" for f in folders), *hydra.overrides.task, *words, "hydra.mode=RUN"]
 
 
 def _end_processes() -> None:
@@ -236,7 +239,7 @@ def _end_processes() -> None:
 
     if torch.distributed.is_available() and torch.distributed.is_initialized():
         torch.distributed.destroy_process_group()
-    rank_zero_only.rank = 0  # type: ignore[attr-defined]
+    rank_zero_only.rank = 0  # type: ignore[attr-defined] # of a function, where Lightning keeps it
 
 
 def _restore(name: str, value: str | None) -> None:

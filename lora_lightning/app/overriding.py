@@ -5,36 +5,59 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.types import Override, OverrideType
-from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from lora_lightning.app.compose import Configurations
 from lora_lightning.app.signatures import takes
 from lora_lightning.errors import did_you_mean, nearest
 from lora_lightning.utils.peft_names import peft_problem
 
 
-def apply_override(loader: ConfigLoaderImpl, config: DictConfig, override: Override) -> list[str]:
+def apply_override(known: Configurations, config: DictConfig, override: Override) -> list[str]:
     """Set one value in `config` just as Hydra will, or say why it cannot."""
     try:
-        ConfigLoaderImpl._apply_overrides_to_config([override], config)
+        _set(config, override)
         return []
-    except (HydraException, OmegaConfBaseException, ValueError, TypeError) as error:
+    except (OmegaConfBaseException, ValueError, TypeError, AttributeError) as error:
         key, word = override.key_or_group, str(override.input_line)
         exists = _exists(config, key)
         if override.package is not None:
-            return [f"{word}: {key} is not a group.{did_you_mean(key, loader.list_groups(''))}"]
+            return [f"{word}: {key} is not a group.{did_you_mean(key, known.groups())}"]
         if override.type == OverrideType.ADD and exists:
             return [f"{word}: is set already; leave out the plus: {word[1:]}."]
         if exists:
-            reason = str(error.__cause__ or error).splitlines()[0]
-            return [f"{word}: {reason}"]
+            return [f"{word}: {str(error).splitlines()[0]}"]
         section, _, name = key.rpartition(".")
         if section in ("", "lora") and (problem := peft_problem(name, override.value(), "lora.")):
             return [problem]
-        return [f"{word}: {_unknown(loader, config, key)}"]
+        return [f"{word}: {_unknown(known, config, key)}"]
+
+
+def _set(config: DictConfig, override: Override) -> None:
+    """Hydra's own, which applies a value to what is composed already, is not public."""
+    key, value = override.key_or_group, override.value()
+    if override.package is not None:
+        raise ValueError("not a group")
+    if override.is_delete():
+        _delete(config, key, value)
+        return
+    merges = isinstance(value, (dict, list))
+    if override.is_add() and not merges and OmegaConf.select(config, key) is not None:
+        raise ValueError("is set already")
+    OmegaConf.update(config, key, value, merge=True, force_add=override.is_add() or override.is_force_add())
+
+
+def _delete(config: DictConfig, key: str, value: Any) -> None:
+    held = OmegaConf.select(config, key)
+    if held is None:
+        raise ValueError("does not exist")
+    if value is not None and value != held:
+        raise ValueError(f"is {held}, not {value}")
+    parent, _, name = key.rpartition(".")
+    with open_dict(config):
+        del (OmegaConf.select(config, parent) if parent else config)[name]
 
 
 def _exists(config: DictConfig, key: str) -> bool:
@@ -43,7 +66,7 @@ def _exists(config: DictConfig, key: str) -> bool:
     return isinstance(node, DictConfig) and name in node
 
 
-def _unknown(loader: ConfigLoaderImpl, config: DictConfig, key: str) -> str:
+def _unknown(known: Configurations, config: DictConfig, key: str) -> str:
     """`there is no such option`, with what may have been meant."""
     parent, _, name = key.rpartition(".")
     node: Any = OmegaConf.select(config, parent) if parent else None
@@ -60,8 +83,7 @@ def _unknown(loader: ConfigLoaderImpl, config: DictConfig, key: str) -> str:
         inside = OmegaConf.create({"hydra": config.hydra}) if key.startswith("hydra.") else config
         options = list(leaves(inside))
         same = [leaf for leaf in options if leaf.rpartition(".")[2] == name]
-        groups = [g for g in loader.list_groups("") if g != "hydra"]
-        near = same or nearest(key, [*options, *groups])
+        near = same or nearest(key, [*options, *known.groups()])
         if not near:
             ends = {leaf.rpartition(".")[2]: leaf for leaf in options}
             near = [ends[n] for n in nearest(name, ends)]

@@ -49,7 +49,7 @@ def predict(options: Mapping[str, Any], words: Sequence[str]) -> str:
     its numbers mean, in COCO's format; and `pictures/`, each image with what was found.
 
     Args:
-        options: as `lora_lightning.app.arguments.PREDICT` has them. Without `images`, a recipe whose
+        options: of the command `predict`, by name. Without `images`, a recipe whose
             pictures are drawn has its test pictures drawn into `out/images`.
         words: `recipe=NAME key=value …`; none takes the run that the adapter or checkpoint lies in.
 

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lora_lightning.adapters.quantize import quantize_as
-from lora_lightning.app.signatures import takes
 from lora_lightning.errors import UserError
 from lora_lightning.files.allowed import BUILDERS, checked_facts, section_of
 from lora_lightning.files.compatibility import aligned
@@ -143,6 +142,8 @@ def _composed_model(
     from hydra.errors import InstantiationException
     from hydra.utils import instantiate
     from omegaconf import OmegaConf
+
+    from lora_lightning.app.signatures import takes
 
     whole: Any = OmegaConf.create(dict(config))
     try:

@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from omegaconf import DictConfig, OmegaConf
 
+from lora_lightning.app.compose import USERS
 from lora_lightning.app.foreign import refuse_foreign, refuse_foreign_recipes
-from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
+from lora_lightning.utils.mapping_file import NOTHING_RUN, read_values
 
 WORD = "resume="
 WANDB_RUN = re.compile(r"(?:offline-)?run-(\d{8}_\d{6})-(.+)")
@@ -50,10 +51,10 @@ def _config_dir(folder: Path, given: Sequence[str]) -> list[str]:
     about = folder / ".hydra" / "hydra.yaml"
     if not about.is_file() or any(word.partition("=")[0] in ("--config-dir", "-cd") for word in given):
         return []
-    found: Any = _read(about, folder)
+    found = _read(about, folder)
     for key in ("hydra", "runtime", "config_sources"):
         found = found.get(key) if isinstance(found, dict) else None
-    sources = [s for s in found or [] if isinstance(s, dict) and s.get("provider") == "command-line"]
+    sources = [s for s in found or [] if isinstance(s, dict) and s.get("provider") == USERS]
     if not sources:
         return []
     recipes = str(sources[0].get("path"))
@@ -63,10 +64,9 @@ def _config_dir(folder: Path, given: Sequence[str]) -> list[str]:
 
 def _read(path: Path, folder: Path) -> Any:
     try:
-        return yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError, RecursionError) as error:
-        reason = f"cannot be read: {' '.join(str(error).split())[:200]}. Nothing in it was run."
-        raise ConfigError([f"resume={folder}: {path} {reason}"]) from None
+        return read_values(path, NOTHING_RUN)
+    except AdapterFileError as error:
+        raise ConfigError([f"resume={folder}: {error}"]) from None
 
 
 def _words(began: Path, folder: Path) -> list[str]:
@@ -96,8 +96,8 @@ def is_finished(config: DictConfig, folder: Path) -> bool:
     if not (began.is_file() and all(results.is_file() for results in ended)):
         return False
     try:
-        before = yaml.safe_load(began.read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        before = read_values(began, NOTHING_RUN)
+    except AdapterFileError:
         return False  # whoever goes on writes it anew
     now: Any = OmegaConf.to_container(config, resolve=True)
     return isinstance(before, dict) and _without_place(before) == _without_place(now)

@@ -1,4 +1,4 @@
-"""The jobs of this process, those that failed too, and the table in which a sweep ends."""
+"""What a job ended in, and the table in which a sweep ends."""
 
 from __future__ import annotations
 
@@ -21,23 +21,15 @@ class Ended(NamedTuple):
     reason: str = ""
 
 
-ENDED: list[Ended] = []
-
-
-def failed() -> list[Ended]:
-    """The jobs that gave no result."""
-    return [job for job in ENDED if job.result is None]
-
-
-def sweep_table() -> str:
+def sweep_table(jobs: Sequence[Ended]) -> str:
     """Each job by the overrides in which it differs from another; below, why some have failed."""
     from lora_lightning.app.results import header  # with the metrics it loads torch
 
-    shared = set.intersection(*(set(job.overrides) for job in ENDED)) if len(ENDED) > 1 else set()
-    scores = list(dict.fromkeys(score for job in ENDED for score in job.scores))
+    shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
+    scores = list(dict.fromkeys(score for job in jobs for score in job.scores))
     titles = header(scores)[1:]
     rows, reasons = [], []
-    for job in ENDED:
+    for job in jobs:
         name = " ".join(o for o in job.overrides if o not in shared)
         if job.result is None:
             rows.append((f"{name} (failed)", *["–"] * len(titles)))
@@ -46,7 +38,7 @@ def sweep_table() -> str:
             rows.append((name, *job.result.row(scores)[1:]))
     lines = [format_table(("job", *titles), rows)]
     if reasons:
-        lines += ["", f"{len(reasons)} of {len(ENDED)} jobs failed:", *reasons]
+        lines += ["", f"{len(reasons)} of {len(jobs)} jobs failed:", *reasons]
     return "\n".join(lines)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +35,7 @@ from lora_lightning.app.resume import (
     put_metrics_aside,
     refuse_finished,
 )
-from lora_lightning.app.sweep import ENDED, Ended
+from lora_lightning.app.sweep import Ended
 from lora_lightning.files.format import read_adapter
 from lora_lightning.files.locate import FACTS_FILE
 from lora_lightning.files.random_base import BASE_FILE
@@ -62,16 +63,23 @@ RANDOM_BASE = """WARNING: LoRA is added to random weights, in whole or in part, 
   The adapter works on these weights alone, which are kept in {}."""
 
 
-def run(config: DictConfig) -> float | None:
-    """Train what is configured: one model, or each of several adapters and then all in one model."""
+def run(config: DictConfig, tell: Callable[[Ended], None]) -> float | None:
+    """Train what is configured: one model, or each of several adapters and then all in one model.
+
+    Args:
+        tell: is told what each has ended in, as soon as it has.
+
+    Returns:
+        The best validation score, of several adapters the mean.
+    """
     names = names_of(config)
     if not names:
-        return train_one(config)[0]
+        return train_one(config, tell)[0]
     folder = Path(config.run_dir)
     if config.ckpt_path == LAST:
         refuse_finished(config, folder)
     _begin(config, folder)
-    done = {name: _train_adapter(config, name) for name in names}
+    done = {name: _train_adapter(config, name, tell) for name in names}
     if on_rank_zero():
         for line in _together(config, {name: job for name, (_, job) in done.items()}, folder):
             print(line)
@@ -80,14 +88,14 @@ def run(config: DictConfig) -> float | None:
     return sum(best) / len(best) if best else None
 
 
-def _train_adapter(config: DictConfig, name: str) -> tuple[float | None, Job]:
+def _train_adapter(config: DictConfig, name: str, tell: Callable[[Ended], None]) -> tuple[float | None, Job]:
     """One of several adapters; with resume=FOLDER one that is done is left as it is."""
     one = config_of(config, name)
     folder = Path(one.run_dir)
     if config.ckpt_path == LAST and is_finished(one, folder):
         say(f"\nadapter {name}: is done, in {short_path(folder)}")
         return None, Job(one, "before", folder)
-    return train_one(one, name)
+    return train_one(one, tell, name)
 
 
 def _together(config: DictConfig, jobs: dict[str, Job], folder: Path) -> list[str]:
@@ -103,7 +111,9 @@ def _together(config: DictConfig, jobs: dict[str, Job], folder: Path) -> list[st
     return task.report_together({name: job.data for name, job in jobs.items()}, folder)
 
 
-def train_one(config: DictConfig, adapter: str = "") -> tuple[float | None, Job]:
+def train_one(
+    config: DictConfig, tell: Callable[[Ended], None], adapter: str = ""
+) -> tuple[float | None, Job]:
     """Train, test, compare and save one model, and print what was done.
 
     Returns:
@@ -149,7 +159,7 @@ def train_one(config: DictConfig, adapter: str = "") -> tuple[float | None, Job]
     context = HydraConfig.get()
     if not adapter or context.mode == RunMode.MULTIRUN:
         words = [*context.overrides.task, *([adapter] if adapter else [])]
-        ENDED.append(Ended(words, result, job.task.scores))
+        tell(Ended(words, result, job.task.scores))
     return result.best_validation, job
 
 
@@ -177,7 +187,7 @@ def _title(config: DictConfig, folder: Path, adapter: str) -> str:
     if adapter:
         words[0] = f"\n{words[0]} · adapter {adapter}"
     if context.mode == RunMode.MULTIRUN:
-        words.insert(0, f"{chr(10) * bool(ENDED)}job {context.job.num}: {' '.join(context.overrides.task)}")
+        words.insert(0, f"job {context.job.num}: {' '.join(context.overrides.task)}")
     if config.ckpt_path:
         words.append(f"resumed from {config.ckpt_path}")
     return f"{' · '.join(words)} · {short_path(folder)}"

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from lora_lightning.app.arguments import missing_path
 from lora_lightning.app.recognizer import recognizer
 from lora_lightning.data.audio import SUFFIXES, AudioError, audio_info, read_audio
-from lora_lightning.errors import UserError, did_you_mean
+from lora_lightning.errors import UserError
 from lora_lightning.tasks.decoding import BeamDecoder
 from lora_lightning.tasks.transcription import Transcriber, Transcription, to_srt
 from lora_lightning.utils.atomic import write_whole
@@ -30,7 +31,7 @@ def transcribe(paths: Sequence[str], options: Mapping[str, Any]) -> None:
 
     Args:
         paths: files and folders.
-        options: as `lora_lightning.app.arguments.TRANSCRIBE` has them.
+        options: of the command `transcribe`, by name.
 
     Raises:
         UserError: every mistake in one message, before the model is built; or, at the end, the files that
@@ -139,9 +140,7 @@ def _files(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
         elif path.is_file():
             files.append(path)
         else:
-            folder = path.parent if path.parent.is_dir() else Path()
-            near = did_you_mean(path.name, [p.name for p in folder.iterdir()])
-            problems.append(f"{path}: there is no such file or folder.{near}")
+            problems.append(f"{path}: {missing_path(path)}")
     return list(dict.fromkeys(files)), problems
 
 

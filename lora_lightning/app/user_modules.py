@@ -7,24 +7,24 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
+from hydra.conf import ConfigSourceInfo
+
 from lora_lightning.app.compose import CONF, RECIPES
 
-FILE = "file://"
 
-
-def find_user_modules(sources: Iterable[str]) -> None:
+def find_user_modules(sources: Iterable[ConfigSourceInfo]) -> None:
     """Let `_target_: photos.Photos` mean photos.py in the current folder, in a folder of configurations that
     the user has named, or in `recipe/` there.
 
     They come last, so that no file there takes the place of what is installed.
 
     Args:
-        sources: Hydra's search path, such as `file:///home/me/recipes` and `pkg://hydra.conf`.
+        sources: Hydra's search path, as it tells it in `hydra.runtime.config_sources`.
     """
     folders = [Path.cwd()]
     for source in sources:
-        if not source.startswith(("pkg://", "structured://")):
-            folder = Path(source.removeprefix(FILE)).absolute()
+        if source.schema == "file":
+            folder = Path(source.path).absolute()
             folders += [] if folder in (CONF, RECIPES) else [folder, folder / "recipe"]
     for folder in folders:
         if folder.is_dir() and str(folder) not in sys.path:

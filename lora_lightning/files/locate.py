@@ -18,10 +18,9 @@ from lora_lightning.files.compatibility import check_tensors
 from lora_lightning.files.format import SavedAdapter, assembled
 from lora_lightning.files.pair import is_peft, read_pair
 from lora_lightning.files.peft_read import assembled_peft
-from lora_lightning.utils.mapping_file import LARGEST, read_mapping
+from lora_lightning.utils.mapping_file import LARGEST, NOTHING_RUN, read_mapping
 
 GIVE = "Give an adapter's folder or a Trainer's checkpoint."
-NOTHING_RUN = "Nothing in it was run; it holds plain values alone."
 RUN_FILE = "config.yaml"
 FACTS_FILE = "provides.yaml"
 ABOVE = 3  # folders between a run's folder and what it saved

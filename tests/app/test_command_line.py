@@ -8,9 +8,16 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
 
-from lora_lightning.app.command_line import check_command_line, flags_first
-from lora_lightning.app.compose import CONF, RECIPES, config_loader
+from lora_lightning.app.application import main
+from lora_lightning.app.command_line import CommandLine
+from lora_lightning.app.compose import CONF, RECIPES, recipe_config, shipped, without_hydra
+from lora_lightning.app.variants import from_groups, parted
 from lora_lightning.errors import ConfigError
 
 GOOD = [
@@ -88,6 +95,10 @@ BAD = [
 ]  # fmt: skip
 
 
+def check_command_line(words: list[str]) -> None:
+    CommandLine(words).check()
+
+
 @pytest.mark.parametrize("line", GOOD)
 def test_a_good_line_passes(line: str) -> None:
     check_command_line(line.split())
@@ -139,8 +150,8 @@ def test_a_recipe_of_ones_own(tmp_path: Path) -> None:
 
 
 def test_flags_may_stand_anywhere() -> None:
-    words = ["lora.rank=2,4", "-m", "~recipe", "--cfg", "job"]
-    assert flags_first(words) == ["-m", "--cfg", "job", "lora.rank=2,4", "~recipe"]
+    line = CommandLine(["lora.rank=2,4", "-m", "~recipe", "--cfg", "job"])
+    assert line.for_hydra() == ["--multirun", "--cfg=job", "lora.rank=2,4", "~recipe"]
 
 
 def test_every_recipe_is_sound_and_says_how_to_run_it() -> None:
@@ -180,7 +191,64 @@ def problems_of_line(words: list[str]) -> list[str]:
     return []
 
 
-GROUPS = [group for group in config_loader(None).list_groups("") if group != "hydra"]
+PLAIN = [
+    "recipe=resnet_digits lora.rank=16 lora.alpha=32 +trainer.fast_dev_run=true ++seed=3 ++trainer.new=1",
+    "recipe=vit_cifar ~data.mixup +lora.rank_pattern={qkv:4} lora.target_modules=[qkv,proj] tags=[a,b]",
+    "callbacks.learning_rate=null +callbacks.stop={_target_:a.b} '~seed=0' trainer.max_time={hours:5}",
+]
+
+
+@pytest.mark.parametrize("line", PLAIN)
+def test_a_value_is_set_as_hydra_sets_it(line: str) -> None:
+    """What the runs of a sweep are checked as is what Hydra will compose for each."""
+    words, problems = shlex.split(line), []
+    groups, values = parted(shipped(), CommandLine(words).overrides, problems)
+    ours, true = from_groups(shipped(), groups, values, problems), shipped().compose(words)
+    assert problems == [] and ours is not None
+    assert OmegaConf.to_yaml(without_hydra(ours)) == OmegaConf.to_yaml(without_hydra(true))
+
+
+def test_a_run_is_composed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """And what was checked is what runs."""
+    composed: list[object] = []
+    compose = ConfigLoaderImpl.load_configuration
+
+    def counted(*args: object, **options: object) -> object:
+        composed.append(compose(*args, **options))  # type: ignore[arg-type]
+        return composed[-1]
+
+    def run(config: DictConfig, _: object) -> None:
+        assert config.lora.rank == 3 and Path(config.run_dir) == tmp_path / "run"
+        context = HydraConfig.get()
+        assert (context.mode, context.job.name) == (RunMode.RUN, "train")
+        assert list(context.overrides.task) == ["lora.rank=3"]
+        composed.append(config)
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
+    monkeypatch.setattr("lora_lightning.app.train.run", run)
+    arguments = list(sys.argv)
+    main(["lora.rank=3", "hydra.run.dir=run"])
+    assert len(composed) == 2 and (tmp_path / "run" / ".hydra" / "overrides.yaml").is_file()
+    assert sys.argv == arguments and not HydraConfig.initialized()  # nothing is left for another run
+
+
+def test_a_recipe_within_an_application_of_hydra(tmp_path: Path) -> None:
+    (tmp_path / "theirs.yaml").write_text("a: 1\n")
+    with initialize_config_dir(str(tmp_path), version_base="1.3"):
+        assert recipe_config("vit_digits")["lora"]["enabled"]
+        assert compose("theirs").a == 1
+
+
+def test_a_recipe_that_was_changed_between_two_runs_of_one_process(tmp_path: Path) -> None:
+    (tmp_path / "recipe").mkdir()
+    for rank in (0, -1):
+        (tmp_path / "recipe" / "mine.yaml").write_text(f"# @package _global_\nlora: {{rank: {rank}}}\n")
+        told = problems_of_line(["recipe=mine", "--config-dir", str(tmp_path), "sed=1"])
+        assert told[1].startswith(f"lora.rank={rank}: ")
+
+
+GROUPS = shipped().groups()
 
 
 @pytest.mark.parametrize("value", ["null", "[]", "[null]", "[1,a]", "{}", "{a:null}", "3", "true", "''"])

@@ -11,11 +11,10 @@ from pathlib import Path
 import pytest
 
 from lora_lightning.app.completion import complete, script
-from lora_lightning.app.compose import CONF, choices_of, compose, config_loader
+from lora_lightning.app.compose import CONF, shipped
 from lora_lightning.app.overriding import leaves
 
-LOADER = config_loader(None)
-NAMES = choices_of(LOADER, "recipe")
+NAMES = shipped().choices("recipe")
 
 
 @pytest.mark.parametrize(
@@ -44,7 +43,7 @@ def test_the_words_for_a_line(line: str, among: list[str], never: list[str]) -> 
 
 @pytest.mark.parametrize("recipe", NAMES)
 def test_the_options_are_those_that_hydra_composes(recipe: str) -> None:
-    config = compose(LOADER, (f"recipe={recipe}",))
+    config = shipped().compose_groups([f"recipe={recipe}"])
     true = {f"{leaf}=" for leaf in leaves(config) if "." in leaf}  # type: ignore[arg-type]
     sections = {option.partition(".")[0] for option in true}
     line = ["lora-lightning", "train", f"recipe={recipe}"]

@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 from lora_lightning.app.arguments import at_home
 from lora_lightning.app.check import problems_of
 from lora_lightning.app.cli import main
-from lora_lightning.app.compose import compose, config_loader
+from lora_lightning.app.compose import shipped
 from lora_lightning.app.options import PRECISIONS, precision_of
 from lora_lightning.errors import ConfigError
 from lora_lightning.tasks.optim_config import OptimConfig
@@ -34,7 +34,7 @@ VALUES: dict[str, list[Any]] = {
     "enable_progress_bar": [None, False],
     "strategy": ["auto", "ddp", "DDP", "ddp_find_unused_parameters_true", "dpp", None],
 }
-CONFIG = compose(config_loader(None), ())
+CONFIG = shipped().compose_groups(())
 
 
 def taken_by_lightning(option: str, value: Any) -> bool:

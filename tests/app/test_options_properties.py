@@ -10,15 +10,14 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lora_lightning.app.application import main
-from lora_lightning.app.compose import choices_of, compose, config_loader
+from lora_lightning.app.compose import shipped
 from lora_lightning.app.options import rules_of, show
 from lora_lightning.app.overriding import leaves
 
-LOADER = config_loader(None)
-CONFIG = compose(LOADER, ())
+CONFIG = shipped().compose_groups(())
 RULES = rules_of(CONFIG)  # type: ignore[arg-type]
 KEYS = [key for key in leaves(CONFIG) if not key.startswith(("logger.", "callbacks."))]  # type: ignore[arg-type]
-GROUPS = [g for g in LOADER.list_groups("") if g != "hydra"]
+GROUPS = shipped().groups()
 NAMES = {part for key in KEYS for part in key.split(".")} | set(GROUPS)
 VALUES: list[Any] = [
     -3,
@@ -87,7 +86,7 @@ def unknown(draw: st.DrawFn) -> tuple[str, str, str]:
 @st.composite
 def missing_choice(draw: st.DrawFn) -> tuple[str, str, str]:
     group = draw(st.sampled_from(GROUPS))
-    name = draw(typos.filter(lambda t: t not in choices_of(LOADER, group)))
+    name = draw(typos.filter(lambda t: t not in shipped().choices(group)))
     return group, f"{group}={name}", f"{group}={name}"
 
 
@@ -128,8 +127,8 @@ def apart(found: list[tuple[str, str, str]]) -> bool:
     return len(set(roots)) == len(roots)
 
 
-@settings(max_examples=320, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(found=st.lists(mistakes, min_size=1, max_size=4).filter(apart))
+@settings(max_examples=110, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(found=st.lists(mistakes, min_size=1, max_size=8).filter(apart))
 def test_every_mistake_is_named_in_one_message(
     found: list[tuple[str, str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:

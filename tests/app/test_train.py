@@ -9,6 +9,7 @@ import re
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from lora_lightning.app.launch import (
     reported,
 )
 from lora_lightning.app.results import Result, results_table
-from lora_lightning.app.sweep import ENDED, Ended
+from lora_lightning.app.sweep import Ended
 from lora_lightning.errors import ConfigError, MissingFileError
 from lora_lightning.tasks.classification import ImageClassifier
 from lora_lightning.tasks.scores import Score
@@ -57,7 +58,7 @@ def fails(words: list[str], capsys: pytest.CaptureFixture[str]) -> tuple[int, st
 
 
 def raising(error: BaseException) -> Any:
-    def run(config: object) -> None:
+    def run(*_: object) -> None:
         raise error
 
     return run
@@ -232,16 +233,19 @@ def test_a_started_process_runs_its_job_alone(monkeypatch: pytest.MonkeyPatch) -
         {
             "hydra": {
                 "overrides": {"task": ["lora.rank=4"], "hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=s"]},
-                "runtime": {"output_dir": "/s/1"},
+                "runtime": {
+                    "output_dir": "/s/1",
+                    "config_sources": [{"provider": "command-line", "path": "/mine"}],
+                },
                 "run": {"dir": "elsewhere"},
             }
         }
     )
     monkeypatch.setattr(HydraConfig.instance(), "cfg", hydra)
-    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "--config-dir", "mine", "lora.rank=2,4"])
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "--config-dir", "/mine", "lora.rank=2,4"])
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with hydra_raises(), one_job():
-        assert sys.argv == [str(PROGRAM), "--config-dir", "mine", "lora.rank=4", "hydra.mode=RUN"]
+        assert sys.argv == [str(PROGRAM), "--config-dir=/mine", "lora.rank=4", "hydra.mode=RUN"]
         assert HydraConfig.get().run.dir == "/s/1"
         assert "HYDRA_FULL_ERROR" not in os.environ
         os.environ["LOCAL_RANK"] = "0"  # as Lightning's launcher does
@@ -279,13 +283,13 @@ def test_a_sweep_goes_on_after_a_bad_job(
     """The reason of a mistake and of a bug stands under the table, whose other rows are as ever."""
     scores = (Score("acc", "accuracy %"),)
 
-    def run(config: Any) -> float:
+    def run(config: Any, tell: Callable[[Ended], None]) -> float:
         if config.lora.rank == 3:
             raise ConfigError(["lora.rank=3: is odd."])
         if config.lora.rank == 4:
             raise ZeroDivisionError("ours")
         words = HydraConfig.get().overrides.task
-        ENDED.append(Ended(words, Result("lora", {"acc": 0.5}, 50, 1000), scores))
+        tell(Ended(words, Result("lora", {"acc": 0.5}, 50, 1000), scores))
         return 0.5
 
     monkeypatch.setattr(train, "run", run)
@@ -315,7 +319,7 @@ def heeded():
 def test_ctrl_c_ends_a_whole_sweep(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
     begun: list[int] = []
 
-    def run(config: Any) -> None:
+    def run(config: Any, tell: object) -> None:
         begun.append(config.lora.rank)
         os.kill(os.getpid(), signal.SIGINT)
 
@@ -326,7 +330,7 @@ def test_ctrl_c_ends_a_whole_sweep(monkeypatch: pytest.MonkeyPatch, capsys: Any)
 
 @pytest.mark.usefixtures("heeded")
 def test_ctrl_c_that_a_library_turns_into_another_error(monkeypatch: pytest.MonkeyPatch, capsys: Any) -> None:
-    def run(config: Any) -> None:
+    def run(config: Any, tell: object) -> None:
         try:
             os.kill(os.getpid(), signal.SIGINT)
         except KeyboardInterrupt:

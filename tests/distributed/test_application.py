@@ -5,13 +5,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from hydra.types import RunMode
 from omegaconf import open_dict
 from processes import ROOT, finish, free_port, start
 
-from lora_lightning.app import check, command_line
+from lora_lightning.app import check, variants
 from lora_lightning.app.check import last_checkpoint
-from lora_lightning.app.compose import config_loader
+from lora_lightning.app.command_line import CommandLine
+from lora_lightning.app.compose import shipped
 from lora_lightning.errors import ConfigError
 
 TRAINERS = sorted(p.stem for p in (ROOT / "conf" / "trainer").glob("*.yaml"))
@@ -19,8 +19,7 @@ TINY = ["debug=fast", "compare=false", "trainer.enable_progress_bar=false"]
 
 
 def compose(*words: str):
-    loader = config_loader(None)
-    return loader.load_configuration("train", list(words), run_mode=RunMode.MULTIRUN)
+    return shipped().compose(words)
 
 
 @pytest.mark.parametrize("trainer", TRAINERS)
@@ -40,14 +39,14 @@ def test_without_deepspeed_one_message_says_what_to_install(words, monkeypatch):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 8)
     monkeypatch.setattr(check, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"1 problem.*\n.*eeds DeepSpeed: pip install deepspeed"):
-        command_line.check_command_line(words.split())
+        CommandLine(words.split()).check()
 
 
 @pytest.mark.parametrize("launcher", ["slurm", "local", "submitit_slurm"])
 def test_without_submitit_one_message_says_what_to_install(launcher, monkeypatch):
-    monkeypatch.setattr(command_line, "find_spec", lambda name: None)
+    monkeypatch.setattr(variants, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs submitit: pip install 'lora-lightning\[slurm\]'"):
-        command_line.check_command_line(["-m", f"hydra/launcher={launcher}"])
+        CommandLine(["-m", f"hydra/launcher={launcher}"]).check()
 
 
 def test_a_slurm_job_has_a_task_for_each_device():
@@ -55,7 +54,7 @@ def test_a_slurm_job_has_a_task_for_each_device():
     launcher = compose("hydra/launcher=slurm", "trainer=model_parallel").hydra.launcher
     assert launcher._target_.endswith("SlurmLauncher")
     assert (launcher.nodes, launcher.tasks_per_node, launcher.gpus_per_node) == (1, 2, 2)
-    command_line.check_command_line(["-m", "hydra/launcher=slurm", "lora.rank=2,4"])
+    CommandLine(["-m", "hydra/launcher=slurm", "lora.rank=2,4"]).check()
 
 
 def test_last_is_the_runs_own_checkpoint_or_none(tmp_path):
