@@ -65,7 +65,7 @@ class Jobs:
         with one_job(self.tracebacks), reported(folder, self.tracebacks), quiet(), interruptible():
             from lora_lightning.app import train
 
-            return train.run(config, self.ended.append)
+            return train.train(config, self.ended.append)
 
 
 def _one_after_the_other(context: HydraConf) -> bool:

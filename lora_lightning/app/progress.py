@@ -88,7 +88,8 @@ def _state(trainer: pl.Trainer, task: pl.LightningModule) -> str:
     metrics = trainer.callback_metrics
     if "train/loss" in metrics:
         parts.append(f"train/loss {float(metrics['train/loss']):.3f}")
-    for score in task.scores[:1]:  # type: ignore[index]
+    scores: Any = task.scores
+    for score in scores[:1]:
         if (name := f"val/{score.name}") in metrics:
             parts.append(f"{name} {score.show(float(metrics[name])):>4}")
     return "  ".join(parts)

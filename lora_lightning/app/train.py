@@ -1,4 +1,4 @@
-"""What `python train.py` and `lora-lightning train` do once the command line is sound: one job."""
+"""What `python train.py` and `lora-lightning train` do once the command line is sound: one run."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from safetensors.torch import save_file
 
 from lora_lightning.adapters import quantize as quantization
 from lora_lightning.app.adapters import config_of, names_of
+from lora_lightning.app.build import main_method
 from lora_lightning.app.check import LAST, last_checkpoint
 from lora_lightning.app.console import on_rank_zero, say, short_path
 from lora_lightning.app.interrupts import wait_no_more
-from lora_lightning.app.job import Job, main_method
 from lora_lightning.app.loggers import (
     build_loggers,
     chosen_in_words,
@@ -35,6 +35,7 @@ from lora_lightning.app.resume import (
     put_metrics_aside,
     refuse_finished,
 )
+from lora_lightning.app.run import Run
 from lora_lightning.app.sweep import Ended
 from lora_lightning.files.format import read_adapter
 from lora_lightning.files.locate import FACTS_FILE
@@ -63,7 +64,7 @@ RANDOM_BASE = """WARNING: LoRA is added to random weights, in whole or in part, 
   The adapter works on these weights alone, which are kept in {}."""
 
 
-def run(config: DictConfig, tell: Callable[[Ended], None]) -> float | None:
+def train(config: DictConfig, tell: Callable[[Ended], None]) -> float | None:
     """Train what is configured: one model, or each of several adapters and then all in one model.
 
     Args:
@@ -81,86 +82,101 @@ def run(config: DictConfig, tell: Callable[[Ended], None]) -> float | None:
     _begin(config, folder)
     done = {name: _train_adapter(config, name, tell) for name in names}
     if on_rank_zero():
-        for line in _together(config, {name: job for name, (_, job) in done.items()}, folder):
+        for line in _together(config, {name: run for name, (_, run) in done.items()}, folder):
             print(line)
         save_together(folder, names)
     best = [score for score, _ in done.values() if score is not None]
     return sum(best) / len(best) if best else None
 
 
-def _train_adapter(config: DictConfig, name: str, tell: Callable[[Ended], None]) -> tuple[float | None, Job]:
+def _train_adapter(config: DictConfig, name: str, tell: Callable[[Ended], None]) -> tuple[float | None, Run]:
     """One of several adapters; with resume=FOLDER one that is done is left as it is."""
     one = config_of(config, name)
     folder = Path(one.run_dir)
     if config.ckpt_path == LAST and is_finished(one, folder):
         say(f"\nadapter {name}: is done, in {short_path(folder)}")
-        return None, Job(one, "before", folder)
+        return None, Run(one, "before", folder)
     return train_one(one, tell, name)
 
 
-def _together(config: DictConfig, jobs: dict[str, Job], folder: Path) -> list[str]:
+def _together(config: DictConfig, runs: dict[str, Run], folder: Path) -> list[str]:
     """All adapters in one model, and what the task has to say of it."""
-    first = next(iter(jobs))
-    task = Job(config_of(config, first), "before", folder).task
+    first = next(iter(runs))
+    task = Run(config_of(config, first), "before", folder).task
     if not hasattr(task, "report_together"):
         return []
     quantization.quantize_as(task, read_adapter(folder / first / "adapter").quantized)
-    for name, job in jobs.items():
+    for name, run in runs.items():
         load_adapter(task, folder / name / "adapter", adapter=name)
-        job.data.setup()
-    return task.report_together({name: job.data for name, job in jobs.items()}, folder)
+        run.data.setup()
+    return task.report_together({name: run.data for name, run in runs.items()}, folder)
 
 
 def train_one(
     config: DictConfig, tell: Callable[[Ended], None], adapter: str = ""
-) -> tuple[float | None, Job]:
+) -> tuple[float | None, Run]:
     """Train, test, compare and save one model, and print what was done.
 
     Returns:
-        The best validation score, and the job, whose task holds what was tested.
+        The best validation score, and the run, whose task holds what was tested.
     """
     folder = Path(config.run_dir)
-    goes_on = config.ckpt_path == LAST
-    if goes_on:
-        refuse_finished(config, folder)
-        config.ckpt_path = last_checkpoint(folder, config.trainer.max_epochs)
-        if on_rank_zero():
-            continue_logs(config, folder)
+    goes_on = _go_on(config, folder)
     say(_title(config, folder, adapter))
     plain = _begin(config, folder)
     if config.threads:
         torch.set_num_threads(config.threads)
-    method = main_method(config)
-    job = Job(config, method, folder)
-    _write_config(dict(getattr(job.data, "provides", {})), folder / FACTS_FILE)
-    lines = [str(job.plan or _full_plan(job)), quantization.summary(job.task)]
-    say("\n" + "\n".join(filter(None, lines)) + "\n")
-    if job.random_base:
-        say(f"{RANDOM_BASE.format(short_path(folder / BASE_FILE))}\n")
-    loggers = build_loggers(config)
-    status = "failed"
-    try:
-        log_start(loggers, plain, job.trained, job.total, job.plan)
-        for line in filter(None, [chosen_in_words(config), *where(loggers)]):
-            say(f"{line}\n")
-        results = [job.run(loggers, config.ckpt_path)]
-        _save_weights(job, folder)
-        if config.compare:
-            others = {name: _peer(config, name, goes_on) for name in ("before", "probe", "full")}
-            results = [others["before"], others["probe"], *results, others["full"]]
-        scores = job.task.scores
-        log_table(loggers, "results", *results_rows(results, scores))
-        status = "success"
-    finally:
-        wait_no_more()
-        finish(loggers, status)
-    _report(results, job, folder)
-    result = next(r for r in results if r.method == method)
+    run = Run(config, main_method(config), folder)
+    _say_plan(run, folder)
+    results = _compare(config, run, plain, goes_on)
+    _report(results, run, folder)
+    result = next(r for r in results if r.method == run.method)
     context = HydraConfig.get()
     if not adapter or context.mode == RunMode.MULTIRUN:
         words = [*context.overrides.task, *([adapter] if adapter else [])]
-        tell(Ended(words, result, job.task.scores))
-    return result.best_validation, job
+        tell(Ended(words, result, run.task.scores))
+    return result.best_validation, run
+
+
+def _go_on(config: DictConfig, folder: Path) -> bool:
+    """Whether a run goes on in its folder; then from its last checkpoint, if there is one already."""
+    if config.ckpt_path != LAST:
+        return False
+    refuse_finished(config, folder)
+    config.ckpt_path = last_checkpoint(folder, config.trainer.max_epochs)
+    if on_rank_zero():
+        continue_logs(config, folder)
+    return True
+
+
+def _say_plan(run: Run, folder: Path) -> None:
+    """What trains, and on which weights; what the data say of themselves is kept beside the adapter."""
+    _write_config(dict(getattr(run.data, "provides", {})), folder / FACTS_FILE)
+    lines = [str(run.plan or _full_plan(run)), quantization.summary(run.task)]
+    say("\n" + "\n".join(filter(None, lines)) + "\n")
+    if run.random_base:
+        say(f"{RANDOM_BASE.format(short_path(folder / BASE_FILE))}\n")
+
+
+def _compare(config: DictConfig, run: Run, plain: dict[str, Any], goes_on: bool) -> list[Result]:
+    """The result of the run, and with compare=true of its peers, as every logger is told."""
+    loggers = build_loggers(config)
+    status = "failed"
+    try:
+        log_start(loggers, plain, run.trained, run.total, run.plan)
+        for line in filter(None, [chosen_in_words(config), *where(loggers)]):
+            say(f"{line}\n")
+        results = [run.train_and_test(loggers, config.ckpt_path)]
+        _save_weights(run, Path(config.run_dir))
+        if config.compare:
+            others = {name: _peer(config, name, goes_on) for name in ("before", "probe", "full")}
+            results = [others["before"], others["probe"], *results, others["full"]]
+        log_table(loggers, "results", *results_rows(results, run.task.scores))
+        status = "success"
+        return results
+    finally:
+        wait_no_more()
+        finish(loggers, status)
 
 
 def _peer(config: DictConfig, method: str, goes_on: bool) -> Result:
@@ -169,7 +185,7 @@ def _peer(config: DictConfig, method: str, goes_on: bool) -> Result:
     checkpoint = None
     if goes_on and (checkpoint := last_checkpoint(folder, config.trainer.max_epochs)) and on_rank_zero():
         put_metrics_aside(folder)
-    return Job(config, method, folder).run(ckpt_path=checkpoint)
+    return Run(config, method, folder).train_and_test(ckpt_path=checkpoint)
 
 
 def _begin(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -193,33 +209,33 @@ def _title(config: DictConfig, folder: Path, adapter: str) -> str:
     return f"{' · '.join(words)} · {short_path(folder)}"
 
 
-def _full_plan(job: Job) -> str:
-    return f"trainable: {job.trained:,} of {job.total:,} parameters ({percent(job.trained, job.total)})"
+def _full_plan(run: Run) -> str:
+    return f"trainable: {run.trained:,} of {run.total:,} parameters ({percent(run.trained, run.total)})"
 
 
 @rank_zero_only
-def _write_config(plain: object, path: Path) -> None:
+def _write_config(plain: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    OmegaConf.save(OmegaConf.create(plain), path)  # type: ignore[call-overload]
+    OmegaConf.save(OmegaConf.create(plain), path)
 
 
 @rank_zero_only
-def _save_weights(job: Job, folder: Path) -> None:
+def _save_weights(run: Run, folder: Path) -> None:
     """The adapter, or the whole model where everything was trained."""
-    if job.method == "lora":
-        save_adapter(job.task, folder / "adapter")
+    if run.method == "lora":
+        save_adapter(run.task, folder / "adapter")
     else:
-        tensors = {n: t.contiguous().cpu() for n, t in job.task.model.state_dict().items()}
+        tensors = {n: t.contiguous().cpu() for n, t in run.task.model.state_dict().items()}
         path = folder / "model.safetensors"
         write_whole(path, lambda file: save_file(tensors, file, {"format": "pt"}))
 
 
 @rank_zero_only
-def _report(results: list[Result], job: Job, folder: Path) -> None:
+def _report(results: list[Result], run: Run, folder: Path) -> None:
     """The table, what the task itself has to say, and what lies in the folder."""
-    print(f"\n{results_table(results, job.task.scores)}\n")
-    if hasattr(job.task, "report"):
-        for line in job.task.report(job.data, folder):
+    print(f"\n{results_table(results, run.task.scores)}\n")
+    if hasattr(run.task, "report"):
+        for line in run.task.report(run.data, folder):
             print(line)
     save_results(results, folder / "results.json")  # last: it says that the run is finished
     print(f"In {short_path(folder)}:")

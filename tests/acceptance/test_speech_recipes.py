@@ -162,9 +162,9 @@ def test_a_manifest_without_speakers_trains_in_full_precision(
 
 
 def test_an_option_keeps_its_group_where_it_comes_again() -> None:
-    from lora_lightning.app.job import _under
+    from lora_lightning.app.build import under
 
     problem = "split_by=text: the rows name 1 different. Give split_by=utterance."
     told = "data.split_by=text: the rows name 1 different. Give data.split_by=utterance."
-    assert _under("data", problem) == told
-    assert _under("data", "nothing to split_by=x") == "nothing to split_by=x"
+    assert under("data", problem) == told
+    assert under("data", "nothing to split_by=x") == "nothing to split_by=x"

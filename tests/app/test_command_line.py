@@ -226,7 +226,7 @@ def test_a_run_is_composed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(ConfigLoaderImpl, "load_configuration", counted)
-    monkeypatch.setattr("lora_lightning.app.train.run", run)
+    monkeypatch.setattr("lora_lightning.app.train.train", run)
     arguments = list(sys.argv)
     main(["lora.rank=3", "hydra.run.dir=run"])
     assert len(composed) == 2 and (tmp_path / "run" / ".hydra" / "overrides.yaml").is_file()

@@ -82,7 +82,7 @@ def raising(error: BaseException) -> Any:
 def test_an_error_in_a_job_is_one_message(
     error: BaseException, code: int, told: str, monkeypatch: pytest.MonkeyPatch, capsys: Any
 ) -> None:
-    monkeypatch.setattr(train, "run", raising(error))
+    monkeypatch.setattr(train, "train", raising(error))
     found, message = fails(TINY, capsys)
     assert found == code
     assert told in message
@@ -91,7 +91,7 @@ def test_an_error_in_a_job_is_one_message(
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(train, "run", raising(ZeroDivisionError("ours")))
+    monkeypatch.setattr(train, "train", raising(ZeroDivisionError("ours")))
     with pytest.raises(ZeroDivisionError, match="ours"):
         main(TINY)
 
@@ -292,7 +292,7 @@ def test_a_sweep_goes_on_after_a_bad_job(
         tell(Ended(words, Result("lora", {"acc": 0.5}, 50, 1000), scores))
         return 0.5
 
-    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(train, "train", run)
     with pytest.raises(SystemExit) as caught:
         main(["-m", *TINY[:-1], "lora.rank=2,3,4,5", "hydra.sweep.dir=sweep"])
     out, errors = capsys.readouterr()
@@ -323,7 +323,7 @@ def test_ctrl_c_ends_a_whole_sweep(monkeypatch: pytest.MonkeyPatch, capsys: Any)
         begun.append(config.lora.rank)
         os.kill(os.getpid(), signal.SIGINT)
 
-    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(train, "train", run)
     code, message = fails(["-m", *TINY[:-1], "lora.rank=2,3", "hydra.sweep.dir=sweep"], capsys)
     assert (code, message.strip(), begun) == (INTERRUPTED, "Interrupted.", [2])
 
@@ -336,5 +336,5 @@ def test_ctrl_c_that_a_library_turns_into_another_error(monkeypatch: pytest.Monk
         except KeyboardInterrupt:
             raise ImportError("numpy could not be imported") from None
 
-    monkeypatch.setattr(train, "run", run)
+    monkeypatch.setattr(train, "train", run)
     assert fails(TINY, capsys) == (INTERRUPTED, "\nInterrupted.\n")

@@ -1,41 +1,39 @@
-"""One training by one method."""
+"""One training by one method: fit, test, and what was measured."""
 
 from __future__ import annotations
 
 import contextlib
-import re
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelCheckpoint
 from lightning.pytorch.loggers import Logger
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from lora_lightning.adapters.inject import linear_probe
 from lora_lightning.adapters.quantize import quantize
+from lora_lightning.app.build import data_and_model, lora_config, named, optim_config
 from lora_lightning.app.console import on_rank_zero
 from lora_lightning.app.progress import Progress
 from lora_lightning.app.results import LABELS, Result
-from lora_lightning.app.signatures import lacking, provided
+from lora_lightning.app.signatures import provided
 from lora_lightning.config import LoRAConfig
-from lora_lightning.errors import AdapterFileError, ConfigError, UserError
+from lora_lightning.errors import AdapterFileError, ConfigError
 from lora_lightning.files.random_base import forget_base, is_random, keep_base, put_back_base
 from lora_lightning.planning.plan import Plan
 from lora_lightning.planning.targets import plan, plan_probe
-from lora_lightning.tasks.optim_config import OptimConfig
 from lora_lightning.trainer.callback import LoRACallback
 from lora_lightning.trainer.checkpoint_io import WholeCheckpointIO
 from lora_lightning.trainer.exact_resume import ExactResume
 from lora_lightning.trainer.state_dict import keep_trained_only
 
 
-class Job:
+class Run:
     """A task and its data, built from a configuration, to be trained by one method.
 
     Args:
@@ -49,7 +47,7 @@ class Job:
         self.config = config.copy()
         self.config.run_dir = str(folder)
         pl.seed_everything(config.seed, workers=True, verbose=False)
-        self.data, model = _data_and_model(self.config)
+        self.data, model = data_and_model(self.config)
         self.random_base = method == "lora" and is_random(self.config.model, model)
         if method == "lora":
             self._keep_base(model)
@@ -59,23 +57,23 @@ class Job:
         self.trained = sum(p.numel() for p in self.task.parameters() if p.requires_grad) if trains else 0
         self.plan: Plan | None = None
         if method == "lora":
-            with _named("lora"):
+            with named("lora"):
                 self.plan = plan(self.task, lora_config(self.config))
                 if config.compare:
                     self._probe_config()  # raises now rather than later
                 self._quantize(self.plan)
             self.trained, self.total = self.plan.trainable, self.plan.total
         elif method == "probe":
-            with _named("lora"):
+            with named("lora"):
                 self.trained = linear_probe(self.task, self._probe_config()).trainable
             keep_trained_only(self.task)
 
     def _task(self, model: Any) -> Any:
-        with _named("task"):
+        with named("task"):
             return instantiate(
                 self.config.task,
                 model=model,
-                optim=self._optim(),
+                optim=optim_config(self.config, self.method),
                 **provided(self.data, self.config.task),
                 _convert_="all",
             )
@@ -108,18 +106,11 @@ class Job:
         plan_probe(self.task, config)
         return config
 
-    def _optim(self) -> OptimConfig:
-        """`optim` is meant for the method that the recipe is about; its peers have their own rates."""
-        options: dict[str, Any] = OmegaConf.to_container(self.config.optim, resolve=True)  # type: ignore[assignment]
-        if self.method in self.config.peers and self.method != main_method(self.config):
-            options |= {"lr": self.config.peers[self.method].lr, "head_lr": None}
-        return OptimConfig(**options)
-
-    def run(self, loggers: Sequence[Logger] | None = None, ckpt_path: str | None = None) -> Result:
+    def train_and_test(self, loggers: Sequence[Logger] | None = None, ckpt_path: str | None = None) -> Result:
         """Fit, then test the best checkpoint, whose weights the task holds afterwards.
 
         Args:
-            loggers: None makes a CSV logger in this job's own folder, if the configuration has one.
+            loggers: None makes a CSV logger in this run's own folder, if the configuration has one.
             ckpt_path: a Trainer checkpoint to resume from.
         """
         if self.method == "before":
@@ -137,7 +128,7 @@ class Job:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         score = getattr(trainer.checkpoint_callback, "best_model_score", None)
         if self._sharded():  # what is tested and saved is whole again
-            model = _data_and_model(self.config)[1]
+            model = data_and_model(self.config)[1]
             if self.random_base:
                 put_back_base(model, Path(self.config.run_dir))
             self.task = self._task(model)
@@ -228,70 +219,3 @@ def _size(checkpoint: Path) -> int:
     """Bytes of a checkpoint's file, or of all in its folder."""
     files = [checkpoint] if checkpoint.is_file() else [f for f in checkpoint.rglob("*") if f.is_file()]
     return sum(file.stat().st_size for file in files)
-
-
-def main_method(config: DictConfig) -> str:
-    """What the run itself is: LoRA, or with lora=none the training of everything."""
-    if config.lora.get("enabled", True):
-        return "lora"
-    based = config.model.get("checkpoint") or config.model.get("pretrained")
-    return "full" if based else "scratch"
-
-
-def lora_config(config: DictConfig) -> LoRAConfig:
-    """The group `lora` as LoRAConfig."""
-    options: dict[str, Any] = OmegaConf.to_container(config.lora, resolve=True)  # type: ignore[assignment]
-    return LoRAConfig(**{k: v for k, v in options.items() if k not in ("enabled", "quantize")})
-
-
-@contextlib.contextmanager
-def _named(group: str) -> Iterator[None]:
-    """Problems of one group's classes under the names that they have on the command line."""
-    try:
-        yield
-    except (UserError, InstantiationException) as error:
-        cause = error if isinstance(error, UserError) else error.__cause__
-        if isinstance(cause, ConfigError):
-            raise ConfigError([_under(group, problem) for problem in cause.problems]) from None
-        if isinstance(cause, UserError):
-            raise UserError(_under(group, str(cause))) from None
-        raise
-
-
-def _under(group: str, problem: str) -> str:
-    """A problem that begins with an option's name, with the group before it, also where it comes again."""
-    if not (option := re.match(r"(\w+)[=:\[]", problem)):
-        return problem
-    again = re.sub(rf"(?<=[ ,;]){option[1]}=", f"{group}.{option[1]}=", problem)
-    return f"{group}.{again}"
-
-
-def _data_and_model(config: DictConfig) -> tuple[Any, Any]:
-    """Built together, so that whatever is wrong or missing is named in one message."""
-    errors: list[UserError] = []
-    data: Any = None
-    model = None
-    try:
-        with _named("data"):
-            data = instantiate(config.data, _convert_="all")
-            if on_rank_zero():
-                data.prepare_data()
-    except UserError as error:
-        errors.append(error)
-    facts: dict[str, Any] = {}
-    try:
-        with _named("data"):
-            facts = provided(data, config.model)
-    except UserError as error:
-        errors = errors or [error]  # what could not be prepared cannot be asked either, for the same reason
-    try:
-        with _named("model"):
-            if not (errors and lacking(config.model, facts)):
-                model = instantiate(config.model, **facts, _convert_="all")
-    except UserError as error:
-        errors.append(error)
-    if errors and all(isinstance(e, ConfigError) for e in errors):
-        raise ConfigError([p for e in errors for p in e.problems])  # type: ignore[attr-defined]
-    if errors:
-        raise UserError("\n\n".join(map(str, errors)))
-    return data, model
