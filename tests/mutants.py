@@ -222,8 +222,7 @@ def main() -> None:
             caught = {name: str(results[name]["caught"]) for name in todo if results[name]["by"]}
             copy.try_unbroken({*caught.values()})
             todo = [name for name, node in caught.items() if node in copy.spared]
-    if not options.check:
-        print(table(results).splitlines()[-1])
+    print(f"{len(every)} mutants" if options.check else table(results).splitlines()[-1])
     if misplaced:
         sys.exit(f"{len(misplaced)} of {len(every)} mutants have no place: mend mutants.yaml")
 
