@@ -63,7 +63,7 @@ class Choice:
         return None
 
     def stay(self) -> None:
-        """The calling thread, and task, is from now on the one whose `set_adapter` is the model's own choice."""
+        """From now on the `set_adapter` of the calling thread, and task, is the model's own choice."""
         self._thread, self._task = weakref.ref(threading.current_thread()), _task()
 
     def at_home(self) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import warnings
 from typing import Any
 
@@ -10,36 +9,28 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lora_lightning.adapters import quantize as quantization
-from lora_lightning.adapters.base_values import begin_training, refuse_replaced, replaced
-from lora_lightning.adapters.inject import apply_plan, eject, freeze_norms, name_problem
-from lora_lightning.adapters.manage import add_adapter, lora_parameters, set_adapter
-from lora_lightning.adapters.state import is_injected, state_of
+from lora_lightning.adapters.base_values import begin_training, refuse_replaced
+from lora_lightning.adapters.inject import freeze_norms, name_problem
+from lora_lightning.adapters.state import state_of
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
-from lora_lightning.files.random_base import looks_untrained
 from lora_lightning.layers.norm import FrozenNorm
-from lora_lightning.layers.views import hold
 from lora_lightning.planning.peft_config import config_of
 from lora_lightning.planning.plan import Plan
-from lora_lightning.planning.targets import plan
-from lora_lightning.trainer.averaging import average_the_adapted, keep_equal_values
-from lora_lightning.trainer.checkpoint import describe_checkpoints
+from lora_lightning.trainer.averaging import keep_equal_values
 from lora_lightning.trainer.checkpoint_io import write_checkpoints_whole
 from lora_lightning.trainer.compat import is_a
 from lora_lightning.trainer.exact_resume import ExactResume
 from lora_lightning.trainer.first_steps import GradientMonitor
-from lora_lightning.trainer.hparams import log_to_all, logged, unsafe_hparams
-from lora_lightning.trainer.state_dict import keep_trained_only
-from lora_lightning.trainer.strategies import (
-    UNSHARDED,
-    prepare_precision,
-    prepare_restore,
-    prepare_saving,
-    refuse_quantized,
+from lora_lightning.trainer.hparams import log_to_all, logged
+from lora_lightning.trainer.injecting import Injector
+from lora_lightning.trainer.refusals import (
+    refuse_beside,
+    refuse_untrained,
+    warn_of_hparams,
+    warn_of_random_base,
 )
-from lora_lightning.utils.names import named_parameters
-from lora_lightning.utils.sharding import FIRST, refuse_sharded
-from lora_lightning.utils.tables import truncate_list
+from lora_lightning.trainer.strategies import UNSHARDED, prepare_saving
 
 CHECKPOINTS = ("adapter", "full")
 OWN_OPTIONS = ("adapter", "checkpoint", "verbose", "verify_strict", "check_base")  # beside LoRAConfig's
@@ -111,34 +102,29 @@ class LoRACallback(ExactResume):
         self.adapter = adapter
         self.checkpoint, self.verbose, self.verify_strict = checkpoint, verbose, verify_strict
         self.check_base = check_base
-        self.plan: Plan | None = None
+        self._injector: Injector | None = None
         self._first_steps: GradientMonitor | None = None
         self._logged: tuple[list[int], dict[str, Any]] | None = None
+
+    @property
+    def plan(self) -> Plan | None:
+        """What was adapted; None before setup."""
+        return None if self._injector is None else self._injector.plan
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Inject now, or after `setup` and `configure_model` of the module's own, which may build layers and
         load base weights; all that comes before the checkpoint is restored and the optimizers are made."""
-        self._refuse_unfreezing(trainer)
-        self._refuse_replacing(trainer)
-        if is_injected(pl_module):  # what is trained here is the model's own choice
-            choice = state_of(pl_module).choice
-            choice.stay()
-            hold(None, choice)
+        refuse_beside(trainer)
         if is_a(trainer.strategy, *UNSHARDED):
             write_checkpoints_whole(trainer.strategy)
-        if is_injected(pl_module):
-            self._reuse(pl_module)
-            self._prepare(trainer, pl_module)
-            return
-        if not _has_own(pl_module, "setup", "configure_model"):
-            self._try_to_inject(trainer, pl_module)
-        if not is_injected(pl_module):
-            self._around_configure_model(trainer, pl_module)
+        self._injector = Injector(self.config, self.adapter, self.checkpoint == "full", self.check_base)
+        self._injector.setup(trainer, pl_module)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_fit_start(trainer, pl_module)
         refuse_replaced(pl_module)
-        self.plan = state_of(pl_module).plan  # a checkpoint may have brought another
+        assert self._injector is not None
+        self._injector.plan = state_of(pl_module).plan  # a checkpoint may have brought another
         freeze_norms(pl_module)
         prepare_saving(trainer, pl_module)
         keep_equal_values(trainer)
@@ -147,8 +133,8 @@ class LoRACallback(ExactResume):
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         if is_a(trainer.strategy, *UNSHARDED):
             self._first_steps = GradientMonitor(pl_module)
-            self._warn_of_random_base(pl_module)
-        self._warn_of_hparams(trainer, pl_module)
+            warn_of_random_base(pl_module)
+        warn_of_hparams(trainer, pl_module)
         self._log(trainer, pl_module)
         if self.verbose:
             lines = [str(self.plan), quantization.summary(pl_module)]
@@ -157,7 +143,7 @@ class LoRACallback(ExactResume):
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Refuse optimizers that were made without the updates: nothing would train."""
         if is_a(trainer.strategy, *UNSHARDED):  # sharded ones hand other tensors to the optimizer
-            self._refuse_untrained(trainer, pl_module)
+            refuse_untrained(trainer, pl_module)
             begin_training(pl_module)
         super().on_train_start(trainer, pl_module)
 
@@ -198,92 +184,6 @@ class LoRACallback(ExactResume):
     def state_dict(self) -> dict[str, Any]:
         return {"config": self.config.to_dict()}
 
-    def _inject(self, pl_module: pl.LightningModule) -> None:
-        refuse_sharded(pl_module, "inject", FIRST)
-        self.plan = plan(pl_module, self.config)
-        apply_plan(pl_module, self.config, self.plan, self.adapter or "default")
-
-    def _try_to_inject(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        with contextlib.suppress(ConfigError):  # raised again after configure_model, if it stands
-            self._inject(pl_module)
-            self._prepare(trainer, pl_module)
-
-    def _reuse(self, pl_module: pl.LightningModule) -> None:
-        """setup runs again for validate, test, predict and a second fit."""
-        state = state_of(pl_module)
-        state.begun = True
-        name = self.adapter or state.adapter
-        if name not in state.adapters:
-            add_adapter(pl_module, name, self.config)
-        elif state.adapters[name].config != self.config:
-            raise ConfigError([
-                "the model is adapted already, with another configuration: give this one another name, "
-                "LoRACallback(adapter=NAME), or call lora_lightning.eject(model) before."
-            ])  # fmt: skip
-        if name not in state.active:
-            set_adapter(pl_module, name)
-        self.plan = state.plan
-
-    def _prepare(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What other parts of Lightning must know of an injected module."""
-        refuse_quantized(trainer, pl_module)
-        prepare_precision(trainer, pl_module)
-        keep_trained_only(pl_module, full=self.checkpoint == "full")
-        describe_checkpoints(pl_module, is_a(trainer.strategy, *UNSHARDED), self.check_base)
-        average_the_adapted(trainer, pl_module)
-        prepare_restore(trainer, pl_module)
-
-    def _around_configure_model(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Wrap the module's `configure_model`, once, to inject after it; where it may shard the model, before
-        it, and again after it if it has built layers."""
-        original = pl_module.configure_model
-
-        def configure_model() -> None:
-            del pl_module.__dict__["configure_model"]
-            if not is_a(trainer.strategy, *UNSHARDED):
-                self._try_to_inject(trainer, pl_module)
-            names = set(named_parameters(pl_module))
-            original()
-            if is_injected(pl_module):
-                if set(named_parameters(pl_module)) == names and not replaced(pl_module):
-                    self._prepare(trainer, pl_module)  # again, the base may have other weights now
-                    return
-                eject(pl_module)
-            self._inject(pl_module)
-            self._prepare(trainer, pl_module)
-
-        pl_module.configure_model = configure_model  # type: ignore[method-assign]
-
-    def _refuse_unfreezing(self, trainer: pl.Trainer) -> None:
-        for callback in trainer.callbacks:  # type: ignore[attr-defined]
-            if is_a(callback, "BackboneFinetuning"):
-                raise ConfigError([
-                    "BackboneFinetuning trains the backbone that LoRA keeps frozen: give one of the two. To "
-                    "train some of its layers in full beside LoRA, name them in modules_to_save."
-                ])  # fmt: skip
-
-    def _refuse_replacing(self, trainer: pl.Trainer) -> None:
-        if is_a(trainer.precision_plugin, "BitsandbytesPrecision"):
-            raise ConfigError([
-                "BitsandbytesPrecision puts layers of its own in the place of the adapted ones: leave it "
-                "out, and call lora_lightning.quantize(model, 'nf4') where the module builds its model."
-            ])  # fmt: skip
-
-    def _refuse_untrained(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        updates = lora_parameters(pl_module)
-        if frozen := sum(not p.requires_grad for p in updates):
-            raise UserError(
-                f"{frozen} of the {len(updates)} LoRA parameters were frozen after setup and would not "
-                "train: another callback or hook sets requires_grad; leave the backbone to LoRACallback."
-            )
-        groups = [g for optimizer in trainer.optimizers for g in optimizer.param_groups]
-        optimized = {id(p) for group in groups for p in group["params"]}
-        if trainer.optimizers and not any(id(p) in optimized for p in updates):
-            raise UserError(
-                "no optimizer holds the LoRA parameters: make the optimizer in configure_optimizers, "
-                "from self.parameters(), not from a list made in __init__."
-            )
-
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell the Trainer's loggers, once, also when the same fit goes on."""
         assert self.plan is not None
@@ -291,26 +191,3 @@ class LoRACallback(ExactResume):
         if self._logged != (told := ([id(logger) for logger in trainer.loggers], about)):
             log_to_all(trainer, pl_module, about)
             self._logged = told
-
-    def _warn_of_random_base(self, pl_module: pl.LightningModule) -> None:
-        if looks_untrained(pl_module):
-            rank_zero_warn(
-                f"the frozen weights of {type(pl_module).__name__} look random: every norm layer is as it "
-                "was built. LoRA adapts pretrained weights: load them before the fit. An adapter of random "
-                'weights works on these alone: keep them, as LoRACallback(checkpoint="full") does.'
-            )
-
-    def _warn_of_hparams(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        for owner in (pl_module, trainer.datamodule):  # type: ignore[attr-defined]
-            if owner is not None and (unsafe := unsafe_hparams(owner)):
-                rank_zero_warn(
-                    f"checkpoints will not load with weights_only=True, the safe way, because of these "
-                    f"hyperparameters of {type(owner).__name__}: {truncate_list(unsafe)}. Keep plain values: "
-                    "save_hyperparameters(ignore=[...]), OmegaConf.to_container(config, resolve=True)."
-                )
-
-
-def _has_own(pl_module: pl.LightningModule, *hooks: str) -> bool:
-    """Whether the module has one of these hooks of its own; they run after Callback.setup."""
-    packages = [getattr(type(pl_module), hook).__module__.partition(".")[0] for hook in hooks]
-    return any(package not in ("lightning", "pytorch_lightning") for package in packages)
