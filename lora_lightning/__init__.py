@@ -12,7 +12,8 @@ from lora_lightning.utils.libraries import load_lightning
 
 if TYPE_CHECKING:
     from lora_lightning.adapters.combine import combine
-    from lora_lightning.adapters.inject import eject, inject, linear_probe
+    from lora_lightning.adapters.eject import eject
+    from lora_lightning.adapters.inject import inject, linear_probe
     from lora_lightning.adapters.manage import (
         adapter_names,
         adapters_off,
@@ -38,7 +39,8 @@ if TYPE_CHECKING:
 
 MODULES = {  # module -> its public names, as above
     "adapters.combine": ("combine",),
-    "adapters.inject": ("eject", "inject", "linear_probe"),
+    "adapters.eject": ("eject",),
+    "adapters.inject": ("inject", "linear_probe"),
     "adapters.manage": (
         "adapter_names",
         "adapters_off",

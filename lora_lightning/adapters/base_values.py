@@ -15,7 +15,7 @@ from lora_lightning.adapters.state import ADVICE, AdapterState, extra_tensors, s
 from lora_lightning.errors import UserError
 from lora_lightning.layers.norm import is_norm
 from lora_lightning.layers.registry import LoRALayer, base_modules, lora_layers
-from lora_lightning.utils.names import named_parameters, stored_name
+from lora_lightning.utils.names import joined, named_parameters, stored_name
 from lora_lightning.utils.sharding import is_flattened, is_shard, is_sharded
 from lora_lightning.utils.tables import truncate_list
 
@@ -244,7 +244,7 @@ def _begin_magnitudes(layer: LoRALayer) -> None:
 
 def _update_names(layers: Mapping[str, LoRALayer]) -> Iterator[str]:
     for name, layer in layers.items():
-        yield from (n for n, _ in layer.lora.named_parameters(prefix=f"{name}.lora".lstrip(".")))
+        yield from (n for n, _ in layer.lora.named_parameters(prefix=joined(name, "lora")))
 
 
 def _refuse_into_merged(layers: Mapping[str, LoRALayer], stored: Callable[[str], Any]) -> None:
@@ -254,7 +254,7 @@ def _refuse_into_merged(layers: Mapping[str, LoRALayer], stored: Callable[[str],
         if layer.lora_merged:
             merged = (*layer.properties, "parametrizations.", "lora.")  # the other parameters are not
             here = {n: p for n, p in layer.named_parameters() if n.startswith(merged)}
-            there = {f"{name}.{n}".lstrip("."): p for n, p in here.items()}
+            there = {joined(name, n): p for n, p in here.items()}
             others += [n for n, p in there.items() if _differs(stored(n), p)]
     if others:
         raise UserError(

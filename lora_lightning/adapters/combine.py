@@ -19,13 +19,19 @@ from lora_lightning.adapters.inject import (
     name_problem,
     refuse_merged,
 )
-from lora_lightning.adapters.state import Adapter, extra_tensors, state_of, value_for, viewed_as_plain
+from lora_lightning.adapters.state import (
+    Adapter,
+    extra_tensors,
+    state_of,
+    update_of,
+    value_for,
+    viewed_as_plain,
+)
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, did_you_mean
-from lora_lightning.layers.layer import LoRALayer, slot_key
 from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.planning.patterns import naming
-from lora_lightning.planning.plan import LayerPlan, Plan
+from lora_lightning.planning.plan import Plan
 from lora_lightning.planning.targets import assemble
 from lora_lightning.utils.names import submodule
 from lora_lightning.utils.tables import truncate_list
@@ -101,7 +107,7 @@ def combine(
     attach_adapter(model, config, planned, into)
     with torch.no_grad():
         for name, (left, right, _) in factors.items():
-            _write(_update(model, sums[name].layer, into), left, right)
+            _write(update_of(model, sums[name].layer, into), left, right)
     state.adapters[into].values.update(values)
     return {name: error for name, (_, _, error) in factors.items()}
 
@@ -153,17 +159,12 @@ def _check(
     check_adapter(model, records[0].config, into)
 
 
-def _update(model: nn.Module, layer: LayerPlan, adapter: str) -> LowRankUpdate:
-    module = cast(LoRALayer, submodule(model, layer.module))
-    return cast(LowRankUpdate, cast(nn.ModuleDict, module.lora[adapter])[slot_key(layer.slot)])
-
-
 @torch.no_grad()
 def _collect(model: nn.Module, names: Sequence[str], records: list[Adapter]) -> dict[str, Sum]:
     """The terms for each place. Where one adapter updates a whole weight and another some of its rows,
     the rows are written as an update of the whole."""
     plans = [(i, layer) for i, record in enumerate(records) for layer in record.plan.layers]
-    slots = [_update(model, layer, names[i]).slot for i, layer in plans]
+    slots = [update_of(model, layer, names[i]).slot for i, layer in plans]
     whole = {
         (layer.module, slot.parameter): layer
         for (_, layer), slot in zip(plans, slots, strict=True)
@@ -171,7 +172,7 @@ def _collect(model: nn.Module, names: Sequence[str], records: list[Adapter]) -> 
     }
     sums: dict[str, Sum] = {}
     for (i, layer), slot in zip(plans, slots, strict=True):
-        left, right = _update(model, layer, names[i]).thin_factors()
+        left, right = update_of(model, layer, names[i]).thin_factors()
         place = whole.get((layer.module, slot.parameter), layer)
         if place.slot != layer.slot and slot.out_range is not None:
             left = F.pad(left, [0, 0, slot.out_range[0], place.shape[0] - slot.out_range[1]])

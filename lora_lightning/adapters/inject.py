@@ -1,17 +1,13 @@
-"""From a plan to an adapted model: layers swapped in place, the rest frozen; and all the way back."""
+"""From a plan to an adapted model: layers swapped in place, the rest frozen. `eject` goes the way back."""
 
 from __future__ import annotations
 
-from lightning.pytorch.utilities import rank_zero_warn
 from torch import nn
 
 from lora_lightning.adapters.base_values import (
     begin_magnitudes,
     follow_base,
-    leave_base,
-    refuse_meta,
     refuse_replaced,
-    replaced,
 )
 from lora_lightning.adapters.state import (
     Adapter,
@@ -24,20 +20,17 @@ from lora_lightning.adapters.state import (
 )
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
-from lora_lightning.layers.layer import LoRALayer, adapt, forget, restore, slot_key
+from lora_lightning.layers.layer import LoRALayer, adapt, forget, slot_key
 from lora_lightning.layers.norm import FrozenNorm, freeze_statistics, has_statistics
 from lora_lightning.layers.registry import base_modules, family_of, lora_layers, slots_of
 from lora_lightning.layers.slot import read_weight
 from lora_lightning.layers.swap import swap_out
 from lora_lightning.layers.update import LowRankUpdate
-from lora_lightning.layers.viewed import hide_all
-from lora_lightning.layers.writing import set_weights
 from lora_lightning.planning.peft_config import config_of
 from lora_lightning.planning.structure import inside
 from lora_lightning.planning.targets import Plan, head_alone, inside_backbone, plan, plan_probe, trained_names
-from lora_lightning.utils.names import named_modules, named_parameters, submodule, unwrapped
+from lora_lightning.utils.names import named_modules, named_parameters, own_buffers, submodule, unwrapped
 from lora_lightning.utils.sharding import FIRST, refuse_sharded
-from lora_lightning.utils.tables import truncate_list
 
 
 def inject(model: nn.Module, config: LoRAConfig | None = None, adapter: str = "default") -> Plan:
@@ -140,11 +133,11 @@ def extra_names(model: nn.Module, config: LoRAConfig, planned: Plan) -> tuple[st
     trained = trained_names(
         model, config, planned.backbone, planned.heads, [p.module for p in planned.layers]
     )
-    moving = []
+    moving: list[str] = []
     for name, module in named_modules(model).items():
         moves = inside(name, planned.heads) or config.train_norm in ("stats", "both")
         if moves and has_statistics(module) and inside_backbone(name, planned.backbone):
-            moving += [f"{name}.{n}".lstrip(".") for n, _ in module.named_buffers(recurse=False)]
+            moving += own_buffers(name, module)
     return (*[n for n in named_parameters(model) if n in trained], *moving)
 
 
@@ -224,54 +217,6 @@ def linear_probe(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     return planned
 
 
-def eject(model: nn.Module, *, merged: bool = False) -> None:
-    """Give back the model of before: its classes, `requires_grad` flags and values.
-
-    Args:
-        merged: keep what was trained: the selected updates are added to the weights, heads and norms
-            keep their trained values. The result is a plain model that needs nothing of this package. A
-            weight-normed layer stays one, its g and v give the merged weight.
-
-    Raises:
-        UserError: the model is not adapted or sharded, or an update to be merged is not finite or gone with
-            a module that was replaced.
-    """
-    refuse_sharded(model, "eject")
-    state = state_of(model)
-    state.require_no_context()
-    if merged:
-        refuse_replaced(model)
-        refuse_meta(model, "eject(merged=True)")
-    hide_all(state.choice)
-    weights = {n: layer.merged_weights() for n, layer in lora_layers(model).items()} if merged else {}
-    gone = replaced(model)
-    state.originals = {n: t for n, t in state.originals.items() if n.rpartition(".")[0] not in gone}
-    leave_base(model)
-    plain: list[str] = []
-    for name, layer in lora_layers(model).items():
-        if layer.lora_merged:
-            layer.unmerge_updates()
-        restore(layer)
-        if merged:
-            plain += [f"{name}.{w}".lstrip(".") for w in set_weights(layer, weights[name])]
-    modules = named_modules(model)
-    for name, mode in state.training.items():
-        if isinstance(norm := modules.get(name), FrozenNorm):
-            swap_out(norm)
-            norm.training = mode and model.training  # a model in eval mode stays in it
-    if not merged:
-        put_base_values(model)
-    for name, parameter in named_parameters(model).items():
-        parameter.requires_grad_(state.requires_grad.get(name, parameter.requires_grad))
-    del unwrapped(model).lora_state
-    if plain:
-        rank_zero_warn(
-            f"{truncate_list(plain)} are plain parameters now: no values of their parametrizations "
-            "(spectral norm, "
-            "for example) give the merged weights. Load them into a model without these parametrizations."
-        )
-
-
 def freeze_norms(model: nn.Module) -> None:
     """Put frozen norm layers back into eval mode where another tool has replaced them (SyncBatchNorm)."""
     state = state_of(model)
@@ -337,7 +282,7 @@ def _freeze_statistics(model: nn.Module, state: AdapterState) -> None:
     for name, module in base_modules(model):
         if not has_statistics(module) or not inside_backbone(name, state.plan.backbone):
             continue
-        moves = any(f"{name}.{n}".lstrip(".") in own for n, _ in module.named_buffers(recurse=False))
+        moves = any(n in own for n in own_buffers(name, module))
         if not moves:
             state.training.setdefault(name, module.training)
             freeze_statistics(module, state.config.implementation)

@@ -28,6 +28,7 @@ from lora_lightning.layers.views import Held, View, hold, opened
 from lora_lightning.planning.peft_config import config_of
 from lora_lightning.planning.plan import Plan
 from lora_lightning.planning.targets import plan
+from lora_lightning.utils.names import joined
 from lora_lightning.utils.sharding import refuse_sharded
 from lora_lightning.utils.tables import truncate_list
 
@@ -183,7 +184,7 @@ def merge(model: nn.Module) -> None:
             raise UserError(f"{name}: {error}. No layer was merged.") from None
     with state_of(model).changing():
         written = {n: layer.merge_updates(merged[n]) for n, layer in layers.items()}
-    hidden = [f"{n}.{w}".lstrip(".") for n, weights in written.items() for w in weights]
+    hidden = [joined(n, w) for n, weights in written.items() for w in weights]
     if hidden:
         rank_zero_warn(
             f"{truncate_list(hidden)}: its parametrization (spectral norm, for example) has no values that "

@@ -17,6 +17,7 @@ from lora_lightning.errors import UserError
 from lora_lightning.layers.layer import LoRALayer
 from lora_lightning.layers.viewed import own_forward
 from lora_lightning.layers.views import Standing, View, opened, seen
+from lora_lightning.utils.names import joined
 
 
 @contextmanager
@@ -124,7 +125,7 @@ def _call(
 
 def _biases(path: str, module: nn.Module, each: list[View]) -> list[Tensor]:
     """The module's bias of each adapter."""
-    name = f"{path}.bias".lstrip(".")
+    name = joined(path, "bias")
     values = [v.value(name) if name in v.values else module._parameters["bias"] for v in each]
     return cast("list[Tensor]", values)
 

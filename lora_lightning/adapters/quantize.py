@@ -14,7 +14,7 @@ from lora_lightning.planning.heads import find_heads, holds
 from lora_lightning.planning.patterns import matching
 from lora_lightning.planning.structure import inside, targets_of
 from lora_lightning.planning.targets import find_backbone, inside_backbone
-from lora_lightning.utils.names import named_modules, named_parameters, submodule
+from lora_lightning.utils.names import joined, named_modules, named_parameters, submodule
 from lora_lightning.utils.sharding import FIRST, refuse_sharded
 
 
@@ -55,7 +55,7 @@ def quantize(model: nn.Module, kind: str, exclude_modules: str | list[str] | Non
     backbone = find_backbone(model, LoRAConfig())
     found = {n: p for n, p in _linear_weights(model).items() if inside_backbone(n, backbone)}
     problems: list[str] = []
-    alone = [f"{backbone}.{head}".lstrip(".") for head in find_heads(submodule(model, backbone))]
+    alone = [joined(backbone, head) for head in find_heads(submodule(model, backbone))]
     if exclude_modules is not None:
         names = {n: None for n, m in named_modules(model).items() if n and holds(m)}
         alone += matching("exclude_modules", exclude_modules, names, problems)
@@ -111,5 +111,5 @@ def _linear_weights(model: nn.Module) -> dict[str, nn.Parameter]:
         parameters = submodule(model, target.module)._parameters
         weight = parameters.get(target.slot.parameter)
         if target.kind == "linear" and weight is not None and not isinstance(weight, QuantizedTensor):
-            weights[f"{target.module}.{target.slot.parameter}".lstrip(".")] = weight
+            weights[joined(target.module, target.slot.parameter)] = weight
     return weights

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import UserError, did_you_mean
+from lora_lightning.layers.layer import slot_key
 from lora_lightning.layers.registry import LoRALayer, base_modules
 from lora_lightning.layers.swap import ClassSwap, class_of, give_class, plain_class
+from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.layers.views import Choice, Standing, View, holds, within
-from lora_lightning.planning.plan import Plan
-from lora_lightning.utils.names import named_parameters, submodule, unwrapped
+from lora_lightning.planning.plan import LayerPlan, Plan
+from lora_lightning.utils.names import joined, named_parameters, submodule, unwrapped
 
 # An entry of a checkpoint's state_dict: a module without LoRA names it as unexpected when it refuses.
 ADVICE = "lora_lightning: an adapter without its base; use LoRACallback or ll.load_from_checkpoint"
@@ -165,6 +168,12 @@ def extra_tensors(model: nn.Module, names: Iterable[str]) -> dict[str, Tensor]:
     return found
 
 
+def update_of(model: nn.Module, planned: LayerPlan, adapter: str) -> LowRankUpdate:
+    """An adapter's update of a planned layer in the model."""
+    layer = cast(LoRALayer, submodule(model, planned.module))
+    return cast(LowRankUpdate, cast(nn.ModuleDict, layer.lora[adapter])[slot_key(planned.slot)])
+
+
 def value_for(state: AdapterState, adapter: str | None, name: str, tensor: Tensor) -> Tensor:
     """The value of the model's own tensor when this adapter is selected; None is the base. What trains
     outside the backbone has no base value and is then as it stands.
@@ -241,7 +250,7 @@ def _every_name(modules: Mapping[str, nn.Module], tensors: set[int]) -> dict[int
     for path, module in modules.items():
         for leaf, tensor in (*module._parameters.items(), *module._buffers.items()):
             if id(tensor) in tensors:
-                names.setdefault(id(tensor), []).append(f"{path}.{leaf}" if path else leaf)
+                names.setdefault(id(tensor), []).append(joined(path, leaf))
     return names
 
 

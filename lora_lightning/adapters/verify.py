@@ -10,12 +10,11 @@ import torch
 from torch import Tensor, nn
 
 from lora_lightning.adapters.base_values import refuse_meta, refuse_replaced
-from lora_lightning.adapters.inject import eject
+from lora_lightning.adapters.eject import eject
 from lora_lightning.adapters.manage import adapters_off, lora_parameters, merge, unmerge
-from lora_lightning.adapters.state import state_of
-from lora_lightning.layers.layer import slot_key
+from lora_lightning.adapters.state import state_of, update_of
 from lora_lightning.layers.registry import LoRALayer, lora_layers, update_ids
-from lora_lightning.utils.names import named_parameters, submodule
+from lora_lightning.utils.names import named_parameters, own_buffers, submodule
 from lora_lightning.utils.sharding import refuse_sharded
 from lora_lightning.utils.tables import truncate_list
 
@@ -61,7 +60,7 @@ def gradient_peaks(model: nn.Module) -> dict[str, float | None]:
             layer = cast(LoRALayer, submodule(model, planned.module))
             if adapter not in layer.lora_active:
                 continue
-            update = cast(nn.ModuleDict, layer.lora[adapter])[slot_key(planned.slot)]
+            update = update_of(model, planned, adapter)
             grads = [p.grad for p in update.parameters() if p.grad is not None]
             name = planned.name if len(state.active) == 1 else f"{planned.name} of {adapter}"
             peaks[name] = torch.stack([g.abs().max() for g in grads]).max().item() if grads else None
@@ -153,8 +152,7 @@ def _frozen(model: nn.Module) -> dict[str, Tensor]:
     state = state_of(model)
     frozen = {n: p.detach() for n, p in named_parameters(model).items() if not p.requires_grad}
     for name in state.training:
-        norm = submodule(model, name)
-        frozen.update({f"{name}.{n}": b for n, b in norm.named_buffers(recurse=False)})
+        frozen.update(own_buffers(name, submodule(model, name)))
     return frozen
 
 

@@ -20,9 +20,11 @@ from lora_lightning.files.compatibility import aligned, update_shapes
 from lora_lightning.files.fingerprint import other_tensors, short
 from lora_lightning.files.format import SavedAdapter
 from lora_lightning.files.locate import AdapterSource, read_source
+from lora_lightning.files.merge import module_names
 from lora_lightning.files.weights import read_weights
 from lora_lightning.planning.plan import LayerPlan
 from lora_lightning.utils.digests import digests
+from lora_lightning.utils.names import joined
 from lora_lightning.utils.tables import format_table, printable, truncate_list
 
 EFFECTIVE = (
@@ -46,7 +48,7 @@ def inspect(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = 
     weights = base_of(source, base) if base is not None or source.base_weights else {}
     if weights:
         source = AdapterSource(
-            source.path, source.kind, aligned(source.saved, _modules(weights)), weights, source.run
+            source.path, source.kind, aligned(source.saved, module_names(weights)), weights, source.run
         )
     saved = source.saved
     lines = [*_facts(source, weights), "", layer_table(saved, weights)]
@@ -111,7 +113,7 @@ def _measures(saved: SavedAdapter, layer: LayerPlan, weights: Mapping[str, Tenso
     values = s * torch.linalg.svdvals(core)
     norm = values.square().sum().sqrt().item()
     found = {"effective": sum(map(effective_rank, values)) / groups, "norm": norm}
-    weight = weights.get(f"{layer.module}.{slot.parameter}".lstrip("."))
+    weight = weights.get(joined(layer.module, slot.parameter))
     if weight is not None and weight.numel():
         found["relative"] = 100 * norm / max(slot.of(weight).double().norm().item(), 1e-300)
     return found
@@ -216,8 +218,3 @@ def _brief(value: Any) -> str:
 def _size(path: Path) -> str:
     files = [p for p in path.iterdir() if p.is_file()] if path.is_dir() else [path]
     return f"{sum(p.stat().st_size for p in files) / 1e6:.2f} MB"
-
-
-def _modules(weights: Mapping[str, Tensor]) -> list[str]:
-    parts = [n.split(".") for n in weights]
-    return list(dict.fromkeys(".".join(p[:i]) for p in parts for i in range(len(p))))

@@ -12,7 +12,7 @@ from lora_lightning.adapters.state import is_injected, state_of
 from lora_lightning.layers.norm import has_statistics
 from lora_lightning.layers.registry import lora_layers
 from lora_lightning.utils.digests import PART, digests, same
-from lora_lightning.utils.names import named_modules, named_parameters, submodule
+from lora_lightning.utils.names import joined, named_modules, named_parameters, own_buffers, submodule
 from lora_lightning.utils.sharding import is_flattened
 from lora_lightning.utils.tables import truncate_list
 
@@ -40,7 +40,7 @@ def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
     layers = lora_layers(model)
     ours = {id(p) for layer in layers.values() for p in layer.lora.parameters()}
     merged = {
-        f"{n}.{name}".lstrip("."): original
+        joined(n, name): original
         for n, layer in layers.items()
         for name, original in layer.lora_originals.items()
         if original is not None
@@ -50,7 +50,7 @@ def frozen_tensors(model: nn.Module) -> dict[str, Tensor]:
     tensors.update({n: _unmerged(model, n) for n in merged})
     for name, module in named_modules(model).items():
         if has_statistics(module):
-            tensors.update({f"{name}.{n}".lstrip("."): b for n, b in module.named_buffers(recurse=False)})
+            tensors.update(own_buffers(name, module))
     trained: set[str] = set()
     if is_injected(model):
         trained = {n for n, p in named_parameters(model).items() if p.requires_grad}

@@ -56,13 +56,13 @@ def merge_state(saved: SavedAdapter, base_weights: Mapping[str, Tensor], check_b
         AdapterFileError: the adapter does not fit the weights, or they are another base's.
         UserError: a merged weight would not be finite.
     """
-    saved = aligned(saved, _modules(base_weights))
+    saved = aligned(saved, module_names(base_weights))
     _check(saved, base_weights, check_base)
     base_weights = {n: _as_trained(t, saved.quantized.get(n)) for n, t in base_weights.items()}
     state = dict(base_weights)
     groups: dict[str, list[str]] = {}
     for layer in saved.plan.layers:
-        groups.setdefault(_weight_name(saved, layer.name, layer.module), []).append(layer.name)
+        groups.setdefault(saved.weight_name(layer), []).append(layer.name)
     largest, lost, moved = 0.0, 0.0, 0.0
     for name, layers in groups.items():
         parts = normed_parts(base_weights, name)
@@ -106,7 +106,7 @@ def _as_trained(weight: Tensor, kind: str | None) -> Tensor:
 def _check(saved: SavedAdapter, base_weights: Mapping[str, Tensor], check_base: bool) -> None:
     problems = []
     for layer in saved.plan.layers:
-        name = _weight_name(saved, layer.name, layer.module)
+        name = saved.weight_name(layer)
         if (parts := normed_parts(base_weights, name)) is not None:
             name = parts[1]  # v has the shape of the weight
         if name not in base_weights:
@@ -154,11 +154,7 @@ def _update(saved: SavedAdapter, name: str, weight: Tensor) -> LowRankUpdate:
     return update
 
 
-def _weight_name(saved: SavedAdapter, layer: str, module: str) -> str:
-    return f"{module}.{saved.slots[layer].parameter}".lstrip(".")
-
-
-def _modules(state: Mapping[str, Tensor]) -> list[str]:
+def module_names(state: Mapping[str, Tensor]) -> list[str]:
     """Names of the modules that the tensors of a state dict lie in."""
     parts = [n.split(".") for n in state]
     return list(dict.fromkeys(".".join(p[:i]) for p in parts for i in range(len(p))))

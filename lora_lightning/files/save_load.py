@@ -7,7 +7,7 @@ import dataclasses
 import json
 import os
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -15,7 +15,14 @@ from torch import Tensor, nn
 
 from lora_lightning.adapters.base_values import begin_magnitudes, refuse_meta, refuse_replaced
 from lora_lightning.adapters.inject import apply_plan, attach_adapter, extra_names, refuse_merged, replace
-from lora_lightning.adapters.state import Adapter, extra_tensors, is_injected, state_of, viewed_as_plain
+from lora_lightning.adapters.state import (
+    Adapter,
+    extra_tensors,
+    is_injected,
+    state_of,
+    update_of,
+    viewed_as_plain,
+)
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
 from lora_lightning.files.compatibility import check_fit, fitted, network_of, not_finite, refuse
@@ -26,12 +33,10 @@ from lora_lightning.files.locate import read_any
 from lora_lightning.files.pair import write_pair
 from lora_lightning.files.peft_write import to_peft
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
-from lora_lightning.layers.layer import slot_key
 from lora_lightning.layers.registry import lora_layers, update_ids
 from lora_lightning.layers.swap import plain_class
-from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.planning.plan import Plan
-from lora_lightning.utils.names import named_parameters, submodule
+from lora_lightning.utils.names import joined, named_parameters, submodule
 from lora_lightning.utils.sharding import FIRST, gathered, is_flattened, is_sharded, refuse_sharded
 from lora_lightning.utils.tables import truncate_list
 
@@ -51,7 +56,7 @@ def trained_tensors(model: nn.Module, adapter: str | None = None) -> dict[str, T
     kept: dict[str, Tensor] = {}
     for path, layer in lora_layers(model).items():
         if adapter in layer.lora:
-            kept.update(layer.lora[adapter].named_parameters(prefix=f"{path}.lora.{adapter}".lstrip(".")))
+            kept.update(layer.lora[adapter].named_parameters(prefix=joined(path, f"lora.{adapter}")))
     own = extra_tensors(model, record.extra_trainables)
     if adapter == state.adapter:
         named, updates = named_parameters(model), update_ids(model)
@@ -74,14 +79,11 @@ def lora_state_dict(model: nn.Module, adapter: str | None = None) -> dict[str, T
     """
     state = state_of(model)
     adapter = state.adapter if adapter is None else adapter
-    names = {
-        f"{p.module}.lora.{adapter}.{slot_key(p.slot)}".lstrip("."): p.name
-        for p in state.named(adapter).plan.layers
-    }
+    names = {p.update(adapter): p.name for p in state.named(adapter).plan.layers}
     stored = {}
     for name, tensor in trained_tensors(model, adapter).items():
         update, _, leaf = name.rpartition(".")
-        stored[f"{names.get(update, update)}.{leaf}".lstrip(".")] = tensor
+        stored[joined(names.get(update, update), leaf)] = tensor
     return stored
 
 
@@ -102,10 +104,7 @@ def saved_adapter(
     record = state.named(name)
     refuse_replaced(model)
     begin_magnitudes(model)
-    slots = {}
-    for layer in record.plan.layers:
-        updates = cast(Any, submodule(model, layer.module)).lora[name]
-        slots[layer.name] = cast(LowRankUpdate, updates[slot_key(layer.slot)]).slot
+    slots = {layer.name: update_of(model, layer, name).slot for layer in record.plan.layers}
     base = frozen_base(model) if base is None else base
     base_class = plain_class(submodule(model, network_of(model, record.plan)))
     return SavedAdapter(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
 
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
 from lora_lightning.layers.layer import FixedSize
 from lora_lightning.layers.swap import ClassSwap
+from lora_lightning.utils.names import by_class
 
 MERGE_PEFT = (
     "call its merge_and_unload() first, or give the base model, and its saved adapter to "
@@ -33,11 +33,7 @@ OVERRIDDEN = {"forward", "reset_parameters", "_reset_parameters"}
 
 def library_of(module: nn.Module) -> tuple[str, str] | None:
     """Name of the library whose adapted layer this is, and the remedy; None for others."""
-    for (path, name), about in LIBRARIES.items():
-        cls = getattr(sys.modules.get(path), name, None)  # not imported, it has no instances
-        if cls is not None and isinstance(module, cls):
-            return about
-    return None
+    return by_class(module, LIBRARIES)
 
 
 def own_update(module: nn.Module) -> str | None:

@@ -7,7 +7,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lora_lightning.layers.registry import slots_of
 from lora_lightning.planning.structure import embedding_weights, in_block, inside
-from lora_lightning.utils.names import named_children, named_modules, submodule, unwrapped
+from lora_lightning.utils.names import joined, named_children, named_modules, submodule, unwrapped
 
 # Attribute names under which timm, torchvision, torchaudio and transformers keep their output layers.
 HEAD_NAMES = (
@@ -55,7 +55,7 @@ def _declared_heads(model: nn.Module) -> tuple[list[str], list[str]]:
             for h in (declared if isinstance(declared, (tuple, list)) else [declared])
         ]
         found = [n for n, m in named_modules(module).items() if any(m is h for h in declared) and holds(m)]
-        heads += [".".join(part for part in (name, n) if part) for n in found]
+        heads += [joined(name, n) for n in found]
         declaring.append(name)
     return heads, declaring
 

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lora_lightning.layers.registry import LoRALayer, family_of, hidden_weight, refusal, slots_of
 from lora_lightning.layers.slot import Slot, read_weight
-from lora_lightning.utils.names import named_children, named_modules, submodule
+from lora_lightning.utils.names import joined, named_children, named_modules, submodule
 
 # wav2vec 2.0's feature extractor has seven layers, the features of VGG-11 eight.
 LONG = 8
@@ -54,7 +54,7 @@ def targets_of(model: nn.Module) -> tuple[dict[str, Target], dict[str, str]]:
             refused[module_name] = reason
             continue
         for slot_name, slot in slots.items():
-            name = ".".join(part for part in (module_name, slot_name) if part)
+            name = joined(module_name, slot_name)
             shape = slot.shape(read_weight(module, slot.parameter))
             targets[name] = Target(
                 name, module_name, slot_name, slot, _kind(module), shape, family_of(module)
@@ -143,7 +143,7 @@ def _blocks(model: nn.Module, layers: list[str]) -> tuple[list[str], list[str]]:
     for name, module in named_modules(model).items():
         if not isinstance(module, LISTS):
             continue
-        elements = [".".join(part for part in (name, n) if part) for n in named_children(module)]
+        elements = [joined(name, n) for n in named_children(module)]
         sizes = {e: sum(inside(n, [e]) for n in layers) for e in elements}
         several = [e for e in elements if sizes[e] > 1]
         if len(several) == 1 and _holds_blocks(submodule(model, several[0])):

@@ -20,7 +20,7 @@ from lora_lightning.planning.peft_config import config_of
 from lora_lightning.planning.plan import LayerPlan, Plan, summary
 from lora_lightning.planning.ranks import ranked
 from lora_lightning.planning.structure import Target, auto_targets, inside, targets_of
-from lora_lightning.utils.names import named_modules, named_parameters, submodule
+from lora_lightning.utils.names import joined, named_modules, named_parameters, submodule
 from lora_lightning.utils.tables import ROOT, truncate_list
 
 
@@ -97,7 +97,7 @@ def assemble(
     """A plan in which names of the backbone are names of the plain model, with the parameters counted."""
 
     def absolute(name: str) -> str:
-        return f"{backbone}.{name}" if backbone else name
+        return joined(backbone, name)
 
     layers = [replace(p, name=absolute(p.name), module=absolute(p.module)) for p in layers]
     heads = [absolute(h) for h in heads]

@@ -14,7 +14,8 @@ import torch
 from torch import nn
 from torch.nn.modules.module import _IncompatibleKeys
 
-from lora_lightning.adapters.inject import activate, apply_plan, attach_adapter, eject
+from lora_lightning.adapters.eject import eject
+from lora_lightning.adapters.inject import activate, apply_plan, attach_adapter
 from lora_lightning.adapters.state import ADVICE, is_injected, state_of
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.files.checkpoint_digests import KEY, add_digests

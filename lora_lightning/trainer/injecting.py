@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import lightning.pytorch as pl
 
 from lora_lightning.adapters.base_values import replaced
-from lora_lightning.adapters.inject import apply_plan, eject
+from lora_lightning.adapters.eject import eject
+from lora_lightning.adapters.inject import apply_plan
 from lora_lightning.adapters.manage import add_adapter, set_adapter
 from lora_lightning.adapters.state import is_injected, state_of
 from lora_lightning.config import LoRAConfig

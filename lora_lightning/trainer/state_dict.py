@@ -14,6 +14,7 @@ from lora_lightning.planning.targets import inside_backbone
 from lora_lightning.utils.names import (
     is_wrapping,
     named_parameters,
+    own_buffers,
     plain_name,
     stored_name,
     submodule,
@@ -60,7 +61,7 @@ def frozen_names(model: nn.Module) -> set[str]:
         if not p.requires_grad and id(p) not in updates and inside_backbone(n, state.plan.backbone)
     }
     for name in state.training:
-        frozen |= {f"{name}.{n}" for n, _ in submodule(model, name).named_buffers(recurse=False)}
+        frozen |= own_buffers(name, submodule(model, name)).keys()
     return frozen
 
 

@@ -8,10 +8,12 @@ a wrapper is told by its class, never by the word.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from typing import cast
+from collections.abc import Iterator, Mapping
+from typing import TypeVar, cast
 
 from torch import Tensor, nn
+
+T = TypeVar("T")
 
 # Module and class of a wrapper -> the child that it wraps; and whether it hides that name in `state_dict()`.
 WRAPPERS = {
@@ -29,13 +31,19 @@ WRAPPERS = {
 }
 
 
-def _wrapped(module: nn.Module) -> tuple[str, bool] | None:
-    """Name of the child that a wrapper wraps, and whether `state_dict()` is without it; None for others."""
-    for (path, name), about in WRAPPERS.items():
-        cls = getattr(sys.modules.get(path), name, None)  # not imported, it has no instances
+def by_class(module: nn.Module, table: Mapping[tuple[str, str], T]) -> T | None:
+    """What a table has for the first class, by its module and its name, of which this is an instance; None
+    for others. Nothing is imported: a class that is not has no instances."""
+    for (path, name), about in table.items():
+        cls = getattr(sys.modules.get(path), name, None)
         if cls is not None and isinstance(module, cls):
             return about
     return None
+
+
+def _wrapped(module: nn.Module) -> tuple[str, bool] | None:
+    """Name of the child that a wrapper wraps, and whether `state_dict()` is without it; None for others."""
+    return by_class(module, WRAPPERS)
 
 
 def unwrapped(module: nn.Module) -> nn.Module:
@@ -48,6 +56,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def joined(module: str, leaf: str) -> str:
     """The name of something in a module; "" is the model itself."""
     return f"{module}.{leaf}" if module and leaf else module or leaf
+
+
+def own_buffers(name: str, module: nn.Module) -> dict[str, Tensor]:
+    """The buffers that a module of this name itself has, such as a norm's running statistics."""
+    return {joined(name, leaf): buffer for leaf, buffer in module.named_buffers(recurse=False)}
 
 
 def named_modules(model: nn.Module, all_names: bool = False) -> dict[str, nn.Module]:
