@@ -1,4 +1,4 @@
-"""LoRAConfig: what to adapt and how. It validates itself and reports every problem in one error."""
+"""LoRAConfig: what to adapt and how. It checks itself and reports every problem in one error."""
 
 from __future__ import annotations
 
@@ -6,23 +6,68 @@ import functools
 import inspect
 import math
 import re
-import sys
-from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field, fields
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Number
-from typing import Any
+from typing import Annotated, Any
 
 from typing_extensions import NotRequired
 
-from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.errors import ConfigError
+from lora_lightning.utils.checks import Options
+from lora_lightning.utils.marks import (
+    Check,
+    Null,
+    Show,
+    above,
+    at_least,
+    number,
+    one_of,
+    path,
+    whole,
+)
 from lora_lightning.utils.pattern_kinds import problem
 from lora_lightning.utils.peft_names import ALL_LINEAR, NAMES, peft_problem
 
-INITS = ("default", "gaussian")
-DETECTOR_PARTS = ("backbone", "neck", "all")
-TRAIN_BIAS = ("none", "all", "lora_only")
-TRAIN_NORM = ("frozen", "affine", "stats", "both")
-IMPLEMENTATIONS = ("auto", "keep_inputs", "reference")
+RANK = at_least(1, note="4 to 32 are usual")
+
+
+def _is_name(value: Any) -> bool:
+    return isinstance(value, str) and bool(value)
+
+
+def _names(allowed: str) -> Check:
+    """A mark: names of modules, as a list or as one regular expression."""
+
+    def test(value: Any) -> bool:
+        return _is_name(value) or (isinstance(value, list) and bool(value) and all(map(_is_name, value)))
+
+    def details(name: str, value: Any, show: Show) -> list[str]:
+        if value == ALL_LINEAR:
+            return [f"{name}={show(value)} is PEFT's: here 'all' is every supported layer but the head."]
+        if isinstance(value, list):
+            return [f"{name}: {v!r} {wrong}." for v in value if (wrong := problem(v))][:1]
+        try:
+            re.compile(value)
+        except re.error as error:
+            told = f"is not a regular expression: {error}. For suffixes or globs give a list."
+            return [f"{name}={show(value)} {told}"]
+        return []
+
+    return Check(allowed, test, details=details)
+
+
+def _by_name(each: Check) -> Check:
+    """A mark: numbers by names of modules."""
+
+    def test(value: Any) -> bool:
+        return isinstance(value, dict) and all(map(_is_name, value))
+
+    def details(name: str, value: Any, show: Show) -> list[str]:
+        numbers = [p for key, v in value.items() for p in each.problems(f"{name}[{show(key)}]", v, show)]
+        return numbers + [f"{name}: {key!r} {wrong}." for key in value if (wrong := problem(key))]
+
+    return Check("a mapping of layer names to numbers, such as {qkv: 16}", test, details=details)
 
 
 def _named(cls: type[LoRAConfig]) -> type[LoRAConfig]:
@@ -36,20 +81,20 @@ def _named(cls: type[LoRAConfig]) -> type[LoRAConfig]:
         plain(self, *values, **options)
 
     signature = inspect.signature(cls)
-    cls.__signature__ = signature  # type: ignore[attr-defined]
+    cls.__signature__ = signature  # type: ignore[attr-defined]  # where `inspect` looks first
     # LightningCLI hands over only what a signature has: with PEFT's names in it, the message is ours.
     theirs = [
         inspect.Parameter(n, inspect.Parameter.KEYWORD_ONLY, annotation=NotRequired[Any]) for n in NAMES
     ]
     own = inspect.signature(plain).parameters.values()
-    __init__.__signature__ = signature.replace(parameters=[*own, *theirs])  # type: ignore[attr-defined]
-    cls.__init__ = __init__  # type: ignore[method-assign]
+    __init__.__signature__ = signature.replace(parameters=[*own, *theirs])  # type: ignore[attr-defined]  # the same
+    cls.__init__ = __init__  # type: ignore[method-assign]  # the dataclass's own, wrapped
     return cls
 
 
 @_named
 @dataclass
-class LoRAConfig:
+class LoRAConfig(Options):
     """What is adapted, at which rank, and what else trains.
 
     Names and meanings follow PEFT's `LoraConfig` where it has them; `rank` is PEFT's `r` and `alpha`
@@ -90,64 +135,39 @@ class LoRAConfig:
         ConfigError: one line for each bad option.
     """
 
-    rank: int = 8
-    alpha: float | None = None
-    target_modules: str | list[str] = "auto"
-    detector_part: str | None = None
-    exclude_modules: str | list[str] | None = None
-    modules_to_save: str | list[str] | None = "auto"
-    backbone: str | None = None
-    rank_pattern: dict[str, int] = field(default_factory=dict)
-    alpha_pattern: dict[str, float] = field(default_factory=dict)
-    dropout: float = 0.0
-    init: str = "default"
+    owner = "LoRA"
+
+    rank: Annotated[int, RANK] = 8
+    alpha: Annotated[float | None, above(0), Null("twice the rank")] = None
+    target_modules: Annotated[
+        str | list[str], _names('"auto", "all", a list of names or globs, or a regex')
+    ] = "auto"
+    detector_part: Annotated[str | None, one_of("backbone", "neck", "all")] = None
+    exclude_modules: Annotated[str | list[str] | None, _names("a list of names or globs, or a regex")] = None
+    modules_to_save: Annotated[str | list[str] | None, _names('"auto" or a list of names or globs')] = "auto"
+    backbone: Annotated[str | None, path("the name of a submodule, such as 'encoder'")] = None
+    rank_pattern: Annotated[dict[str, int], _by_name(whole(RANK))] = field(default_factory=dict)
+    alpha_pattern: Annotated[dict[str, float], _by_name(number(above(0)))] = field(default_factory=dict)
+    dropout: Annotated[float, at_least(0, below=1, noun="a probability")] = 0.0
+    init: Annotated[str, one_of("default", "gaussian")] = "default"
     use_rslora: bool = False
     use_dora: bool = False
-    train_bias: str = "none"
-    train_norm: str = "frozen"
-    implementation: str = "auto"
-
-    def __post_init__(self) -> None:
-        # Hydra hands over ListConfig and tuples: keep plain lists and dictionaries, which every
-        # checkpoint can hold.
-        for name in ("target_modules", "exclude_modules", "modules_to_save"):
-            setattr(self, name, _plain_list(getattr(self, name)))
-        for name in ("rank", "alpha", "dropout"):
-            setattr(self, name, _plain_number(getattr(self, name)))
-        for name in ("rank_pattern", "alpha_pattern"):
-            value = getattr(self, name)
-            if isinstance(value, Mapping):
-                value = {key: _plain_number(number) for key, number in value.items()}
-            setattr(self, name, {} if value is None else value)
-        if problems := _value_problems(self):
-            raise ConfigError(problems)
+    train_bias: Annotated[str, one_of("none", "all", "lora_only")] = "none"
+    train_norm: Annotated[str, one_of("frozen", "affine", "stats", "both")] = "frozen"
+    implementation: Annotated[str, one_of("auto", "keep_inputs", "reference")] = "auto"
 
     @classmethod
-    def problems(cls, options: Mapping[str, Any], prefix: str = "", beside: Iterable[str] = ()) -> list[str]:
-        """Every problem of these options, unknown names and PEFT's included; an empty list when all is well.
+    def plain(cls, name: str, value: Any) -> Any:
+        """Plain lists, dictionaries and numbers of what Hydra and sweeps hand over."""
+        if name.endswith("_pattern"):
+            if value is None:
+                return {}
+            return {k: _plain_number(v) for k, v in value.items()} if isinstance(value, Mapping) else value
+        return _plain_list(_plain_number(value))
 
-        Args:
-            prefix: what the names begin with where they are written, such as `lora.` on a command line.
-            beside: other names that may be written there.
-        """
-        own = [f.name for f in fields(cls)]
-        known = [*beside, *own]
-        problems = [
-            peft_problem(name, value, prefix)
-            or f"{prefix}{name} is not an option of LoRA.{did_you_mean(name, known)}"
-            f" Options: {', '.join(known)}."
-            for name, value in options.items()
-            if name not in own
-        ]
-        try:
-            cls(**{k: v for k, v in options.items() if k in own})
-        except ConfigError as error:
-            problems += [f"{prefix}{problem}" for problem in error.problems]
-        return problems
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types only, fit for JSON and for `weights_only` loading."""
-        return asdict(self)
+    @classmethod
+    def stray(cls, name: str, value: Any, prefix: str, known: Sequence[str]) -> str:
+        return peft_problem(name, value, prefix) or super().stray(name, value, prefix, known)
 
     def scaling(self, rank: int, alpha: float | None) -> float:
         """s in W + s B A: alpha / rank, or alpha / sqrt(rank) with `use_rslora`."""
@@ -166,89 +186,3 @@ def _plain_list(value: Any) -> Any:
     if isinstance(value, Iterable) and not isinstance(value, (str, bytes, Mapping)):
         return list(value)
     return value
-
-
-def _value_problems(config: LoRAConfig) -> list[str]:
-    problems = [
-        _whole("rank", config.rank),
-        None if config.alpha is None else _positive("alpha", config.alpha),
-        _names(
-            "target_modules", config.target_modules, '"auto", "all", a list of names or globs, or a regex'
-        ),
-        None
-        if config.exclude_modules is None
-        else _names("exclude_modules", config.exclude_modules, "a list of names or globs, or a regex"),
-        None
-        if config.modules_to_save is None
-        else _names("modules_to_save", config.modules_to_save, '"auto", null, or a list of names or globs'),
-        None
-        if config.backbone is None or (isinstance(config.backbone, str) and config.backbone)
-        else f"backbone={config.backbone!r}: give the name of a submodule, such as 'encoder', or null.",
-        None
-        if config.detector_part is None
-        else _choice("detector_part", config.detector_part, DETECTOR_PARTS),
-        _fraction("dropout", config.dropout),
-        _choice("init", config.init, INITS),
-        _choice("train_bias", config.train_bias, TRAIN_BIAS),
-        _choice("train_norm", config.train_norm, TRAIN_NORM),
-        _choice("implementation", config.implementation, IMPLEMENTATIONS),
-    ]
-    for name in ("use_rslora", "use_dora"):
-        if not isinstance(getattr(config, name), bool):
-            problems.append(f"{name}={getattr(config, name)!r}: give true or false.")
-    for name, check in (("rank_pattern", _whole), ("alpha_pattern", _positive)):
-        pattern = getattr(config, name)
-        if not isinstance(pattern, dict) or not all(isinstance(k, str) and k for k in pattern):
-            problems.append(
-                f"{name}={pattern!r}: give a mapping of layer names to numbers, such as {{qkv: 16}}."
-            )
-        else:
-            problems += [check(f"{name}[{key!r}]", value) for key, value in pattern.items()]
-            problems += [f"{name}: {key!r} {wrong}." for key in pattern if (wrong := problem(key))]
-    return [p for p in problems if p]
-
-
-def _is_number(value: Any) -> bool:
-    return (
-        isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) <= sys.float_info.max
-    )
-
-
-def _whole(name: str, value: Any) -> str | None:
-    if isinstance(value, int) and not isinstance(value, bool) and value >= 1:
-        return None
-    return f"{name}={value!r}: give a whole number of at least 1; 4 to 32 are usual."
-
-
-def _positive(name: str, value: Any) -> str | None:
-    if _is_number(value) and value > 0:
-        return None
-    return f"{name}={value!r}: give a number above 0, or null for twice the rank."
-
-
-def _fraction(name: str, value: Any) -> str | None:
-    if _is_number(value) and 0 <= value < 1:
-        return None
-    return f"{name}={value!r}: give a probability of at least 0 and below 1."
-
-
-def _choice(name: str, value: Any, allowed: tuple[str, ...]) -> str | None:
-    if isinstance(value, str) and value in allowed:
-        return None
-    return f"{name}={value!r}: give one of {', '.join(allowed)}.{did_you_mean(value, allowed)}"
-
-
-def _names(name: str, value: Any, allowed: str) -> str | None:
-    if value == ALL_LINEAR:
-        return f"{name}={value!r} is PEFT's: here 'all' is every supported layer but the head."
-    if isinstance(value, str) and value:
-        try:
-            re.compile(value)
-        except re.error as error:
-            return (
-                f"{name}={value!r} is not a regular expression: {error}. For suffixes or globs give a list."
-            )
-        return None
-    if isinstance(value, list) and value and all(isinstance(v, str) and v for v in value):
-        return next((f"{name}: {v!r} {wrong}." for v in value if (wrong := problem(v))), None)
-    return f"{name}={value!r}: give {allowed}."

@@ -69,5 +69,5 @@ def test_bad_values_name_the_option_the_value_and_what_is_allowed(option, value,
 def test_all_problems_come_together():
     problems = ll.LoRAConfig.problems({"rank": 0, "dropout": 2, "init": "x", "rnk": 3})
     assert len(problems) == 4
-    assert "rnk is not an option of LoRA. Did you mean 'rank'?" in problems[0]
+    assert "rnk=3 is not an option of LoRA. Did you mean 'rank'?" in problems[0]
     assert ll.LoRAConfig.problems({"rank": 4}) == []

@@ -29,6 +29,7 @@ from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.planning.peft_config import config_of
 from lora_lightning.planning.structure import inside
 from lora_lightning.planning.targets import Plan, head_alone, inside_backbone, plan, plan_probe, trained_names
+from lora_lightning.utils.marks import Check
 from lora_lightning.utils.names import named_modules, named_parameters, own_buffers, submodule, unwrapped
 from lora_lightning.utils.sharding import FIRST, refuse_sharded
 
@@ -111,11 +112,15 @@ def check_adapter(model: nn.Module, config: LoRAConfig, adapter: str) -> None:
         ])  # fmt: skip
 
 
+ADAPTER_NAME = Check(
+    "an identifier that is no method of nn.Module, such as 'scottish'",
+    lambda v: isinstance(v, str) and v.isidentifier() and not hasattr(nn.ModuleDict, v),
+)
+
+
 def name_problem(adapter: object) -> str | None:
     """Why this cannot be an adapter's name, or None when it can."""
-    if isinstance(adapter, str) and adapter.isidentifier() and not hasattr(nn.ModuleDict, adapter):
-        return None
-    return f"adapter={adapter!r}: give an identifier that is no method of nn.Module, such as 'scottish'."
+    return next(iter(ADAPTER_NAME.problems("adapter", adapter)), None)
 
 
 def check_name(adapter: object) -> None:

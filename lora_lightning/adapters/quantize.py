@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Annotated
 
 from torch import nn
 
 from lora_lightning.adapters.state import is_injected
 from lora_lightning.config import LoRAConfig
-from lora_lightning.errors import ConfigError, UserError, did_you_mean
+from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.kernels.quantized_tensor import QUANTIZERS, QuantizedTensor
 from lora_lightning.planning.heads import find_heads, holds
 from lora_lightning.planning.patterns import matching
 from lora_lightning.planning.structure import inside, targets_of
 from lora_lightning.planning.targets import find_backbone, inside_backbone
+from lora_lightning.utils.checks import require
+from lora_lightning.utils.marks import one_of
 from lora_lightning.utils.names import joined, named_modules, named_parameters, submodule
 from lora_lightning.utils.sharding import FIRST, refuse_sharded
 
 
-def quantize(model: nn.Module, kind: str, exclude_modules: str | list[str] | None = None) -> list[str]:
+def quantize(
+    model: nn.Module,
+    kind: Annotated[str, one_of(*QUANTIZERS)],
+    exclude_modules: str | list[str] | None = None,
+) -> list[str]:
     """Keep the weights of the model's linear layers in 8 or 4 bits, in place, and freeze them; adapt it
     afterwards. Its modules and its names stay, and everything reads the weights as before, rounded.
 
@@ -48,10 +55,7 @@ def quantize(model: nn.Module, kind: str, exclude_modules: str | list[str] | Non
     refuse_sharded(model, "quantize", FIRST)
     if is_injected(model):
         raise UserError("the model is adapted already: call quantize before inject or the Trainer's fit.")
-    if not isinstance(kind, str) or kind not in QUANTIZERS:
-        raise ConfigError(
-            [f"kind={kind!r}: give one of {', '.join(QUANTIZERS)}.{did_you_mean(kind, QUANTIZERS)}"]
-        )
+    require(quantize, locals())
     backbone = find_backbone(model, LoRAConfig())
     found = {n: p for n, p in _linear_weights(model).items() if inside_backbone(n, backbone)}
     problems: list[str] = []

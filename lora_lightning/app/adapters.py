@@ -8,7 +8,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lora_lightning.app.options import show
+from lora_lightning.utils.marks import show
 
 
 def names_of(config: DictConfig) -> list[str]:

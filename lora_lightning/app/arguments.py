@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import argparse
 import functools
-import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lora_lightning.app.options import FLAG, SHARE, TEXT, Rule, choice, whole
 from lora_lightning.errors import did_you_mean
+from lora_lightning.utils.marks import FLAG, TEXT, Check, above, at_least, between, number, one_of, whole
 
-ABOVE_ZERO = Rule("a number above 0", lambda v: 0 < v < math.inf)
-FROM_ZERO = Rule("a number of at least 0", lambda v: 0 <= v < math.inf)
 SHELLS = ("bash", "zsh")
 
 
@@ -110,17 +107,16 @@ class Parser(argparse.ArgumentParser):
         return f"{word}: there is no such option.{near} Options: {', '.join(self.keys)}."
 
 
-def value_of(kind: Callable[[str], Any], rule: Rule) -> Callable[[str], Any]:
-    """Reads an option's text, as argparse's `type`, and refuses what its rule does."""
+def value_of(kind: Callable[[str], Any], check: Check) -> Callable[[str], Any]:
+    """Reads an option's text, as argparse's `type`, and refuses what its check does."""
 
     def read(text: str) -> Any:
         try:
             value = kind(text)
         except ValueError:
-            raise argparse.ArgumentTypeError(f"give {rule.allowed}.") from None
-        if not rule.test(value):
-            near = did_you_mean(text, rule.names or (("true", "false") if rule is FLAG else ()))
-            raise argparse.ArgumentTypeError(f"give {rule.allowed}.{near}")
+            raise argparse.ArgumentTypeError(f"give {check.allowed}.") from None
+        if not check.allows(value):
+            raise argparse.ArgumentTypeError(check.remedy(value))
         return value
 
     return read
@@ -144,7 +140,7 @@ def missing_path(path: str | os.PathLike[str]) -> str:
 
 
 switch = value_of(lambda text: {"true": True, "false": False}.get(text, text), FLAG)
-some = value_of(int, whole(1))
+some = value_of(int, whole(at_least(1)))
 
 
 @functools.cache
@@ -207,12 +203,12 @@ def _transcribe(parser: Parser) -> None:
     parser.add_argument("paths", nargs="*", metavar="AUDIO", help="audio files, and folders of them")
     parser.key("adapter", "FOLDER", "the adapter", existing)
     parser.key("recipe", "NAME", "builds the model; without adapter=, its base alone is used")
-    form = value_of(str, choice("plain", "srt", "json"))
+    form = value_of(str, one_of("plain", "srt", "json"))
     parser.key("format", "plain|srt|json", "text, subtitles, or everything with the time of each word", form)
     parser.key("out", "FILE", "a file, or a folder, instead of the screen")
     parser.key("device", "cuda", "where the model runs")
-    parser.key("chunk", "20", "seconds that are heard at once", value_of(float, ABOVE_ZERO))
-    parser.key("overlap", "4", "seconds that two chunks share", value_of(float, FROM_ZERO))
+    parser.key("chunk", "20", "seconds that are heard at once", value_of(float, number(above(0))))
+    parser.key("overlap", "4", "seconds that two chunks share", value_of(float, number(at_least(0))))
     parser.key("batch", "4", "chunks at once", some)
     parser.key("beam", "32", "beams of a beam search", some)
     parser.key("lm", "FILE.arpa", "a language model for it", existing)
@@ -227,9 +223,9 @@ def _predict(parser: Parser) -> None:
     parser.key("out", "FOLDER", "where predictions and pictures go", needed=True)
     parser.key("adapter", "FOLDER", "the adapter", existing)
     parser.key("ckpt", "FILE", "a Trainer's checkpoint in place of the adapter's folder", existing)
-    parser.key("score", "0.5", "least score of what pictures show", value_of(float, SHARE))
+    parser.key("score", "0.5", "least score of what pictures show", value_of(float, number(between(0, 1))))
     parser.key("batch_size", "8", "images at once", some)
-    parser.key("num_workers", "4", "processes that read images", value_of(int, whole(0)))
+    parser.key("num_workers", "4", "processes that read images", value_of(int, whole(at_least(0))))
     parser.key("overwrite", "true", "write into a folder that is not empty", switch)
     _check_base(parser)
 

@@ -13,14 +13,18 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.adapters import adapters_problems, config_of, names_of
 from lora_lightning.app.matching import mismatches
-from lora_lightning.app.options import OPTIONAL, REQUIRED, STRATEGIES, Rule, devices_of, rules_of, show
+from lora_lightning.app.options import OPTIONAL, OWN, REQUIRED, RULES, STRATEGIES, devices_of
 from lora_lightning.app.resume import epochs_done
-from lora_lightning.app.signatures import RESERVED, argument_problems, import_problem
+from lora_lightning.app.signatures import (
+    RESERVED,
+    argument_problems,
+    declared_problems,
+    import_problem,
+)
 from lora_lightning.app.user_modules import hidden_module
-from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
-from lora_lightning.tasks.optim_config import OptimConfig
 from lora_lightning.utils.libraries import load_lightning
+from lora_lightning.utils.marks import show
 
 LAST = "last"
 CLUSTER = ("SLURM_NTASKS", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR")
@@ -29,13 +33,13 @@ CLUSTER = ("SLURM_NTASKS", "GROUP_RANK", "NODE_RANK", "MASTER_ADDR")
 def problems_of(config: DictConfig) -> list[str]:
     """Every problem of a configuration (without its `hydra` node).
 
-    Types and ranges by the table, LoRA's and the optimizer's by their own classes, the arguments of
-    every `_target_` by its signature, the resume checkpoint, and what does not go together.
+    The application's own options by their table, LoRA's and the optimizer's by their classes, those of every
+    `_target_` by what its source declares, the resume checkpoint, and what does not go together.
     """
     problems: list[str] = []
     values = _resolved(config, "", problems)
-    rules = rules_of(values)
-    known = sorted({path.split(".")[0] for path in rules} | {*REQUIRED, *OPTIONAL})
+    references = set(_references(config, ""))
+    known = sorted({path.split(".")[0] for path in RULES} | {*REQUIRED, *OPTIONAL})
     problems += [
         f"{name}={show(value)}: there is no such option.{did_you_mean(name, known)}"
         for name, value in values.items()
@@ -46,9 +50,9 @@ def problems_of(config: DictConfig) -> list[str]:
         if not isinstance(value, dict) and not (value is None and section in OPTIONAL):
             what = "a mapping of probe, full" if section == "peers" else f"{section}=NAME; --help lists them"
             problems.append(f"{section}={show(value)}: give {what}.")
-    for path, rule in rules.items():
-        if not _refers(config, path):
-            problems += [p for value in _at(values, path) if (p := _broken(path, rule, value))]
+    for path, rule in RULES.items():
+        if path not in references:
+            problems += [p for value in _at(values, path) for p in rule.problems(path, value, show)]
     problems += _strays(values.get("peers"), "peers", ("probe", "full"))
     problems += [
         p
@@ -56,10 +60,13 @@ def problems_of(config: DictConfig) -> list[str]:
         for value in _at(values, f"peers.{name}")
         for p in _strays(value, f"peers.{name}", ("lr",))
     ]
-    problems += _own(values.get("lora"), "lora", LoRAConfig, ("enabled", "quantize"))
-    problems += _own(values.get("optim"), "optim", OptimConfig, RESERVED)
+    for section, own in OWN.items():
+        if isinstance(node := values.get(section), dict):
+            beside = [name for name in node if name in RESERVED or f"{section}.{name}" in RULES]
+            options = {name: value for name, value in node.items() if name not in beside}
+            problems += own.problems(options, f"{section}.")
     for path, node in _targets(values, ""):
-        problems += argument_problems(path, node)
+        problems += argument_problems(path, node, references)
     problems += mismatches(values)
     problems += _trainer_problems(_section(values, "trainer"))
     if values.get("compare") is True and _section(values, "lora").get("enabled") is False:
@@ -86,18 +93,22 @@ def _adapter_problems(config: DictConfig, name: str) -> list[str]:
 
 
 def unimportable(config: DictConfig) -> list[str]:
-    """The callables of a sound configuration that cannot be imported; loads all that the run will need.
+    """The callables of a sound configuration that cannot be imported, and what only the imported ones can say
+    is wrong with their options; loads all that the run will need.
 
     Raises:
         LibraryError: a library does not load beside torch.
     """
     load_lightning()
-    values = _resolved(config, "", [])
-    return [
-        f"{path}._target_={node['_target_']}: cannot be imported: {reason}{hidden_module(node['_target_'])}"
-        for path, node in _targets(values, "")
-        if (reason := import_problem(node["_target_"]))
-    ]
+    values, references = _resolved(config, "", []), set(_references(config, ""))
+    problems = []
+    for path, node in _targets(values, ""):
+        if reason := import_problem(node["_target_"]):
+            hidden = hidden_module(node["_target_"])
+            problems.append(f"{path}._target_={node['_target_']}: cannot be imported: {reason}{hidden}")
+        else:
+            problems += declared_problems(path, node, references)
+    return problems
 
 
 def last_checkpoint(folder: Path, max_epochs: Any = None) -> str | None:
@@ -185,18 +196,14 @@ def _at(values: Mapping[str, Any], path: str) -> list[Any]:
     return [node]
 
 
-def _refers(config: DictConfig, path: str) -> bool:
-    """Whether this is another option's value, as data.seed is `${seed}`: checked there."""
-    parent, _, name = path.rpartition(".")
-    node = OmegaConf.select(config, parent) if parent else config
-    return isinstance(node, DictConfig) and name in node and OmegaConf.is_interpolation(node, name)
-
-
-def _broken(path: str, rule: Rule, value: Any) -> str | None:
-    if rule.test(value):
-        return None
-    near = did_you_mean(value, rule.names) if isinstance(value, str) else ""
-    return f"{path}={show(value)}: give {rule.allowed}.{near}"
+def _references(node: DictConfig, path: str) -> Iterator[str]:
+    """The options whose values are those of others, as data.seed is `${seed}`: they are checked there."""
+    for key in map(str, node):
+        here = _join(path, key)
+        if OmegaConf.is_interpolation(node, key):
+            yield here
+        elif not OmegaConf.is_missing(node, key) and isinstance(value := node[key], DictConfig):
+            yield from _references(value, here)
 
 
 def _strays(node: Any, path: str, known: tuple[str, ...]) -> list[str]:
@@ -207,15 +214,6 @@ def _strays(node: Any, path: str, known: tuple[str, ...]) -> list[str]:
         for key in node
         if key not in known
     ]
-
-
-def _own(
-    node: Any, path: str, config: type[LoRAConfig] | type[OptimConfig], skip: tuple[str, ...]
-) -> list[str]:
-    if not isinstance(node, dict):
-        return []
-    options = {key: value for key, value in node.items() if key not in skip}
-    return config.problems(options, f"{path}.")
 
 
 def _targets(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, dict[str, Any]]]:

@@ -16,6 +16,7 @@ from omegaconf import DictConfig, OmegaConf
 from lora_lightning.app.arguments import parsers
 from lora_lightning.app.check import unimportable
 from lora_lightning.app.compose import Configurations, plain_values, shipped
+from lora_lightning.app.overriding import with_plus
 from lora_lightning.app.signatures import without_imports
 from lora_lightning.app.variants import check_variant, parted
 from lora_lightning.errors import ConfigError, did_you_mean
@@ -50,11 +51,7 @@ class CommandLine:
         self.overrides = [o for o in self.overrides if searchpath or o.key_or_group != SEARCHPATH]
         own = self.config_dir or searchpath
         self.known = Configurations(self.config_dir, searchpath) if own else shipped()
-
-    @property
-    def words(self) -> list[str]:
-        """What Hydra composes."""
-        return [str(override.input_line) for override in self.overrides]
+        self.words = [str(override.input_line) for override in self.overrides]  # that Hydra composes
 
     @property
     def shows(self) -> bool:
@@ -106,7 +103,17 @@ class CommandLine:
         for variant in _variants(overrides, self.known, self.problems):
             single, config = check_variant(self.known, variant, whole, self.problems)
             configs += [config] if config is not None else []
+        self.words = self._as_composed(single)
         return single, configs
+
+    def _as_composed(self, single: DictConfig | None) -> list[str]:
+        """The words with the plus that Hydra wants for options that no file sets."""
+        if single is not None:
+            return [*single.hydra.overrides.hydra, *single.hydra.overrides.task]
+        groups, _ = parted(self.known, [o for o in self.overrides if not o.is_sweep_override()], [])
+        config = self.known.compose_groups(groups)
+        overrides = with_plus(config, self.overrides) if isinstance(config, DictConfig) else self.overrides
+        return [str(override.input_line) for override in overrides]
 
     def _is_sweep(self) -> bool:
         """Whether the configuration asks for a sweep itself, as hparams_search=grid does."""

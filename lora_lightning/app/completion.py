@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_lightning.app.arguments import SHELLS, parsers
-from lora_lightning.app.options import FLAG, RULES
+from lora_lightning.app.options import RULES, options_in
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.utils.mapping_file import parse_values, read_text
+from lora_lightning.utils.marks import Check
 
 PROGRAM, SCRIPT = "lora-lightning", "train.py"
 FLAGS = ("--help", "--multirun", "--cfg", "--resolve", "--config-dir", "--hydra-help")
@@ -94,29 +95,41 @@ def _of_train(home: Path, before: Sequence[str], current: str) -> list[str]:
         return list(FLAGS)
     key, equals, _ = current.partition("=")
     groups = sorted({_group(root, folder) for root in roots for folder in _folders(root)})
+    if equals and key in groups:
+        return [f"{key}={name}" for name in _choices(roots, key)]
+    values = _kept(_values(roots, before))
+    declared = _declared(values, key)
     if equals:
-        if key in groups:
-            return [f"{key}={name}" for name in _choices(roots, key)]
-        rule = RULES.get(key)
-        names = ("true", "false") if rule is FLAG else rule.names if rule else ()
-        return [f"{key}={name}" for name in names]
-    options = _kept(_options(roots, before))
+        check = RULES.get(key) or declared.get(key)
+        return [f"{key}={name}" for name in (check.names if check else ())]
+    options = {name for name in values if not name.rpartition(".")[2].startswith("_")} | declared.keys()
     if "." not in current:
         sections = {f"{option.partition('.')[0]}." for option in options if "." in option}
         return [*(f"{g}=" for g in groups), *sections, *(f"{o}=" for o in options if "." not in o), "resume="]
     return [f"{option}=" for option in options]
 
 
-def _kept(options: Iterator[str]) -> list[str]:
+def _declared(values: Mapping[str, Any], key: str) -> dict[str, Check | None]:
+    """What the classes of the sections on the way to this key take, set in a file or not."""
+    found: dict[str, Check | None] = {}
+    for section in itertools.accumulate(key.split(".")[:-1], lambda a, b: f"{a}.{b}"):
+        if values.get(f"{section}.enabled") is False:  # lora=none
+            continue
+        own = options_in(section, values.get(f"{section}._target_"))
+        found |= {f"{section}.{name}": check for name, check in own.items()}
+    return found
+
+
+def _kept(options: Iterator[tuple[str, Any]]) -> dict[str, Any]:
     """Without those that a later one has replaced: by a value, or by a mapping."""
-    kept: dict[str, None] = {}
-    for option in options:
+    kept: dict[str, Any] = {}
+    for option, value in options:
         parents = itertools.accumulate(option.split(".")[:-1], lambda a, b: f"{a}.{b}")
         replaced = [k for k in kept if k.startswith(f"{option}.")]
         for name in (*parents, *replaced):
             kept.pop(name, None)
-        kept[option] = None
-    return sorted(kept)
+        kept[option] = value
+    return kept
 
 
 def _config_dirs(words: Sequence[str]) -> list[Path]:
@@ -139,8 +152,8 @@ def _choices(roots: Sequence[Path], group: str) -> list[str]:
     return [file.stem for root in roots for file in root.glob(f"{group}/*.yaml")]
 
 
-def _options(roots: Sequence[Path], words: Sequence[str]) -> Iterator[str]:
-    """Names of the options under the choices that a line has made so far."""
+def _values(roots: Sequence[Path], words: Sequence[str]) -> Iterator[tuple[str, Any]]:
+    """The options, with their values, under the choices that a line has made so far."""
     main = _read(roots[0] / "train.yaml")[0]
     chosen = {k: str(v) for d in main.pop("defaults", []) if isinstance(d, dict) for k, v in d.items()}
     given = dict(word.split("=", 1) for word in words if "=" in word)
@@ -183,15 +196,13 @@ def _read(file: Path) -> tuple[dict[str, Any], bool]:
     return (content if isinstance(content, dict) else {}), everywhere
 
 
-def _leaves(node: Mapping[str, Any], path: str) -> Iterator[str]:
+def _leaves(node: Mapping[str, Any], path: str) -> Iterator[tuple[str, Any]]:
     for key, value in node.items():
         here = f"{path}.{key}" if path else str(key)
-        if str(key).startswith("_"):
-            continue
         if isinstance(value, dict) and value:
             yield from _leaves(value, here)
         else:
-            yield here
+            yield here, value
 
 
 def main(shell: str, *line: str) -> None:

@@ -6,7 +6,7 @@ import netrc
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from urllib.parse import urlparse
 
 from hydra.utils import instantiate
@@ -15,6 +15,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from lora_lightning.app.console import on_rank_zero, short_path
+from lora_lightning.app.options import TEXTS
 from lora_lightning.planning.plan import Plan
 
 WANDB_URLS = ("https://api.wandb.ai", "https://api.forge.coreweave.com")  # the second since wandb 0.31
@@ -59,7 +60,7 @@ def wandb_logger(
     entity: str | None = None,
     group: str | None = None,
     id: str | None = None,
-    tags: Sequence[str] = (),
+    tags: Annotated[Sequence[str], TEXTS] = (),
     save_dir: str = ".",
     offline: bool | None = None,
 ) -> WandbLogger:

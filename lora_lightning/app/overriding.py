@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, OverrideType
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.compose import Configurations
+from lora_lightning.app.options import options_in
 from lora_lightning.app.signatures import takes
 from lora_lightning.errors import did_you_mean, nearest
 from lora_lightning.utils.peft_names import peft_problem
@@ -33,6 +35,28 @@ def apply_override(known: Configurations, config: DictConfig, override: Override
         if section in ("", "lora") and (problem := peft_problem(name, override.value(), "lora.")):
             return [problem]
         return [f"{word}: {_unknown(known, config, key)}"]
+
+
+def with_plus(config: DictConfig, overrides: Sequence[Override]) -> list[Override]:
+    """These overrides, with the plus that Hydra wants for what no file sets where the class of the section
+    declares the option.
+
+    Args:
+        config: composed of the groups among them.
+    """
+    given = {o.key_or_group: o.value() for o in overrides if o.key_or_group.endswith("._target_")}
+    return [_declared(config, o, given) for o in overrides]
+
+
+def _declared(config: DictConfig, override: Override, given: Mapping[str, Any]) -> Override:
+    section, _, name = override.key_or_group.rpartition(".")
+    if override.type != OverrideType.CHANGE or not section or _exists(config, override.key_or_group):
+        return override
+    node = OmegaConf.select(config, section)
+    target = given.get(f"{section}._target_", node.get("_target_") if isinstance(node, DictConfig) else None)
+    if name not in options_in(section, target):
+        return override
+    return OverridesParser.create().parse_override(f"++{override.input_line}")
 
 
 def _set(config: DictConfig, override: Override) -> None:
@@ -71,9 +95,9 @@ def _unknown(known: Configurations, config: DictConfig, key: str) -> str:
     parent, _, name = key.rpartition(".")
     node: Any = OmegaConf.select(config, parent) if parent else None
     if isinstance(node, DictConfig):
-        names = [str(k) for k in node if k != "_target_"]
-        near = [f"{parent}.{n}" for n in nearest(name, names)]
         target = node.get("_target_")
+        names = list(dict.fromkeys([*(str(k) for k in node if k != "_target_"), *options_in(parent, target)]))
+        near = [f"{parent}.{n}" for n in nearest(name, names)]
         if isinstance(target, str) and takes(target, name):
             return f"is not set in this configuration; add it with a plus: +{key}=VALUE."
         tail = f" Options of {parent}: {', '.join(names)}."

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from lora_lightning.adapters.manage import merge as merge_adapters
 from lora_lightning.app.command_line import command_config
-from lora_lightning.app.options import precision_of, rules_of, show
+from lora_lightning.app.options import checks_in, precision_of
 from lora_lightning.app.rebuild import build, rebuilt_model
 from lora_lightning.data.picture_folder import PictureFolder, draw_pictures
 from lora_lightning.errors import ConfigError, UserError
@@ -32,6 +32,7 @@ from lora_lightning.files.save_load import load_adapter
 from lora_lightning.tasks.detection import ObjectDetector
 from lora_lightning.tasks.detection_pictures import confident, drawn
 from lora_lightning.utils.atomic import write_whole
+from lora_lightning.utils.marks import show
 
 RESULTS, IMAGES, PICTURES, DRAWN = "predictions.json", "images.json", "pictures", "images"
 EMBEDDED = ("lora_lightning.data.shapes.ShapesDataModule",)  # data that are drawn, not found
@@ -239,14 +240,16 @@ def _config_of_run(source: AdapterSource) -> dict[str, Any]:
     if source.facts() is None:
         section_of(config, "data", where)
     sections = {name: plain_values(config, name, where) for name in ("task", "model", "data", "trainer")}
-    rules = rules_of(sections)
+    checks = checks_in(sections)
     for path in USED:
         section, _, name = path.partition(".")
         if not isinstance(sections[section], dict):
             raise UserError(f"{where}: {section}={show(sections[section])}: the file is damaged.")
-        values, rule = sections[section], rules.get(path)
-        if rule and name in values and not rule.test(value := values[name]):
-            raise UserError(f"{where}: {path}={show(value)}: the file is damaged: give {rule.allowed} there.")
+        values, check = sections[section], checks.get(path)
+        if check and name in values and not check.allows(value := values[name]):
+            raise UserError(
+                f"{where}: {path}={show(value)}: the file is damaged: give {check.allowed} there."
+            )
     return sections
 
 

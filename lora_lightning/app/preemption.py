@@ -6,12 +6,13 @@ import os
 import signal
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 
 from lora_lightning.app.launch import PREEMPTED
+from lora_lightning.utils.marks import path
 
 
 class Preemption(pl.Callback):
@@ -31,7 +32,7 @@ class Preemption(pl.Callback):
         Preempted: after the checkpoint is written.
     """
 
-    def __init__(self, dirpath: str | os.PathLike[str]) -> None:
+    def __init__(self, dirpath: Annotated[str | os.PathLike[str], path()]) -> None:
         self.dirpath = Path(dirpath)
         self._received = False
         self._before: Any = None

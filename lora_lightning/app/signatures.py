@@ -1,4 +1,4 @@
-"""What the callables named in a configuration take: wrong, missing and provided arguments."""
+"""What the callables named in a configuration take: arguments that are wrong or missing, and values."""
 
 from __future__ import annotations
 
@@ -6,16 +6,18 @@ import contextlib
 import functools
 import inspect
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
 
 from lora_lightning.app.foreign import KNOWN
-from lora_lightning.app.options import PROVIDED, show
-from lora_lightning.app.static_signatures import missing_name, static_signature
+from lora_lightning.app.options import PROVIDED
+from lora_lightning.app.static_signatures import missing_name, static_checks, static_signature
 from lora_lightning.app.user_modules import hidden_module
 from lora_lightning.errors import did_you_mean
+from lora_lightning.utils import checks
 from lora_lightning.utils.libraries import LibraryError
+from lora_lightning.utils.marks import show
 
 RESERVED = ("_target_", "_args_", "_recursive_", "_convert_", "_partial_")
 
@@ -75,8 +77,31 @@ def import_problem(target: str) -> str | None:
     return None
 
 
-def argument_problems(path: str, node: Mapping[str, Any]) -> list[str]:
-    """One line for each argument of this node that is wrong, missing, or not the user's to give."""
+def value_problems(path: str, node: Mapping[str, Any], of: Any, references: Collection[str]) -> list[str]:
+    """One line for each value of this node that its declaration does not allow.
+
+    Args:
+        of: what declares the options, or their checks.
+        references: dotted names whose values are those of others, which are checked there.
+    """
+    own = {
+        name: value
+        for name, value in node.items()
+        if f"{path}.{name}" not in references
+        and name not in PROVIDED.get(path, {})
+        and not (
+            isinstance(value, dict) and "_target_" in value
+        )  # what it builds is checked when it is built
+    }
+    return checks.problems(of, own, f"{path}.")
+
+
+def argument_problems(path: str, node: Mapping[str, Any], references: Collection[str] = ()) -> list[str]:
+    """One line for each argument of this node that is wrong, missing, or not the user's to give.
+
+    Args:
+        references: dotted names whose values are those of others, which are checked there.
+    """
     target = node["_target_"]
     if not isinstance(target, str) or not target:
         return [f"{path}._target_={show(target)}: give the dotted name of a class or function."]
@@ -97,6 +122,9 @@ def argument_problems(path: str, node: Mapping[str, Any]) -> list[str]:
             for key in node
             if key not in known and key not in RESERVED
         ]
+    # A page of help may leave open, as null, what a run must be given.
+    given = node if _IMPORTING.get() else {key: value for key, value in node.items() if value is not None}
+    problems += value_problems(path, given, static_checks(target), references)
     problems += [
         f"{path}.{key}: {name} needs it; give {path}.{key}=VALUE."
         for key in known
@@ -107,6 +135,15 @@ def argument_problems(path: str, node: Mapping[str, Any]) -> list[str]:
         and not node.get("_partial_")
     ]
     return problems
+
+
+def declared_problems(path: str, node: Mapping[str, Any], references: Collection[str] = ()) -> list[str]:
+    """One line for each value of this node that its class, imported by now, does not allow: some checks, such
+    as those that ask timm, cannot be read from the source."""
+    from hydra.utils import get_object
+
+    found = get_object(node["_target_"])
+    return value_problems(path, node, found, references) if checks.declares(found) else []
 
 
 def takes(target: str, argument: str | None) -> bool:

@@ -30,7 +30,7 @@ def sweep_table(jobs: Sequence[Ended]) -> str:
     titles = header(scores)[1:]
     rows, reasons = [], []
     for job in jobs:
-        name = " ".join(o for o in job.overrides if o not in shared)
+        name = " ".join(o.lstrip("+") for o in job.overrides if o not in shared)
         if job.result is None:
             rows.append((f"{name} (failed)", *["–"] * len(titles)))
             reasons.append(f"  {name}: {_in_a_line(job.reason)}")

@@ -12,10 +12,10 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_lightning.app.check import problems_of
 from lora_lightning.app.compose import UNCOMPOSABLE, Configurations, without_hydra
-from lora_lightning.app.options import show
-from lora_lightning.app.overriding import apply_override
+from lora_lightning.app.overriding import apply_override, with_plus
 from lora_lightning.app.user_modules import find_user_modules
 from lora_lightning.errors import did_you_mean
+from lora_lightning.utils.marks import show
 
 SUBMITIT = ("slurm", "local")  # launchers
 
@@ -35,8 +35,11 @@ def check_variant(
     groups, values = parted(known, overrides, problems)
     single = config = None
     if whole and len(problems) == before:
-        with contextlib.suppress(*UNCOMPOSABLE):
-            single = config = known.compose([str(o.input_line) for o in overrides])
+        single = config = _composed(known, overrides)
+    if config is None and isinstance(chosen := known.compose_groups(groups), DictConfig):
+        values, before_plus = with_plus(chosen, values), values
+        if whole and values != before_plus and len(problems) == before:
+            single = config = _composed(known, with_plus(chosen, overrides))
     if config is None and (config := from_groups(known, groups, values, problems)) is None:
         return None, None
     find_user_modules(config.hydra.runtime.config_sources)
@@ -48,6 +51,12 @@ def check_variant(
     config = without_hydra(config, None if given else ".")
     problems += problems_of(config)
     return single, config
+
+
+def _composed(known: Configurations, overrides: Sequence[Override]) -> DictConfig | None:
+    with contextlib.suppress(*UNCOMPOSABLE):
+        return known.compose([str(o.input_line) for o in overrides])
+    return None
 
 
 def parted(

@@ -8,16 +8,19 @@ import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import soundfile
 import torch
 from torch.utils.data import DataLoader, Sampler
 
+from lora_lightning.data.options import BatchSize, Count, Folder, Seed
 from lora_lightning.data.speech import SAMPLE_RATE, Utterance, collate
 from lora_lightning.errors import AdapterFileError, ConfigError, MissingFileError, did_you_mean
 from lora_lightning.trainer.loader import ResumableLoader
+from lora_lightning.utils.checks import problems
+from lora_lightning.utils.marks import TEXT, listed
 
 EMBEDDED = Path(__file__).parent / "accents"
 VOCABULARY = ["_", " ", "'", *"abcdefghijklmnopqrstuvwxyz"]
@@ -46,40 +49,24 @@ class AccentsDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        accent: str | Sequence[str] = "scottish",
-        kept: Sequence[str] = ("us",),
-        train_size: int | None = None,
-        batch_size: int = 16,
-        root: str | None = None,
-        seed: int = 0,
+        accent: Annotated[
+            str | Sequence[str], listed("an accent, or a list of them", TEXT, alone=True)
+        ] = "scottish",
+        kept: Annotated[Sequence[str], listed("a list of accents", TEXT, least=0)] = ("us",),
+        train_size: Count | None = None,
+        batch_size: BatchSize = 16,
+        root: Folder | None = None,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
-        self.accents = [accent] if isinstance(accent, str) else list(accent)
-        self.kept = [a for a in kept if a not in self.accents]
-        self.root = EMBEDDED if root is None else Path(root)
-        rows = manifest(self.root)
-        found = list(dict.fromkeys(row["accent"] for row in rows))
-        trained = {row["accent"] for row in rows if row["split"] == "train"}
-        problems = [
-            f"{name}={given}: {self.root.name} has {', '.join(found)}.{did_you_mean(given, found)}"
-            for name, values in (("accent", self.accents), ("kept", self.kept))
-            for given in values
-            if given not in found
-        ]
-        problems += [
-            f"accent={given}: {self.root.name} has no training part of it; make one by python -m"
-            f" lora_lightning.data.espeak_corpus FOLDER --accents {given} --tested; give data.root=FOLDER."
-            for given in self.accents
-            if given in found and given not in trained
-        ]
-        if not self.accents:
-            problems.append("accent=[]: give at least one.")
-        for name, value in (("train_size", train_size), ("batch_size", batch_size)):
-            whole = isinstance(value, int) and not isinstance(value, bool) and value >= 1
-            if not whole and not (value is None and name == "train_size"):
-                problems.append(f"{name}={value!r}: give a whole number of at least 1.")
-        if problems:
-            raise ConfigError(problems)
+        bad = problems(AccentsDataModule, locals())
+        if not any(problem.startswith(("accent=", "kept=", "root=")) for problem in bad):
+            self.accents = [accent] if isinstance(accent, str) else list(accent)
+            self.kept = [a for a in kept if a not in self.accents]
+            self.root = EMBEDDED if root is None else Path(root)
+            bad = [*_not_in_corpus(self.root, self.accents, self.kept), *bad]
+        if bad:
+            raise ConfigError(bad)
         self.save_hyperparameters()
         self.train_size, self.batch_size, self.seed = train_size, batch_size, seed
         self.provides: dict[str, Any] = {"vocabulary": VOCABULARY, "kept": self.kept}
@@ -111,6 +98,26 @@ class AccentsDataModule(L.LightningDataModule):
 def _in_order(utterances: Any) -> DataLoader:
     """A loader of a list, for evaluation."""
     return DataLoader(utterances, EVAL_BATCH_SIZE, collate_fn=collate)
+
+
+def _not_in_corpus(root: Path, accents: Sequence[str], kept: Sequence[str]) -> list[str]:
+    """One line for each accent that a corpus does not have, or has no training part of."""
+    rows = manifest(root)
+    found = list(dict.fromkeys(row["accent"] for row in rows))
+    trained = {row["accent"] for row in rows if row["split"] == "train"}
+    absent = [
+        f"{name}={given}: {root.name} has {', '.join(found)}.{did_you_mean(given, found)}"
+        for name, values in (("accent", accents), ("kept", kept))
+        for given in values
+        if given not in found
+    ]
+    untrained = [
+        f"accent={given}: {root.name} has no training part of it; make one by python -m"
+        f" lora_lightning.data.espeak_corpus FOLDER --accents {given} --tested; give data.root=FOLDER."
+        for given in accents
+        if given in found and given not in trained
+    ]
+    return absent + untrained
 
 
 class SimilarLengths(Sampler[int]):

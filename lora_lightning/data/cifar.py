@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
@@ -14,11 +14,13 @@ from torch.utils.data import DataLoader
 
 from lora_lightning.data.cifar_files import bad_files, download_files, require_files
 from lora_lightning.data.images import ImageArrays, stratified_split
-from lora_lightning.data.options import flag, number, one_of, path, probability, whole
+from lora_lightning.data.options import BatchSize, Folder, Seed, Workers
 from lora_lightning.data.workers import loading_workers
-from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.errors import ConfigError
 from lora_lightning.trainer.loader import ResumableLoader
+from lora_lightning.utils.checks import require
 from lora_lightning.utils.libraries import loading
+from lora_lightning.utils.marks import Check, above, at_least, between, listed, number
 
 with loading("timm"):
     import timm.data
@@ -30,7 +32,27 @@ with loading("torchvision"):
 
 DATASETS: dict[str, type[CIFAR10]] = {"cifar10": CIFAR10, "cifar100": CIFAR100}
 CLASSES = {"cifar10": 10, "cifar100": 100}
+TRAINING = 50_000  # images
 POLICIES = ("rand-m9-mstd0.5-inc1", "augmix-m3-w3", "original", "v0")
+PROBABILITY = between(0, 1, noun="a probability")
+ALPHA = at_least(0, note="0.8 or 1 are usual, 0 switches it off")
+SHARES = listed(
+    "two shares of the area, 0 < least <= greatest <= 1: [0.7, 1]",
+    number(above(0), between(0, 1)),
+    count=2,
+    ascending=True,
+)
+
+
+def _is_policy(value: Any) -> bool:
+    try:
+        timm.data.create_transform(32, is_training=True, auto_augment=value or "?")
+    except Exception:  # timm checks the text by assertions and conversions
+        return False
+    return True
+
+
+POLICY = Check(f"a policy of timm, such as {', '.join(POLICIES)}", _is_policy, POLICIES)
 
 
 class CIFARDataModule(L.LightningDataModule):
@@ -70,42 +92,24 @@ class CIFARDataModule(L.LightningDataModule):
     def __init__(
         self,
         name: Literal["cifar10", "cifar100"] = "cifar10",
-        root: str = "data",
+        root: Folder = "data",
         download: bool = False,
-        batch_size: int = 128,
-        num_workers: int | None = None,
-        val_size: int = 5000,
-        seed: int = 0,
-        image_size: int | None = None,
+        batch_size: BatchSize = 128,
+        num_workers: Workers = None,
+        val_size: Annotated[int, between(1, TRAINING - 1)] = 5000,
+        seed: Seed = 0,
+        image_size: Annotated[int | None, at_least(8)] = None,
         # ImageNet's (0.08, 1) would cut scraps of a few pixels out of a 32 x 32 image.
-        crop_scale: Sequence[float] = (0.7, 1.0),
-        hflip: float = 0.5,
-        auto_augment: str | None = None,
-        random_erasing: float = 0.0,
-        mixup: float = 0.8,
-        cutmix: float = 1.0,
-        mix_prob: float = 1.0,
+        crop_scale: Annotated[Sequence[float], SHARES] = (0.7, 1.0),
+        hflip: Annotated[float, PROBABILITY] = 0.5,
+        auto_augment: Annotated[str | None, POLICY] = None,
+        random_erasing: Annotated[float, PROBABILITY] = 0.0,
+        mixup: Annotated[float, ALPHA] = 0.8,
+        cutmix: Annotated[float, ALPHA] = 1.0,
+        mix_prob: Annotated[float, PROBABILITY] = 1.0,
     ) -> None:
         super().__init__()
-        problems = [
-            one_of("name", name, CLASSES),
-            path("root", root),
-            flag("download", download),
-            whole("batch_size", batch_size, 1),
-            None if num_workers is None else whole("num_workers", num_workers, 0, "or null"),
-            whole("val_size", val_size, 1),
-            whole("seed", seed, 0),
-            None if image_size is None else whole("image_size", image_size, 8, "or null"),
-            _scale("crop_scale", crop_scale),
-            probability("hflip", hflip),
-            _policy("auto_augment", auto_augment),
-            probability("random_erasing", random_erasing),
-            _alpha("mixup", mixup),
-            _alpha("cutmix", cutmix),
-            probability("mix_prob", mix_prob),
-        ]
-        if found := [p for p in problems if p]:
-            raise ConfigError(found)
+        require(CIFARDataModule, locals())
         self.dataset = DATASETS[name]
         self.provides = {"num_classes": CLASSES[name]}
         self.root = Path(root).expanduser().absolute()
@@ -265,33 +269,3 @@ class CIFARDataModule(L.LightningDataModule):
             )
         if problems:
             raise ConfigError(problems)
-
-
-def _alpha(name: str, value: Any) -> str | None:
-    if number(value) and value >= 0:
-        return None
-    return f"{name}={value!r}: give a number above 0 (0.8 or 1 are usual), or 0 to switch it off."
-
-
-def _scale(name: str, value: Any) -> str | None:
-    if (
-        isinstance(value, Sequence)
-        and len(value) == 2
-        and all(number(v) for v in value)
-        and 0 < value[0] <= value[1] <= 1
-    ):
-        return None
-    return f"{name}={value!r}: give two shares of the area, 0 < least <= greatest <= 1: [0.7, 1]."
-
-
-def _policy(name: str, value: Any) -> str | None:
-    if value is None:
-        return None
-    try:
-        timm.data.create_transform(32, is_training=True, auto_augment=value or "?")
-    except Exception:  # timm checks the text by assertions and conversions
-        return (
-            f"{name}={value!r}: give a policy of timm, such as {', '.join(POLICIES)}, or null."
-            f"{did_you_mean(value, POLICIES)}"
-        )
-    return None

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from lora_lightning.data.coco_files import CocoCheck, categories_of, read_coco
-from lora_lightning.data.detection import DetectionDataModule, Part, Sample
+from lora_lightning.data.detection import Augment, DetectionDataModule, Part, Sample
 from lora_lightning.data.findings import DataError, Findings
-from lora_lightning.data.options import flag, path
+from lora_lightning.data.options import BatchSize, Folder, Seed, Workers
 from lora_lightning.errors import MissingFileError, did_you_mean
+from lora_lightning.utils.checks import require
 from lora_lightning.utils.libraries import loading
+from lora_lightning.utils.marks import path
 
 with loading("torchvision"):
     from torchvision.models.detection import FasterRCNN_ResNet50_FPN_Weights
 
+Annotations = Annotated[str, path("a JSON file of COCO's format")]
 GAP = "N/A"  # what torchvision calls a category id that no category has
 
 
@@ -40,36 +43,31 @@ class CocoFormatDataModule(DetectionDataModule):
 
     def __init__(
         self,
-        train_images: str,
-        train_annotations: str,
-        val_images: str,
-        val_annotations: str,
-        test_images: str | None = None,
-        test_annotations: str | None = None,
+        train_images: Folder,
+        train_annotations: Annotations,
+        val_images: Folder,
+        val_annotations: Annotations,
+        test_images: Folder | None = None,
+        test_annotations: Annotations | None = None,
         keep_category_ids: bool = False,
         masks: bool = False,
-        batch_size: int = 2,
-        num_workers: int | None = None,
-        seed: int = 0,
-        augment: str = "flip",
+        batch_size: BatchSize = 2,
+        num_workers: Workers = None,
+        seed: Seed = 0,
+        augment: Augment = "flip",
         strict: bool = True,
     ) -> None:
-        given = {
-            "train": (train_images, train_annotations),
-            "val": (val_images, val_annotations),
-            "test": (test_images, test_annotations),
-        }
-        if test_images is None and test_annotations is None:
-            del given["test"]
-        problems = [flag("keep_category_ids", keep_category_ids), flag("masks", masks)]
-        for part, (images, notes) in given.items():
-            problems.append(path(f"{part}_images", images))
-            problems.append(path(f"{part}_annotations", notes, "a JSON file of COCO's format"))
-        super().__init__(batch_size, num_workers, seed, augment, strict, problems)
+        test = {"test_images": test_images, "test_annotations": test_annotations}
+        lacking = [name for name, value in test.items() if value is None]
+        alone = [f"{lacking[0]}=null: give both of {' and '.join(test)}, or neither."]
+        require(CocoFormatDataModule, locals(), alone if len(lacking) == 1 else ())
+        super().__init__(batch_size, num_workers, seed, augment, strict)
         self.files: dict[Part, tuple[Path, Path]] = {
-            part: (_absolute(images), _absolute(notes))  # type: ignore[misc, arg-type]  # given
-            for part, (images, notes) in given.items()
+            "train": (_absolute(train_images), _absolute(train_annotations)),
+            "val": (_absolute(val_images), _absolute(val_annotations)),
         }
+        if test_images is not None and test_annotations is not None:
+            self.files["test"] = (_absolute(test_images), _absolute(test_annotations))
         self.keep_category_ids, self.masks = keep_category_ids, masks
 
     def require_files(self) -> None:
@@ -133,15 +131,16 @@ class CocoDataModule(CocoFormatDataModule):
 
     def __init__(
         self,
-        root: str = "data/coco",
+        root: Folder = "data/coco",
         keep_category_ids: bool = True,
         masks: bool = False,
-        batch_size: int = 2,
-        num_workers: int | None = None,
-        seed: int = 0,
-        augment: str = "flip",
+        batch_size: BatchSize = 2,
+        num_workers: Workers = None,
+        seed: Seed = 0,
+        augment: Augment = "flip",
         strict: bool = True,
     ) -> None:
+        require(CocoDataModule, locals())
         self.root = Path(root).expanduser().absolute()
         notes = self.root / "annotations"
         names = FasterRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"]

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import numpy as np
@@ -20,17 +20,19 @@ from torch.utils.data import DataLoader, Dataset
 from lora_lightning.data.detection_transforms import PRESETS, DetectionTransform
 from lora_lightning.data.findings import DataError, Findings
 from lora_lightning.data.grouped import GroupedOrder, aspect_groups
-from lora_lightning.data.options import flag, one_of, whole
+from lora_lightning.data.options import BatchSize, Seed, Workers
 from lora_lightning.data.workers import loading_workers
-from lora_lightning.errors import ConfigError
 from lora_lightning.trainer.loader import ResumableLoader
+from lora_lightning.utils.checks import require
 from lora_lightning.utils.libraries import loading
+from lora_lightning.utils.marks import one_of
 
 with loading("torchvision"):
     from torchvision.io import ImageReadMode, decode_image
 
 DECODED = (".jpg", ".jpeg", ".png", ".gif", ".webp")  # by torchvision; the rest by PIL
 
+Augment = Annotated[str, one_of(*PRESETS)]
 Part = Literal["train", "val", "test"]
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 
@@ -168,7 +170,6 @@ class DetectionDataModule(L.LightningDataModule):
         augment: how training images are augmented: a key of
             `lora_lightning.data.detection_transforms.PRESETS`.
         strict: bad annotations are an error; otherwise they are dropped and counted.
-        problems: what a subclass has found wrong with its own options.
 
     Attributes:
         provides: num_classes, the background not counted; class_names, that of label 1 first; and
@@ -184,24 +185,14 @@ class DetectionDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        batch_size: int,
-        num_workers: int | None,
-        seed: int,
-        augment: str,
+        batch_size: BatchSize,
+        num_workers: Workers,
+        seed: Seed,
+        augment: Augment,
         strict: bool,
-        problems: list[str | None],
     ) -> None:
         super().__init__()
-        found = [
-            *problems,
-            whole("batch_size", batch_size, 1),
-            None if num_workers is None else whole("num_workers", num_workers, 0, "or null"),
-            whole("seed", seed, 0),
-            one_of("augment", augment, PRESETS),
-            flag("strict", strict),
-        ]
-        if bad := [p for p in found if p]:
-            raise ConfigError(bad)
+        require(DetectionDataModule, locals())
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
         self.augment, self.strict = augment, strict
         self.findings = ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
@@ -11,11 +11,12 @@ from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 
-from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.data.options import BatchSize, Seed
 from lora_lightning.trainer.loader import ResumableLoader
+from lora_lightning.utils.checks import require
+from lora_lightning.utils.marks import between
 
 SIZE = 16
-DOMAINS = ("source", "target")
 POOL, VAL = 900, 300  # the remaining 597 of the 1797 scans are the test images
 SPLIT_SEED, VAL_SEED, TEST_SEED = 0, 1, 2
 EVAL_BATCH_SIZE = 128
@@ -44,21 +45,12 @@ class DigitsDataModule(L.LightningDataModule):
     def __init__(
         self,
         domain: Literal["source", "target"] = "target",
-        train_size: int = 300,
-        batch_size: int = 32,
-        seed: int = 0,
+        train_size: Annotated[int, between(1, POOL)] = 300,
+        batch_size: BatchSize = 32,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
-        problems = [
-            None
-            if domain in DOMAINS
-            else f"domain={domain!r}: give {' or '.join(DOMAINS)}.{did_you_mean(domain, DOMAINS)}",
-            _whole("train_size", train_size, 1, POOL),
-            _whole("batch_size", batch_size, 1, None),
-            _whole("seed", seed, 0, None),
-        ]
-        if found := [p for p in problems if p]:
-            raise ConfigError(found)
+        require(DigitsDataModule, locals())
         self.save_hyperparameters()
         self.provides = {"num_classes": 10}
         self.domain, self.train_size, self.batch_size, self.seed = (
@@ -149,11 +141,3 @@ def _place(scans: Tensor, degrees: Tensor, scale: Tensor, shift: Tensor) -> Tens
     inverse = torch.stack((cos, -sin, shift[:, 0], sin, cos, shift[:, 1]), dim=1).view(-1, 2, 3)
     grid = F.affine_grid(inverse, list(scans.shape), align_corners=False)
     return F.grid_sample(scans, grid, align_corners=False)
-
-
-def _whole(name: str, value: Any, low: int, high: int | None) -> str | None:
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if whole and value >= low and (high is None or value <= high):
-        return None
-    allowed = f"from {low} to {high}" if high is not None else f"of at least {low}"
-    return f"{name}={value!r}: give a whole number {allowed}."

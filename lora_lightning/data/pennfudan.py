@@ -8,10 +8,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lora_lightning.data.detection import DetectionDataModule, Part, Sample, image_size, opened_image
+from lora_lightning.data.detection import (
+    Augment,
+    DetectionDataModule,
+    Part,
+    Sample,
+    image_size,
+    opened_image,
+)
 from lora_lightning.data.findings import Findings
-from lora_lightning.data.options import path, whole
+from lora_lightning.data.options import BatchSize, Count, Folder, Seed, Workers
 from lora_lightning.errors import ConfigError, MissingFileError
+from lora_lightning.utils.checks import require
 
 FOLDER = "PennFudanPed"
 URL = "https://www.cis.upenn.edu/~jshi/ped_html/PennFudanPed.zip"
@@ -37,17 +45,17 @@ class PennFudanDataModule(DetectionDataModule):
 
     def __init__(
         self,
-        root: str = "data",
-        val_size: int = 20,
-        test_size: int = 50,
-        batch_size: int = 2,
-        num_workers: int | None = None,
-        seed: int = 0,
-        augment: str = "flip",
+        root: Folder = "data",
+        val_size: Count = 20,
+        test_size: Count = 50,
+        batch_size: BatchSize = 2,
+        num_workers: Workers = None,
+        seed: Seed = 0,
+        augment: Augment = "flip",
         strict: bool = True,
     ) -> None:
-        problems = [path("root", root), whole("val_size", val_size, 1), whole("test_size", test_size, 1)]
-        super().__init__(batch_size, num_workers, seed, augment, strict, problems)
+        require(PennFudanDataModule, locals())
+        super().__init__(batch_size, num_workers, seed, augment, strict)
         self.root = Path(root).expanduser().absolute()
         self.val_size, self.test_size = val_size, test_size
         self.class_names = ["person"]

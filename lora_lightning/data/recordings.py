@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import math
-import os
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 import torch
@@ -17,16 +15,25 @@ from lora_lightning.data.audio import read_audio
 from lora_lightning.data.buckets import Batches, bucketed
 from lora_lightning.data.corpora import CORPORA, read_corpus
 from lora_lightning.data.manifests import SPLIT_BY, Row, read_manifest, split_rows, with_accent
+from lora_lightning.data.options import Folder, Seed, Workers
 from lora_lightning.data.pipelines import PIPELINES, labels, pipeline_name
 from lora_lightning.data.speech import SpeechBatch, Utterance
 from lora_lightning.data.speech_augment import Augmentation
 from lora_lightning.data.speech_check import Finding, Limits, cache_file, check, findings_table
 from lora_lightning.data.text import normalize, vocabulary_of
 from lora_lightning.data.workers import loading_workers
-from lora_lightning.errors import ConfigError, UserError, did_you_mean
+from lora_lightning.errors import UserError
 from lora_lightning.trainer.loader import ResumableLoader
+from lora_lightning.utils.checks import fields_of, require
+from lora_lightning.utils.marks import TEXT, Check, Null, above, is_number, listed, one_of, path
 
 MANIFEST = "manifest"
+PART = above(0, below=0.5, noun="a share")
+VOCABULARY = Check(
+    "a pipeline of torchaudio, a list of characters with the blank first",
+    lambda v: pipeline_name(v) in PIPELINES if isinstance(v, str) else isinstance(v, Sequence),
+    tuple(PIPELINES),
+)
 TOLD: set[str] = set()  # what a process has said already: the jobs of a comparison share their data
 
 
@@ -67,42 +74,30 @@ class RecordingsDataModule(L.LightningDataModule):
 
     def __init__(
         self,
-        corpus: str = MANIFEST,
-        manifest: str | None = None,
-        root: str | None = None,
-        subsets: Sequence[str] | None = None,
-        accent: str | Sequence[str] | None = None,
-        split_by: str | Sequence[str] = "speaker",
-        val_share: float = 0.1,
-        test_share: float = 0.1,
-        train_minutes: float | None = None,
-        vocabulary: str | Sequence[str] | None = None,
-        batch_seconds: float = 60.0,
-        min_seconds: float = 0.3,
-        max_seconds: float = 20.0,
+        corpus: Annotated[str, one_of(MANIFEST, *CORPORA)] = MANIFEST,
+        manifest: Annotated[str | None, path("a CSV, TSV or JSONL file")] = None,
+        root: Folder | None = None,
+        subsets: Annotated[Sequence[str] | None, listed("a list of tables or folders", TEXT)] = None,
+        accent: Annotated[
+            str | Sequence[str] | None, listed("an accent, or a list of them", TEXT, least=0, alone=True)
+        ] = None,
+        split_by: Annotated[str | Sequence[str], one_of(*SPLIT_BY, several=True)] = "speaker",
+        val_share: Annotated[float, PART] = 0.1,
+        test_share: Annotated[float, PART] = 0.1,
+        train_minutes: Annotated[float | None, above(0)] = None,
+        vocabulary: Annotated[str | Sequence[str] | None, VOCABULARY, Null("those of the texts")] = None,
+        batch_seconds: Annotated[float, above(0)] = 60.0,
+        min_seconds: Annotated[float, above(0)] = 0.3,
+        max_seconds: Annotated[float, above(0)] = 20.0,
         strict: bool = True,
-        num_workers: int | None = None,
-        seed: int = 0,
-        augment: Augmentation | Mapping[str, Any] | None = None,
+        num_workers: Workers = None,
+        seed: Seed = 0,
+        augment: Annotated[Augmentation | Mapping[str, Any] | None, fields_of(Augmentation)] = None,
     ) -> None:
         super().__init__()
         vocabulary = pipeline_name(vocabulary)
+        require(RecordingsDataModule, locals(), _apart(corpus, manifest, root, min_seconds, max_seconds))
         by = [split_by] if isinstance(split_by, str) else list(split_by)
-        problems = [
-            _source(corpus, manifest, root),
-            *(map(_field, by) if by else [_field(None)]),
-            _share("val_share", val_share),
-            _share("test_share", test_share),
-            None if train_minutes is None else _above("train_minutes", train_minutes, 0, ", or null"),
-            _above("min_seconds", min_seconds, 0),
-            _above("max_seconds", max_seconds, min_seconds if _number(min_seconds) else 0),
-            _above("batch_seconds", batch_seconds, 0),
-            _vocabulary(vocabulary),
-            None if isinstance(strict, bool) else f"strict={strict!r}: give true or false.",
-            *_augment_problems(augment),
-        ]
-        if found := [p for p in problems if p]:
-            raise ConfigError(found)
         self.corpus, self.manifest, self.root, self.subsets = corpus, manifest, root, subsets
         self.accents = [accent] if isinstance(accent, str) else list(accent or [])
         self.split_by, self.val_share, self.test_share = by, val_share, test_share
@@ -263,57 +258,13 @@ def _drawn(rows: Sequence[Row], seconds: Mapping[Row, float], most: float, seed:
     return taken
 
 
-def _source(corpus: Any, manifest: Any, root: Any) -> str | None:
-    known = (MANIFEST, *CORPORA)
-    if corpus not in known:
-        return f"corpus={corpus!r}: give one of {', '.join(known)}.{did_you_mean(corpus, known)}"
+def _apart(corpus: Any, manifest: Any, root: Any, least: Any, most: Any) -> list[str]:
+    """What is wrong in options taken together."""
+    found = []
     name, value = (MANIFEST, manifest) if corpus == MANIFEST else ("root", root)
-    if not isinstance(value, (str, os.PathLike)) or not str(value):
+    if value is None and (corpus == MANIFEST or corpus in CORPORA):
         what = "a CSV, TSV or JSONL file with columns path and text" if corpus == MANIFEST else "its folder"
-        return f"{name}={'null' if value is None else repr(value)}: corpus={corpus} needs {what}."
-    return None
-
-
-def _field(field: Any) -> str | None:
-    if field in SPLIT_BY:
-        return None
-    return f"split_by={field!r}: give one or several of {', '.join(SPLIT_BY)}.{did_you_mean(field, SPLIT_BY)}"
-
-
-def _vocabulary(value: Any) -> str | None:
-    if isinstance(value, str) and value not in PIPELINES:
-        return (
-            f"vocabulary={value!r}: give a pipeline of torchaudio, a list of characters with the blank first,"
-            f" or null for those of the texts.{did_you_mean(value, PIPELINES)}"
-        )
-    return None
-
-
-def _augment_problems(augment: Any) -> list[str]:
-    if augment is None or isinstance(augment, Augmentation):
-        return [f"augment.{p}" for p in augment.problems()] if augment else []
-    known = Augmentation.__dataclass_fields__
-    if not isinstance(augment, Mapping):
-        return [f"augment={augment!r}: give a mapping of {', '.join(known)}, or null."]
-    strays = [
-        f"augment.{name}: there is no such option.{did_you_mean(name, known)}"
-        for name in augment
-        if name not in known
-    ]
-    return strays or [f"augment.{p}" for p in Augmentation(**augment).problems()]
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-
-
-def _share(name: str, value: Any) -> str | None:
-    return (
-        None
-        if _number(value) and 0 < value < 0.5
-        else f"{name}={value!r}: give a share above 0 and below 0.5."
-    )
-
-
-def _above(name: str, value: Any, low: float, also: str = "") -> str | None:
-    return None if _number(value) and value > low else f"{name}={value!r}: give a number above {low:g}{also}."
+        found.append(f"{name}=null: corpus={corpus} needs {what}.")
+    if is_number(least) and is_number(most) and most <= least:
+        found.append(f"max_seconds={most!r}: give a number above min_seconds={least!r}.")
+    return found

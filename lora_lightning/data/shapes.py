@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
@@ -10,9 +10,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from lora_lightning.data.drawing import CLASSES, DOMAINS, draw
-from lora_lightning.data.options import one_of, whole
-from lora_lightning.errors import ConfigError
+from lora_lightning.data.options import BatchSize, Count, Seed
 from lora_lightning.trainer.loader import ResumableLoader
+from lora_lightning.utils.checks import require
+from lora_lightning.utils.marks import at_least
 
 SPLITS = ("train", "val", "test")
 EVAL_BATCH_SIZE = 32
@@ -76,25 +77,15 @@ class ShapesDataModule(L.LightningDataModule):
     def __init__(
         self,
         domain: Literal["source", "target"] = "target",
-        train_size: int = 240,
-        val_size: int = 100,
-        test_size: int = 200,
-        side: int = 128,
-        batch_size: int = 16,
-        seed: int = 0,
+        train_size: Count = 240,
+        val_size: Count = 100,
+        test_size: Count = 200,
+        side: Annotated[int, at_least(32)] = 128,
+        batch_size: BatchSize = 16,
+        seed: Seed = 0,
     ) -> None:
         super().__init__()
-        problems = [
-            one_of("domain", domain, DOMAINS),
-            whole("train_size", train_size, 1),
-            whole("val_size", val_size, 1),
-            whole("test_size", test_size, 1),
-            whole("side", side, 32),
-            whole("batch_size", batch_size, 1),
-            whole("seed", seed, 0),
-        ]
-        if found := [p for p in problems if p]:
-            raise ConfigError(found)
+        require(ShapesDataModule, locals())
         self.save_hyperparameters()
         self.batch_size, self.seed = batch_size, seed
         self.train_set = Shapes(domain, "train", train_size, side, flip=True)

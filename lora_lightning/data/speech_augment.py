@@ -8,21 +8,35 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
 from lora_lightning.data.audio import SUFFIXES, audio_info, read_audio
 from lora_lightning.data.speech import SAMPLE_RATE
+from lora_lightning.utils.checks import Options
 from lora_lightning.utils.libraries import loading
+from lora_lightning.utils.marks import Check, between, listed, number
 
 with loading("torchaudio"):
     from torchaudio.functional import add_noise, resample
 
 
+def noise_files(folder: str) -> list[Path]:
+    """Every audio file under a folder."""
+    return sorted(p for p in Path(folder).expanduser().rglob("*") if p.suffix.lower() in SUFFIXES)
+
+
+def _two(allowed: str, low: float, high: float) -> Check:
+    return listed(f"two {allowed}", number(between(low, high)), count=2, ascending=True)
+
+
+NOISES = Check("a folder with audio files", lambda v: isinstance(v, str) and bool(noise_files(v)))
+
+
 @dataclass
-class Augmentation:
+class Augmentation(Options):
     """What is done to a training utterance, drawn anew each time; random numbers come from Python's and
     torch's global generators. Masks on features (SpecAugment) are the model's own option.
 
@@ -36,29 +50,19 @@ class Augmentation:
             (Peddinti et al. 2015); None for none.
     """
 
-    speed: Sequence[float] | None = None
-    noise_snr: Sequence[float] | None = None
-    noise_prob: float = 0.5
-    noise_dir: str | None = None
-    gain_db: Sequence[float] | None = None
+    owner = "the augmentation"
 
-    def problems(self) -> list[str]:
-        """One line for each bad option."""
-        return [
-            p
-            for p in (
-                _numbers("speed", self.speed, None, 0.5, 2, "factors from 0.5 to 2, such as [0.9, 1.0, 1.1]"),
-                _numbers("noise_snr", self.noise_snr, 2, -20, 100, "two ratios in dB, such as [0, 15]"),
-                _numbers("noise_prob", [self.noise_prob], 1, 0, 1, "a share from 0 to 1"),
-                _numbers("gain_db", self.gain_db, 2, -60, 40, "two gains in dB, such as [-18, 6]"),
-                None
-                if self.noise_dir is None or noise_files(self.noise_dir)
-                else f"noise_dir={self.noise_dir!r}: give a folder with audio files, or null.",
-            )
-            if p
-        ]
+    speed: Annotated[
+        Sequence[float] | None,
+        listed("factors from 0.5 to 2, such as [0.9, 1.0, 1.1]", number(between(0.5, 2))),
+    ] = None
+    noise_snr: Annotated[Sequence[float] | None, _two("ratios in dB, such as [0, 15]", -20, 100)] = None
+    noise_prob: Annotated[float, between(0, 1, noun="a share")] = 0.5
+    noise_dir: Annotated[str | None, NOISES] = None
+    gain_db: Annotated[Sequence[float] | None, _two("gains in dB, such as [-18, 6]", -60, 40)] = None
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         self._noises = noise_files(self.noise_dir) if self.noise_dir else []
 
     def longest(self) -> float:
@@ -99,21 +103,3 @@ def with_noise(wave: Tensor, noise: Tensor, snr: float) -> Tensor:
     if not wave.any() or not noise.any():
         return wave
     return add_noise(wave, noise, torch.tensor(snr))
-
-
-def noise_files(folder: str) -> list[Path]:
-    """Every audio file under a folder."""
-    return sorted(p for p in Path(folder).expanduser().rglob("*") if p.suffix.lower() in SUFFIXES)
-
-
-def _numbers(name: str, value: Any, count: int | None, low: float, high: float, allowed: str) -> str | None:
-    if value is None:
-        return None
-    is_list = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-    numbers = is_list and all(
-        isinstance(v, (int, float)) and not isinstance(v, bool) and low <= v <= high for v in value
-    )
-    if numbers and (count is None or (len(value) == count and value[0] <= value[-1])):
-        return None
-    shown = value[0] if count == 1 and is_list else value
-    return f"{name}={shown!r}: give {allowed}{', or null' if count != 1 else ''}."

@@ -6,15 +6,17 @@ import math
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 from xml.etree import ElementTree
 
 import numpy as np
 
-from lora_lightning.data.detection import DetectionDataModule, Part, Sample, image_size
+from lora_lightning.data.detection import Augment, DetectionDataModule, Part, Sample, image_size
 from lora_lightning.data.findings import Findings
-from lora_lightning.data.options import path
+from lora_lightning.data.options import BatchSize, Folder, Seed, Workers
 from lora_lightning.errors import MissingFileError, did_you_mean
+from lora_lightning.utils.checks import require
+from lora_lightning.utils.marks import TEXT, listed, matching
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -29,6 +31,11 @@ ARCHIVES = {
 }
 CORNERS = ("xmin", "ymin", "xmax", "ymax")
 HEADERS_AT_ONCE = 16
+Lists = Annotated[
+    Sequence[str],
+    listed("lists as YEAR_NAME, such as [2007_trainval,2012_trainval]", matching(".*_.*", "YEAR_NAME")),
+]
+Names = Annotated[Sequence[str], listed("different names, such as [person,car]", TEXT, distinct=True)]
 
 
 class VOCDataModule(DetectionDataModule):
@@ -53,25 +60,19 @@ class VOCDataModule(DetectionDataModule):
 
     def __init__(
         self,
-        root: str = "data",
-        train: Sequence[str] = ("2007_train", "2012_train"),
-        val: Sequence[str] = ("2007_val",),
-        test: Sequence[str] | None = ("2007_test",),
-        class_names: Sequence[str] = CLASSES,
-        batch_size: int = 8,
-        num_workers: int | None = None,
-        seed: int = 0,
-        augment: str = "ssd",
+        root: Folder = "data",
+        train: Lists = ("2007_train", "2012_train"),
+        val: Lists = ("2007_val",),
+        test: Lists | None = ("2007_test",),
+        class_names: Names = CLASSES,
+        batch_size: BatchSize = 8,
+        num_workers: Workers = None,
+        seed: Seed = 0,
+        augment: Augment = "ssd",
         strict: bool = True,
     ) -> None:
-        problems = [
-            path("root", root),
-            _lists("train", train),
-            _lists("val", val),
-            None if test is None else _lists("test", test),
-            _names("class_names", class_names),
-        ]
-        super().__init__(batch_size, num_workers, seed, augment, strict, problems)
+        require(VOCDataModule, locals())
+        super().__init__(batch_size, num_workers, seed, augment, strict)
         self.root = Path(root).expanduser().absolute()
         self.lists: dict[Part, list[str]] = {"train": list(train), "val": list(val)}
         if test is not None:
@@ -191,17 +192,3 @@ def _sample(image: Path, image_id: int, size: tuple[int, int], objects: list[Any
         np.array([difficult for _, _, difficult in objects], bool),
         (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1]),
     )
-
-
-def _lists(name: str, value: Any) -> str | None:
-    good = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-    if good and all(isinstance(v, str) and "_" in v for v in value):
-        return None
-    return f"{name}={value!r}: give lists as YEAR_NAME, such as [2007_trainval,2012_trainval]."
-
-
-def _names(name: str, value: Any) -> str | None:
-    good = isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
-    if good and all(isinstance(v, str) and v for v in value) and len(set(value)) == len(value):
-        return None
-    return f"{name}={value!r}: give different names, such as [person,car]."

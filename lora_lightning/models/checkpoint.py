@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Annotated
 
 from torch import Tensor
 
 from lora_lightning.errors import AdapterFileError, MissingFileError, did_you_mean
 from lora_lightning.files.weights import read_weights
+from lora_lightning.utils.marks import path
 
+Weights = Annotated[str | Path | None, path("a .safetensors file, or the name of shipped weights")]
 SHIPPED = Path(__file__).parent / "weights"
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl")
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping, Sequence
-from typing import TypeVar
+from typing import Annotated, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -12,14 +13,19 @@ from torch import Tensor, nn
 from lora_lightning.data.speech import SAMPLE_RATE
 from lora_lightning.errors import ConfigError
 from lora_lightning.files.weights import load_into
-from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
+from lora_lightning.models.checkpoint import Weights, checkpoint_path, read_checkpoint
+from lora_lightning.utils.checks import options_of, require, strays
 from lora_lightning.utils.libraries import loading
+from lora_lightning.utils.marks import Check, at_least, between, is_whole
 
 with loading("torchaudio"):
     from torchaudio.models.conformer import ConformerLayer
     from torchaudio.transforms import FrequencyMasking, MelSpectrogram, TimeMasking
 
 Network = TypeVar("Network", bound=nn.Module)
+Size = Annotated[int, at_least(1)]
+Dropout = Annotated[float, at_least(0, below=1, noun="a probability")]
+ODD = Check("an odd whole number", lambda v: is_whole(v) and v % 2 == 1 and v > 0)
 HOP = 128  # samples a frame of the spectrogram, 8 ms
 MELS = 40
 
@@ -46,14 +52,14 @@ class ConformerCTC(nn.Module):
     def __init__(
         self,
         vocabulary: int,
-        width: int = 128,
-        depth: int = 2,
-        heads: int = 4,
-        kernel: int = 15,
-        dropout: float = 0.0,
-        masks: int = 2,
-        mask_mels: int = 6,
-        mask_frames: int = 12,
+        width: Size = 128,
+        depth: Size = 2,
+        heads: Size = 4,
+        kernel: Annotated[int, ODD] = 15,
+        dropout: Dropout = 0.0,
+        masks: Annotated[int, at_least(0)] = 2,
+        mask_mels: Annotated[int, between(0, MELS)] = 6,
+        mask_frames: Annotated[int, at_least(0)] = 12,
     ) -> None:
         super().__init__()
         # Zeros at both ends, as behind a shorter utterance in a batch.
@@ -142,7 +148,8 @@ def beyond(lengths: Tensor, size: int) -> Tensor:
     return torch.arange(size, device=lengths.device) >= lengths[:, None]
 
 
-def conformer_ctc(vocabulary: Sequence[str], checkpoint: str | None = None, **options: float) -> ConformerCTC:
+@options_of(ConformerCTC)
+def conformer_ctc(vocabulary: Sequence[str], checkpoint: Weights = None, **options: float) -> ConformerCTC:
     """A recognizer of these characters, with weights from a file if one is given.
 
     Args:
@@ -159,13 +166,15 @@ def conformer_ctc(vocabulary: Sequence[str], checkpoint: str | None = None, **op
 
 
 def built(
-    kind: type[Network], vocabulary: Sequence[str], checkpoint: str | None, options: Mapping[str, float]
+    kind: type[Network], vocabulary: Sequence[str], checkpoint: Weights, options: Mapping[str, float]
 ) -> Network:
     """A network of this class, `kind(len(vocabulary), **options)`, with weights from a file if one is given.
 
     Raises:
         ConfigError, MissingFileError, AdapterFileError: as `conformer_ctc`.
     """
+    known = [name for name in inspect.signature(kind).parameters if name != "vocabulary"]
+    require(kind, options, strays(options, known, kind.__name__))
     try:
         model = kind(len(vocabulary), **options)
     except (ValueError, AssertionError, TypeError) as error:

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import inspect
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
-from lora_lightning.errors import ConfigError, did_you_mean
 from lora_lightning.files.weights import load_into, network_state
-from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
+from lora_lightning.models.checkpoint import Weights, checkpoint_path, read_checkpoint
+from lora_lightning.utils.checks import require, strays
 from lora_lightning.utils.download import DOWNLOAD_AGAIN, url_file
 from lora_lightning.utils.libraries import loading
+from lora_lightning.utils.marks import at_least, one_of
 from lora_lightning.utils.torch_file import read_torch
 
 with loading("torchvision"):
@@ -62,12 +63,12 @@ NECK = 64  # channels of their feature pyramid
 
 
 def detector(
-    name: str,
-    num_classes: int,
+    name: Annotated[str, one_of(*SMALL, *TORCHVISION)],
+    num_classes: Annotated[int, at_least(1)],
     *,
     pretrained: bool = False,
     pretrained_backbone: bool = False,
-    checkpoint: str | None = None,
+    checkpoint: Weights = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a detector: in train mode (images, targets) -> a dict of losses, in eval mode images -> a list
@@ -93,7 +94,7 @@ def detector(
         AdapterFileError: a checkpoint that is pickled, damaged, or made for another model.
     """
     kwargs = {key: tuple(v) if isinstance(v, list) else v for key, v in kwargs.items() if v is not None}
-    _check(name, num_classes, pretrained, pretrained_backbone, kwargs)
+    require(detector, locals(), _apart(name, pretrained, pretrained_backbone, kwargs))
     if checkpoint is not None:
         path = checkpoint_path(checkpoint)
         return _loaded(name, num_classes, read_checkpoint(path), path, kwargs)
@@ -105,30 +106,18 @@ def detector(
     return _build(name, num_classes, kwargs)
 
 
-def _check(
-    name: Any, num_classes: Any, pretrained: bool, pretrained_backbone: bool, kwargs: Mapping[str, Any]
-) -> None:
-    problems = []
-    known = [*SMALL, *TORCHVISION]
-    if name not in known:
-        problems.append(f"name={name!r}: give one of {', '.join(known)}.{did_you_mean(name, known)}")
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        problems.append(f"num_classes={num_classes!r}: give a whole number of at least 1.")
+def _apart(
+    name: Any, pretrained: bool, pretrained_backbone: bool, kwargs: Mapping[str, Any]
+) -> Iterator[str]:
+    """What is wrong in options taken together."""
     for option, given in (("pretrained", pretrained), ("pretrained_backbone", pretrained_backbone)):
         if given and name in SMALL:
-            problems.append(f"{option}=True: {name} has no weights of torchvision; give checkpoint=NAME.")
+            yield f"{option}=True: {name} has no weights of torchvision; give checkpoint=NAME."
     if pretrained and pretrained_backbone:
-        problems.append("pretrained_backbone=True: pretrained=True brings the backbone; give one of the two.")
+        yield "pretrained_backbone=True: pretrained=True brings the backbone; give one of the two."
     for kind in (kind for prefix, kind in KINDS.items() if str(name).startswith(prefix)):
         options = [o for o in inspect.signature(kind).parameters if o not in ("backbone", "kwargs")]
-        problems += [
-            f"{option}={value!r} is not an option of {name}.{did_you_mean(option, options)}"
-            f" Options: {', '.join(options)}."
-            for option, value in kwargs.items()
-            if option not in options
-        ]
-    if problems:
-        raise ConfigError(problems)
+        yield from strays(kwargs, options, name)
 
 
 def _build(name: str, num_classes: int, kwargs: Mapping[str, Any], **weights: Any) -> nn.Module:

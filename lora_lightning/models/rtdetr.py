@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from torch import Tensor, nn
 
-from lora_lightning.errors import AdapterFileError, ConfigError, MissingFileError, did_you_mean
+from lora_lightning.errors import AdapterFileError, MissingFileError
 from lora_lightning.models.hub import WEIGHTS, hub_files
 from lora_lightning.models.hub_folder import network_of, reading, refuse_adapter_beside
+from lora_lightning.utils.checks import require, strays
 from lora_lightning.utils.libraries import loading
+from lora_lightning.utils.marks import at_least, multiple_of, path
 
 with loading("torchvision"):
     from torchvision.ops import box_convert
@@ -27,12 +29,12 @@ DENOISING = "_dn_"
 
 
 def rtdetr(
-    num_classes: int,
+    num_classes: Annotated[int, at_least(1)],
     name: str = "PekingU/rtdetr_r50vd",
     *,
     pretrained: bool = True,
-    checkpoint: str | None = None,
-    image_size: int = 640,
+    checkpoint: Annotated[str | None, path("a folder of the hub's files")] = None,
+    image_size: Annotated[int, multiple_of(32)] = 640,
     **config: Any,
 ) -> RTDetr:
     """Build RT-DETR (Zhao et al. 2023, arXiv 2304.08069) or its second version (arXiv 2407.17140).
@@ -55,7 +57,8 @@ def rtdetr(
         MissingFileError: weights that are not on this machine and cannot be downloaded now.
         AdapterFileError: a folder with other files than RT-DETR's, or damaged ones.
     """
-    _check(num_classes, image_size, config)
+    known = [n for n in RTDetrConfig().to_dict() if n != "num_labels"]
+    require(rtdetr, locals(), strays(config, known, "RT-DETR"))
     if checkpoint is not None:
         folder = _folder(checkpoint)
     elif pretrained:
@@ -140,23 +143,6 @@ def _summed(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
         kind = "loss_denoising" if DENOISING in name else "_".join(name.split("_")[:2])
         summed[kind] = summed[kind] + loss if kind in summed else loss
     return summed
-
-
-def _check(num_classes: Any, image_size: Any, config: Mapping[str, Any]) -> None:
-    problems = []
-    for option, value, least in (("num_classes", num_classes, 1), ("image_size", image_size, 32)):
-        if isinstance(value, bool) or not isinstance(value, int) or value < least:
-            problems.append(f"{option}={value!r}: give a whole number of at least {least}.")
-        elif option == "image_size" and value % 32:
-            problems.append(f"image_size={value}: give a multiple of 32, such as {value // 32 * 32}.")
-    known = [n for n in RTDetrConfig().to_dict() if n != "num_labels"]
-    problems += [
-        f"{option}={value!r} is not an option of RT-DETR.{did_you_mean(option, known)}"
-        for option, value in config.items()
-        if option not in known
-    ]
-    if problems:
-        raise ConfigError(problems)
 
 
 def _folder(checkpoint: str) -> Path:

@@ -4,7 +4,7 @@ change."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
@@ -18,15 +18,23 @@ from lora_lightning.data.pipelines import (
     pipeline_state,
     without_unused_outputs,
 )
-from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.errors import ConfigError
 from lora_lightning.files.weights import load_into, network_state
-from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
+from lora_lightning.models.checkpoint import Weights, checkpoint_path, read_checkpoint
+from lora_lightning.utils.checks import require
 from lora_lightning.utils.libraries import loading
+from lora_lightning.utils.marks import Check, at_least
 
 with loading("torchaudio"):
     from torchaudio.models import Wav2Vec2Model, wav2vec2_model, wavlm_model
     from torchaudio.models.wav2vec2.wavlm_attention import WavLMSelfAttention
 
+PIPELINE = Check(
+    f"a pipeline of torchaudio: {', '.join(PIPELINES)}",
+    lambda v: isinstance(v, str) and pipeline_name(v) in PIPELINES,
+    tuple(PIPELINES),
+)
+PROBABILITY = at_least(0, below=1, noun="a probability")
 MASKED = -10_000.0  # added to the attention's scores, as torchaudio does; it fits into half precision
 TIME_SPAN, CHANNEL_SPAN = 10, 64  # of wav2vec 2.0's masks
 
@@ -169,15 +177,15 @@ def spans(batch: int, size: int, probability: float, span: int, device: torch.de
 
 
 def pretrained_recognizer(
-    name: str,
+    name: Annotated[str, PIPELINE],
     vocabulary: Sequence[str] | None = None,
     *,
     pretrained: bool = True,
-    checkpoint: str | None = None,
+    checkpoint: Weights = None,
     freeze_feature_extractor: bool = True,
-    layer_drop: float | None = None,
-    mask_time: float = 0.065,
-    mask_channels: float = 0.004,
+    layer_drop: Annotated[float | None, PROBABILITY] = None,
+    mask_time: Annotated[float, PROBABILITY] = 0.065,
+    mask_channels: Annotated[float, PROBABILITY] = 0.004,
     **options: Any,
 ) -> Wav2Vec2CTC:
     """A pipeline of torchaudio as a recognizer: (waves, lengths) -> (logits, lengths in frames).
@@ -201,20 +209,7 @@ def pretrained_recognizer(
         AdapterFileError: a checkpoint that is damaged or does not fit.
     """
     name = pipeline_name(name)
-    problems = [
-        None if isinstance(name, str) and name in PIPELINES
-        else f"name={name!r}: give a pipeline of torchaudio: {', '.join(PIPELINES)}."
-        f"{did_you_mean(name, PIPELINES)}",
-        *(
-            None if value is None or (isinstance(value, (int, float)) and 0 <= value < 1)
-            else f"{option}={value!r}: give a probability of at least 0 and below 1."
-            for option, value in (
-                ("layer_drop", layer_drop), ("mask_time", mask_time), ("mask_channels", mask_channels)
-            )
-        ),
-    ]  # fmt: skip
-    if found := [p for p in problems if p]:
-        raise ConfigError(found)
+    require(pretrained_recognizer, locals())
     bundle = PIPELINES[name]
     own = labels(name)
     if vocabulary is None and own is None and pretrained:
@@ -231,7 +226,7 @@ def pretrained_recognizer(
     return Wav2Vec2CTC(base, bundle._normalize_waveform, freeze_feature_extractor, mask_time, mask_channels)
 
 
-def _state(name: str, checkpoint: str | None, pretrained: bool) -> tuple[dict[str, Tensor] | None, str]:
+def _state(name: str, checkpoint: Weights, pretrained: bool) -> tuple[dict[str, Tensor] | None, str]:
     """Weights and where they come from."""
     if checkpoint is not None:
         path = checkpoint_path(checkpoint)

@@ -7,16 +7,18 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import nn
 
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
 from lora_lightning.files.weights import load_into, network_state
-from lora_lightning.models.checkpoint import checkpoint_path, read_checkpoint
+from lora_lightning.models.checkpoint import Weights, checkpoint_path, read_checkpoint
 from lora_lightning.models.hub import pretrained_file
+from lora_lightning.utils.checks import require
 from lora_lightning.utils.libraries import loading
+from lora_lightning.utils.marks import Check, Null, at_least, listed, whole
 
 with loading("timm"):
     import timm
@@ -28,12 +30,38 @@ REMEDY = (
 )
 
 
+def _plain_name(name: Any) -> Any:
+    """As timm has it, of the hub's `timm/NAME` and `hf-hub:timm/NAME`."""
+    return re.sub(r"^(hf[-_]hub:)?timm/", "", name) if isinstance(name, str) else name
+
+
+def _arch(name: Any) -> str:
+    return str(_plain_name(name)).partition(".")[0]
+
+
+NAME = Check(
+    "a model of timm, such as vit_base_patch16_224 (timm.list_models() lists them)",
+    lambda v: isinstance(v, str) and timm.is_model(_arch(v)),
+    near=lambda v: did_you_mean(_arch(v), timm.list_models()),
+)
+OWN_HEAD = Null("the weights' own head")
+SIDES = listed(
+    "a whole number of at least 1, or two, height and width", whole(at_least(1)), count=2, alone=True
+)
+
+
 def timm_model(
-    name: str,
+    name: Annotated[str, NAME],
     *,
     pretrained: bool = False,
-    checkpoint: str | None = None,
-    num_classes: int | None = None,
+    checkpoint: Weights = None,
+    num_classes: Annotated[int | None, at_least(0, note="0 for no head"), OWN_HEAD] = None,
+    img_size: Annotated[int | Sequence[int] | None, SIDES] = None,
+    patch_size: Annotated[int | Sequence[int] | None, SIDES] = None,
+    embed_dim: Annotated[int | None, at_least(1)] = None,
+    depth: Annotated[int | None, at_least(1)] = None,
+    num_heads: Annotated[int | None, at_least(1)] = None,
+    drop_path_rate: Annotated[float | None, at_least(0, below=1)] = None,
     **kwargs: Any,
 ) -> nn.Module:
     """Build a timm model, (batch, channels, height, width) -> (batch, num_classes).
@@ -50,16 +78,26 @@ def timm_model(
         num_classes: outputs of the head; None keeps the weights' own head, or none where
             they have none. A head of another size
             is replaced by a fresh one, 0 leaves it out.
-        **kwargs: the model's own options (`img_size`, `drop_path_rate`, `depth`, ...).
+        img_size: height and width of the images, in pixels; one number is both.
+        patch_size: of a patch, likewise.
+        embed_dim: the width of a transformer.
+        depth: how many blocks it has.
+        num_heads: of each block's attention.
+        drop_path_rate: probability that a block is left out in training.
+        **kwargs: the model's other options. One that is null, these too, is the model's default.
 
     Raises:
         ConfigError: an unknown name or tag, or bad options.
         MissingFileError: weights that are not on this machine and cannot be downloaded now.
         AdapterFileError: a checkpoint that is pickled, damaged, or made for another model.
     """
+    name = _plain_name(name)
+    require(timm_model, locals(), [_tag_problem(name), _pickle_problem(kwargs)])
+    kwargs |= {
+        "img_size": img_size, "patch_size": patch_size, "embed_dim": embed_dim, "depth": depth,
+        "num_heads": num_heads, "drop_path_rate": drop_path_rate,
+    }  # fmt: skip
     kwargs = {key: _plain(value) for key, value in kwargs.items() if value is not None}
-    name = re.sub(r"^(hf[-_]hub:)?timm/", "", name) if isinstance(name, str) else name
-    _check(name, num_classes, checkpoint, kwargs)
     if checkpoint is not None:
         path = checkpoint_path(checkpoint)
         state = read_checkpoint(path)
@@ -80,39 +118,21 @@ def timm_model(
     return model
 
 
-def _check(name: Any, num_classes: Any, checkpoint: Any, kwargs: Mapping[str, Any]) -> None:
-    problems = []
+def _pickle_problem(kwargs: Mapping[str, Any]) -> str | None:
+    given = kwargs.get("checkpoint_path")
+    told = "give checkpoint=file.safetensors instead; it is checked against the model and never unpickled."
+    return None if given is None else f"checkpoint_path={given!r}: {told}"
+
+
+def _tag_problem(name: Any) -> str | None:
+    """Why a model of timm has no weights of the tag in its name, if it has none."""
     arch, _, tag = str(name).partition(".")
-    if not isinstance(name, str) or not timm.is_model(arch):
-        problems.append(
-            f"name={name!r}: give a model of timm, such as vit_base_patch16_224 "
-            f"(timm.list_models() lists them).{did_you_mean(arch, timm.list_models())}"
-        )
-    elif tag and name not in (tagged := timm.list_models(f"{arch}.*", pretrained=True)):
-        tags = [t.partition(".")[2] for t in tagged]
-        problems.append(
-            f"name={name!r}: {arch} has no weights tagged {tag!r}.{did_you_mean(tag, tags)} "
-            + (f"Tags: {', '.join(tags)}." if tags else "It has no pretrained weights at all.")
-        )
-    if num_classes is not None and (
-        not isinstance(num_classes, int) or isinstance(num_classes, bool) or num_classes < 0
-    ):
-        problems.append(
-            f"num_classes={num_classes!r}: give a whole number of at least 1, 0 for no head, or "
-            "null to keep the head of the weights."
-        )
-    if checkpoint is not None and (not isinstance(checkpoint, (str, Path)) or not str(checkpoint)):
-        problems.append(
-            f"checkpoint={checkpoint!r}: give the path of a .safetensors file, the name of shipped "
-            "weights, or null."
-        )
-    if "checkpoint_path" in kwargs:
-        problems.append(
-            f"checkpoint_path={kwargs['checkpoint_path']!r}: give checkpoint=file.safetensors "
-            "instead; it is checked against the model and never unpickled."
-        )
-    if problems:
-        raise ConfigError(problems)
+    tagged = timm.list_models(f"{arch}.*", pretrained=True) if tag and timm.is_model(arch) else [name]
+    if name in tagged:
+        return None
+    tags = [t.partition(".")[2] for t in tagged]
+    known = f"Tags: {', '.join(tags)}." if tags else "It has no pretrained weights at all."
+    return f"name={name!r}: {arch} has no weights tagged {tag!r}.{did_you_mean(tag, tags)} {known}"
 
 
 def _plain(value: Any) -> Any:

@@ -7,7 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lora_lightning.models.ctc import ConformerCTC, built
+from lora_lightning.models.checkpoint import Weights
+from lora_lightning.models.ctc import ConformerCTC, Dropout, Size, built
+from lora_lightning.utils.checks import options_of
 from lora_lightning.utils.libraries import loading
 
 with loading("torchaudio"):
@@ -43,11 +45,11 @@ class ConformerTransducer(RNNT):
     def __init__(
         self,
         vocabulary: int,
-        width: int = 128,
-        depth: int = 3,
-        heads: int = 4,
-        predictor_layers: int = 1,
-        dropout: float = 0.0,
+        width: Size = 128,
+        depth: Size = 3,
+        heads: Size = 4,
+        predictor_layers: Size = 1,
+        dropout: Dropout = 0.0,
     ) -> None:
         super().__init__(
             ConformerEncoder(width, width, depth, heads, dropout=dropout),
@@ -93,8 +95,9 @@ class ConformerTransducer(RNNT):
         return texts
 
 
+@options_of(ConformerTransducer)
 def conformer_transducer(
-    vocabulary: Sequence[str], checkpoint: str | None = None, **options: float
+    vocabulary: Sequence[str], checkpoint: Weights = None, **options: float
 ) -> ConformerTransducer:
     """A transducer of these characters, with weights from a .safetensors file if one is given.
 

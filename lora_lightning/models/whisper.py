@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import huggingface_hub as hub
 import torch
@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from lora_lightning.data.speech import SAMPLE_RATE
 from lora_lightning.errors import ConfigError, MissingFileError
 from lora_lightning.models.hub_folder import network_of, reading
+from lora_lightning.utils.checks import require
 from lora_lightning.utils.download import PROBE_SECONDS, failure_text, request_failure
 from lora_lightning.utils.libraries import loading
+from lora_lightning.utils.marks import path
 
 with loading("transformers", "whisper"):
     from transformers import (
@@ -108,7 +110,9 @@ class Whisper(nn.Module):
 
 
 def whisper(
-    name: str = "openai/whisper-base.en", checkpoint: str | None = None, language: str | None = None
+    name: str = "openai/whisper-base.en",
+    checkpoint: Annotated[str | None, path("a folder of the hub's files")] = None,
+    language: str | None = None,
 ) -> Whisper:
     """Whisper by its name on the Hugging Face hub, or from a folder.
 
@@ -123,6 +127,7 @@ def whisper(
         MissingFileError: the files are not on this machine and cannot be downloaded now.
         AdapterFileError: they are damaged.
     """
+    require(whisper, locals())
     folder = _folder(name, checkpoint)
     network, _ = network_of(folder, WhisperForConditionalGeneration, "Whisper")
     with reading(folder, "Whisper"):

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from typing import Annotated
 
 import lightning as L
 import torch.nn.functional as F
@@ -12,10 +11,11 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torchmetrics.classification import MulticlassAccuracy
 
-from lora_lightning.errors import ConfigError
 from lora_lightning.tasks.optim import configured, head_parameters
-from lora_lightning.tasks.optim_config import OptimConfig
+from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
 from lora_lightning.tasks.scores import Score
+from lora_lightning.utils.checks import require
+from lora_lightning.utils.marks import at_least, is_whole
 
 
 class ImageClassifier(L.LightningModule):
@@ -39,26 +39,17 @@ class ImageClassifier(L.LightningModule):
     def __init__(
         self,
         model: nn.Module,
-        num_classes: int,
-        optim: OptimConfig | Mapping[str, Any] | None = None,
-        label_smoothing: float = 0.0,
+        num_classes: Annotated[int, at_least(2)],
+        optim: OptimOptions = None,
+        label_smoothing: Annotated[float, at_least(0, below=1)] = 0.0,
     ) -> None:
         super().__init__()
-        options = optim.to_dict() if isinstance(optim, OptimConfig) else dict(optim or {})
-        problems = OptimConfig.problems(options)
-        if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 2:
-            problems.append(f"num_classes={num_classes!r}: give a whole number of at least 2.")
-        elif getattr(model, "num_classes", num_classes) != num_classes:
-            problems.append(
-                f"num_classes={num_classes}: the model gives {model.num_classes} logits;"
-                f" build it with num_classes={num_classes}."
-            )
-        if not isinstance(label_smoothing, (int, float)) or not 0 <= label_smoothing < 1:
-            problems.append(f"label_smoothing={label_smoothing!r}: give a number of at least 0 and below 1.")
-        if problems:
-            raise ConfigError(problems)
+        given = f"num_classes={num_classes}"
+        logits = getattr(model, "num_classes", num_classes)
+        other = f"{given}: the model gives {logits} logits; build it with {given}."
+        require(ImageClassifier, locals(), [other] if is_whole(num_classes) and logits != num_classes else ())
         self.model = model
-        self.optim = OptimConfig(**options)
+        self.optim = OptimConfig.of(optim)
         self.label_smoothing = label_smoothing
         # Plain types, so that the checkpoint loads with weights_only=True.
         self.save_hyperparameters(

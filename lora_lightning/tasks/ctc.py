@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch.nn.functional as F
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
@@ -16,13 +16,15 @@ from lora_lightning.data.speech import SpeechBatch
 from lora_lightning.errors import ConfigError
 from lora_lightning.tasks.error_rates import Transcript, error_rate
 from lora_lightning.tasks.optim import adamw, head_parameters, parameter_groups
-from lora_lightning.tasks.optim_config import OptimConfig
+from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
 from lora_lightning.tasks.recognizer import Recognizer
 from lora_lightning.tasks.routing import report_together
 from lora_lightning.tasks.scores import Score
 from lora_lightning.tasks.speech_report import report
 from lora_lightning.tasks.speech_samples import Samples, samples_of
-from lora_lightning.tasks.vocabulary import BLANK, Decoder, encode, greedy, vocabulary_problems
+from lora_lightning.tasks.vocabulary import BLANK, VOCABULARY, Decoder, encode, greedy
+from lora_lightning.utils.checks import require
+from lora_lightning.utils.marks import TEXT, listed
 
 
 class SpeechRecognizer(Recognizer):
@@ -52,20 +54,17 @@ class SpeechRecognizer(Recognizer):
     def __init__(
         self,
         model: nn.Module,
-        vocabulary: Sequence[str],
-        optim: OptimConfig | Mapping[str, Any] | None = None,
-        kept: Sequence[str] = (),
+        vocabulary: Annotated[Sequence[str], VOCABULARY],
+        optim: OptimOptions = None,
+        kept: Annotated[Sequence[str], listed("a list of accents", TEXT, least=0)] = (),
         decoder: Decoder | None = None,
     ) -> None:
         super().__init__()
-        options = optim.to_dict() if isinstance(optim, OptimConfig) else dict(optim or {})
+        require(SpeechRecognizer, locals())
         vocabulary = list(vocabulary)
-        problems = [*OptimConfig.problems(options), *vocabulary_problems(vocabulary)]
-        if problems:
-            raise ConfigError(problems)
         self.model = model
         self.vocabulary = vocabulary
-        self.optim = OptimConfig(**options)
+        self.optim = OptimConfig.of(optim)
         self.kept = list(kept)
         self.scores = (*self.scores, *(Score(f"wer_{a}", f"{a} WER %") for a in self.kept))
         self.decoder = decoder

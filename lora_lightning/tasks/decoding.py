@@ -5,15 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 from torch import Tensor
 
-from lora_lightning.errors import ConfigError, MissingFileError, UserError
+from lora_lightning.errors import MissingFileError, UserError
+from lora_lightning.utils.checks import require
+from lora_lightning.utils.marks import Check, at_least
 
 BLANK = 0
 LOWEST = -math.inf
 BEGIN, END, UNKNOWN = "<s>", "</s>", "<unk>"
+LEAST = Check("a log-probability below 0; -8 is usual", lambda v: isinstance(v, (int, float)) and v < 0)
 LN10 = math.log(10)
 
 
@@ -43,21 +47,15 @@ class BeamDecoder:
 
     def __init__(
         self,
-        beam: int = 32,
+        beam: Annotated[int, at_least(1, note="8 to 128 are usual")] = 32,
         lm: str | Path | NGram | None = None,
         lexicon: str | Path | Iterable[str] | None = None,
         lm_weight: float = 0.5,
         word_bonus: float = 1.0,
         unknown_penalty: float | None = None,
-        least: float = -8.0,
+        least: Annotated[float, LEAST] = -8.0,
     ) -> None:
-        problems = []
-        if isinstance(beam, bool) or not isinstance(beam, int) or beam < 1:
-            problems.append(f"beam={beam!r}: give a whole number of at least 1; 8 to 128 are usual.")
-        if not least < 0:
-            problems.append(f"least={least!r}: give a log-probability below 0; -8 is usual.")
-        if problems:
-            raise ConfigError(problems)
+        require(BeamDecoder, locals())
         self.beam, self.least = beam, least
         self.lm_weight, self.word_bonus = lm_weight, word_bonus
         self.lm = NGram.read(lm, unknown_penalty) if isinstance(lm, (str, Path)) else lm

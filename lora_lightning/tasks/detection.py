@@ -2,22 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import lightning as L
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lora_lightning.errors import ConfigError
 from lora_lightning.planning.heads import find_heads
 from lora_lightning.tasks.average_precision import AveragePrecision, scores_of
 from lora_lightning.tasks.detection_pictures import log_to_wandb, write_report
 from lora_lightning.tasks.optim import configured
-from lora_lightning.tasks.optim_config import OptimConfig
+from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
 from lora_lightning.tasks.scores import Score
+from lora_lightning.utils.checks import require
+from lora_lightning.utils.marks import TEXT, above, at_least, between, is_number, is_whole, listed
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 LOGGED_PICTURES = 8
@@ -64,21 +65,17 @@ class ObjectDetector(L.LightningModule):
     def __init__(
         self,
         model: nn.Module,
-        num_classes: int,
-        class_names: Sequence[str] | None = None,
-        optim: OptimConfig | Mapping[str, Any] | None = None,
-        area_scale: float = 1.0,
-        score_threshold: float = 0.5,
+        num_classes: Annotated[int, at_least(1)],
+        class_names: Annotated[Sequence[str] | None, listed("a list of names", TEXT)] = None,
+        optim: OptimOptions = None,
+        area_scale: Annotated[float, above(0, note="1 for COCO's own sizes")] = 1.0,
+        score_threshold: Annotated[float, between(0, 1)] = 0.5,
     ) -> None:
         super().__init__()
-        options = optim.to_dict() if isinstance(optim, OptimConfig) else dict(optim or {})
         masks = has_masks(model)
-        problems = OptimConfig.problems(options)
-        problems += _problems(num_classes, class_names, area_scale, score_threshold, masks)
-        if problems:
-            raise ConfigError(problems)
+        require(ObjectDetector, locals(), _apart(num_classes, class_names, area_scale, masks))
         self.model = model
-        self.optim = OptimConfig(**options)
+        self.optim = OptimConfig.of(optim)
         self.class_names = list(class_names or map(str, range(1, num_classes + 1)))
         self.score_threshold = score_threshold
         # Plain types, so that the checkpoint loads with weights_only=True.
@@ -157,25 +154,14 @@ def has_masks(model: nn.Module) -> bool:
     return getattr(getattr(model, "roi_heads", None), "mask_predictor", None) is not None
 
 
-def _problems(
-    num_classes: Any, class_names: Any, area_scale: Any, score_threshold: Any, masks: bool
-) -> list[str]:
-    problems = []
-    if isinstance(num_classes, bool) or not isinstance(num_classes, int) or num_classes < 1:
-        problems.append(f"num_classes={num_classes!r}: give a whole number of at least 1.")
-    elif class_names is not None and len(class_names) != num_classes:
-        problems.append(
+def _apart(num_classes: Any, class_names: Any, area_scale: Any, masks: bool) -> list[str]:
+    """What is wrong in options taken together."""
+    found = []
+    if is_whole(num_classes) and class_names is not None and len(class_names) != num_classes:
+        found.append(
             f"class_names={list(class_names)!r}: {len(class_names)} names for num_classes={num_classes}."
             " The background has no name."
         )
-    if not _is_number(area_scale) or area_scale <= 0:
-        problems.append(f"area_scale={area_scale!r}: give a number above 0; 1 for COCO's own sizes.")
-    elif masks and area_scale != 1:
-        problems.append(f"area_scale={area_scale!r}: masks are not scaled: give 1.")
-    if not _is_number(score_threshold) or not 0 <= score_threshold <= 1:
-        problems.append(f"score_threshold={score_threshold!r}: give a number from 0 to 1.")
-    return problems
-
-
-def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    if masks and is_number(area_scale) and area_scale != 1:
+        found.append(f"area_scale={area_scale!r}: masks are not scaled: give 1.")
+    return found

@@ -1,17 +1,17 @@
-"""OptimConfig: the optimizer's options, which validate themselves. Loads nothing heavy."""
+"""OptimConfig: the optimizer's options, which check themselves. Loads nothing heavy."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, fields
-from typing import Any
+from dataclasses import dataclass
+from typing import Annotated, Any
 
-from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.utils.checks import Options, fields_of
+from lora_lightning.utils.marks import Null, above, at_least, listed, number
 
 
 @dataclass
-class OptimConfig:
+class OptimConfig(Options):
     """AdamW (Loshchilov and Hutter 2019, arXiv 1711.05101); the rate is set anew at each step.
 
     Args:
@@ -26,55 +26,28 @@ class OptimConfig:
         ConfigError: one line for each bad option.
     """
 
-    lr: float = 1e-3
-    head_lr: float | None = None
-    weight_decay: float = 0.0
-    warmup: float = 0.1
-    betas: tuple[float, float] = (0.9, 0.999)
+    owner = "the optimizer"
 
-    def __post_init__(self) -> None:
-        # A list from YAML becomes a plain tuple, which every checkpoint can hold.
-        if isinstance(self.betas, Iterable) and not isinstance(self.betas, (str, Mapping)):
-            self.betas = tuple(map(_numeric, self.betas))
-        for name in ("lr", "head_lr", "weight_decay", "warmup"):
-            setattr(self, name, _numeric(getattr(self, name)))
-        problems = [
-            _between("lr", self.lr, "above 0; 1e-4 to 1e-2 are usual"),
-            self.head_lr is not None and _between("head_lr", self.head_lr, "above 0, or null for lr"),
-            _from_zero("weight_decay", self.weight_decay, "of at least 0"),
-            _from_zero("warmup", self.warmup, "of at least 0 and below 1", below=1),
-            None
-            if isinstance(self.betas, tuple)
-            and len(self.betas) == 2
-            and not any(_between("beta", b, "", below=1) for b in self.betas)
-            else f"betas={self.betas!r}: give two numbers between 0 and 1, such as [0.9, 0.999].",
-        ]
-        if found := [p for p in problems if p]:
-            raise ConfigError(found)
+    lr: Annotated[float, above(0, note="1e-4 to 1e-2 are usual")] = 1e-3
+    head_lr: Annotated[float | None, above(0), Null("lr")] = None
+    weight_decay: Annotated[float, at_least(0)] = 0.0
+    warmup: Annotated[float, at_least(0, below=1)] = 0.1
+    betas: Annotated[
+        tuple[float, float],
+        listed("two numbers between 0 and 1, such as [0.9, 0.999]", number(above(0, below=1)), count=2),
+    ] = (0.9, 0.999)
 
     @classmethod
-    def problems(cls, options: Mapping[str, Any], prefix: str = "") -> list[str]:
-        """Every problem of these options, unknown names included; empty when all is well.
+    def of(cls, given: OptimConfig | Mapping[str, Any] | None) -> OptimConfig:
+        """What a task was given, which may be a plain mapping, or None for the defaults."""
+        return given if isinstance(given, OptimConfig) else cls(**(given or {}))
 
-        Args:
-            prefix: what the names begin with where they are written, such as `optim.` on a command line.
-        """
-        known = [f.name for f in fields(cls)]
-        problems = [
-            f"{prefix}{name} is not an option of the optimizer.{did_you_mean(name, known)}"
-            f" Options: {', '.join(known)}."
-            for name in options
-            if name not in known
-        ]
-        try:
-            cls(**{name: value for name, value in options.items() if name in known})
-        except ConfigError as error:
-            problems += [f"{prefix}{problem}" for problem in error.problems]
-        return problems
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types only, fit for JSON and for `weights_only` loading."""
-        return asdict(self)
+    @classmethod
+    def plain(cls, name: str, value: Any) -> Any:
+        """Numbers, and a tuple of the list that YAML has."""
+        if isinstance(value, Iterable) and not isinstance(value, (str, Mapping)):
+            return tuple(map(_numeric, value))
+        return _numeric(value)
 
 
 def _numeric(value: Any) -> Any:
@@ -85,13 +58,4 @@ def _numeric(value: Any) -> Any:
         return value
 
 
-def _between(name: str, value: Any, allowed: str, below: float = math.inf) -> str | None:
-    """A problem unless 0 < value < below."""
-    number = isinstance(value, (int, float)) and not isinstance(value, bool)
-    return None if number and 0 < value < below else f"{name}={value!r}: give a number {allowed}."
-
-
-def _from_zero(name: str, value: Any, allowed: str, below: float = math.inf) -> str | None:
-    """A problem unless 0 <= value < below."""
-    zero = value == 0 and not isinstance(value, bool)
-    return None if zero else _between(name, value, allowed, below)
+OptimOptions = Annotated[OptimConfig | Mapping[str, Any] | None, fields_of(OptimConfig)]

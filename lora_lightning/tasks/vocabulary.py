@@ -8,8 +8,11 @@ import torch
 from torch import Tensor
 
 from lora_lightning.errors import UserError
+from lora_lightning.utils.marks import Check, listed
 
 BLANK = 0
+CHARACTER = Check("a text", lambda v: isinstance(v, str))  # a space, too
+VOCABULARY = listed("the blank and at least one character, each once", CHARACTER, least=2, distinct=True)
 Decoder = Callable[[Tensor, Tensor, Sequence[str]], list[str]]
 
 
@@ -44,10 +47,3 @@ def greedy(log_probs: Tensor, lengths: Tensor, vocabulary: Sequence[str]) -> lis
         characters = (vocabulary[i] for i in kept if len(vocabulary[i]) == 1)
         texts.append(" ".join("".join(characters).replace("|", " ").split()))
     return texts
-
-
-def vocabulary_problems(vocabulary: list[str]) -> list[str]:
-    """Why a list of characters cannot be a recognizer's outputs, if it cannot."""
-    if len(vocabulary) < 2 or len(set(vocabulary)) < len(vocabulary):
-        return [f"vocabulary={vocabulary!r}: give the blank and at least one character, each once."]
-    return []

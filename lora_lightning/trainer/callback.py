@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import warnings
-from typing import Any
+from typing import Annotated, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lora_lightning.adapters import quantize as quantization
 from lora_lightning.adapters.base_values import begin_training, refuse_replaced
-from lora_lightning.adapters.inject import freeze_norms, name_problem
+from lora_lightning.adapters.inject import ADAPTER_NAME, freeze_norms
 from lora_lightning.adapters.state import state_of
 from lora_lightning.config import LoRAConfig
-from lora_lightning.errors import ConfigError, UserError, did_you_mean
+from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.layers.norm import FrozenNorm
 from lora_lightning.planning.peft_config import config_of
 from lora_lightning.planning.plan import Plan
@@ -31,6 +31,8 @@ from lora_lightning.trainer.refusals import (
     warn_of_random_base,
 )
 from lora_lightning.trainer.strategies import UNSHARDED, prepare_saving
+from lora_lightning.utils.checks import require
+from lora_lightning.utils.marks import one_of
 
 CHECKPOINTS = ("adapter", "full")
 OWN_OPTIONS = ("adapter", "checkpoint", "verbose", "verify_strict", "check_base")  # beside LoRAConfig's
@@ -73,8 +75,8 @@ class LoRACallback(ExactResume):
         self,
         config: LoRAConfig | None = None,
         *,
-        adapter: str | None = None,
-        checkpoint: str = "adapter",
+        adapter: Annotated[str | None, ADAPTER_NAME] = None,
+        checkpoint: Annotated[str, one_of(*CHECKPOINTS)] = "adapter",
         verbose: bool = True,
         verify_strict: bool = False,
         check_base: bool = True,
@@ -82,21 +84,7 @@ class LoRACallback(ExactResume):
     ) -> None:
         if config is not None and options:
             raise ConfigError([f"give a config or its fields ({', '.join(options)}), not both."])
-        problems = LoRAConfig.problems(options, beside=OWN_OPTIONS)
-        for name, value in (
-            ("verbose", verbose),
-            ("verify_strict", verify_strict),
-            ("check_base", check_base),
-        ):
-            if not isinstance(value, bool):
-                problems.append(f"{name}={value!r}: give true or false.")
-        if adapter is not None and (problem := name_problem(adapter)):
-            problems.append(problem)
-        if checkpoint not in CHECKPOINTS:
-            near = did_you_mean(checkpoint, CHECKPOINTS)
-            problems.append(f"checkpoint={checkpoint!r}: give one of {', '.join(CHECKPOINTS)}.{near}")
-        if problems:
-            raise ConfigError(problems)
+        require(LoRACallback, locals(), LoRAConfig.problems(options, beside=OWN_OPTIONS))
         super().__init__()
         self.config = LoRAConfig(**options) if config is None else config_of(config)
         self.adapter = adapter

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import shutil
 import subprocess
@@ -9,9 +10,12 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra.utils import get_object
+from omegaconf import OmegaConf
 
 from lora_lightning.app.completion import complete, script
 from lora_lightning.app.compose import CONF, shipped
+from lora_lightning.app.options import OWN
 from lora_lightning.app.overriding import leaves
 
 NAMES = shipped().choices("recipe")
@@ -26,6 +30,11 @@ NAMES = shipped().choices("recipe")
         ("lora-lightning train recipe=fcos_shapes data.s", ["data.side="], ["data.noise="]),
         ("lora-lightning train recipe=fcos_shapes model=vit_digits model.", ["model.depth="], []),
         ("lora-lightning train trainer.acc", ["trainer.accelerator="], []),
+        ("lora-lightning train lora.init=", ["lora.init=gaussian"], []),
+        ("lora-lightning train data.domain=s", ["data.domain=source"], ["data.domain=target"]),
+        ("lora-lightning train data=cifar10 data.download=", ["data.download=true"], []),
+        ("lora-lightning train lora=none lora.", ["lora.enabled="], ["lora.implementation="]),
+        ("lora-lightning train lora.im", ["lora.implementation="], []),  # that no file sets
         ("python train.py trainer.accelerator=c", ["trainer.accelerator=cpu"], ["trainer.accelerator=gpu"]),
         ("lora-lightning train hydra/launcher=s", ["hydra/launcher=slurm"], []),
         ("lora-lightning train --m", ["--multirun"], []),
@@ -42,13 +51,18 @@ def test_the_words_for_a_line(line: str, among: list[str], never: list[str]) -> 
 
 
 @pytest.mark.parametrize("recipe", NAMES)
-def test_the_options_are_those_that_hydra_composes(recipe: str) -> None:
+def test_the_options_are_those_that_hydra_composes_and_those_that_its_classes_take(recipe: str) -> None:
     config = shipped().compose_groups([f"recipe={recipe}"])
     true = {f"{leaf}=" for leaf in leaves(config) if "." in leaf}  # type: ignore[arg-type]
     sections = {option.partition(".")[0] for option in true}
     line = ["lora-lightning", "train", f"recipe={recipe}"]
     found = {word for section in sections for word in complete([*line, f"{section}."])}
-    assert found == true
+    assert true <= found
+    for word in found - true:
+        section, _, name = word.removesuffix("=").rpartition(".")
+        target = OmegaConf.select(config, f"{section}._target_")
+        taken = inspect.signature(get_object(target) if target else OWN[section]).parameters
+        assert name in taken, word
 
 
 def test_recipes_of_ones_own(tmp_path: Path) -> None:

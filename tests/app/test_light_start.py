@@ -13,7 +13,7 @@ from hydra.utils import get_object
 from lightning.pytorch.strategies import StrategyRegistry
 
 from lora_lightning.app.compose import CONF, RECIPES
-from lora_lightning.app.options import QUANTIZERS, STRATEGIES
+from lora_lightning.app.options import RULES, STRATEGIES
 from lora_lightning.app.static_signatures import missing_name, static_signature
 from lora_lightning.kernels import quantized_tensor as quantized
 
@@ -106,7 +106,7 @@ def test_a_name_that_its_module_lacks() -> None:
 
 
 def test_the_names_kept_apart_from_torch_are_those_beside_it() -> None:
-    assert set(QUANTIZERS) == set(quantized.QUANTIZERS)
+    assert RULES["lora.quantize"].names == tuple(quantized.QUANTIZERS)
     unsafe = ("spawn", "fork", "notebook")
     names = [n for n in StrategyRegistry.available_strategies() if not any(word in n for word in unsafe)]
     assert sorted(STRATEGIES) == sorted(["auto", *names])

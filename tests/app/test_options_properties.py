@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 
 from lora_lightning.app.application import main
 from lora_lightning.app.compose import shipped
-from lora_lightning.app.options import rules_of, show
+from lora_lightning.app.options import checks_in
 from lora_lightning.app.overriding import leaves
+from lora_lightning.utils.marks import show
 
 CONFIG = shipped().compose_groups(())
-RULES = rules_of(CONFIG)  # type: ignore[arg-type]
+CHECKS = checks_in(CONFIG)  # type: ignore[arg-type]
 KEYS = [key for key in leaves(CONFIG) if not key.startswith(("logger.", "callbacks."))]  # type: ignore[arg-type]
 GROUPS = shipped().groups()
 NAMES = {part for key in KEYS for part in key.split(".")} | set(GROUPS)
@@ -93,8 +94,8 @@ def missing_choice(draw: st.DrawFn) -> tuple[str, str, str]:
 @st.composite
 def out_of_range(draw: st.DrawFn) -> tuple[str, str, str]:
     """A known option with a value that its rule refuses."""
-    key = draw(st.sampled_from([k for k in KEYS if k in RULES and k != "data.seed"]))
-    bad = [v for v in VALUES if not RULES[key].test(v) and v != ""]
+    key = draw(st.sampled_from([k for k in KEYS if k in CHECKS and k != "data.seed"]))
+    bad = [v for v in VALUES if not CHECKS[key].allows(v) and v != ""]
     if not bad:
         bad = [{"a": 1}]
     return key, f"{key}={write(draw(st.sampled_from(bad)))}", key

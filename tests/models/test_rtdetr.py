@@ -207,5 +207,5 @@ def test_every_bad_option_in_one_error():
     with pytest.raises(ConfigError) as error:
         rtdetr(0, image_size=100, num_querys=3)
     assert len(error.value.problems) == 3
-    assert "such as 96" in str(error.value)
+    assert "image_size=100: give a multiple of 32. Did you mean 96?" in error.value.problems
     assert "Did you mean 'num_queries'" in str(error.value)

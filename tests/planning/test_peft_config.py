@@ -10,7 +10,7 @@ from small import Classifier, mlp, vit
 from torch import nn
 
 import lora_lightning as ll
-from lora_lightning.app.command_line import check_command_line
+from lora_lightning.app.command_line import CommandLine
 from lora_lightning.layers.registry import lora_layers
 from lora_lightning.utils.peft_names import NAMES
 
@@ -72,14 +72,14 @@ def test_a_misspelt_option_of_the_callback_is_compared_with_its_own():
 
 def test_on_a_command_line_the_answer_can_be_typed():
     words = ["lora.r=4", "+lora.lora_alpha=16", "lora_dropout=0.1", "lora.target_modules=all-linear"]
-    problems = "\n".join(refusal(check_command_line, words))
+    problems = "\n".join(refusal(CommandLine(words).check))
     for theirs, ours in [
         ("r=4", "rank=4"),
         ("lora_alpha=16", "alpha=16"),
         ("lora_dropout=0.1", "dropout=0.1"),
     ]:
         assert f"lora.{theirs} is PEFT's: here it is lora.{ours}." in problems
-    assert "lora.target_modules='all-linear' is PEFT's" in problems
+    assert "lora.target_modules=all-linear is PEFT's" in problems
 
 
 def test_lightning_cli(tmp_path, monkeypatch):

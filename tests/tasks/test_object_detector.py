@@ -160,7 +160,7 @@ def test_every_bad_option_is_named():
     with pytest.raises(ConfigError) as caught:
         ObjectDetector(Finder(), 2, ["disc"], {"learning_rate": 1}, area_scale=0, score_threshold=50)
     assert [p.split("=")[0].split()[0] for p in caught.value.problems] == [
-        "learning_rate", "class_names", "area_scale", "score_threshold",
+        "optim.learning_rate", "area_scale", "score_threshold", "class_names",
     ]  # fmt: skip
 
 

@@ -215,7 +215,7 @@ def test_an_optimizer_without_the_updates_is_refused(tmp_path):
 
 
 def test_bad_options_are_found_at_construction():
-    with pytest.raises(ll.ConfigError, match=r"rnk is not an option.*Did you mean 'rank'"):
+    with pytest.raises(ll.ConfigError, match=r"rnk=8 is not an option.*Did you mean 'rank'"):
         ll.LoRACallback(rnk=8)
     with pytest.raises(ll.ConfigError, match="verify_strict='yes': give true or false"):
         ll.LoRACallback(verify_strict="yes")
