@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,7 @@ from lora_lightning.layers.registry import LoRALayer, lora_layers
 
 from .zoo import ZOO
 
+T = TypeVar("T")
 CONFIG = ll.LoRAConfig(rank=2)  # alpha is 4, so that s = 2
 
 
@@ -56,10 +57,15 @@ def adapted(name: str, model: nn.Module | None = None, seed: int = 3) -> nn.Modu
     """The model with updates that all change something."""
     model = base(name) if model is None else model
     ll.inject(model, CONFIG)
+    return redrawn(model, seed)
+
+
+@torch.no_grad()
+def redrawn(model: nn.Module, seed: int) -> nn.Module:
+    """The same model with other updates."""
     torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in ll.lora_parameters(model):
-            parameter.normal_(std=0.3 / max(parameter.shape[1:].numel(), 1) ** 0.5)
+    for parameter in ll.lora_parameters(model):
+        parameter.normal_(std=0.3 / max(parameter.shape[1:].numel(), 1) ** 0.5)
     return model
 
 
@@ -199,3 +205,36 @@ def _product(layer: LoRALayer, A: Tensor, B: Tensor, weight: Tensor) -> Tensor:
         torch.einsum("or,r...->o...", B[g * rows : (g + 1) * rows], A[g * rank : (g + 1) * rank])
         for g in range(groups)
     ])  # fmt: skip
+
+
+def give_flags(model: nn.Module, like: nn.Module) -> nn.Module:
+    """A weight's `requires_grad` alone can make torch choose another kernel, with and without gradients."""
+    flags = {n: p.requires_grad for n, p in like.named_parameters()}
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(flags[name])
+    return model
+
+
+class BaseFails(Exception):
+    """The base model cannot do it either."""
+
+
+def as_the_base_does(name: str, model: nn.Module, attempt: Callable[[nn.Module], T]) -> T:
+    """What can be done with the adapted model.
+
+    Raises:
+        BaseFails: it cannot be done with the base model either.
+    """
+    try:
+        return attempt(model)
+    except Exception as failure:
+        try:
+            attempt(base(name))
+        except Exception as error:
+            lines = str(error).strip().splitlines() or [""]
+            raise BaseFails(f"{type(error).__name__}: {lines[0][:120]}") from error
+        raise failure
+
+
+def tolerance(name: str, check: str, default: float) -> float:
+    return ZOO[name].tolerances.get(check, (default, ""))[0]
