@@ -17,9 +17,10 @@ def _seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _made_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inputs are made again in the backward whatever their size: those of the tests are small."""
-    monkeypatch.setattr(sources, "LEAST", 0)
+def _made_again(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inputs are made again in the backward whatever their size: those of most tests are small."""
+    if not request.node.get_closest_marker("shipped_threshold"):
+        monkeypatch.setattr(sources, "LEAST", 0)
 
 
 @pytest.fixture(autouse=True)

@@ -1,4 +1,4 @@
-"""Hundreds of bad command lines: each gives one message that names every mistake, and exit code 2."""
+"""A hundred bad command lines: each gives one message that names every mistake, and exit code 2."""
 
 from __future__ import annotations
 
@@ -128,11 +128,27 @@ def apart(found: list[tuple[str, str, str]]) -> bool:
     return len(set(roots)) == len(roots)
 
 
-@settings(max_examples=110, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+QUIET = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
+
+
+@settings(max_examples=110, **QUIET)
 @given(found=st.lists(mistakes, min_size=1, max_size=8).filter(apart))
 def test_every_mistake_is_named_in_one_message(
     found: list[tuple[str, str, str]], capsys: pytest.CaptureFixture[str]
 ) -> None:
+    check(found, capsys)
+
+
+@pytest.mark.slow
+@settings(max_examples=1000, **QUIET)
+@given(found=st.lists(mistakes, min_size=1, max_size=4).filter(apart))
+def test_every_mistake_of_a_thousand_lines_is_named(
+    found: list[tuple[str, str, str]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    check(found, capsys)
+
+
+def check(found: list[tuple[str, str, str]], capsys: pytest.CaptureFixture[str]) -> None:
     capsys.readouterr()
     with pytest.raises(SystemExit) as caught:
         main([word for _, word, _ in found])

@@ -1,7 +1,7 @@
 """Every architecture: "auto" adapts a sensible set, and every promise of an adapted model holds on it.
 
 Plans of all architectures run by default, and all checks of those marked quick; the others are slow. The
-promises of one model are checked on one injected and one adapted copy of it; the function that fails says which.
+promises of one model are checked on one injected and one adapted copy: the function that fails says which.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Trains a quantized ViT on the CPU by DDP and saves its weights, one file a rank: part of run_together.py."""
+"""Trains a quantized ViT on the CPU by DDP and saves its weights, a file a rank: part of run_together.py."""
 
 from pathlib import Path
 

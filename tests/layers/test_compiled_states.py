@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from families import CASES, adapted, base_model, config, fill, run
+from families import CASES, adapted, base_model, config, fill, loss, run
 from torch import nn
 
 import lora_lightning as ll
@@ -62,8 +62,11 @@ def test_a_compiled_layer_follows_what_trains(name):
         for trains in (True, False):
             for parameter in ll.lora_parameters(model):
                 parameter.requires_grad_(trains)
-            assert_same(run(fast, inputs), run(model, inputs))
-            assert run(fast, inputs)[0].requires_grad == run(model, inputs)[0].requires_grad
+            got, wanted = run(fast, inputs), run(model, inputs)
+            assert_same(got, wanted)
+            assert got[0].requires_grad == wanted[0].requires_grad
+            if trains:
+                assert_same(*(torch.autograd.grad(loss(y), ll.lora_parameters(model)) for y in (got, wanted)))
 
 
 def test_a_compiled_layer_drops_in_train_mode_alone():
