@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from lora_lightning.adapters.verify import verify
     from lora_lightning.config import LoRAConfig
     from lora_lightning.errors import AdapterFileError, ConfigError, UserError
-    from lora_lightning.files.save_load import load_adapter, lora_state_dict, save_adapter
+    from lora_lightning.files.from_model import lora_state_dict
+    from lora_lightning.files.save_load import load_adapter, save_adapter
     from lora_lightning.planning.plan import LayerPlan, Plan
     from lora_lightning.planning.targets import plan
     from lora_lightning.trainer.callback import LoRACallback
@@ -56,7 +57,8 @@ MODULES = {  # module -> its public names, as above
     "adapters.verify": ("verify",),
     "config": ("LoRAConfig",),
     "errors": ("AdapterFileError", "ConfigError", "UserError"),
-    "files.save_load": ("load_adapter", "lora_state_dict", "save_adapter"),
+    "files.from_model": ("lora_state_dict",),
+    "files.save_load": ("load_adapter", "save_adapter"),
     "planning.plan": ("LayerPlan", "Plan"),
     "planning.targets": ("plan",),
     "trainer.callback": ("LoRACallback",),

@@ -27,10 +27,16 @@ from lora_lightning.layers.slot import read_weight
 from lora_lightning.layers.swap import swap_out
 from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.planning.peft_config import config_of
-from lora_lightning.planning.structure import inside
 from lora_lightning.planning.targets import Plan, head_alone, inside_backbone, plan, plan_probe, trained_names
 from lora_lightning.utils.marks import Check
-from lora_lightning.utils.names import named_modules, named_parameters, own_buffers, submodule, unwrapped
+from lora_lightning.utils.names import (
+    inside,
+    named_modules,
+    named_parameters,
+    own_buffers,
+    submodule,
+    unwrapped,
+)
 from lora_lightning.utils.sharding import FIRST, refuse_sharded
 
 

@@ -13,11 +13,11 @@ from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.kernels.quantized_tensor import QUANTIZERS, QuantizedTensor
 from lora_lightning.planning.heads import find_heads, holds
 from lora_lightning.planning.patterns import matching
-from lora_lightning.planning.structure import inside, targets_of
+from lora_lightning.planning.structure import targets_of
 from lora_lightning.planning.targets import find_backbone, inside_backbone
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import one_of
-from lora_lightning.utils.names import joined, named_modules, named_parameters, submodule
+from lora_lightning.utils.names import inside, joined, named_modules, named_parameters, submodule
 from lora_lightning.utils.sharding import FIRST, refuse_sharded
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from lora_lightning.app.rebuild import base_of
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError
-from lora_lightning.files.compatibility import aligned, update_shapes
+from lora_lightning.files.alignment import aligned
 from lora_lightning.files.fingerprint import other_tensors, short
 from lora_lightning.files.format import SavedAdapter
 from lora_lightning.files.locate import AdapterSource, read_source
@@ -167,7 +167,7 @@ def _training_text(recipe: str, training: Mapping[str, Any]) -> str:
 
 def _rest(saved: SavedAdapter) -> list[str]:
     """Tensors that are neither updates nor of a head."""
-    updates = update_shapes(saved.plan, saved.slots, saved.config)
+    updates = saved.update_shapes()
     heads = tuple(f"{h}." for h in saved.plan.heads)
     return [n for n in saved.tensors if n not in updates and not n.startswith(heads)]
 

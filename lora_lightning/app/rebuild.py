@@ -14,8 +14,8 @@ from torch import Tensor
 
 from lora_lightning.adapters.quantize import quantize_as
 from lora_lightning.errors import UserError
+from lora_lightning.files.alignment import aligned
 from lora_lightning.files.allowed import BUILDERS, checked_facts, section_of
-from lora_lightning.files.compatibility import aligned
 from lora_lightning.files.fingerprint import short
 from lora_lightning.files.locate import AdapterSource, read_source
 from lora_lightning.files.merge import Merged, merge_state

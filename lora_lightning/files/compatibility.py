@@ -4,78 +4,26 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import replace
-from functools import partial
+from collections.abc import Mapping
 
-import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
 from lora_lightning.adapters.inject import extra_names
 from lora_lightning.adapters.state import extra_tensors, is_injected, state_of, viewed_as_plain
-from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, did_you_mean
+from lora_lightning.files.alignment import aligned
 from lora_lightning.files.fingerprint import fingerprint_of, refusal_of_base
 from lora_lightning.files.format import SavedAdapter
 from lora_lightning.files.peft_resolve import in_model, only_trained
 from lora_lightning.layers.slot import Slot
-from lora_lightning.planning.patterns import renamed_in
 from lora_lightning.planning.plan import Plan
-from lora_lightning.planning.structure import Target, inside, targets_of
-from lora_lightning.utils.names import joined, named_buffers, named_children, named_modules, named_parameters
-
-Rename = Callable[[str], str]
-
-
-def aligned(saved: SavedAdapter, modules: Iterable[str]) -> SavedAdapter:
-    """Names of the file made names of a model that may hold the network one level up or down, as a
-    LightningModule holds it as `self.model`.
-
-    Args:
-        modules: names of the model's modules.
-    """
-    rename = alignment([*[p.module for p in saved.plan.layers], *saved.plan.heads], list(modules))
-    return renamed(saved, rename) if rename else saved
-
-
-def alignment(names: list[str], modules: list[str]) -> Rename | None:
-    """How to rename so that all these names are modules; None when they are already, or cannot be."""
-    known = set(modules)
-
-    def fits(rename: Rename) -> bool:
-        return {rename(n) for n in names} <= known
-
-    if fits(lambda n: n):
-        return None
-    first = names[0].split(".")[0] if names else ""
-    renames: list[Rename] = []
-    if all(n == first or n.startswith(f"{first}.") for n in names):
-        renames.append(lambda n: n.removeprefix(f"{first}.") if n != first else "")
-    renames += [partial(joined, m) for m in modules if m and "." not in m]
-    return next((r for r in renames if fits(r)), None)
-
-
-def renamed(saved: SavedAdapter, rename: Rename) -> SavedAdapter:
-    """The same adapter for a model whose modules have other names."""
-    names = [*[p.name for p in saved.plan.layers], *saved.plan.heads]
-    return replace(
-        saved,
-        config=renamed_in(saved.config, names, rename),
-        plan=saved.plan.renamed(rename),
-        tensors={rename(n): t for n, t in saved.tensors.items()},
-        slots={rename(n): s for n, s in saved.slots.items()},
-        fingerprint={rename(n): d for n, d in saved.fingerprint.items()},
-        quantized={rename(n): kind for n, kind in saved.quantized.items()},
-    )
-
-
-def network_of(model: nn.Module, planned: Plan) -> str:
-    """Name of the network in a LightningModule that holds all of a plan; "" is the model itself."""
-    names = [*[p.module for p in planned.layers], *planned.heads]
-    if not isinstance(model, pl.LightningModule) or not names:
-        return ""
-    return next((c for c in named_children(model) if all(inside(n, [c]) for n in names)), "")
+from lora_lightning.planning.structure import Target, targets_of
+from lora_lightning.utils.names import (
+    named_buffers,
+    named_modules,
+    named_parameters,
+)
 
 
 def fitted(saved: SavedAdapter, model: nn.Module, where: str | os.PathLike[str]) -> SavedAdapter:
@@ -124,7 +72,7 @@ def check_fit(
         own = extra_tensors(model, extra_names(model, saved.config, saved.plan))
     if is_injected(model) and (ours := state_of(model).plan.backbone) != saved.plan.backbone:
         refuse([f"backbone {ours!r} in the model, {saved.plan.backbone!r} in the file"], where)
-    shapes = update_shapes(saved.plan, saved.slots, saved.config)
+    shapes = saved.update_shapes()
     if present is not None:
         own = {n: t for n, t in present.items() if n not in shapes}
     refuse(_tensor_problems(saved.tensors, shapes, own), where)
@@ -163,22 +111,11 @@ def check_tensors(
     Raises:
         AdapterFileError: it is such an adapter.
     """
-    shapes = update_shapes(saved.plan, saved.slots, saved.config)
+    shapes = saved.update_shapes()
     own = {n: t for n, t in (own or {}).items() if n not in shapes}
     found = {n: t for n, t in saved.tensors.items() if n in shapes or n in own}
     refuse(_tensor_problems(found, shapes, own), where)
     refuse(not_finite(found), where)
-
-
-def update_shapes(planned: Plan, slots: dict[str, Slot], config: LoRAConfig) -> dict[str, tuple[int, ...]]:
-    """Shapes of the updates' tensors by their names in a file."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for layer in planned.layers:
-        A, B = slots[layer.name].factors(layer.shape, layer.rank)
-        shapes[layer.tensor("lora_A")], shapes[layer.tensor("lora_B")] = A, B
-        if config.use_dora:
-            shapes[layer.tensor("lora_magnitude")] = layer.shape[:1]
-    return shapes
 
 
 def _misfits(model: nn.Module, planned: Plan, slots: dict[str, Slot]) -> list[str]:

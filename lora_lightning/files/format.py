@@ -54,6 +54,16 @@ class SavedAdapter:
         """Name in the base's state_dict of the weight that a planned layer updates."""
         return joined(layer.module, self.slots[layer.name].parameter)
 
+    def update_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the updates' tensors by their names in `tensors`."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for layer in self.plan.layers:
+            A, B = self.slots[layer.name].factors(layer.shape, layer.rank)
+            shapes[layer.tensor("lora_A")], shapes[layer.tensor("lora_B")] = A, B
+            if self.config.use_dora:
+                shapes[layer.tensor("lora_magnitude")] = layer.shape[:1]
+        return shapes
+
     def update_names(self) -> set[str]:
         """Names in `tensors` of the updates, by the plan."""
         return {layer.tensor(leaf) for layer in self.plan.layers for leaf in LEAVES}

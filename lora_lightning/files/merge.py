@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lora_lightning.errors import AdapterFileError, UserError
-from lora_lightning.files.compatibility import aligned, update_shapes
+from lora_lightning.files.alignment import aligned
 from lora_lightning.files.fingerprint import refusal_of_base
 from lora_lightning.files.format import SavedAdapter
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor, is_quantized
@@ -79,7 +79,7 @@ def merge_state(saved: SavedAdapter, base_weights: Mapping[str, Tensor], check_b
             state.update(zip(parts, parts_of(total, *(base_weights[n] for n in parts)), strict=True))
         else:
             state[name] = merged
-    updates = update_shapes(saved.plan, saved.slots, saved.config)
+    updates = saved.update_shapes()
     own = {n: t for n, t in saved.tensors.items() if n not in updates}
     tops = {n.split(".")[0] for n in base_weights} | {h.split(".")[0] for h in saved.plan.heads}
     left_out = [n for n in own if n.split(".")[0] not in tops]
@@ -123,7 +123,7 @@ def _check(saved: SavedAdapter, base_weights: Mapping[str, Tensor], check_base: 
             if n != name and t.data_ptr() == base_weights[name].data_ptr() != 0
         ]:
             problems.append(f"{name} is also {shared[0]}: merge the model itself, eject(model, merged=True)")
-    shapes = update_shapes(saved.plan, saved.slots, saved.config)
+    shapes = saved.update_shapes()
     problems += [f"the adapter lacks {n}" for n in shapes if n not in saved.tensors]
     problems += [
         f"{n} is {tuple(saved.tensors[n].shape)}, not {s}"

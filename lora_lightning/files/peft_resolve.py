@@ -13,8 +13,7 @@ from lora_lightning.files.peft_read import MERGE_IN_PEFT, refuse_peft
 from lora_lightning.layers.registry import slots_of
 from lora_lightning.planning.patterns import naming
 from lora_lightning.planning.plan import LayerPlan, Plan
-from lora_lightning.planning.structure import inside
-from lora_lightning.utils.names import named_modules
+from lora_lightning.utils.names import inside, named_modules
 
 
 def in_model(saved: SavedAdapter, model: nn.Module, where: str | os.PathLike[str]) -> SavedAdapter:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from lora_lightning.errors import ConfigError
-from lora_lightning.files.compatibility import network_of, renamed
+from lora_lightning.files.alignment import network_of, renamed
 from lora_lightning.files.format import SavedAdapter
 from lora_lightning.files.pair import peft_metadata
 from lora_lightning.files.peft_read import OUT_PROJ, PREFIX, TWICE_UNTIL
@@ -20,8 +20,7 @@ from lora_lightning.layers.embedding import LoRAEmbedding
 from lora_lightning.layers.linear import LoRALinear
 from lora_lightning.layers.registry import family_of
 from lora_lightning.planning.plan import LayerPlan
-from lora_lightning.planning.structure import inside
-from lora_lightning.utils.names import named_modules, plain_name, submodule
+from lora_lightning.utils.names import inside, named_modules, plain_name, submodule
 
 OURS = 'save it with format="lora_lightning", or merge it (eject(model, merged=True))'
 

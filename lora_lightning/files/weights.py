@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError, did_you_mean
 from lora_lightning.files.pair import digest_of, read_tensors
-from lora_lightning.planning.structure import inside
 from lora_lightning.utils.atomic import write_whole
+from lora_lightning.utils.names import inside
 from lora_lightning.utils.tables import truncate_list
 
 logger = logging.getLogger(__name__)

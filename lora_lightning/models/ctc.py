@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lora_lightning.data.speech import SAMPLE_RATE
 from lora_lightning.errors import ConfigError
 from lora_lightning.files.weights import load_into
-from lora_lightning.models.checkpoint import Weights, checkpoint_path, read_checkpoint
+from lora_lightning.models.base_file import Weights, base_file, read_base
 from lora_lightning.utils.checks import options_of, require, strays
 from lora_lightning.utils.libraries import loading
 from lora_lightning.utils.marks import Check, at_least, between, is_whole
@@ -180,9 +180,9 @@ def built(
     except (ValueError, AssertionError, TypeError) as error:
         raise ConfigError([f"{', '.join(f'{k}={v}' for k, v in options.items())}: {error}"]) from error
     if checkpoint is not None:
-        path = checkpoint_path(checkpoint)
+        path = base_file(checkpoint)
         given = ", ".join(f"{k}={v}" for k, v in options.items()) or "the default options"
         what = f"a recognizer of {len(vocabulary)} characters with {given}"
         remedy = "Give the options that the weights were made with."
-        load_into(model, read_checkpoint(path), path, what, remedy)
+        load_into(model, read_base(path), path, what, remedy)
     return model

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from lora_lightning.files.weights import load_into, network_state
-from lora_lightning.models.checkpoint import Weights, checkpoint_path, read_checkpoint
+from lora_lightning.models.base_file import Weights, base_file, read_base
 from lora_lightning.utils.checks import require, strays
 from lora_lightning.utils.download import DOWNLOAD_AGAIN, url_file
 from lora_lightning.utils.libraries import loading
@@ -96,8 +96,8 @@ def detector(
     kwargs = {key: tuple(v) if isinstance(v, list) else v for key, v in kwargs.items() if v is not None}
     require(detector, locals(), _apart(name, pretrained, pretrained_backbone, kwargs))
     if checkpoint is not None:
-        path = checkpoint_path(checkpoint)
-        return _loaded(name, num_classes, read_checkpoint(path), path, kwargs)
+        path = base_file(checkpoint)
+        return _loaded(name, num_classes, read_base(path), path, kwargs)
     if pretrained:
         path = url_file(name, get_model_weights(name).DEFAULT.url)
         return _loaded(name, num_classes, read_torch(path, DOWNLOAD_AGAIN), path, kwargs)

@@ -15,7 +15,7 @@ ADAPTER = "adapter_config.json"
 COPY_AGAIN = "Copy or download the folder again."
 
 
-def network_of(
+def load_network(
     folder: Path,
     kind: Any,
     what: str,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError, MissingFileError
 from lora_lightning.models.hub import WEIGHTS, hub_files
-from lora_lightning.models.hub_folder import network_of, reading, refuse_adapter_beside
+from lora_lightning.models.hub_folder import load_network, reading, refuse_adapter_beside
 from lora_lightning.utils.checks import require, strays
 from lora_lightning.utils.libraries import loading
 from lora_lightning.utils.marks import at_least, multiple_of, path
@@ -168,7 +168,7 @@ def _loaded(folder: Path, num_classes: int, config: dict[str, Any]) -> tuple[nn.
         if (folder / "preprocessor_config.json").is_file():
             processor = RTDetrImageProcessor.from_pretrained(folder, local_files_only=True)
     options = {**config, "num_labels": num_classes}
-    model, fresh = network_of(folder, AutoModelForObjectDetection, "RT-DETR", _knows_classes, **options)
+    model, fresh = load_network(folder, AutoModelForObjectDetection, "RT-DETR", _knows_classes, **options)
     if fresh:
         logging.getLogger(__name__).info("%s: fresh layers for %d classes", folder, num_classes)
     return model, processor

@@ -20,7 +20,7 @@ from lora_lightning.data.pipelines import (
 )
 from lora_lightning.errors import ConfigError
 from lora_lightning.files.weights import load_into, network_state
-from lora_lightning.models.checkpoint import Weights, checkpoint_path, read_checkpoint
+from lora_lightning.models.base_file import Weights, base_file, read_base
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.libraries import loading
 from lora_lightning.utils.marks import Check, at_least
@@ -229,8 +229,8 @@ def pretrained_recognizer(
 def _state(name: str, checkpoint: Weights, pretrained: bool) -> tuple[dict[str, Tensor] | None, str]:
     """Weights and where they come from."""
     if checkpoint is not None:
-        path = checkpoint_path(checkpoint)
-        return without_unused_outputs(name, read_checkpoint(path)), str(path)
+        path = base_file(checkpoint)
+        return without_unused_outputs(name, read_base(path)), str(path)
     return (pipeline_state(name), f"the weights of {name}") if pretrained else (None, "")
 
 

@@ -14,7 +14,7 @@ from torch import nn
 
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
 from lora_lightning.files.weights import load_into, network_state
-from lora_lightning.models.checkpoint import Weights, checkpoint_path, read_checkpoint
+from lora_lightning.models.base_file import Weights, base_file, read_base
 from lora_lightning.models.hub import pretrained_file
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.libraries import loading
@@ -99,8 +99,8 @@ def timm_model(
     }  # fmt: skip
     kwargs = {key: _plain(value) for key, value in kwargs.items() if value is not None}
     if checkpoint is not None:
-        path = checkpoint_path(checkpoint)
-        state = read_checkpoint(path)
+        path = base_file(checkpoint)
+        state = read_base(path)
         if num_classes is None:
             num_classes = _head_rows(name, state)
     elif pretrained:

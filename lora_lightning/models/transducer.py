@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from lora_lightning.models.checkpoint import Weights
+from lora_lightning.models.base_file import Weights
 from lora_lightning.models.ctc import ConformerCTC, Dropout, Size, built
 from lora_lightning.utils.checks import options_of
 from lora_lightning.utils.libraries import loading

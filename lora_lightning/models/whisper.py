@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from lora_lightning.data.speech import SAMPLE_RATE
 from lora_lightning.errors import ConfigError, MissingFileError
-from lora_lightning.models.hub_folder import network_of, reading
+from lora_lightning.models.hub_folder import load_network, reading
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.download import PROBE_SECONDS, failure_text, request_failure
 from lora_lightning.utils.libraries import loading
@@ -129,7 +129,7 @@ def whisper(
     """
     require(whisper, locals())
     folder = _folder(name, checkpoint)
-    network, _ = network_of(folder, WhisperForConditionalGeneration, "Whisper")
+    network, _ = load_network(folder, WhisperForConditionalGeneration, "Whisper")
     with reading(folder, "Whisper"):
         tokenizer = WhisperTokenizer.from_pretrained(folder)
         features = WhisperFeatureExtractor.from_pretrained(folder)

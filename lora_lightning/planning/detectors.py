@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from lora_lightning.planning.structure import inside
-from lora_lightning.utils.names import named_children, named_modules, submodule
+from lora_lightning.utils.names import inside, named_children, named_modules, submodule
 
 # Beside the trunk in a torchvision backbone: feature pyramids, and SSD's extra layers.
 NECKS = ("fpn", "neck", "extra")

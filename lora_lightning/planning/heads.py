@@ -6,8 +6,8 @@ from torch import nn
 from torch.nn.modules.conv import _ConvNd
 
 from lora_lightning.layers.registry import slots_of
-from lora_lightning.planning.structure import embedding_weights, in_block, inside
-from lora_lightning.utils.names import joined, named_children, named_modules, submodule, unwrapped
+from lora_lightning.planning.structure import embedding_weights, in_block
+from lora_lightning.utils.names import inside, joined, named_children, named_modules, submodule, unwrapped
 
 # Attribute names under which timm, torchvision, torchaudio and transformers keep their output layers.
 HEAD_NAMES = (

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvNd
 
 from lora_lightning.layers.registry import LoRALayer, family_of, hidden_weight, refusal, slots_of
 from lora_lightning.layers.slot import Slot, read_weight
-from lora_lightning.utils.names import joined, named_children, named_modules, submodule
+from lora_lightning.utils.names import inside, joined, named_children, named_modules, submodule
 
 # wav2vec 2.0's feature extractor has seven layers, the features of VGG-11 eight.
 LONG = 8
@@ -70,11 +70,6 @@ def _kind(module: nn.Module) -> str:
     if isinstance(module, (nn.RNNBase, nn.RNNCellBase)):
         return "recurrent"
     return "embedding" if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) else "other"
-
-
-def inside(name: str, parents: Iterable[str]) -> bool:
-    """Whether `name` is one of `parents` or lies below one."""
-    return any(name == p or name.startswith(f"{p}.") for p in parents)
 
 
 def in_block(model: nn.Module, name: str) -> bool:

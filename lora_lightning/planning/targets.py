@@ -19,8 +19,8 @@ from lora_lightning.planning.patterns import matching
 from lora_lightning.planning.peft_config import config_of
 from lora_lightning.planning.plan import LayerPlan, Plan, summary
 from lora_lightning.planning.ranks import ranked
-from lora_lightning.planning.structure import Target, auto_targets, inside, targets_of
-from lora_lightning.utils.names import joined, named_modules, named_parameters, submodule
+from lora_lightning.planning.structure import Target, auto_targets, targets_of
+from lora_lightning.utils.names import inside, joined, named_modules, named_parameters, submodule
 from lora_lightning.utils.tables import ROOT, truncate_list
 
 

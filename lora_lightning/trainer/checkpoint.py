@@ -23,8 +23,8 @@ from lora_lightning.files.checkpoint_read import adapters_in, read_checkpoint, r
 from lora_lightning.files.compatibility import check_plan
 from lora_lightning.files.fingerprint import fingerprint_of, refusal_of_base
 from lora_lightning.files.format import SavedAdapter
+from lora_lightning.files.from_model import checkpoint_entry
 from lora_lightning.files.frozen_base import KnownBase
-from lora_lightning.files.save_load import checkpoint_entry
 from lora_lightning.files.weights import torch_reasons
 from lora_lightning.layers.registry import lora_layers
 from lora_lightning.trainer.averaging import average_the_adapted

@@ -8,7 +8,7 @@ a wrapper is told by its class, never by the word.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar, cast
 
 from torch import Tensor, nn
@@ -56,6 +56,11 @@ def unwrapped(module: nn.Module) -> nn.Module:
 def joined(module: str, leaf: str) -> str:
     """The name of something in a module; "" is the model itself."""
     return f"{module}.{leaf}" if module and leaf else module or leaf
+
+
+def inside(name: str, parents: Iterable[str]) -> bool:
+    """Whether `name` is one of `parents` or lies below one."""
+    return any(name == p or name.startswith(f"{p}.") for p in parents)
 
 
 def own_buffers(name: str, module: nn.Module) -> dict[str, Tensor]:

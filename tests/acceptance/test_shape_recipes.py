@@ -12,7 +12,7 @@ from PIL import Image
 import lora_lightning as ll
 from lora_lightning.app.application import main
 from lora_lightning.data.shapes import ShapesDataModule
-from lora_lightning.models.checkpoint import SHIPPED
+from lora_lightning.models.base_file import SHIPPED
 from lora_lightning.models.detection import detector
 from lora_lightning.tasks.detection import ObjectDetector
 

@@ -12,11 +12,11 @@ from lora_lightning.app.cli import COMMANDS, main
 from lora_lightning.app.inspect import effective_rank, inspect
 from lora_lightning.app.rebuild import merge_files
 from lora_lightning.files.checkpoint_digests import KEY
+from lora_lightning.files.from_model import checkpoint_entry
 from lora_lightning.files.locate import read_source
 from lora_lightning.files.merge import merge_state
-from lora_lightning.files.save_load import checkpoint_entry
 from lora_lightning.layers.registry import lora_layers
-from lora_lightning.models.checkpoint import read_checkpoint
+from lora_lightning.models.base_file import read_base
 
 
 def rnn():
@@ -224,7 +224,7 @@ def test_a_run_of_another_origin_is_not_executed(tmp_path):
     [
         (["merge"], "give ckpt=PATH and out=FILE.safetensors"),
         (["merge", "ckpt=a", "out=b", "bsae=c"], "bsae=c: there is no such option. Did you mean 'base'?"),
-        (["merge", "ckpt=a", "ckpt=b"], "ckpt is given twice"),
+        (["merge", "ckpt=a", "ckpt=b"], "ckpt: is given twice"),
         (["merge", "ckpt=", "overwrite=yes"], "overwrite=yes: give true or false"),
         (["merge", "ckpt=nowhere", "out=x.safetensors"], "ckpt=nowhere: there is no such file or folder"),
         (["inspect", "a", "b"], "give one path"),
@@ -317,7 +317,7 @@ def test_a_damaged_merged_file_is_told(tmp_path):
     for use in (
         lambda: inspect(out),
         lambda: merge_files(tmp_path / "adapter", tmp_path / "x.safetensors", out, check_base=False),
-        lambda: read_checkpoint(out),
+        lambda: read_base(out),
     ):
         with pytest.raises(ll.AdapterFileError, match="is damaged: it does not match its checksum"):
             use()

@@ -140,7 +140,7 @@ def test_shipped_weights_by_bare_name(base, tmp_path, monkeypatch):
     model, _ = base
     (tmp_path / "weights").mkdir()
     save(model, tmp_path / "weights" / "vit_small.safetensors")
-    monkeypatch.setattr("lora_lightning.models.checkpoint.SHIPPED", tmp_path / "weights")
+    monkeypatch.setattr("lora_lightning.models.base_file.SHIPPED", tmp_path / "weights")
     assert same(tiny(checkpoint="vit_small").state_dict(), model.state_dict())
     with pytest.raises(MissingFileError, match=r"no such weights.*Did you mean 'vit_small'\?"):
         tiny(checkpoint="vit_smal")

@@ -16,7 +16,7 @@ SHIPPED = Path(__file__).parent / "weights"
 PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl")
 
 
-def checkpoint_path(checkpoint: str | Path) -> Path:
+def base_file(checkpoint: str | Path) -> Path:
     """The file meant by a path, or by the bare name of weights shipped in the package.
 
     Raises:
@@ -65,7 +65,7 @@ def _pickled(checkpoint: str, path: Path) -> str:
     )
 
 
-def read_checkpoint(path: Path) -> dict[str, Tensor]:
+def read_base(path: Path) -> dict[str, Tensor]:
     """The tensors of a safetensors file.
 
     Raises:
