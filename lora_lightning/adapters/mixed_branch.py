@@ -124,7 +124,7 @@ class MixedBranch:
                 mixed = cast(BranchLayer, layer)
                 c = self._per_feature(stack.factors, y)
                 # DoRA: c·(f(x, W) + branch) - f(x, W), as in BranchLayer.add_branches
-                product = mixed._part(base, stack)  # type: ignore[arg-type]
+                product = mixed._part(base, stack)  # type: ignore[arg-type]  # it has a slot
                 change = (c - 1).to(y.dtype) * product + c.to(y.dtype) * change
             y = y + self._placed(change.to(y.dtype), stack, y)
         if self.biases is not None:
@@ -175,7 +175,7 @@ class MixedBranch:
     def _placed(self, change: Tensor, stack: Stack, y: Tensor) -> Tensor:
         if stack.slot.out_range is None:
             return change
-        return cast(BranchLayer, self.layer)._placed(change, stack, y)  # type: ignore[arg-type]
+        return cast(BranchLayer, self.layer)._placed(change, stack, y)  # type: ignore[arg-type]  # it has a slot
 
     def _refuse_positions(self, i: Tensor) -> None:
         """A table that is read at 0, 1, 2, …, once for all samples, is one of positions."""

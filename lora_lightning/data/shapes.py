@@ -72,7 +72,7 @@ class ShapesDataModule(L.LightningDataModule):
         ConfigError: one line for each bad option.
     """
 
-    provides: dict[str, Any] = {"num_classes": len(CLASSES), "class_names": list(CLASSES)}  # noqa: RUF012
+    provides: dict[str, Any] = {"num_classes": len(CLASSES), "class_names": list(CLASSES)}  # noqa: RUF012  # a fact
 
     def __init__(
         self,

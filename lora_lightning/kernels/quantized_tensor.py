@@ -63,7 +63,7 @@ class QuantizedTensor(Tensor):
         """The matrix, (out, in), in its own dtype or the one given; fresh memory."""
         return DEQUANTIZERS[self.kind](self.codes, self.scales, self.shape, dtype or self.dtype)
 
-    def __repr__(self) -> str:  # type: ignore[override]
+    def __repr__(self) -> str:  # type: ignore[override]  # torch's takes more
         return f"QuantizedTensor({self.kind}, {tuple(self.shape)}, {self.dtype}, device={self.device})"
 
     def __tensor_flatten__(self) -> tuple[list[str], tuple[Any, ...]]:
@@ -88,7 +88,7 @@ class QuantizedTensor(Tensor):
             return (_linear if func is F.linear else func)(*args, **(kwargs or {}))
 
     @classmethod
-    def __torch_dispatch__(  # type: ignore[override]
+    def __torch_dispatch__(  # type: ignore[override]  # torch types it as a method
         cls, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         with torch.inference_mode(False):  # a view of a parameter is none that inference alone may see
@@ -210,7 +210,7 @@ def _bitsandbytes() -> Any:
     level = logger.level
     logger.setLevel(logging.ERROR)
     try:
-        import bitsandbytes  # noqa: F401
+        import bitsandbytes  # noqa: F401  # only whether it is there
     finally:
         logger.setLevel(level)
     return torch.ops.bitsandbytes

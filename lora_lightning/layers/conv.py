@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -16,16 +16,16 @@ CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
-def conv_slot(module: nn.Module) -> Slot:
+def conv_slot(module: Any) -> Slot:
     """Per-group factors; for a depthwise convolution, whose groups are vectors, one factorization of
     the (out, k·k) matrix across the channels."""
     depthwise = module.groups == module.in_channels
-    return Slot("weight", groups=1 if depthwise else module.groups)  # type: ignore[arg-type]
+    return Slot("weight", groups=1 if depthwise else module.groups)
 
 
-def transposed_slot(module: nn.Module) -> Slot:
+def transposed_slot(module: Any) -> Slot:
     """W is (in, out / groups, *kernel): A reduces the input, B makes the output."""
-    return Slot("weight", groups=module.groups, transposed=True)  # type: ignore[arg-type]
+    return Slot("weight", groups=module.groups, transposed=True)
 
 
 class _Convolution(BranchLayer):
@@ -34,7 +34,7 @@ class _Convolution(BranchLayer):
         kernel_size: tuple[int, ...]
 
     @property
-    def channel_dim(self) -> int:  # type: ignore[override]
+    def channel_dim(self) -> int:  # type: ignore[override]  # elsewhere a constant
         return -1 - len(self.kernel_size)
 
     def _pointwise(self, x: Tensor, weight: Tensor, groups: int) -> Tensor:

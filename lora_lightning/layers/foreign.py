@@ -51,7 +51,7 @@ def taken_names(module: nn.Module, family: type[ClassSwap]) -> list[str]:
     # while a model is as before, the layers' own records stay in the dictionaries of their modules
     own |= {n for n in module.__dict__ if not n.startswith("lora_")}
     torch = [c for c in type(module).__mro__ if c.__module__.startswith("torch.")]
-    needed: frozenset[str] = _needed(family)  # type: ignore[arg-type]
+    needed: frozenset[str] = _needed(family)  # type: ignore[arg-type]  # a class is hashable
     return sorted(n for n in own & needed if not any(hasattr(c, n) for c in torch))
 
 

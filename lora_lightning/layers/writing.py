@@ -29,7 +29,8 @@ def inverted(module: nn.Module, name: str, value: Tensor) -> dict[str, Tensor] |
     moved = any(not torch.equal(b, before[n]) for n, b in trial.named_buffers() if n in before)
     if moved or not torch.allclose(made, wanted, rtol=1e-6, atol=1e-9):
         return None
-    return {n: trial._parameters[n].detach().to(p.device, p.dtype) for n, p in own._parameters.items()}  # type: ignore[union-attr]
+    parameters = dict(trial.named_parameters(recurse=False))
+    return {n: parameters[n].detach().to(p.device, p.dtype) for n, p in own.named_parameters(recurse=False)}
 
 
 def set_weights(module: nn.Module, weights: dict[str, Tensor]) -> list[str]:
