@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_lightning.kernels.functional import lora_conv
 from lora_lightning.layers.branch import BranchLayer
