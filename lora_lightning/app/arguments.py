@@ -6,7 +6,7 @@ import argparse
 import functools
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -14,6 +14,8 @@ from lora_lightning.errors import did_you_mean
 from lora_lightning.utils.marks import FLAG, TEXT, Check, above, at_least, between, number, one_of, whole
 
 SHELLS = ("bash", "zsh")
+PATHS = """PATH is an adapter's folder (of PEFT, too) or a Trainer's checkpoint.
+`lora-lightning COMMAND --help` lists what a command takes."""
 
 
 class Page(argparse.HelpFormatter):
@@ -144,27 +146,24 @@ some = value_of(int, whole(at_least(1)))
 
 
 @functools.cache
-def parsers() -> tuple[Parser, Mapping[str, Parser]]:
-    """The parser of the program, for its page, and those of its commands by name."""
-    top = Parser(
-        prog="lora-lightning",
-        usage="lora-lightning COMMAND [WORD ...]",
-        description="LoRA for PyTorch Lightning, for vision and speech.",
-        epilog="PATH is an adapter's folder (of PEFT, too) or a Trainer's checkpoint. "
-        "`lora-lightning COMMAND --help` lists a command's options.",
-    )
-    commands = top.add_subparsers(title="commands", metavar="", parser_class=Parser)
+def parsers() -> dict[str, Parser]:
+    """The parser of each command."""
+    made = {}
     for name, (declare, usage, about) in COMMANDS.items():
-        declare(
-            commands.add_parser(
-                name,
-                usage=f"lora-lightning {name} {usage}",
-                help=about,
-                description=f"{about[0].upper()}{about[1:]}.",
-                add_help=name != "train",
-            )
+        made[name] = Parser(
+            prog=f"lora-lightning {name}",
+            usage=f"lora-lightning {name} {usage}",
+            description=f"{about[0].upper()}{about[1:]}.",
+            add_help=name != "train",  # whose page is Hydra's
         )
-    return top, commands.choices
+        declare(made[name])
+    return made
+
+
+def page() -> str:
+    """All commands, a line each."""
+    lines = [f"  {f'{name} {usage}':<62}{about}" for name, (_, usage, about) in COMMANDS.items()]
+    return "\n".join(["usage: lora-lightning COMMAND [WORD ...]", "", *lines, "", PATHS])
 
 
 def _train(parser: Parser) -> None:
@@ -243,7 +242,7 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], str, str]] = {
     "train": (
         _train,
         "[recipe=NAME] [group=choice] [key=value]",
-        "adapt a model; train --help lists all",
+        "adapt a model",
     ),
     "merge": (
         _merge,
@@ -258,7 +257,7 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], str, str]] = {
     ),
     "predict": (
         _predict,
-        "images=FOLDER out=FOLDER adapter=FOLDER [key=value ...]",
+        "images=FOLDER out=FOLDER adapter=FOLDER [...]",
         "what a detector finds: JSON and pictures",
     ),
     "completion": (_completion, "bash|zsh", "Tab completes groups, recipes and options"),

@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lora_lightning.app import interrupts
-from lora_lightning.app.arguments import SHELLS, at_home, missing_path, parsers
+from lora_lightning.app.arguments import SHELLS, at_home, missing_path, page, parsers
 from lora_lightning.app.interrupts import interruptible
 from lora_lightning.errors import FULL, UserError, did_you_mean
 from lora_lightning.utils.libraries import load_lightning
@@ -26,15 +26,14 @@ def main(words: Sequence[str] | None = None) -> None:
         SystemExit: 0 when done, 2 after a user's mistake, 130 after Ctrl-C.
     """
     words = at_home(sys.argv[1:] if words is None else words)
-    top, commands = parsers()
     if not words or words[0] in ("-h", "--help"):
-        top.print_help()
+        print(page())
         raise SystemExit(0 if words else 2)
     command, *rest = words
     try:
-        if command not in commands:
-            near = did_you_mean(command, commands)
-            raise UserError(f"{command}: there is no such command.{near}\n\n{top.format_help().strip()}")
+        if command not in COMMANDS:
+            near = did_you_mean(command, COMMANDS)
+            raise UserError(f"{command}: there is no such command.{near}\n\n{page()}")
         COMMANDS[command](rest)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -140,7 +139,7 @@ COMMANDS = {
 
 def _given(command: str, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """What a command is told, by name; and what is wrong in it, one line each."""
-    parser = parsers()[1][command]
+    parser = parsers()[command]
     read, strays, problems = parser.read(words)
     given = vars(read)
     absent = {path: problem for path in given.get("paths", ()) if (problem := missing_path(path))}

@@ -39,7 +39,7 @@ class CommandLine:
         if any(len(a) > 2 and RERUN.startswith(a.partition("=")[0]) for a in arguments):  # cut short, too
             remedy = "would unpickle a file, which can run any code: give resume=FOLDER."
             raise ConfigError([f"{RERUN}: {remedy}"])
-        self.flags, strays, self.problems = parsers()[1]["train"].read(arguments)
+        self.flags, strays, self.problems = parsers()["train"].read(arguments)
         self.problems += [_stray(word) for word in strays if word.startswith("-")]
         words = [*self.flags.words, *(word for word in strays if not word.startswith("-"))]
         self.overrides = [o for word in words if (o := _parse(word, self.problems))]
@@ -153,7 +153,7 @@ def _stray(flag: str) -> str:
     bare = flag.lstrip("-")
     if "=" in bare:
         return f"{flag}: options have no dashes here; give {bare}."
-    return f"{flag}: there is no such flag.{did_you_mean(flag, parsers()[1]['train'].flags)}"
+    return f"{flag}: there is no such flag.{did_you_mean(flag, parsers()['train'].flags)}"
 
 
 def _parse(word: str, problems: list[str]) -> Override | None:

@@ -62,7 +62,7 @@ def complete(words: Sequence[str]) -> list[str]:
     at = next((i for i, w in enumerate(words[:-1]) if w.rpartition("/")[2] in (PROGRAM, SCRIPT)), None)
     if at is None:
         return []
-    home, commands = _home(Path(words[at])), parsers()[1]
+    home, commands = _home(Path(words[at])), parsers()
     *before, current = words[at + 1 :]
     if words[at].endswith(PROGRAM):
         if not before:

@@ -53,7 +53,7 @@ def test_usage(capsys: pytest.CaptureFixture[str]) -> None:
         main(["--help"])
     assert caught.value.code == 0
     page = capsys.readouterr().out
-    assert all(f"\n    {command}" in page for command in COMMANDS)
+    assert all(f"\n  {command} " in page for command in COMMANDS)
 
 
 @pytest.mark.parametrize("command", [name for name in COMMANDS if name not in ("train", "completion")])
@@ -62,7 +62,7 @@ def test_a_page_shows_every_option_as_it_is_typed(command: str, capsys: pytest.C
         main([command, "--help"])
     page = capsys.readouterr().out
     assert caught.value.code == 0 and f"lora-lightning {command}" in page
-    assert all(f"\n  {written}" in page for written in parsers()[1][command].keys.values())
+    assert all(f"\n  {written}" in page for written in parsers()[command].keys.values())
     assert "--" not in page.replace("--help", "")
     assert all(len(line) <= 110 for line in page.splitlines())
 
