@@ -146,18 +146,17 @@ some = value_of(int, whole(at_least(1)))
 
 
 @functools.cache
-def parsers() -> dict[str, Parser]:
-    """The parser of each command."""
-    made = {}
-    for name, (declare, usage, about) in COMMANDS.items():
-        made[name] = Parser(
-            prog=f"lora-lightning {name}",
-            usage=f"lora-lightning {name} {usage}",
-            description=f"{about[0].upper()}{about[1:]}.",
-            add_help=name != "train",  # whose page is Hydra's
-        )
-        declare(made[name])
-    return made
+def parser_of(command: str) -> Parser:
+    """The parser of one of COMMANDS."""
+    declare, usage, about = COMMANDS[command]
+    parser = Parser(
+        prog=f"lora-lightning {command}",
+        usage=f"lora-lightning {command} {usage}",
+        description=f"{about[0].upper()}{about[1:]}.",
+        add_help=command != "train",  # whose page is Hydra's
+    )
+    declare(parser)
+    return parser
 
 
 def page() -> str:

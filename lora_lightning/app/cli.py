@@ -9,7 +9,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lora_lightning.app import interrupts
-from lora_lightning.app.arguments import SHELLS, at_home, missing_path, page, parsers
+from lora_lightning.app.arguments import SHELLS, at_home, missing_path, page, parser_of
 from lora_lightning.app.interrupts import interruptible
 from lora_lightning.errors import FULL, UserError, did_you_mean
 from lora_lightning.utils.libraries import load_lightning
@@ -139,7 +139,7 @@ COMMANDS = {
 
 def _given(command: str, words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
     """What a command is told, by name; and what is wrong in it, one line each."""
-    parser = parsers()[command]
+    parser = parser_of(command)
     read, strays, problems = parser.read(words)
     given = vars(read)
     absent = {path: problem for path in given.get("paths", ()) if (problem := missing_path(path))}

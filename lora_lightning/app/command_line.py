@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from lora_lightning.app.arguments import parsers
+from lora_lightning.app.arguments import parser_of
 from lora_lightning.app.check import unimportable
 from lora_lightning.app.compose import Configurations, plain_values, shipped
 from lora_lightning.app.overriding import with_plus
@@ -39,7 +39,7 @@ class CommandLine:
         if any(len(a) > 2 and RERUN.startswith(a.partition("=")[0]) for a in arguments):  # cut short, too
             remedy = "would unpickle a file, which can run any code: give resume=FOLDER."
             raise ConfigError([f"{RERUN}: {remedy}"])
-        self.flags, strays, self.problems = parsers()["train"].read(arguments)
+        self.flags, strays, self.problems = parser_of("train").read(arguments)
         self.problems += [_stray(word) for word in strays if word.startswith("-")]
         words = [*self.flags.words, *(word for word in strays if not word.startswith("-"))]
         self.overrides = [o for word in words if (o := _parse(word, self.problems))]
@@ -109,7 +109,8 @@ class CommandLine:
     def _as_composed(self, single: DictConfig | None) -> list[str]:
         """The words with the plus that Hydra wants for options that no file sets."""
         if single is not None:
-            return [*single.hydra.overrides.hydra, *single.hydra.overrides.task]
+            given: Any = OmegaConf.to_container(single.hydra.overrides, resolve=False)
+            return [*given["hydra"], *given["task"]]
         groups, _ = parted(self.known, [o for o in self.overrides if not o.is_sweep_override()], [])
         config = self.known.compose_groups(groups)
         overrides = with_plus(config, self.overrides) if isinstance(config, DictConfig) else self.overrides
@@ -153,7 +154,7 @@ def _stray(flag: str) -> str:
     bare = flag.lstrip("-")
     if "=" in bare:
         return f"{flag}: options have no dashes here; give {bare}."
-    return f"{flag}: there is no such flag.{did_you_mean(flag, parsers()['train'].flags)}"
+    return f"{flag}: there is no such flag.{did_you_mean(flag, parser_of('train').flags)}"
 
 
 def _parse(word: str, problems: list[str]) -> Override | None:

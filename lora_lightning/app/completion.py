@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lora_lightning.app.arguments import SHELLS, parsers
+from lora_lightning.app.arguments import COMMANDS, SHELLS, parser_of
 from lora_lightning.app.options import RULES, options_in
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.utils.mapping_file import parse_values, read_text
@@ -62,17 +62,17 @@ def complete(words: Sequence[str]) -> list[str]:
     at = next((i for i, w in enumerate(words[:-1]) if w.rpartition("/")[2] in (PROGRAM, SCRIPT)), None)
     if at is None:
         return []
-    home, commands = _home(Path(words[at])), parsers()
+    home = _home(Path(words[at]))
     *before, current = words[at + 1 :]
     if words[at].endswith(PROGRAM):
         if not before:
-            found: list[str] = [*commands, "--help"]
+            found: list[str] = [*COMMANDS, "--help"]
         elif before[0] == "train":
             found = _of_train(home, before[1:], current)
         elif before[0] == "completion":
             found = list(SHELLS)
         else:
-            found = [f"{name}=" for name in commands[before[0]].keys] if before[0] in commands else []
+            found = [f"{name}=" for name in parser_of(before[0]).keys] if before[0] in COMMANDS else []
     else:
         found = _of_train(home, before, current)
     return sorted({word for word in found if word.startswith(current)})

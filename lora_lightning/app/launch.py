@@ -18,7 +18,7 @@ from typing import Any
 from hydra.conf import HydraConf
 from hydra.core.hydra_config import HydraConfig
 from hydra.errors import HydraException
-from omegaconf import open_dict, read_write
+from omegaconf import OmegaConf, open_dict, read_write
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app import interrupts
@@ -229,8 +229,10 @@ def one_job(tracebacks: bool = False) -> Iterator[None]:
 def _words_of(hydra: HydraConf) -> list[str]:
     """The command line that runs this job alone."""
     folders = [source.path for source in hydra.runtime.config_sources if source.provider == USERS]
-    words = [w for w in hydra.overrides.hydra if not w.lstrip("+").startswith(("hydra.mode", "hydra.sweep"))]
-    return [*(f"--config-dir={f}" for f in folders), *hydra.overrides.task, *words, "hydra.mode=RUN"]
+    node: Any = hydra.overrides
+    given: Any = OmegaConf.to_container(node, resolve=False)  # ${…} as it was typed
+    words = [w for w in given["hydra"] if not w.lstrip("+").startswith(("hydra.mode", "hydra.sweep"))]
+    return [*(f"--config-dir={f}" for f in folders), *given["task"], *words, "hydra.mode=RUN"]
 
 
 def _end_processes() -> None:

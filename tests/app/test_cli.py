@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from lora_lightning import inject, save_adapter
-from lora_lightning.app.arguments import parsers
+from lora_lightning.app.arguments import parser_of
 from lora_lightning.app.cli import COMMANDS, main
 from lora_lightning.config import LoRAConfig
 
@@ -62,7 +62,7 @@ def test_a_page_shows_every_option_as_it_is_typed(command: str, capsys: pytest.C
         main([command, "--help"])
     page = capsys.readouterr().out
     assert caught.value.code == 0 and f"lora-lightning {command}" in page
-    assert all(f"\n  {written}" in page for written in parsers()[command].keys.values())
+    assert all(f"\n  {written}" in page for written in parser_of(command).keys.values())
     assert "--" not in page.replace("--help", "")
     assert all(len(line) <= 110 for line in page.splitlines())
 
