@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import cast
@@ -33,6 +32,7 @@ from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.planning.patterns import naming
 from lora_lightning.planning.plan import Plan
 from lora_lightning.planning.targets import assemble
+from lora_lightning.utils.marks import is_number
 from lora_lightning.utils.names import submodule
 from lora_lightning.utils.tables import truncate_list
 
@@ -127,7 +127,7 @@ def _check(
     problems = []
     if not records or len(names) != len(weights):
         problems.append(f"weights={list(weights)!r}: give one for each of {list(names)!r}, at least one.")
-    if not all(isinstance(w, (int, float)) and math.isfinite(w) for w in weights):
+    if not all(map(is_number, weights)):
         problems.append(f"weights={list(weights)!r}: give finite numbers.")
     if problem := name_problem(into):
         problems.append(problem.replace("adapter=", "into="))

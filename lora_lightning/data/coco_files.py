@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -15,6 +14,7 @@ from faster_coco_eval.core import mask as rle
 
 from lora_lightning.data.detection import Sample, image_size
 from lora_lightning.data.findings import DataError, Findings
+from lora_lightning.utils.marks import is_number, is_whole
 
 PARTS = ("images", "annotations", "categories")
 HEADERS_AT_ONCE = 16
@@ -86,16 +86,16 @@ class CocoCheck:
         """The images that can be read, each with its whole annotations, in the order of the file."""
         images = self._images(content["images"])
         objects: dict[int, list[tuple[Any, ...]]] = {image_id: [] for image_id in images}
-        broken = {e["id"] for e in content["images"] if _whole(_get(e, "id"))} - images.keys()
+        broken = {e["id"] for e in content["images"] if is_whole(_get(e, "id"))} - images.keys()
         seen: set[Any] = set()
         for place, entry in enumerate(content["annotations"]):
             where = f"{self.file.name}: annotation {_name(entry, place)}"
             image_id = _get(entry, "image_id")
             if not isinstance(entry, dict):
                 self._bad("an annotation that is no mapping", where)
-            elif _whole(image_id) and image_id in broken:
+            elif is_whole(image_id) and image_id in broken:
                 continue  # its image is named already
-            elif not _whole(image_id) or image_id not in images:
+            elif not is_whole(image_id) or image_id not in images:
                 self._bad("an annotation of an unknown image", f"{where}, image_id {image_id!r}")
             elif (found := self._object(entry, where, images[image_id], seen)) is not None:
                 objects[image_id].append(found)
@@ -113,7 +113,7 @@ class CocoCheck:
         for place, entry in enumerate(entries):
             where = f"{self.file.name}: image {_name(entry, place)}"
             image_id, name = _get(entry, "id"), _get(entry, "file_name")
-            if not _whole(image_id) or not isinstance(name, str) or not name:
+            if not is_whole(image_id) or not isinstance(name, str) or not name:
                 self._bad("an image without a whole id and a file_name", where)
             elif image_id in listed:
                 self._bad("an image id given twice", where, "the second dropped")
@@ -141,16 +141,16 @@ class CocoCheck:
         own, box = entry.get("id"), entry.get("bbox")
         category: Any = entry.get("category_id")
         _, width, height = image
-        if own is not None and (not _whole(own) or own in seen):
+        if own is not None and (not is_whole(own) or own in seen):
             self._bad(
-                "an annotation id given twice" if _whole(own) else "an annotation without a whole id", where
+                "an annotation id given twice" if is_whole(own) else "an annotation without a whole id", where
             )
             return None
         seen.add(own)
-        if not _whole(category) or (label := self.labels.get(category)) is None:
+        if not is_whole(category) or (label := self.labels.get(category)) is None:
             self._bad("an unknown category", f"{where}, category_id {category!r}")
             return None
-        if not (isinstance(box, list) and len(box) == 4 and all(map(_finite, box))):
+        if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
             self._bad("a bbox that is not four numbers", f"{where}, {json.dumps(box)[:60]}")
             return None
         left, top, wide, high = map(float, box)
@@ -175,7 +175,7 @@ class CocoCheck:
             self._bad("a segmentation that cannot be drawn", f"{where}, {json.dumps(segmentation)[:60]}")
             return None
         area: Any = entry.get("area")
-        area = float(area) if _finite(area) and area > 0 else (right - left) * (bottom - top)
+        area = float(area) if is_number(area) and area > 0 else (right - left) * (bottom - top)
         crowd = entry.get("iscrowd") in (1, True)
         return (left, top, right, bottom), label, crowd, area, segmentation
 
@@ -190,7 +190,7 @@ def categories_of(
         for place, entry in enumerate(content["categories"]):
             where = f"{file.name}: category {_name(entry, place)}"
             category, name = _get(entry, "id"), _get(entry, "name")
-            if not _whole(category) or category < 0 or not isinstance(name, str) or not name:
+            if not is_whole(category) or category < 0 or not isinstance(name, str) or not name:
                 findings.add("a category without an id of at least 0 and a name", where, "dropped")
             elif category in here:
                 findings.add("a category id given twice", where, "the second dropped")
@@ -199,7 +199,7 @@ def categories_of(
                 findings.add("a category with two names", told, "the first is kept")
             else:
                 names[category] = name
-            if _whole(category):
+            if is_whole(category):
                 here.add(category)
     return dict(sorted(names.items()))
 
@@ -223,14 +223,14 @@ def _encoded(segmentation: Any, height: int, width: int) -> Any:
 def _drawable(segmentation: Any, width: int, height: int) -> bool:
     if isinstance(segmentation, list):
         return bool(segmentation) and all(
-            isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 and all(map(_finite, p))
+            isinstance(p, list) and len(p) >= 6 and len(p) % 2 == 0 and all(map(is_number, p))
             for p in segmentation
         )
     if not isinstance(segmentation, dict) or segmentation.get("size") != [height, width]:
         return False
     counts = segmentation.get("counts")
     if isinstance(counts, list):
-        return all(_whole(c) and c >= 0 for c in counts) and sum(counts) == width * height
+        return all(is_whole(c) and c >= 0 for c in counts) and sum(counts) == width * height
     return isinstance(counts, str) and bool(counts)
 
 
@@ -258,12 +258,4 @@ def _get(entry: Any, key: str) -> Any:
 def _name(entry: Any, place: int) -> str:
     """An entry's id, or its place in the list where it has none."""
     own = _get(entry, "id")
-    return str(own) if _whole(own) else f"at place {place}"
-
-
-def _whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
-
-
-def _finite(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return str(own) if is_whole(own) else f"at place {place}"

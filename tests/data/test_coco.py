@@ -106,6 +106,7 @@ BAD: list[tuple[str, dict[str, Any]]] = [
     ("a box of negative size", {"bbox": [10, 10, -5, 20]}),
     ("a bbox that is not four numbers", {"bbox": [10, 10, 5]}),
     ("a bbox that is not four numbers", {"bbox": [10, 10, 5, float("nan")]}),
+    ("a bbox that is not four numbers", {"bbox": [10, 10, 5, 10**400]}),  # which no float holds
     ("an unknown category", {"category_id": 99}),
     ("an annotation of an unknown image", {"image_id": 7}),
     ("an annotation id given twice", {"id": 1001}),
