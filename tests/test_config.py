@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 import lora_lightning as ll
+from lora_lightning.layers.update import INITS
+from lora_lightning.utils.checks import checks_of
 
 
 def test_defaults_are_valid_and_plain():
@@ -24,6 +26,10 @@ def test_what_sweeps_and_sets_hand_over_is_plain():
         rank=4, alpha=8.0, dropout=0.5, rank_pattern={"qkv": 2}, target_modules=["fc1", "proj", "qkv"]
     )
     assert json.dumps(given.to_dict()) == json.dumps(plain.to_dict())
+
+
+def test_the_beginnings_are_those_that_updates_know():
+    assert checks_of(ll.LoRAConfig)["init"].names == tuple(INITS)
 
 
 @pytest.mark.parametrize(

@@ -74,6 +74,7 @@ def test_what_no_file_sets_needs_no_plus(folder: Path) -> None:
     several = CommandLine(["-m", *words, "data.blur=7,8"])
     assert several.check() is None
     assert {"++data.blur=7,8", "++lora.implementation=reference"} < set(several.for_hydra())
+    assert "lora.rank=${seed}" in CommandLine(["lora.rank=${seed}"]).words
     assert told("data=blurred data.blurr=1", folder) == [
         "data.blurr=1: there is no such option. Did you mean 'data.blur'? Options of data: blur, edge."
     ]

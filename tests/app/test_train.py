@@ -161,11 +161,11 @@ def test_a_folder_that_cannot_be_made(tmp_path: Path, capsys: pytest.CaptureFixt
     [
         (["+lora.rank_pattern={blocks.0.attn.qkv: 200}"], "blocks.0.attn.qkv"),
         (["lora.target_modules=[qkvv]"], "lora.target_modules: 'qkvv' matches no layer. Did you mean"),
-        (["model.name=vit_tinny_patch16_224"], "model.name='vit_tinny_patch16_224'"),
+        (["model.name=vit_tinny_patch16_224"], "model.name=vit_tinny_patch16_224: give a model of timm"),
         (["model.checkpoint=nowhere.safetensors"], "nowhere.safetensors"),
         (["model.depth=5"], "does not fit"),
         (["+model.depht=5"], "model.depht=5 is not an option"),
-        (["+model.head_dim=5", "model.name=foo"], "model.name='foo'"),
+        (["+model.head_dim=5", "model.name=foo"], "model.name=foo: give a model of timm"),
         (["optim.head_lr=1e-3", "lora.modules_to_save=null", "+lora.exclude_modules=[head]"], "head_lr"),
     ],
 )

@@ -168,5 +168,5 @@ def test_to_look_at_a_recipe_runs_nothing_of_it(flag, tmp_path, marker, monkeypa
         train(["--config-dir", str(tmp_path), "recipe=logs", *flag])
     assert not marker.exists() and "hydra.hydra_logging: is changed" in capsys.readouterr().err
     with contextlib.suppress(SystemExit):  # the control
-        train(["--config-dir", str(tmp_path), "recipe=builds", "data.seed=-1"])
+        train(["--config-dir", str(tmp_path), "recipe=builds", "seed=-1"])
     assert marker.exists()
