@@ -1,24 +1,33 @@
-"""The promises of an adapted model, for every layer family and for models that read weights."""
+"""The promises of an adapted model, of models that call or read their weights, by kinds of adapters."""
 
 import copy
 import pickle
 
 import pytest
 import torch
-from small import BATCHES, adapted, cnn, encoder, mlp, vit
+from kinds import MODELS, pairs
+from small import BATCHES, adapted, cnn, mlp, vit
 from torch import nn
 
 import lora_lightning as ll
 from lora_lightning.layers.registry import lora_layers
 
-MODELS = [mlp, cnn, vit, encoder]
-CONFIGS = {
-    "plain": {},
-    "rslora": {"use_rslora": True},
-    "dora": {"use_dora": True},
-    "affine": {"train_norm": "affine"},
-    "bias": {"train_bias": "all"},
-}
+
+class Mixture(nn.Module):
+    """A convolution, a norm, an encoder layer that reads weights, and an MLP: each called as in its model."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = cnn()[:6]
+        self.encoder = nn.TransformerEncoderLayer(12, 2, 16, dropout=0.0, batch_first=True)
+        self.head = nn.Sequential(nn.LayerNorm(12), nn.Linear(12, 8), nn.GELU(), nn.Linear(8, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        tokens = self.stem(x).flatten(2).mT  # (batch, places, channels)
+        return self.head(self.encoder(tokens).mean(1))
+
+
+BATCHES = {**BATCHES, Mixture: BATCHES[cnn]}
 
 
 def base_weights(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -28,9 +37,8 @@ def base_weights(model: nn.Module) -> dict[str, torch.Tensor]:
     }
 
 
-@pytest.mark.parametrize("build", MODELS)
+@pairs
 @pytest.mark.parametrize("mode", ["train", "eval"])
-@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
 def test_outputs_do_not_change_at_injection(build, mode, options):
     model = build().train(mode == "train")
     for module in model.modules():  # the base in train mode would use batch statistics
@@ -49,8 +57,7 @@ def test_outputs_do_not_change_at_injection(build, mode, options):
     assert (model(x) - wanted).abs().max() <= 1e-6 * wanted.abs().max()
 
 
-@pytest.mark.parametrize("build", MODELS)
-@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
+@pairs
 def test_effective_weight_is_what_the_model_computes(build, options):
     """An independent model with W + s·B·A (times DoRA's factors) written into its weights agrees, in
     train and in eval mode."""
@@ -79,8 +86,7 @@ def test_effective_weight_is_what_the_model_computes(build, options):
             torch.testing.assert_close(model(x), reference(x), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("build", MODELS)
-@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
+@pairs
 def test_gradients_equal_those_through_the_effective_weight(build, options):
     """The low-rank branch and autograd through W + s·B·A give the same gradients, in float64."""
     model = adapted(build, **options).double().train()
@@ -120,8 +126,7 @@ def test_training_changes_only_what_trains(build):
     assert all(not torch.equal(after[n], before) for n, before in trained.items())
 
 
-@pytest.mark.parametrize("build", MODELS)
-@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
+@pairs
 @torch.no_grad()
 def test_adapters_off_is_the_base_model(build, options):
     torch.manual_seed(0)
@@ -144,8 +149,7 @@ def test_adapters_off_is_the_base_model(build, options):
     torch.testing.assert_close(model(x), changed, rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("build", MODELS)
-@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
+@pairs
 def test_merge_equals_unmerged_and_unmerge_restores(build, options):
     model = adapted(build, **options).eval()
     x = BATCHES[build]()
@@ -160,73 +164,6 @@ def test_merge_equals_unmerged_and_unmerge_restores(build, options):
     ll.unmerge(model)
     assert all(torch.equal(weight, weights[n]) for n, weight in base_weights(model).items())
     assert torch.equal(model(x), before)
-
-
-@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_merge_refuses_updates_that_are_not_finite_and_merges_nothing(bad):
-    model = adapted(mlp)
-    layers = lora_layers(model)
-    last = list(layers)[-1]
-    with torch.no_grad():
-        layers[last].lora["default"]["weight"].lora_B[0, 0] = bad
-    with pytest.raises(ll.UserError, match=rf"{last}.*NaN or infinity.*No layer was merged"):
-        ll.merge(model)
-    assert not any(layer.lora_merged for layer in layers.values())
-
-
-@pytest.mark.parametrize("build", MODELS)
-def test_eject_gives_back_the_very_model(build):
-    model = build()
-    modules = dict(model.named_modules())
-    classes = {n: type(m) for n, m in modules.items()}
-    flags = {}
-    for i, (name, parameter) in enumerate(model.named_parameters()):
-        parameter.requires_grad_(i % 3 != 0)
-        flags[name] = i % 3 != 0
-    parameters = dict(model.named_parameters())
-    values = {n: t.clone() for n, t in model.state_dict().items()}
-    seen = []
-    handle = next(iter(modules.values())).register_forward_hook(lambda *_: seen.append(1))
-    ll.inject(model, ll.LoRAConfig(rank=2, train_norm="both", train_bias="all"))
-    assert all(m is modules[n] for n, m in model.named_modules() if n in modules)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    model.train()(BATCHES[build]()).square().mean().backward()
-    optimizer.step()
-    assert seen == [1]
-    ll.eject(model)
-    assert {n: type(m) for n, m in model.named_modules()} == classes
-    assert all(p is parameters[n] for n, p in model.named_parameters())
-    assert {n: p.requires_grad for n, p in model.named_parameters()} == flags
-    state = model.state_dict()
-    assert state.keys() == values.keys()
-    assert all(torch.equal(state[n], v) for n, v in values.items())
-    handle.remove()
-
-
-@pytest.mark.parametrize("build", MODELS)
-@pytest.mark.parametrize("options", CONFIGS.values(), ids=CONFIGS)
-def test_eject_merged_is_a_plain_model_with_the_trained_function(build, options):
-    model = adapted(build, **options).eval()
-    x = BATCHES[build]()
-    before = model(x)
-    ll.eject(model, merged=True)
-    plain = build().eval()
-    plain.load_state_dict(model.state_dict())  # strict: no key of ours is left
-    torch.testing.assert_close(plain(x), before, rtol=1e-4, atol=1e-5)
-
-
-def test_torch_folds_the_norms_of_an_ejected_model_into_its_convolutions():
-    from torch.fx.experimental.optimization import fuse
-
-    model = adapted(cnn, train_norm="both")
-    model.train()(BATCHES[cnn]())  # statistics that are not 0 and 1
-    model.eval()
-    x = BATCHES[cnn]()
-    before = model(x)
-    ll.eject(model, merged=True)
-    folded = fuse(model)
-    assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
-    torch.testing.assert_close(folded(x), before, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("build", MODELS)
@@ -254,7 +191,10 @@ def test_deepcopy_and_pickle_keep_the_function(build):
         assert not lora_layers(twin)
 
 
-@pytest.mark.parametrize("build", MODELS)
+slow_models = [pytest.param(build, marks=pytest.mark.slow) for build in MODELS]
+
+
+@pytest.mark.parametrize("build", [Mixture, *slow_models])
 def test_compile_without_graph_break(build):
     model = adapted(build).train()
     x = BATCHES[build]()
@@ -262,7 +202,7 @@ def test_compile_without_graph_break(build):
     torch.testing.assert_close(compiled(x), model(x), rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("build", MODELS)
+@pytest.mark.parametrize("build", [Mixture, *slow_models])
 def test_export(build):
     model = adapted(build).eval()
     x = BATCHES[build]()
@@ -309,46 +249,3 @@ def test_eval_model_stays_in_eval():
     model = vit().eval()
     ll.inject(model, ll.LoRAConfig(rank=2, dropout=0.5))
     assert not any(m.training for m in model.modules())
-
-
-@pytest.mark.parametrize("name", ["", "two words", "items", "a.b", "0"])
-def test_bad_adapter_name_leaves_the_model_alone(name):
-    model = mlp()
-    with pytest.raises(ll.ConfigError, match="identifier"):
-        ll.inject(model, ll.LoRAConfig(rank=2), adapter=name)
-    assert not lora_layers(model)
-    assert all(p.requires_grad for p in model.parameters())
-
-
-def test_injecting_twice_is_refused():
-    model = adapted(mlp)
-    with pytest.raises(ll.ConfigError, match="adapted already"):
-        ll.inject(model)
-
-
-@pytest.mark.parametrize("act", [ll.merge, ll.unmerge, ll.eject, ll.lora_state_dict])
-def test_a_model_that_is_not_adapted_is_refused(act):
-    with pytest.raises(ll.UserError, match=r"inject\(model\) first"):
-        act(mlp())
-
-
-def test_freeze_trains_the_head_alone():
-    model = cnn()
-    plan = ll.linear_probe(model)
-    assert {n for n, p in model.named_parameters() if p.requires_grad} == {"9.weight", "9.bias"}
-    assert plan.trainable == 39
-    model.train()
-    assert not any(m.training for m in model.modules() if isinstance(m, nn.BatchNorm2d))
-    ll.eject(model)
-    assert all(p.requires_grad for p in model.parameters())
-
-
-def test_a_linear_probe_trains_the_head_alone():
-    """Whatever LoRA would train beside its updates."""
-    model = cnn()
-    before = {n: t.clone() for n, t in model.state_dict().items()}
-    config = ll.LoRAConfig(modules_to_save=["9"], train_norm="both", train_bias="all")
-    assert ll.linear_probe(model, config).trainable == 12 * 3 + 3
-    assert [n for n, p in model.named_parameters() if p.requires_grad] == ["9.weight", "9.bias"]
-    model.train()(torch.randn(4, 3, 10, 10))
-    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())  # the statistics too

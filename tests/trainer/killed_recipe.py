@@ -8,7 +8,7 @@ import lightning.pytorch as pl
 import torch
 
 from lora_lightning.app.preemption import Preemption
-from lora_lightning.app.train import run  # all that a run imports  # noqa: F401
+from lora_lightning.app.train import train  # all that a run imports  # noqa: F401
 
 
 def main(folder: Path, words: list[str], signal_number: int, step: int) -> None:

@@ -13,7 +13,8 @@ from killed_recipe import main
 from safetensors.torch import load_file
 from torch.utils._pytree import tree_flatten
 
-processes = multiprocessing.get_context("spawn")
+processes = multiprocessing.get_context("forkserver")  # each process is a new one, all imports done once
+processes.set_forkserver_preload(["killed_recipe", "timm", "torchvision.models", "hydra.utils"])
 
 DIGITS = [
     "data.train_size=80",
