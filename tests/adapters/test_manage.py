@@ -2,67 +2,15 @@
 
 import copy
 import pickle
-import re
-from pathlib import Path
 
 import pytest
 import torch
-from small import BATCHES, Classifier, cnn, encoder, loader, mlp, trainer, vit
+from several import MODELS, OTHERS, alone, flags, train, two
+from small import BATCHES, mlp, vit
 from torch import nn
 
 import lora_lightning as ll
 from lora_lightning.layers.registry import lora_layers
-
-MODELS = [mlp, cnn, vit, encoder]
-# Other ranks, layers, kinds of update and own values than the first adapter's.
-OTHERS = {
-    "rank": {"rank": 3},
-    "dora": {"rank": 2, "use_dora": True},
-    "own": {"rank": 2, "train_norm": "both", "train_bias": "all"},
-    "all": {"rank": 1, "target_modules": "all", "modules_to_save": None},
-}
-
-
-@torch.no_grad()
-def train(model: nn.Module, seed: int) -> None:
-    """Give whatever trains now values of its own, as training would."""
-    generator = torch.Generator().manual_seed(seed)
-    for parameter in model.parameters():
-        if parameter.requires_grad:
-            parameter.add_(0.3 * torch.randn(parameter.shape, generator=generator))
-    own = set(model.lora_state.adapters[model.lora_state.adapter].extra_trainables)
-    for name, buffer in model.named_buffers():
-        if name in own and buffer.is_floating_point():
-            buffer.add_(torch.rand(buffer.shape, generator=generator))
-
-
-def alone(build, name: str, seed: int, **options) -> nn.Module:
-    """A model with this adapter only."""
-    torch.manual_seed(0)
-    model = build()
-    torch.manual_seed(seed)
-    ll.inject(model, ll.LoRAConfig(**options), adapter=name)
-    train(model, seed)
-    return model.eval()
-
-
-def two(build, **options) -> nn.Module:
-    """A model with the adapters "one" (rank 2) and "two", whose values are those of `alone`."""
-    torch.manual_seed(0)
-    model = build()
-    torch.manual_seed(1)
-    ll.inject(model, ll.LoRAConfig(rank=2), adapter="one")
-    train(model, 1)
-    torch.manual_seed(2)
-    ll.add_adapter(model, "two", ll.LoRAConfig(**options))
-    ll.set_adapter(model, "two")
-    train(model, 2)
-    ll.set_adapter(model, "one")
-    return model.eval()
-
-
-def flags(model: nn.Module) -> set[str]:
-    return {n for n, p in model.named_parameters() if p.requires_grad}
 
 
 @pytest.mark.parametrize("build", MODELS)
@@ -289,108 +237,3 @@ def test_names_that_are_wrong_are_named_with_near_misses():
     assert ll.adapter_names(model) == ["one", "two"]
     with ll.adapters_off(model), pytest.raises(ll.UserError, match="leave that context first"):
         ll.set_adapter(model, "two")
-
-
-@pytest.mark.parametrize("adapter", ["one", "two"])
-@pytest.mark.parametrize("options", OTHERS.values(), ids=OTHERS)
-@pytest.mark.parametrize("build", [cnn, encoder])
-def test_a_saved_adapter_loads_under_another_name_or_in_place(build, options, adapter, tmp_path):
-    """As a new name; over one of the same shapes; over one of another rank; selected or not."""
-    model = two(build, **options)
-    x = BATCHES[build]()
-    ll.save_adapter(model, tmp_path, adapter=adapter)
-    ll.set_adapter(model, adapter)
-    wanted = model(x)
-    for name in ("three", "three", "one", "two"):
-        for selected in (["one"], ["two", "one"]):
-            twin = two(build, **options)
-            ll.add_adapter(twin, "four", ll.LoRAConfig(rank=4, target_modules="all"))
-            ll.set_adapter(twin, *selected)
-            before = twin(x)
-            ll.load_adapter(twin, tmp_path, adapter=name)
-            assert list(twin.lora_state.active) == selected
-            if name not in selected:
-                assert torch.equal(twin(x), before)
-            ll.set_adapter(twin, name)
-            torch.testing.assert_close(twin(x), wanted, rtol=1e-6, atol=1e-6)
-
-
-def test_loading_over_the_same_shapes_compiles_nothing_anew(tmp_path):
-    compiled = 0
-
-    def count(graph, inputs):
-        nonlocal compiled
-        compiled += 1
-        return graph.forward
-
-    other = alone(vit, "default", 5, rank=2)
-    ll.save_adapter(other, tmp_path)
-    model = alone(vit, "default", 6, rank=2)
-    fast = torch.compile(model, fullgraph=True, backend=count)
-    x = BATCHES[vit]()
-    before = fast(x)
-    assert compiled == 1
-    ll.load_adapter(model, tmp_path, adapter="default")
-    assert not torch.equal(fast(x), before)
-    torch.testing.assert_close(fast(x), other(x))
-    assert compiled == 1
-    ll.save_adapter(alone(vit, "default", 7, rank=4), tmp_path)
-    with pytest.raises(ll.AdapterFileError, match="rank 2 in the model, 4 in the file"):
-        ll.load_adapter(model, tmp_path)
-    ll.load_adapter(model, tmp_path, adapter="default")
-    torch.testing.assert_close(fast(x), alone(vit, "default", 7, rank=4)(x))
-    assert compiled == 2
-
-
-def test_a_lightning_module_with_two_adapters_saves_the_right_one(tmp_path):
-    module = two(lambda: Classifier(vit()), rank=3)
-    ll.save_adapter(module, tmp_path, adapter="two")
-    torch.manual_seed(0)
-    bare = vit().eval()
-    ll.load_adapter(bare, tmp_path)
-    x = BATCHES[vit]()
-    assert not torch.equal(bare(x), module(x))
-    ll.set_adapter(module, "two")
-    assert torch.equal(bare(x), module(x))
-
-
-def test_a_trainers_checkpoint_holds_every_adapter(tmp_path):
-    """The heads of adapters that are not selected too; other adapters or another selection are refused."""
-
-    def module(*selected: str) -> Classifier:
-        model = two(lambda: Classifier(cnn()), **OTHERS["own"])
-        ll.set_adapter(model, *selected)
-        return model
-
-    def fit(model, path=None):
-        callback = ll.LoRACallback(model.lora_state.config, verbose=False)
-        run = trainer(tmp_path, callback, max_epochs=1 if path is None else 2, enable_checkpointing=False)
-        run.fit(model, loader(), ckpt_path=path)
-        run.save_checkpoint(tmp_path / "run.ckpt")
-
-    trained, x = module("two"), BATCHES[cnn]()
-    with torch.no_grad():
-        for value in trained.lora_state.adapters["one"].values.values():
-            value.add_(1)
-    fit(trained)
-    resumed = module("two")
-    fit(resumed, tmp_path / "run.ckpt")
-    assert not torch.equal(resumed.eval()(x), trained.eval()(x))
-    for model in (trained, resumed):
-        ll.set_adapter(model, "one")
-    assert torch.equal(resumed.eval()(x), trained.eval()(x))
-    single = alone(lambda: Classifier(cnn()), "one", 1, rank=2)
-    for other, says in [(module("one"), "select the same"), (single, "select the same")]:
-        with pytest.raises((ll.UserError, RuntimeError), match=says):
-            fit(other, tmp_path / "run.ckpt")
-
-
-def test_the_examples_of_the_documentation(tmp_path, monkeypatch):
-    page = (Path(__file__).parents[2] / "docs" / "adapters.md").read_text(encoding="utf-8")
-    monkeypatch.chdir(tmp_path)
-    names: dict = {}
-    for block in re.findall(r"```python\n(.*?)```", page, re.DOTALL):
-        exec(compile(block, "adapters.md", "exec"), names)
-    model = names["model"]
-    assert ll.adapter_names(model) == ["scottish", "visitor", "irish", "both", "short", "ties"]
-    assert names["y"].shape == (4, 10)

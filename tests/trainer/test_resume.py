@@ -63,8 +63,20 @@ def fit(folder, saver, options, workers=0, path=None, callback=adapting):
     return list(module.state_dict().values()), sorted(folder.glob("*.ckpt"))
 
 
-@pytest.mark.parametrize("options", RUNS)
-@pytest.mark.parametrize("saver", SAVERS)
+QUICK = {  # each run is stopped in the midst of an epoch and at an end
+    ("steps", "epochs"), ("steps", "limited"), ("steps", "accumulating"), ("epochs", "steps"),
+    ("epochs", "limited"), ("validation", "steps"), ("validation", "accumulating"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("saver", "options"),
+    [
+        pytest.param(saver, options, marks=[] if (saver, options) in QUICK else pytest.mark.slow)
+        for saver in SAVERS
+        for options in RUNS
+    ],
+)
 def test_resumed_from_each_checkpoint_the_run_ends_the_same(saver, options, tmp_path):
     wanted, files = fit(tmp_path / "straight", saver, options)
     assert len(files) >= 2
