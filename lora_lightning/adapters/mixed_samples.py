@@ -152,8 +152,8 @@ def split_call(
     if getattr(module, "training", False) and isinstance(module, _NormBase) and module.track_running_stats:
         raise UserError(
             f"mixed_adapters: {samples.where(module)} moves its running statistics in train mode, which "
-            "samples of "
-            "several adapters cannot share: call model.eval(), or train with train_norm='affine' at most."
+            "samples of several adapters cannot share: call model.eval(), or train with train_norm='affine' "
+            "at most."
         )
     if isinstance(module, nn.RNNBase) and args and isinstance(args[0], PackedSequence):
         return _split_packed(samples, module, forward, serve, args, kwargs)

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import urllib.request
 from pathlib import Path
 
 from lora_lightning.errors import MissingFileError
-from lora_lightning.utils.download import PROBE_SECONDS, failure_text, request_failure
+from lora_lightning.utils.download import failure_text, url_failure
 from lora_lightning.utils.libraries import loading
 
 with loading("torchvision"):
@@ -43,8 +42,7 @@ def download_files(dataset: type[CIFAR10], root: Path) -> None:
     """
     reason = None
     if not check_integrity(str(root / dataset.filename), dataset.tgz_md5):
-        request = urllib.request.Request(dataset.url, method="HEAD")
-        reason = request_failure(lambda: urllib.request.urlopen(request, timeout=PROBE_SECONDS).close())
+        reason = url_failure(dataset.url)
     if reason is None:
         try:
             dataset(str(root), download=True)

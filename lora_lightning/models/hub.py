@@ -1,55 +1,18 @@
-"""pretrained_file: timm's pretrained weights on this machine, fetched if that is possible."""
+"""Files of repositories on the Hugging Face hub: from its cache, or fetched; offline is noticed at once."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 
-from lora_lightning.errors import ConfigError, MissingFileError, did_you_mean
-from lora_lightning.utils.download import PROBE_SECONDS, failure_text, request_failure, url_file
+from lora_lightning.errors import MissingFileError
+from lora_lightning.utils.download import PROBE_SECONDS, failure_text, request_failure
 from lora_lightning.utils.libraries import loading
 
-with loading("timm"):
+with loading("huggingface_hub", "recipes"):
     import huggingface_hub as hub
-    import timm
-    from timm.models import get_pretrained_cfg
 
 WEIGHTS = "model.safetensors"
-
-
-def pretrained_file(name: str, cache_dir: str | None = None) -> Path:
-    """The weights of a timm model name: from the cache, else downloaded, else one error at once.
-
-    The hub's client retries a failed name lookup for most of a minute; here one HEAD request
-    without retries, of bounded time, decides whether a download is tried.
-
-    Args:
-        name: a timm name, with or without a tag.
-        cache_dir: in place of the hub's cache (HF_HOME) and torch's (TORCH_HOME).
-
-    Raises:
-        ConfigError: this model has no pretrained weights.
-        MissingFileError: they are not here and cannot be had now.
-    """
-    cfg = get_pretrained_cfg(name)
-    if cfg is not None and cfg.file:
-        return Path(cfg.file)
-    if cfg is not None and cfg.hf_hub_id:
-        repo, _, revision = cfg.hf_hub_id.partition("@")
-        filename = cfg.hf_hub_filename or WEIGHTS
-        return hub_files(name, repo, [filename], f"weights/{filename}", revision or None, cache_dir)[0]
-    if cfg is not None and cfg.url:
-        url = cfg.url if isinstance(cfg.url, str) else cfg.url[0]
-        return url_file(name, url, cache_dir)
-    raise ConfigError([_no_weights(name)])
-
-
-def _no_weights(name: str) -> str:
-    arch = name.partition(".")[0]
-    tagged = timm.list_models(f"{arch}.*", pretrained=True)
-    others = {other.partition(".")[0] for other in timm.list_pretrained()}
-    remedy = f"Name one that has: {', '.join(tagged)}." if tagged else did_you_mean(arch, others)
-    return f"pretrained=True: timm has no weights for {name!r}. {remedy.strip()}"
 
 
 def hub_files(
@@ -74,11 +37,7 @@ def hub_files(
     found = [Path(path) for path in cached if isinstance(path, str)]
     if len(found) == len(filenames):
         return found
-    url = hub.hf_hub_url(repo, filenames[-1], revision=revision)
-    if hub.constants.HF_HUB_OFFLINE:
-        reason: str | None = "HF_HUB_OFFLINE is set"
-    else:
-        reason = request_failure(lambda: hub.get_hf_file_metadata(url, timeout=PROBE_SECONDS))
+    reason = hub_failure(repo, filenames[-1], revision)
     if reason is None:
         try:
             return [
@@ -98,3 +57,11 @@ def hub_files(
         f"  then:       copy it here and give model.checkpoint={checkpoint};\n"
         f"              or copy the folder {entry} from that machine's hub cache to {folder}"
     )
+
+
+def hub_failure(repo: str, filename: str, revision: str | None = None) -> str | None:
+    """Why a file of a repository cannot be had now, None if it can: one HEAD request decides."""
+    if hub.constants.HF_HUB_OFFLINE:
+        return "HF_HUB_OFFLINE is set"
+    url = hub.hf_hub_url(repo, filename, revision=revision)
+    return request_failure(lambda: hub.get_hf_file_metadata(url, timeout=PROBE_SECONDS))

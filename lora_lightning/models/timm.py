@@ -15,7 +15,7 @@ from torch import nn
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
 from lora_lightning.files.weights import load_into, network_state
 from lora_lightning.models.base_file import Weights, base_file, read_base
-from lora_lightning.models.hub import pretrained_file
+from lora_lightning.models.timm_weights import pretrained_file
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.libraries import loading
 from lora_lightning.utils.marks import Check, Null, at_least, listed, whole

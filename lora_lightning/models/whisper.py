@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from lora_lightning.data.speech import SAMPLE_RATE
 from lora_lightning.errors import ConfigError, MissingFileError
+from lora_lightning.models.hub import hub_failure
 from lora_lightning.models.hub_folder import load_network, reading
 from lora_lightning.utils.checks import require
-from lora_lightning.utils.download import PROBE_SECONDS, failure_text, request_failure
+from lora_lightning.utils.download import failure_text
 from lora_lightning.utils.libraries import loading
 from lora_lightning.utils.marks import path
 
@@ -154,10 +155,7 @@ def _folder(name: str, checkpoint: str | None) -> Path:
         return Path(hub.snapshot_download(name, allow_patterns=FILES, local_files_only=True))
     except (LocalEntryNotFoundError, OSError):
         pass
-    reason: str | None = "HF_HUB_OFFLINE is set"
-    if not hub.constants.HF_HUB_OFFLINE:
-        url = hub.hf_hub_url(name, NEEDED[0])
-        reason = request_failure(lambda: hub.get_hf_file_metadata(url, timeout=PROBE_SECONDS))
+    reason = hub_failure(name, NEEDED[0])
     if reason is None:
         try:
             return Path(hub.snapshot_download(name, allow_patterns=FILES))

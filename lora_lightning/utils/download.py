@@ -31,8 +31,7 @@ def url_file(name: str, url: str, cache_dir: str | None = None) -> Path:
     path = folder / Path(urlparse(url).path).name
     if path.is_file():
         return path
-    request = urllib.request.Request(url, method="HEAD")
-    reason = request_failure(lambda: urllib.request.urlopen(request, timeout=PROBE_SECONDS).close())
+    reason = url_failure(url)
     if reason is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
@@ -48,6 +47,12 @@ def url_file(name: str, url: str, cache_dir: str | None = None) -> Path:
         f"  to get it:  on a machine with internet, curl -LO {url}\n"
         f"  then:       copy it here as {path}"
     )
+
+
+def url_failure(url: str) -> str | None:
+    """Why an address cannot be read now, None if it can."""
+    request = urllib.request.Request(url, method="HEAD")
+    return request_failure(lambda: urllib.request.urlopen(request, timeout=PROBE_SECONDS).close())
 
 
 def request_failure(probe: Callable[[], object]) -> str | None:
