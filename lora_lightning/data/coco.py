@@ -59,7 +59,7 @@ class CocoFormatDataModule(DetectionDataModule):
     ) -> None:
         test = {"test_images": test_images, "test_annotations": test_annotations}
         lacking = [name for name, value in test.items() if value is None]
-        alone = [f"{lacking[0]}=null: give both of {' and '.join(test)}, or neither."]
+        alone = [f"{name}=null: give both of {' and '.join(test)}, or neither." for name in lacking]
         require(CocoFormatDataModule, locals(), alone if len(lacking) == 1 else ())
         super().__init__(batch_size, num_workers, seed, augment, strict)
         self.files: dict[Part, tuple[Path, Path]] = {

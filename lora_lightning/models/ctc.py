@@ -162,7 +162,14 @@ def conformer_ctc(vocabulary: Sequence[str], checkpoint: Weights = None, **optio
         MissingFileError: no such checkpoint.
         AdapterFileError: a checkpoint that is damaged, or made for another model.
     """
+    require(conformer_ctc, {"checkpoint": checkpoint, **options}, unknown(ConformerCTC, options))
     return built(ConformerCTC, vocabulary, checkpoint, options)
+
+
+def unknown(kind: type[nn.Module], options: Mapping[str, float]) -> list[str]:
+    """One line for each option that a recognizer of this class does not take."""
+    known = [name for name in inspect.signature(kind).parameters if name != "vocabulary"]
+    return strays(options, known, kind.__name__)
 
 
 def built(
@@ -173,8 +180,6 @@ def built(
     Raises:
         ConfigError, MissingFileError, AdapterFileError: as `conformer_ctc`.
     """
-    known = [name for name in inspect.signature(kind).parameters if name != "vocabulary"]
-    require(kind, options, strays(options, known, kind.__name__))
     try:
         model = kind(len(vocabulary), **options)
     except (ValueError, AssertionError, TypeError) as error:

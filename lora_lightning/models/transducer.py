@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from lora_lightning.models.base_file import Weights
-from lora_lightning.models.ctc import ConformerCTC, Dropout, Size, built
-from lora_lightning.utils.checks import options_of
+from lora_lightning.models.ctc import ConformerCTC, Dropout, Size, built, unknown
+from lora_lightning.utils.checks import options_of, require
 from lora_lightning.utils.libraries import loading
 
 with loading("torchaudio"):
@@ -111,4 +111,6 @@ def conformer_transducer(
         MissingFileError: no such checkpoint.
         AdapterFileError: a checkpoint that is damaged, or made for another model.
     """
+    found = unknown(ConformerTransducer, options)
+    require(conformer_transducer, {"checkpoint": checkpoint, **options}, found)
     return built(ConformerTransducer, vocabulary, checkpoint, options)

@@ -157,7 +157,7 @@ def has_masks(model: nn.Module) -> bool:
 def _apart(num_classes: Any, class_names: Any, area_scale: Any, masks: bool) -> list[str]:
     """What is wrong in options taken together."""
     found = []
-    if is_whole(num_classes) and class_names is not None and len(class_names) != num_classes:
+    if is_whole(num_classes) and isinstance(class_names, Sequence) and len(class_names) != num_classes:
         found.append(
             f"class_names={list(class_names)!r}: {len(class_names)} names for num_classes={num_classes}."
             " The background has no name."

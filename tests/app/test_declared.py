@@ -105,6 +105,23 @@ def test_the_source_tells_what_the_class_does(target: str) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
+def test_what_is_declared_is_checked_in_python(target: str) -> None:
+    """All options are wrong at once, and each is told."""
+    from hydra.utils import get_object
+
+    found = get_object(target)
+    wrong = dict.fromkeys(checks_of(found), object())
+    others = {
+        name: ["_", "a"] if name == "vocabulary" else None
+        for name, parameter in inspect.signature(found).parameters.items()
+        if parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD
+    }
+    with pytest.raises(ConfigError) as caught:
+        found(**others | wrong)
+    assert {problem.partition("=")[0] for problem in caught.value.problems} == set(wrong)
+
+
+@pytest.mark.parametrize("target", TARGETS)
 def test_every_option_has_its_line(target: str) -> None:
     """What an option means stands once, in the docstring of what has it (or of what it is handed on to)."""
     from hydra.utils import get_object

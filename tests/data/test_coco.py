@@ -266,6 +266,18 @@ def test_coco_missing_says_what_to_fetch_and_where_to_put_it(tmp_path):
         assert words in message
 
 
+def test_test_images_come_with_their_annotations():
+    plain = ("a", "a.json", "b", "b.json")
+    assert set(CocoFormatDataModule(*plain).files) == {"train", "val"}
+    images, notes = CocoFormatDataModule(*plain, "c", "c.json").files["test"]
+    assert (images.name, notes.name) == ("c", "c.json")
+    for given, lacking in (("test_images", "test_annotations"), ("test_annotations", "test_images")):
+        with pytest.raises(ConfigError) as error:
+            CocoFormatDataModule(*plain, **{given: "c"})
+        told = f"{lacking}=null: give both of test_images and test_annotations, or neither."
+        assert error.value.problems == [told]
+
+
 def test_every_bad_option_in_one_error():
     with pytest.raises(ConfigError) as error:
         CocoFormatDataModule("", "a.json", "b", "b.json", "c", None, 2, "yes", 0, -1, -1, "flop", 1)
