@@ -127,6 +127,8 @@ class CommandLine:
 
     def _log_problems(self) -> list[str]:
         """Logging that a recipe configures: Hydra sets it up before it shows anything, by what it names."""
+        if self.known is shipped():  # whose recipes do not
+            return []
         groups = [str(o.input_line) for o in self.overrides if self.known.choices(o.key_or_group)]
         logs = [
             OmegaConf.to_container(config.hydra.hydra_logging, resolve=False)
