@@ -16,11 +16,13 @@ from typing import Annotated, Any, Literal, Union
 
 from lora_lightning.app.static_modules import absolute, binding, tree_of
 from lora_lightning.utils import marks
+from lora_lightning.utils.marks import is_number
 
 DEEPEST = 8  # names that are followed from module to module
 STANDARD = ("typing", "typing_extensions", "collections.abc")  # what types are made of: they load at once
 ARITHMETIC: dict[type[ast.operator], Callable[[Any, Any], Any]] = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
+    ast.Pow: operator.pow,
 }  # fmt: skip
 LARGEST = 64  # of an exponent: a constant is read at once or not at all
 
@@ -84,18 +86,21 @@ def _value(module: str, node: ast.expr, depth: int) -> Any:
             return dict(zip(keys, [None] * len(keys), strict=True))
         case ast.UnaryOp(op=ast.USub()):
             return -_value(module, node.operand, depth)
-        case ast.BinOp(op=ast.Pow()):
-            base, exponent = _value(module, node.left, depth), _value(module, node.right, depth)
-            if abs(exponent) <= LARGEST:
-                return base**exponent
         case ast.BinOp() if type(node.op) in ARITHMETIC:
-            sides = (_value(module, side, depth) for side in (node.left, node.right))
-            return ARITHMETIC[type(node.op)](*sides)
+            return _computed(node.op, *(_value(module, side, depth) for side in (node.left, node.right)))
         case ast.Subscript() | ast.BinOp(op=ast.BitOr()):
             return _type(module, node, depth)
         case ast.Call():
             return _made(module, node, depth)
     raise Unreadable
+
+
+def _computed(operation: ast.operator, left: Any, right: Any) -> Any:
+    """Of numbers, and none that takes long."""
+    numbers = is_number(left) and is_number(right)
+    if not numbers or (isinstance(operation, ast.Pow) and abs(right) > LARGEST):
+        raise Unreadable
+    return ARITHMETIC[type(operation)](left, right)
 
 
 def _items(module: str, nodes: list[ast.expr], depth: int) -> list[Any]:

@@ -143,6 +143,7 @@ def test_every_option_has_its_line(target: str) -> None:
         "x = __import__('os').system('touch touched')",
         "from lora_lightning.utils.marks import Check\nx = Check('a', print)",
         "x = 10 ** 10 ** 10",
+        "x = 'a' * 10**12",
         "x = x",
         "from cut import x",
         "x, y = y, x",
