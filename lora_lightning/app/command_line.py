@@ -15,14 +15,13 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_lightning.app.arguments import parser_of
 from lora_lightning.app.check import unimportable
-from lora_lightning.app.compose import Configurations, plain_values, shipped
+from lora_lightning.app.compose import SEARCHPATH, Configurations, plain_values, shipped
 from lora_lightning.app.overriding import with_plus
 from lora_lightning.app.signatures import without_imports
 from lora_lightning.app.variants import check_variant, parted
 from lora_lightning.errors import ConfigError, did_you_mean
 
 RERUN = "--experimental-rerun"
-SEARCHPATH = "hydra.searchpath"
 
 
 class CommandLine:

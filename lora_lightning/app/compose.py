@@ -28,6 +28,7 @@ PACKAGE = Path(__file__).parents[1]
 HOME = PACKAGE if (PACKAGE / "conf").is_dir() else PACKAGE.parent
 CONF, RECIPES = HOME / "conf", HOME / "recipes"
 CONFIG_NAME, VERSION_BASE = "train", "1.3"
+SEARCHPATH = "hydra.searchpath"
 USERS = "command-line"  # who provides the folder of --config-dir, as a run's folder tells it
 # What Hydra raises for files that are no configurations: some of it unawares, as for `defaults: [null]`.
 UNCOMPOSABLE = (

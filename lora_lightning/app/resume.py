@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 
-from lora_lightning.app.compose import USERS
+from lora_lightning.app.compose import SEARCHPATH, USERS
 from lora_lightning.app.foreign import refuse_foreign, refuse_foreign_recipes
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
 from lora_lightning.utils.mapping_file import NOTHING_RUN, read_values
@@ -22,7 +22,7 @@ WANDB_RUN = re.compile(r"(?:offline-)?run-(\d{8}_\d{6})-(.+)")
 def resumed(arguments: Sequence[str]) -> list[str]:
     """The command line with `resume=FOLDER` written out; any other is returned as it is.
 
-    The words that began the run come back, its `--config-dir` too; those given now replace them. The run
+    The words that began the run come back, and its folders of recipes; those given now replace them. The run
     keeps its folder and its W&B id; `ckpt_path=last` begins anew where there is no checkpoint yet.
 
     Raises:
@@ -43,23 +43,28 @@ def resumed(arguments: Sequence[str]) -> list[str]:
     replaced = {_key(word) for word in [*given, *own]}
     before = [word for word in _words(began, folder) if _key(word) not in replaced]
     refuse_foreign(folder, before, [_key(word) for word in given])
-    return [*_config_dir(folder, given), *given, *before, *own]
+    return [*_folders(folder, given), *given, *before, *own]
 
 
-def _config_dir(folder: Path, given: Sequence[str]) -> list[str]:
-    """`--config-dir RECIPES` of the command that began the run, unless another is given."""
+def _folders(folder: Path, given: Sequence[str]) -> list[str]:
+    """The folders of recipes of the command that began the run, unless others are given."""
     about = folder / ".hydra" / "hydra.yaml"
-    if not about.is_file() or any(word.partition("=")[0] in ("--config-dir", "-cd") for word in given):
+    if not about.is_file() or any(_key(word) in ("--config-dir", "-cd", SEARCHPATH) for word in given):
         return []
-    found = _read(about, folder)
-    for key in ("hydra", "runtime", "config_sources"):
-        found = found.get(key) if isinstance(found, dict) else None
-    sources = [s for s in found or [] if isinstance(s, dict) and s.get("provider") == USERS]
-    if not sources:
-        return []
-    recipes = str(sources[0].get("path"))
-    refuse_foreign_recipes(folder, Path(recipes))
-    return ["--config-dir", recipes]
+    runtime = _read(about, folder)
+    for key in ("hydra", "runtime"):
+        runtime = runtime.get(key) if isinstance(runtime, dict) else None
+    found = runtime.get("config_sources") if isinstance(runtime, dict) else None
+    sources = [s for s in found or [] if isinstance(s, dict) and s.get("schema") == "file"]
+    own, searched = (
+        [str(Path(str(runtime.get("cwd"))) / str(s.get("path"))) for s in sources if s.get("provider") == by]
+        for by in (USERS, f"{SEARCHPATH} in command-line")
+    )
+    for recipes in (*own, *searched):
+        refuse_foreign_recipes(folder, Path(recipes))
+    paths = ",".join(_quoted(f"file://{path}") for path in searched)
+    words = [f"{SEARCHPATH}=[{paths}]"] if searched else []
+    return [*(["--config-dir", own[0]] if own else []), *words]
 
 
 def _read(path: Path, folder: Path) -> Any:

@@ -99,6 +99,24 @@ def test_its_own_recipes_come_back(tmp_path, monkeypatch):
         resumed(["resume=run"])
 
 
+def test_folders_of_recipes_come_back_from_wherever_it_goes_on(tmp_path, monkeypatch):
+    for name in ("own recipes", "there"):
+        (tmp_path / name / "recipe").mkdir(parents=True)
+    (tmp_path / "own recipes" / "recipe" / "small.yaml").write_text("# @package _global_\nlora: {rank: 2}\n")
+    monkeypatch.setattr("lora_lightning.app.train.train", lambda config, _: config.lora.rank / 0)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ZeroDivisionError):
+        main(["hydra.searchpath=['own recipes']", "recipe=small", "hydra.run.dir=there/run"])
+    monkeypatch.chdir("there")
+    assert resumed(["resume=run"])[0] == f"hydra.searchpath=['file://{tmp_path}/own recipes']"
+    with pytest.raises(ZeroDivisionError):
+        main(["resume=run"])
+    assert "hydra.searchpath=[]" in resumed(["resume=run", "hydra.searchpath=[]"])
+    (tmp_path / "own recipes" / "code.py").touch()
+    with pytest.raises(ll.ConfigError, match=r"code\.py: it is code"):
+        resumed(["resume=run"])
+
+
 @pytest.mark.slow
 def test_killed_and_resumed_it_ends_with_the_same_adapter(tmp_path):
     command = [sys.executable, "-u", str(ROOT / "train.py")]
