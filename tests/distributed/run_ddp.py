@@ -1,4 +1,4 @@
-"""Trains a small module on the CPU by DDP and saves its weights, a file a rank: run by test_ddp.py, and by run_together.py.
+"""Trains a small module on the CPU by DDP and saves its weights, a file a rank; also in run_together.py.
 
 Arguments: number of processes; samples; samples a batch in each process; batches a step; folder; a
 checkpoint to go on from.
