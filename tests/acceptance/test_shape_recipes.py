@@ -80,4 +80,4 @@ def test_every_mistake_is_named_at_once(capsys: pytest.CaptureFixture[str]) -> N
         main(["recipe=fcos_shapes", *mistakes])
     assert caught.value.code == 2
     err = capsys.readouterr().err
-    assert all(m.replace("=nek", "='nek'") in err for m in mistakes) and err.count("Did you mean") == 2
+    assert all(m in err for m in mistakes) and err.count("Did you mean") == 2
