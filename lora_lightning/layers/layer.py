@@ -133,7 +133,7 @@ class LoRALayer(ClassSwap):
 
     def updates(self, adapter: str) -> list[LowRankUpdate]:
         """The updates that make up one adapter."""
-        return list(cast(nn.ModuleDict, self.lora[adapter]).values())  # type: ignore[arg-type]
+        return list(cast(nn.ModuleDict, self.lora[adapter]).values())  # type: ignore[arg-type]  # updates all
 
     @torch.no_grad()
     def merged_weights(self) -> dict[str, Tensor]:
@@ -197,7 +197,7 @@ class LoRALayer(ClassSwap):
             module, leaf = self._place(place)
             original.data = kept = cast(Tensor, module._buffers[f"lora_unmerged_{leaf}"])
             if isinstance(original, QuantizedTensor):  # `data` is no more than the outside of one
-                original.codes, original.scales = kept.codes, kept.scales  # type: ignore[attr-defined]
+                original.codes, original.scales = kept.codes, kept.scales  # type: ignore[attr-defined]  # one too
             delattr(module, f"lora_unmerged_{leaf}")
             module._parameters[leaf] = original
         self.lora_originals.clear()
@@ -270,9 +270,9 @@ def adapt(
     if not isinstance(module, LoRALayer):
         swap_class(module, family)
         module.lora = nn.ModuleDict().train(module.training)
-        module.lora_active = ()  # type: ignore[assignment]
-        module.lora_merged, module.lora_originals = False, {}  # type: ignore[assignment]
-        module.lora_choice, module.lora_path = choice, path  # type: ignore[assignment]
+        module.lora_active = ()  # type: ignore[assignment]  # an adapted layer's, from here on
+        module.lora_merged, module.lora_originals = False, {}  # type: ignore[assignment]  # the same
+        module.lora_choice, module.lora_path = choice, path  # type: ignore[assignment]  # the same
     layer = cast(LoRALayer, module)
     layer.lora[adapter] = nn.ModuleDict(slots).train(layer.training)
     _compute(layer, parameters | {*layer.properties})
