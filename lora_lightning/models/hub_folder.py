@@ -10,6 +10,7 @@ from typing import Any
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.files.weights import refuse_misfit
 from lora_lightning.utils.download import failure_text
+from lora_lightning.utils.libraries import loading
 
 ADAPTER = "adapter_config.json"
 COPY_AGAIN = "Copy or download the folder again."
@@ -86,7 +87,8 @@ def reading(folder: Path, what: str) -> Iterator[None]:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """transformers prints a table of what does not fit, which is in our error or wanted, and a bar."""
-    from transformers import logging as log  # with what the caller has imported for its extra
+    with loading("transformers", "whisper"):  # which the caller has imported already, for its own extra
+        from transformers import logging as log
 
     before, bar = log.get_verbosity(), log.is_progress_bar_enabled()
     log.set_verbosity_error()
