@@ -92,14 +92,14 @@ def _refuse_misfit(
     model.__dict__["lora_load_prefix"] = prefix
     state.pop(prefix + ADVICE, None)
     if is_injected(model) and (is_flattened(model) or not is_sharded(model)):
-        refuse_misfit(model, state, strict, prefix)
+        refuse_misfit(model, state, prefix)
         if is_wrapping(model):
             _rename(state, prefix, lambda name: stored_name(model, name))
 
 
-def refuse_misfit(model: nn.Module, state: Mapping[str, Any], strict: bool, prefix: str = "") -> None:
-    """A checkpoint without the model's updates, or with updates of another rank, is an error even
-    with `strict_loading=False`; only a whole base model may come without updates.
+def refuse_misfit(model: nn.Module, state: Mapping[str, Any], prefix: str = "") -> None:
+    """A checkpoint without the model's updates, or with updates of another rank, is an error whether
+    loading is strict, which torch does not tell its hooks, or not.
 
     Raises:
         AdapterFileError: it is such a checkpoint.
@@ -108,12 +108,12 @@ def refuse_misfit(model: nn.Module, state: Mapping[str, Any], strict: bool, pref
     named = named_parameters(model, all_names=True)
     expected = {prefix + n: p for n, p in named.items() if id(p) in updates}
     absent = [n for n in expected if n not in state]
-    whole_base = all(prefix + n in state for n in frozen_names(model))
-    if absent and not (whole_base and len(absent) == len(expected) and not strict):
+    if absent:
         raise AdapterFileError(
             f"the checkpoint lacks {len(absent)} of the model's {len(expected)} LoRA tensors, first "
             f"{absent[0]}. Was it saved without LoRACallback, or with other targets? Configure LoRA as "
-            f"it was when the checkpoint was saved."
+            f"it was when the checkpoint was saved; load weights of the base before the fit, or into the "
+            "network in the module with strict=False."
         )
     for name, parameter in expected.items():
         stored = state.get(name)

@@ -76,7 +76,7 @@ def _load_checked(strategy: Any, path: Any, *args: Any, **options: Any) -> Any:
     if not Path(path).is_dir() and "://" not in str(path):
         whole = read_checkpoint(path, mmap=True)
         if is_a(strategy, "ModelParallelStrategy"):
-            refuse_misfit(strategy.lightning_module, whole["state_dict"], strict=True)
+            refuse_misfit(strategy.lightning_module, whole["state_dict"])
     return type(strategy).load_checkpoint(strategy, path, *args, **options)
 
 
