@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -41,17 +40,18 @@ def frozen_base(model: nn.Module) -> FrozenBase:
 @dataclass(frozen=True)
 class Mark:
     """By what it is seen that a tensor of a model has changed: another stands in its place, it trains or
-    does so no more, or, where its values count, it was written to."""
+    does so no more, or, where its values count, it was written to. No reference to the tensor is kept, weak
+    or not: torch exchanges the insides of those without one alone, as when a quantized model moves."""
 
     module: nn.Module
     leaf: str
-    tensor: weakref.ref[Tensor]
+    identity: int
     trains: bool
     written: tuple[Any, ...] | None
 
     def holds(self) -> bool:
         here = {**self.module._buffers, **self.module._parameters}.get(self.leaf)
-        if here is None or here is not self.tensor() or here.requires_grad != self.trains:
+        if here is None or id(here) != self.identity or here.requires_grad != self.trains:
             return False
         return self.written is None or self.written == _written(here)
 
@@ -103,7 +103,7 @@ def _marks(model: nn.Module, frozen: Collection[str]) -> Iterator[Mark]:
             counts = joined(path, leaf) in frozen
             if tensor is not None and (counts or isinstance(tensor, nn.Parameter)):
                 written = _written(tensor) if counts else None
-                yield Mark(module, leaf, weakref.ref(tensor), tensor.requires_grad, written)
+                yield Mark(module, leaf, id(tensor), tensor.requires_grad, written)
 
 
 def _written(tensor: Tensor) -> tuple[Any, ...]:
