@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from lora_lightning.kernels import sources
+from lora_lightning.kernels import conv, linear_form, sources
 
 torch.set_num_threads(1)
 
@@ -18,9 +18,12 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def _made_again(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Inputs are made again in the backward whatever their size: those of most tests are small."""
+    """Inputs are made again in the backward, and the functions taken, whatever the sizes: those of most tests
+    are small."""
     if not request.node.get_closest_marker("shipped_threshold"):
         monkeypatch.setattr(sources, "LEAST", 0)
+        monkeypatch.setattr(linear_form, "SMALL", 0)
+        monkeypatch.setattr(conv, "SMALL", 0)
 
 
 @pytest.fixture(autouse=True)

@@ -161,7 +161,7 @@ def activate(model: nn.Module, names: tuple[str, ...]) -> None:
         state.active = names
         put_adapter_values(model)
         for layer in lora_layers(model).values():
-            layer.lora_active = tuple(n for n in names if n in layer.lora)
+            layer.select(tuple(n for n in names if n in layer.lora))
             for adapter in layer.lora_active:
                 layer.lora[adapter].requires_grad_(True)
         _flag_own(model, state, True)
@@ -275,7 +275,7 @@ def _deactivate(model: nn.Module, state: AdapterState) -> None:
     for layer in lora_layers(model).values():
         for adapter in layer.lora_active:
             layer.lora[adapter].requires_grad_(False)
-        layer.lora_active = ()
+        layer.select(())
     state.active = ()
 
 

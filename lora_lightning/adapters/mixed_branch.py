@@ -8,14 +8,16 @@ from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_lightning.adapters.mixed_samples import MixedSamples
 from lora_lightning.errors import UserError
 from lora_lightning.kernels.common import product_dtype, without_autocast
+from lora_lightning.kernels.conv_products import CONVOLUTIONS
+from lora_lightning.kernels.dora import scaled_change
 from lora_lightning.kernels.half import shared_out
 from lora_lightning.layers.branch import BranchLayer
-from lora_lightning.layers.conv import CONVOLUTIONS, TRANSPOSED, LoRAConv, LoRAConvTranspose
+from lora_lightning.layers.conv import TRANSPOSED, LoRAConv, LoRAConvTranspose
 from lora_lightning.layers.embedding import LoRAEmbedding
 from lora_lightning.layers.layer import LoRALayer
 from lora_lightning.layers.linear import LoRALinear
@@ -122,10 +124,8 @@ class MixedBranch:
             change = branch(layer, self._dropped(x, stack), stack, self.samples, *args, **kwargs)
             if stack.factors is not None:
                 mixed = cast(BranchLayer, layer)
-                c = self._per_feature(stack.factors, y)
-                # DoRA: c·(f(x, W) + branch) - f(x, W), as in BranchLayer.add_branches
                 product = mixed._part(base, stack)  # type: ignore[arg-type]  # it has a slot
-                change = (c - 1).to(y.dtype) * product + c.to(y.dtype) * change
+                change = scaled_change(self._per_feature(stack.factors, y), product, change)
             y = y + self._placed(change.to(y.dtype), stack, y)
         if self.biases is not None:
             bias = torch.stack(self.biases())[self.samples.index(y.device)]
@@ -156,13 +156,10 @@ class MixedBranch:
 
     def _dropped(self, x: Tensor, stack: Stack) -> Tensor:
         """Dropout of each sample's own adapter."""
-        drops = [u.dropout for u in stack.updates if u is not None]
-        if not any(isinstance(d, nn.Dropout) and d.training for d in drops):
+        drops = [0.0 if u is None else u.drops for u in stack.updates]
+        if not any(drops):
             return x
-        keep = torch.tensor(
-            [1 - getattr(u.dropout, "p", 0.0) if u is not None else 1.0 for u in stack.updates],
-            device=x.device,
-        )[self.samples.index(x.device)]
+        keep = torch.tensor([1 - p for p in drops], device=x.device)[self.samples.index(x.device)]
         keep = keep.view(-1, *[1] * (x.dim() - 1))
         return x * (torch.bernoulli(keep.expand(x.shape)) / keep).to(x.dtype)
 

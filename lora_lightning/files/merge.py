@@ -13,8 +13,7 @@ from lora_lightning.files.alignment import aligned
 from lora_lightning.files.fingerprint import refusal_of_base
 from lora_lightning.files.format import SavedAdapter
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor, is_quantized
-from lora_lightning.layers.layer import effective_weight
-from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.layers.update import LowRankUpdate, effective_weight
 from lora_lightning.layers.weight_norm import normed_parts, normed_weight, parts_of
 from lora_lightning.utils.digests import digests
 from lora_lightning.utils.names import named_parameters

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
 
-from lora_lightning.kernels.quantized_tensor import is_quantized
+from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 
 CACHED = 3 * 2**18  # bytes of a matrix that a pass takes at a time for each thread
+PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None)})  # what a function of ours may be given
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
@@ -21,10 +22,10 @@ def is_plain(*tensors: Tensor | None) -> bool:
     """
     return (
         not torch.compiler.is_compiling()
-        and not torch.jit.is_tracing()
+        and not torch._C._is_tracing()
         and not torch._C._are_functorch_transforms_active()
         and torch.autograd.forward_ad._current_level < 0
-        and all(t is None or type(t) in (Tensor, torch.nn.Parameter) for t in tensors)
+        and PLAIN.issuperset(map(type, tensors))
     )
 
 
@@ -64,27 +65,23 @@ def product_dtype(x: Tensor) -> torch.dtype:
     return torch.get_autocast_dtype(x.device.type)
 
 
-def row_norms(weight: Tensor) -> Tensor:
-    """‖row‖ of each output, (d_out,); m / norm is 1 for a row of zeros, not NaN."""
-    norms = torch.linalg.vector_norm(weight.flatten(1), dim=1)
-    return norms.clamp_min(torch.finfo(norms.dtype).tiny)
-
-
-def magnitude_gradient(sums: Tensor, magnitude: Tensor) -> Tensor:
-    """dm from dY∘(y - b) summed up for each output, (d_out,), which is m·dm.
-
-    Where m is 0 it is taken for 0: so it is for a row of zeros in W, which is where a magnitude begins at 0.
-    """
-    return torch.where(magnitude == 0, 0.0, sums / magnitude)
-
-
 def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     """`tensor.to(dtype)`, without the microseconds that it takes to do nothing; a quantized one as floats."""
-    if is_quantized(tensor):
-        return tensor.dequantize(dtype)  # type: ignore[call-arg]  # ours, not torch's
+    if type(tensor) is QuantizedTensor:
+        return tensor.dequantize(dtype)
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
 def pieces(tensor: Tensor, sizes: list[int], dim: int = 0) -> Sequence[Tensor]:
     """The tensor in parts of so many tokens, or columns, each."""
     return (tensor,) if len(sizes) == 1 else torch.split_with_sizes(tensor, sizes, dim)
+
+
+def graph_gradients(
+    y: Tensor, inputs: Sequence[Tensor | None], needs: Sequence[bool], dY: Tensor
+) -> Iterator[Tensor | None]:
+    """The gradients of y by those inputs that need one, None for the others, as functions of dY and of the
+    inputs: where a graph of the backward is asked for."""
+    wanted = [t for t, need in zip(inputs, needs, strict=True) if need and t is not None]
+    found = iter(torch.autograd.grad(y, wanted, dY, create_graph=True))
+    return (next(found) if need else None for need in needs)

@@ -1,7 +1,9 @@
 """The fast path of convolutions, conv(x, W) + s·B·conv(x, A), and its reference in plain autograd.
 
-A step takes one of three forms, by a rule over its shapes (`choose_form`):
+A step takes one of four forms, by a rule over its shapes (`choose_form`):
 
+- "summed", where x and y are small and calls would take longer than what they compute: W' = W + s·B·A as the
+  convolution's weight in plain operations, and for a W that is not small too the reference itself.
 - "dense": W' = W + s·B·A is the convolution's weight, and its dense gradient gives those of A and B.
   Where a weight is no larger than its factors, depthwise and most grouped convolutions; and for DoRA
   with a bias.
@@ -14,6 +16,7 @@ A step takes one of three forms, by a rule over its shapes (`choose_form`):
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd import Function
 
-from lora_lightning.kernels.common import magnitude_gradient, row_norms
+from lora_lightning.kernels import sources
+from lora_lightning.kernels.common import graph_gradients, is_plain
 from lora_lightning.kernels.conv_products import (
     B_gradient,
     ConvSpec,
@@ -40,36 +44,78 @@ from lora_lightning.kernels.conv_products import (
     scale,
     unsample,
 )
+from lora_lightning.kernels.dora import magnitude_gradient, row_factors, row_norms, scaled_change
 from lora_lightning.kernels.dropout import keep_mask, masked
 from lora_lightning.kernels.half import shared_out, times
+from lora_lightning.kernels.linear_form import DENSE
 from lora_lightning.kernels.sources import RecomputeSource
 from lora_lightning.kernels.weights import factor_groups, factors_gradient, sum_of, update_of
 
+SMALL = 2**19  # numbers in x and y together, up to which plain operations are the fastest: docs/speed.md
+
 
 def choose_form(
-    x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, dora: bool, spec: ConvSpec
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    magnitude: Tensor | None,
+    stride: Sequence[int],
+    groups: int,
+    dropout: float,
+    dtype: torch.dtype,
+    implementation: str,
 ) -> str:
-    """The rule. With T positions (batch times output) and N numbers in W, the factored gradients take
-    4·T·r·(columns + out) operations a group, the dense one 2·T·columns·out. Merging, twice a step, moves
-    4·N numbers; the branch 2·T·(in + out), for it adds to the output and to dX. Half precision never merges:
-    the small updates of the first steps would be rounded away."""
-    half = x.dtype.itemsize < 4
-    rows, columns, rank = weight.shape[0] // spec.groups, weight[0].numel(), B.shape[1]
-    if dora or factor_groups(A, B) != spec.groups:
-        if half or spec.dropout:
+    """The rule, a key of `FORMS`. With T positions (batch times output) and N numbers in W, the factored
+    gradients take 4·T·r·(columns + out) operations a group, the dense one 2·T·columns·out. Merging, twice a
+    step, moves 4·N numbers; the branch 2·T·(in + out), for it adds to the output and to dX. Half precision
+    never merges: the small updates of the first steps would be rounded away.
+
+    Args:
+        dtype: of the products.
+    """
+    if implementation == "reference" or weight.requires_grad or not x.numel():
+        return "reference"
+    if not is_plain(x, weight, bias, A, B, magnitude):
+        return "reference"
+    positions = x.shape[0]
+    for size, step in zip(x.shape[2:], stride, strict=True):
+        positions *= size // step
+    moved, size, dora = positions * (x.shape[1] + weight.shape[0]), weight.numel(), magnitude is not None
+    branches = dtype.itemsize < 4 or dropout > 0
+    differentiates = torch.is_grad_enabled()
+    again = differentiates and x.nbytes >= sources.LEAST  # such an input may not have to be kept
+    small = moved < SMALL and not again
+    if small and implementation == "auto" and not dora:
+        fits = size <= DENSE or (2 * moved >= size and not differentiates)
+        return "summed" if fits and not branches else "reference"
+    rank, across = B.shape[1], A.shape[0] != groups * B.shape[1]
+    if dora or across:
+        if branches:
             return "reference"
-        if factor_groups(A, B) != spec.groups:
+        if across:
             return "dense"
-    if 2 * rank * (rows + columns) >= rows * columns and not (half or spec.dropout):
+    rows = weight.shape[0] // groups
+    columns = size // weight.shape[0]
+    if 2 * rank * (rows + columns) >= rows * columns and not branches:
         return "dense"
     if dora:  # y / m is what its magnitudes' gradients are made from; y - b may have lost its digits
         return "merged" if bias is None else "dense"
-    positions = x.shape[0]
-    for size, stride in zip(x.shape[2:], spec.stride, strict=True):
-        positions *= size // stride
-    if half or spec.dropout or positions * (x.shape[1] + weight.shape[0]) < 2 * weight.numel():
-        return "branch"
-    return "merged"
+    return "branch" if branches or moved < 2 * size else "merged"
+
+
+def summed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    magnitude: Tensor | None,
+    spec: ConvSpec,
+) -> Tensor:
+    """conv(x, W + s·B·A) in plain operations, with a dense gradient of the weight; without a magnitude."""
+    return convolve(x, sum_of(weight, A, B, spec.scaling).to(x.dtype), bias, spec)
 
 
 def reference(
@@ -91,12 +137,8 @@ def reference(
         down, up, _ = shared_out(A, B, spec.scaling, x.dtype)
         change = expand(convolve(kept, down.to(x.dtype), None, spec), up.to(x.dtype), spec)
     if magnitude is not None:
-        # c·(f(x, W) + change) - f(x, W), with c = 1 exactly at the start
-        with torch.no_grad():
-            norms = row_norms(weight.to(A.dtype) + update_of(weight, A, B, spec.scaling))
-        c = per_channel(magnitude / norms, spec)
-        product = y if bias is None else y - per_channel(bias, spec)
-        change = (c - 1).to(x.dtype) * product + c.to(x.dtype) * change
+        c = per_channel(row_factors(magnitude, weight, A, B, spec.scaling), spec)
+        change = scaled_change(c, y if bias is None else y - per_channel(bias, spec), change)
     return y + change
 
 
@@ -105,7 +147,8 @@ class DenseConv(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor,
-                magnitude: Tensor | None, spec: ConvSpec, source: RecomputeSource) -> Tensor:  # fmt: skip
+                magnitude: Tensor | None, spec: ConvSpec, source: RecomputeSource | None,
+    ) -> Tensor:  # fmt: skip
         ctx.spec = spec
         _save(ctx, x, source, weight, bias, A, B, magnitude)
         W, _ = _scaled_sum(weight, A, B, magnitude, spec)
@@ -138,7 +181,8 @@ class FactoredConv(Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor,
-                magnitude: Tensor | None, spec: ConvSpec, source: RecomputeSource) -> Tensor:  # fmt: skip
+                magnitude: Tensor | None, spec: ConvSpec, source: RecomputeSource | None,
+    ) -> Tensor:  # fmt: skip
         ctx.spec, ctx.watched = spec, None
         h = mask = divided = None
         if spec.form == "merged":
@@ -150,7 +194,7 @@ class FactoredConv(Function):
                 mask = keep_mask(x, spec.dropout)
                 mask = mask.as_strided(x.shape, torch.empty_like(x, device="meta").stride())  # x's format
                 kept = masked(x, mask)
-            down, up, divided = shared_out(A, B, _branch_step(spec).scaling, x.dtype)
+            down, up, divided = shared_out(A, B, spec.scaling * scale(spec), x.dtype)
             h = reduce(kept, down.to(x.dtype), spec)
             y = add_expanded(y, h, up.to(x.dtype), spec)
         if magnitude is not None:
@@ -165,10 +209,10 @@ class FactoredConv(Function):
         x, weight, bias, A, B, magnitude, mask, h, divided, y = _saved(ctx)
         if torch.is_grad_enabled():
             return _by_the_reference(ctx, dY, (x, weight, bias, A, B, magnitude), mask)
-        spec: ConvSpec = _branch_step(ctx.spec)
-        need_x, need_A, need_B, need_m = (ctx.needs_input_grad[i] for i in (0, 3, 4, 5))
+        spec: ConvSpec = _branch_step(ctx.spec) if ctx.spec.dropout else ctx.spec
+        need_x, _, _, need_A, need_B, need_m, *_ = ctx.needs_input_grad
         whole, (x, dY) = x, dense_in(memory_format(x), x, dY)
-        if sampled := is_pointwise(weight, spec):
+        if sampled := set(spec.stride) != {1} and is_pointwise(weight, spec):
             mask = None if mask is None else sample(mask, spec)
             x, spec = sample(x, spec), spec._replace(stride=(1,) * len(spec.stride))
         merged, low, high = spec.form == "merged", A.to(x.dtype), B
@@ -183,7 +227,8 @@ class FactoredConv(Function):
             high = B * c
         if need_B:
             dB = B_gradient(dY, reduce(kept, low, spec) if h is None else h, spec).to(B.dtype)
-            dB = times(dB if norms is None else dB * c, divided)
+            dB = dB if norms is None else dB * c
+            dB = dB if divided is None else times(dB, divided)
         if need_m:
             if ctx.watched[0]._version != ctx.watched[1]:
                 y = convolve(x, weight, bias, spec)
@@ -200,9 +245,20 @@ class FactoredConv(Function):
         return dX, None, _bias_gradient(ctx, dY), dA, dB, dm, None, None
 
 
+# A step's form -> its function, of the arguments of `reference`; the others also get x's source.
+PLAIN_FORMS = ("summed", "reference")
+FORMS: dict[str, Callable[..., Tensor]] = {
+    "summed": summed,
+    "reference": reference,
+    "dense": DenseConv.apply,
+    "merged": FactoredConv.apply,
+    "branch": FactoredConv.apply,
+}
+
+
 def _branch_step(spec: ConvSpec) -> ConvSpec:
     """With the dropout's 1 / (1 - p) in the scaling, which spares a pass over x."""
-    return spec._replace(scaling=spec.scaling * scale(spec)) if spec.dropout else spec
+    return spec._replace(scaling=spec.scaling * scale(spec))
 
 
 def _scaled_sum(
@@ -216,29 +272,28 @@ def _scaled_sum(
     return W * (magnitude / norms).view(-1, *[1] * (W.dim() - 1)), norms
 
 
-def _save(ctx: Any, x: Tensor, source: RecomputeSource, *tensors: Tensor | None) -> None:
+def _save(ctx: Any, x: Tensor, source: RecomputeSource | None, *tensors: Tensor | None) -> None:
     """Keep x, or what it can be made from, and the other tensors."""
-    kept = (x,) if source.is_input else (*source.rowwise, *source.shared)
-    ctx.compute, ctx.dtype, ctx.count = source.compute, x.dtype, len(tensors)
+    kept = (x,) if source is None else (*source.rowwise, *source.shared)
+    ctx.compute, ctx.dtype, ctx.count = source and source.compute, x.dtype, len(tensors)
     ctx.save_for_backward(*tensors, *kept)
 
 
 def _saved(ctx: Any) -> tuple[Any, ...]:
     """x and the tensors that `_save` was given."""
     tensors = ctx.saved_tensors
-    return ctx.compute(*tensors[ctx.count :], None).to(ctx.dtype), *tensors[: ctx.count]
+    kept = tensors[ctx.count :]
+    x = kept[0] if ctx.compute is None else ctx.compute(*kept, None).to(ctx.dtype)
+    return x, *tensors[: ctx.count]
 
 
 def _by_the_reference(
     ctx: Any, dY: Tensor, inputs: tuple[Any, ...], mask: Tensor | None
 ) -> tuple[Tensor | None, ...]:
-    """Gradients that have gradients themselves, where a graph of the backward is asked for."""
-    needed = ctx.needs_input_grad[: len(inputs)]
+    """The gradients as functions of dY and of the inputs."""
     x, weight, bias, A, B, magnitude = inputs
     y = reference(x, weight, bias, A, B, magnitude, ctx.spec, mask)
-    wanted = [t for t, need in zip(inputs, needed, strict=True) if need]
-    gradients = iter(torch.autograd.grad(y, wanted, dY, create_graph=True))
-    return *(next(gradients) if need else None for need in needed), None, None
+    return *graph_gradients(y, inputs, ctx.needs_input_grad[:6], dY), None, None
 
 
 def _bias_gradient(ctx: Any, dY: Tensor) -> Tensor | None:

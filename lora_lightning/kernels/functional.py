@@ -8,12 +8,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.kernels.common import autocasts, is_plain, product_dtype, without_autocast
-from lora_lightning.kernels.conv import DenseConv, FactoredConv, choose_form, reference
-from lora_lightning.kernels.conv_products import ConvSpec, convolve
+from lora_lightning.kernels import sources
+from lora_lightning.kernels.conv import FORMS, PLAIN_FORMS, choose_form
+from lora_lightning.kernels.conv_products import CONVOLUTIONS, ConvSpec
 from lora_lightning.kernels.dropout import keep_mask
-from lora_lightning.kernels.linear import LinearSpec, LoRALinearFunction, forward, plain
-from lora_lightning.kernels.quantized_tensor import is_quantized
+from lora_lightning.kernels.linear import LoRALinearFunction, forward
+from lora_lightning.kernels.linear_form import dense, linear_spec, plain
+from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 from lora_lightning.kernels.sources import source_of
 
 
@@ -51,43 +52,25 @@ def lora_linear(
         implementation: "auto"; "keep_inputs" saves x always; "reference" is plain autograd. Compilers,
             function transforms, forward mode and tensor subclasses take the reference by themselves.
         merged: whether to form W + s·B·A or to add a branch; None decides by the shapes
-            (`kernels.linear.merges`). Without effect with dropout, which needs a branch, and with DoRA,
-            which forms the sum for its norms.
+            (`kernels.linear_form.linear_spec`). Without effect with dropout, which needs a branch, and with
+            DoRA, which forms the sum for its norms.
 
     Returns:
         (..., d_out), for B = 0 and dropout or not the very bits of `F.linear(x, weight, bias)`.
     """
-    if not _fast(x, weight, bias, A, B, magnitude, implementation):
-        return plain(x, weight, bias, A, B, magnitude, scaling, F.dropout(x, dropout, dropout > 0))
+    spec = linear_spec(x, weight, bias, A, B, scaling, magnitude, dropout, implementation, merged)
+    if spec.form == "dense":
+        return dense(x, weight, bias, A, B, scaling)
+    if spec.form == "plain":
+        return plain(x, weight, bias, A, B, magnitude, scaling, F.dropout(x, dropout) if dropout else x)
     mask = keep_mask(x, dropout) if dropout else None
-    options = LinearSpec(scaling, 1 - dropout, merged, product_dtype(x))
     if not torch.is_grad_enabled():
-        with without_autocast(x.device.type):
-            return forward(x, weight, bias, A, B, magnitude, mask, options)[0]
-    if is_quantized(weight):
+        return forward(x, weight, bias, A, B, magnitude, mask, spec)[0]
+    if type(weight) is QuantizedTensor:
         weight = weight.detach()  # another object: a parameter that the graph holds cannot be moved
-    source = source_of(x, recompute=implementation == "auto")
-    y: Tensor = LoRALinearFunction.apply(x, weight, bias, A, B, magnitude, mask, options, source)
+    source = source_of(x) if spec.recompute else None
+    y: Tensor = LoRALinearFunction.apply(x, weight, bias, A, B, magnitude, mask, spec, source)
     return y
-
-
-def _fast(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    A: Tensor,
-    B: Tensor,
-    magnitude: Tensor | None,
-    implementation: str,
-) -> bool:
-    """Whether the autograd function does these arguments."""
-    return (
-        implementation != "reference"
-        and not weight.requires_grad
-        and (weight.dtype == x.dtype or autocasts(x.device.type))
-        and is_plain(x, None if is_quantized(weight) else weight, bias, A, B, magnitude)
-        and (magnitude is None or product_dtype(x).itemsize >= 4)
-    )
 
 
 def lora_conv(
@@ -130,24 +113,28 @@ def lora_conv(
             x[None], weight, bias, A, B, scaling, stride=stride, padding=padding, dilation=dilation,
             groups=groups, magnitude=magnitude, dropout=dropout, implementation=implementation,
         )[0]  # fmt: skip
-    stride, dilation = _each(stride, dimensions), _each(dilation, dimensions)
-    x, padding = _padded(x, padding, weight.shape[2:], dilation)
-    step = ConvSpec(stride, padding, dilation, groups, scaling, dropout=dropout)
-    if x.dim() != weight.dim() or (x.dtype != weight.dtype and not autocasts(x.device.type)):
-        convolve(x, weight, bias, step)  # refuses them in torch's words
-    fast = implementation != "reference" and x.numel() > 0 and not weight.requires_grad
-    fast = fast and is_plain(x, weight, bias, A, B, magnitude)
-    source = source_of(x, recompute=implementation == "auto") if fast else None
-    dtype = product_dtype(x)
-    with without_autocast(x.device.type):
-        x = x.to(dtype)
-        bias = None if bias is None else bias.to(dtype)
-        step = step._replace(form=choose_form(x, weight, bias, A, B, magnitude is not None, step))
-        if source is None or step.form == "reference":
-            return reference(x, weight, bias, A, B, magnitude, step)
-        function = DenseConv if step.form == "dense" else FactoredConv
-        y: Tensor = function.apply(x, weight, bias, A, B, magnitude, step, source)
-        return y
+    stride = stride if isinstance(stride, tuple) else _each(stride, dimensions)
+    dilation = dilation if isinstance(dilation, tuple) else _each(dilation, dimensions)
+    if isinstance(padding, str):
+        x, padding = _padded(x, padding, weight.shape[2:], dilation)
+    elif not isinstance(padding, tuple):
+        padding = _each(padding, dimensions)
+    device, dtype = x.device.type, x.dtype
+    autocast = device != "meta" and torch.is_autocast_enabled(device)
+    if x.dim() != weight.dim() or (dtype != weight.dtype and not autocast):
+        CONVOLUTIONS[dimensions](x, weight, bias, stride, padding, dilation, groups)  # refuses them
+    if autocast and dtype != torch.float64:
+        dtype = torch.get_autocast_dtype(device)
+    form = choose_form(x, weight, bias, A, B, magnitude, stride, groups, dropout, dtype, implementation)
+    spec = ConvSpec(stride, padding, dilation, groups, scaling, form, dropout)
+    recompute = form not in PLAIN_FORMS and implementation == "auto" and x.nbytes >= sources.LEAST
+    source = source_of(x) if recompute else None
+    given = x.to(dtype), weight, None if bias is None else bias.to(dtype), A, B, magnitude, spec
+    more = () if form in PLAIN_FORMS else (source,)
+    if autocast:
+        with torch.autocast(device, enabled=False):
+            return FORMS[form](*given, *more)
+    return FORMS[form](*given, *more)
 
 
 def _each(value: int | Sequence[int], dimensions: int) -> tuple[int, ...]:

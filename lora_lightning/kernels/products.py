@@ -17,7 +17,7 @@ def apply(matrix: Tensor, x: Tensor) -> Tensor:
     """`matrix` (a, c) times the channels of x (n, c, *size): (n, a, *size) in x's memory format."""
     if x.is_contiguous():
         # not torch.matmul, which would copy x transposed to make one product of it
-        return torch.bmm(matrix.expand(len(x), -1, -1), x.flatten(2)).view(len(x), -1, *x.shape[2:])
+        return torch.bmm(matrix.expand(x.shape[0], -1, -1), x.flatten(2)).view(x.shape[0], -1, *x.shape[2:])
     rows = x.movedim(1, -1)  # channels last: a view whose rows are the positions
     return (rows.flatten(0, -2) @ matrix.t()).view(*rows.shape[:-1], -1).movedim(-1, 1)
 
@@ -26,7 +26,7 @@ def add_applied(y: Tensor, matrix: Tensor, x: Tensor) -> Tensor:
     """y + `apply(matrix, x)`, in place where y's memory format allows."""
     if y.is_contiguous():
         flat = y.view(*y.shape[:2], -1)
-        flat.baddbmm_(matrix.expand(len(y), -1, -1), x.flatten(2))
+        flat.baddbmm_(matrix.expand(y.shape[0], -1, -1), x.flatten(2))
         return y
     rows = y.movedim(1, -1)
     if not rows.is_contiguous():

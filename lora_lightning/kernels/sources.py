@@ -35,34 +35,22 @@ class RecomputeSource:
     shared: tuple[Tensor | None, ...]
     compute: Callable[..., Tensor]
 
-    @property
-    def is_input(self) -> bool:
-        """Whether it is the matrix itself."""
-        return self.compute is itself
+    def whole(self) -> Tensor:
+        """The matrix."""
+        return self.compute(*self.rowwise, *self.shared, None)
 
 
-def source_of(x: Tensor, recompute: bool = True) -> RecomputeSource:
-    """Where to get x from in the backward: x itself, or, from 1 MiB, what the function that made it saved.
-
-    Args:
-        x: (..., columns).
-        recompute: false always keeps x itself.
-    """
+def source_of(x: Tensor) -> RecomputeSource | None:
+    """What to make x, (..., columns), from in the backward: what the function that made it saved. None is x
+    itself."""
     maker = x.grad_fn
-    recompute = recompute and x.nbytes >= LEAST
-    find = _FINDERS.get(maker.name()) if recompute and maker is not None else None
-    if find is not None and x._version == 0 and x.is_contiguous():
-        try:
-            found = find(maker, x)
-        except RuntimeError:  # its saved tensors were freed, or changed in place
-            found = None
-        if found is not None:
-            return found
-    return RecomputeSource((x,), (), itself)
-
-
-def itself(x: Tensor, buffer: Tensor | None) -> Tensor:
-    return x
+    find = None if maker is None else _FINDERS.get(maker.name())
+    if find is None or x._version or not x.is_contiguous():
+        return None
+    try:
+        return find(maker, x)
+    except RuntimeError:  # its saved tensors were freed, or changed in place
+        return None
 
 
 def _layer_norm(maker: Any, x: Tensor) -> RecomputeSource | None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lora_lightning.kernels.common import cast
+
 
 def factor_groups(A: Tensor, B: Tensor) -> int:
     """Groups that have factors of their own: A is (groups·r, ...), B is (out, r)."""
@@ -21,8 +23,8 @@ def update_of(weight: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
 
 def sum_of(weight: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
     """W + s·B·A in A's dtype, in one pass over W where it can be."""
-    weight = weight.to(A.dtype)
-    if factor_groups(A, B) == 1 and weight.is_contiguous():
+    weight = cast(weight, A.dtype)
+    if A.shape[0] == B.shape[1] and weight.is_contiguous():
         return torch.addmm(weight.flatten(1), B, A.flatten(1), alpha=scaling).view(weight.shape)
     return weight + update_of(weight, A, B, scaling)
 

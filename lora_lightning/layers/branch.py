@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_lightning.kernels.dora import scaled_change
 from lora_lightning.layers.layer import LoRALayer
 from lora_lightning.layers.update import LowRankUpdate
 
@@ -24,13 +25,11 @@ class BranchLayer(LoRALayer):
         """Add the updates' outputs to y = f(x, W) + b, the output of the base layer."""
         base = y
         for update in updates:
-            change = self.branch(update.dropout(x), update)
+            change = self.branch(update.dropped(x), update)
             factors = update.row_factors(update.slot.of(self.base_weight("weight")))
             if factors is not None:
-                # DoRA: c·(f(x, W) + branch) - f(x, W), with c = 1 exactly at the start
-                c = self._per_feature(factors)
                 product = base if self.bias is None else base - self._per_feature(self.bias.to(y.dtype))
-                change = (c - 1).to(y.dtype) * self._part(product, update) + c.to(y.dtype) * change
+                change = scaled_change(self._per_feature(factors), self._part(product, update), change)
             y = y + self._placed(change, update, y)
         return y
 

@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_lightning.kernels.conv_products import CONVOLUTIONS
 from lora_lightning.kernels.functional import lora_conv
 from lora_lightning.layers.branch import BranchLayer
 from lora_lightning.layers.slot import Slot
 from lora_lightning.layers.update import LowRankUpdate
 
-CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 TRANSPOSED = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}
 
 
@@ -62,18 +62,28 @@ class LoRAConv(_Convolution):
         def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor: ...
 
     def forward(self, x: Tensor) -> Tensor:
-        weight, updates = self.parts("weight")
+        update, own = self.alone(), self._parameters
+        weight = own.get("weight")
+        if update is None or weight is None or "bias" not in own:  # under FSDP they are elsewhere
+            return self._several(x, *self.parts("weight"))
+        return self._one(x, weight, own["bias"], update)
+
+    def _several(self, x: Tensor, weight: Tensor, updates: list[LowRankUpdate]) -> Tensor:
+        if len(updates) == 1:
+            return self._one(x, weight, self.bias, updates[0])
+        return self.add_branches(x, self._conv_forward(x, weight, self.bias), updates)
+
+    def _one(self, x: Tensor, weight: Tensor, bias: Tensor | None, update: LowRankUpdate) -> Tensor:
+        padding, drops = self.padding, update.dropout if update.training else 0.0
         # dropout comes before a padding that is a pass of its own
-        ahead = self.padding_mode != "zeros" or isinstance(self.padding, str)
-        if len(updates) != 1 or (updates[0].drops and ahead):
-            return self.add_branches(x, self._conv_forward(x, weight, self.bias), updates)
-        update, padding = updates[0], self.padding
+        if drops and (self.padding_mode != "zeros" or isinstance(padding, str)):
+            return self.add_branches(x, self._conv_forward(x, weight, bias), [update])
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), 0
         return lora_conv(
             x,
             weight,
-            self.bias,
+            bias,
             update.lora_A,
             update.lora_B,
             update.scaling,
@@ -82,7 +92,7 @@ class LoRAConv(_Convolution):
             dilation=self.dilation,
             groups=self.groups,
             magnitude=update.lora_magnitude,
-            dropout=update.drops,
+            dropout=drops,
             implementation=update.implementation,
         )
 
@@ -116,7 +126,7 @@ class LoRAConvTranspose(_Convolution):
         y = self._transpose(x, weight, self.bias, padding)
         for update in updates:
             down, up = update.factors_for(x)
-            h = self._pointwise(update.dropout(x), down, self.groups)
+            h = self._pointwise(update.dropped(x), down, self.groups)
             y = y + self._transpose(h, up, None, padding)
         return y
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.kernels.common import without_autocast
-from lora_lightning.layers.layer import FixedSize, LoRALayer
+from lora_lightning.kernels.common import autocasts
+from lora_lightning.layers.layer import LoRALayer
+from lora_lightning.layers.size import FixedSize
 from lora_lightning.layers.slot import Slot
 from lora_lightning.layers.update import LowRankUpdate
 
@@ -18,8 +20,10 @@ EMBEDDING_SLOT = Slot("weight", transposed=True, zero="A")
 
 def _expanded(h: Tensor, update: LowRankUpdate) -> Tensor:
     """s·h·B, (..., d), in A's dtype: in float16, as autocast would have it, it could overflow."""
-    with without_autocast(h.device.type):
-        return h * update.scaling @ update.lora_B
+    if autocasts(h.device.type):
+        with torch.autocast(h.device.type, enabled=False):
+            return _expanded(h, update)
+    return h * update.scaling @ update.lora_B
 
 
 class LoRAEmbedding(LoRALayer):

@@ -8,7 +8,7 @@ import inspect
 from torch import nn
 from torch.nn.utils.parametrize import ParametrizationList
 
-from lora_lightning.layers.layer import FixedSize
+from lora_lightning.layers.size import FixedSize
 from lora_lightning.layers.swap import ClassSwap
 from lora_lightning.utils.names import by_class
 

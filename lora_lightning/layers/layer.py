@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -10,11 +11,15 @@ from torch.nn.utils.parametrize import is_parametrized
 
 from lora_lightning.errors import UserError
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
+from lora_lightning.layers.size import resized
 from lora_lightning.layers.swap import ClassSwap, give_class, swap_class, swap_out, swapped_class
-from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.layers.update import LowRankUpdate, effective_weight
 from lora_lightning.layers.views import Choice, View
 from lora_lightning.layers.writing import inverted
 from lora_lightning.utils.sharding import is_shard
+
+# Attributes that an adapted layer has for as long as it is adapted.
+OWN = ("lora_active", "lora_alone", "lora_used", "lora_merged", "lora_originals", "lora_choice", "lora_path")
 
 
 class LoRALayer(ClassSwap):
@@ -29,6 +34,9 @@ class LoRALayer(ClassSwap):
         lora: adapter name -> slot name -> LowRankUpdate.
         lora_active: names of the adapters in use, of those that the layer has.
         lora_merged: whether their updates are merged into the weights.
+        lora_alone: adapter and slot of the one update to be added, where it is one of the whole weight: what
+            the choice of adapters comes to, computed when it is made.
+        lora_used: adapters and slots of all updates to be added, by the parameter.
         lora_originals: the base parameters while they are; of a parametrized one those that it is computed
             from, as `parametrizations.weight.original0`.
         lora_choice: of the model: whether some thread or task sees it otherwise.
@@ -42,6 +50,8 @@ class LoRALayer(ClassSwap):
     lora: nn.ModuleDict
     lora_active: tuple[str, ...]
     lora_merged: bool
+    lora_alone: tuple[str, str] | None
+    lora_used: dict[str, tuple[tuple[str, str], ...]]
     lora_originals: dict[str, nn.Parameter | None]
     lora_choice: Choice
     lora_path: str
@@ -51,6 +61,29 @@ class LoRALayer(ClassSwap):
         weight, updates = self.parts(name)
         return effective_weight(weight, updates) if updates and not is_shard(weight) else weight
 
+    def select(self, adapters: tuple[str, ...]) -> None:
+        """Use these adapters, of those that the layer has."""
+        self.lora_active = adapters
+        self._resolve()
+
+    def _resolve(self) -> None:
+        """Compute what the adapters in use, and their being merged, come to."""
+        lora = cast("Mapping[str, Mapping[str, LowRankUpdate]]", self.lora)
+        used = [(a, key, lora[a][key].slot) for a in self.lora_active for key in lora[a]]
+        whole = [(adapter, key) for adapter, key, slot in used if slot.out_range is None]
+        self.lora_alone = whole[0] if len(whole) == len(used) == 1 and not self.lora_merged else None
+        self.lora_used = {slot.parameter: () for _, _, slot in used}
+        for adapter, key, slot in used:
+            self.lora_used[slot.parameter] += ((adapter, key),)
+
+    def alone(self) -> LowRankUpdate | None:
+        """The one update to be added, as the calling thread or task sees the layer; None where `parts` is to
+        be asked."""
+        if self.lora_alone is None or self.lora_choice.viewed:
+            return None
+        adapter, key = self.lora_alone
+        return self._modules["lora"]._modules[adapter]._modules[key]  # type: ignore[union-attr, return-value]
+
     def parts(self, name: str) -> tuple[Tensor, list[LowRankUpdate]]:
         """W and the updates to be added to it, as the calling thread or task sees the layer. Merged ones are
         in W already, but for a view, which has adapters of its own."""
@@ -58,7 +91,9 @@ class LoRALayer(ClassSwap):
         if view is None:
             if self.lora_merged:
                 return self._merged(name), []
-            return self._weight(name), self._updates_of(self.lora_active, name)
+            lora = self._modules["lora"]._modules  # type: ignore[union-attr]  # it has one
+            used = self.lora_used.get(name, ())
+            return self._weight(name), [lora[a]._modules[key] for a, key in used]  # type: ignore[union-attr, misc]
         view.refuse_reading(self.lora_path)
         return self._seen(view, name), self._updates_of(view.active, name)
 
@@ -69,10 +104,10 @@ class LoRALayer(ClassSwap):
         return self._weight(name) if view is None else self._seen(view, name)
 
     def _weight(self, name: str) -> Tensor:
-        for place in (self._parameters, self.__dict__):  # the second under FSDP, between its states
-            if name in place:
-                return cast(Tensor, place[name])
-        return getattr(self.original_class, name).fget(self)
+        weight = self._parameters.get(name)
+        if weight is None:  # under FSDP, between its states, or computed by the module's parametrization
+            weight = self.__dict__.get(name)
+        return getattr(self.original_class, name).fget(self) if weight is None else weight
 
     def _merged(self, name: str) -> Tensor:
         merged = self._buffers.get(f"lora_merged_{name}")
@@ -101,12 +136,13 @@ class LoRALayer(ClassSwap):
         self._reset("_reset_parameters", *args, **kwargs)
 
     def _reset(self, method: str, *args: Any, **kwargs: Any) -> None:
-        active, self.lora_active = self.lora_active, ()  # so that it meets the base weights
+        active = self.lora_active
+        self.select(())  # so that it meets the base weights
         try:
             if hasattr(self.original_class, method):
                 getattr(self.original_class, method)(self, *args, **kwargs)
         finally:
-            self.lora_active = active
+            self.select(active)
         for update in (u for adapter in self.lora for u in self.updates(adapter)):
             update.reset_parameters()
             update.reset_magnitude(update.slot.of(self.base_weight(update.slot.parameter)))
@@ -119,9 +155,9 @@ class LoRALayer(ClassSwap):
         """
         present = self._parameters.get(name)
         if name in self.properties and param is not None and present is not None:
-            resized = param.dim() == present.dim() and param.shape != present.shape
-            if resized and not (is_shard(param) or is_shard(present)):
-                raise UserError(_resized(self, name, tuple(present.shape), tuple(param.shape)))
+            changed = param.dim() == present.dim() and param.shape != present.shape
+            if changed and not (is_shard(param) or is_shard(present)):
+                raise UserError(resized(self, name, tuple(present.shape), tuple(param.shape)))
         super().register_parameter(name, param)
 
     def _load_from_state_dict(self, state: dict[str, Any], prefix: str, *rest: Any) -> None:
@@ -182,11 +218,13 @@ class LoRALayer(ClassSwap):
                 module._parameters[leaf] = nn.Parameter(value, requires_grad=False)
                 self.lora_originals[place] = original
         self.lora_merged = True
+        self._resolve()
         return hidden
 
     def unmerge_updates(self) -> None:
         """Put the base weights back, bit for bit."""
         self.lora_merged = False
+        self._resolve()
         for name in self.properties:
             if name not in self.lora_originals and f"lora_unmerged_{name}" in self._buffers:
                 delattr(self, f"lora_unmerged_{name}")
@@ -208,49 +246,6 @@ class LoRALayer(ClassSwap):
         return self.get_submodule(path), leaf
 
 
-class FixedSize(property):
-    """An attribute with one side of the weight, which does not change: transformers sets it when it resizes a
-    layer, having written to `layer.weight.data`, which is made anew at each reading.
-
-    Setting another size raises UserError; the layer is unchanged.
-    """
-
-    def __init__(self, name: str) -> None:
-        def get(layer: LoRALayer) -> int:
-            return cast(int, layer.__dict__[name])
-
-        def put(layer: LoRALayer, size: int) -> None:
-            if size != layer.__dict__.get(name, size):
-                raise UserError(_resized(layer, name, layer.__dict__[name], size))
-            layer.__dict__[name] = size
-
-        super().__init__(get, put)
-
-
-def _resized(layer: LoRALayer, name: str, before: object, after: object) -> str:
-    return (
-        f"{layer.lora_path or 'the model'}: {name} of an adapted {layer.original_class.__name__} is "
-        f"{before}, and its updates do not fit {after}. Resize the model (resize_token_embeddings) before it "
-        "is adapted, or call lora_lightning.eject(model), resize, and inject again."
-    )
-
-
-def effective_weight(weight: Tensor, updates: list[LowRankUpdate]) -> Tensor:
-    """W + sum of the updates, in W's dtype; the sum is taken in float32 or better."""
-    dtype = torch.promote_types(weight.dtype, torch.float32)
-    effective = weight.to(dtype)
-    for update in updates:
-        out_range = update.slot.out_range
-        if out_range is None and len(updates) == 1:
-            return update.added_to(effective).to(weight.dtype)
-        delta = update.delta(update.slot.of(weight))
-        if out_range is not None:
-            below = weight.shape[0] - out_range[1]
-            delta = nn.functional.pad(delta, [0, 0] * (weight.dim() - 1) + [out_range[0], below])
-        effective = effective + delta
-    return effective.to(weight.dtype)
-
-
 def adapt(
     module: nn.Module,
     family: type[LoRALayer],
@@ -270,9 +265,8 @@ def adapt(
     if not isinstance(module, LoRALayer):
         swap_class(module, family)
         module.lora = nn.ModuleDict().train(module.training)
-        module.lora_active = ()  # type: ignore[assignment]  # an adapted layer's, from here on
-        module.lora_merged, module.lora_originals = False, {}  # type: ignore[assignment]  # the same
-        module.lora_choice, module.lora_path = choice, path  # type: ignore[assignment]  # the same
+        fresh = {"lora_active": (), "lora_alone": None, "lora_used": {}, "lora_merged": False}
+        module.__dict__.update(fresh, lora_originals={}, lora_choice=choice, lora_path=path)
     layer = cast(LoRALayer, module)
     layer.lora[adapter] = nn.ModuleDict(slots).train(layer.training)
     _compute(layer, parameters | {*layer.properties})
@@ -291,7 +285,7 @@ def forget(layer: LoRALayer, adapter: str) -> None:
 def restore(layer: LoRALayer) -> None:
     """Undo `adapt` for all adapters: the layer has its class and attributes of before."""
     swap_out(layer)
-    for name in ("lora_active", "lora_merged", "lora_originals", "lora_choice", "lora_path"):
+    for name in OWN:
         del layer.__dict__[name]
     del layer._modules["lora"]
     _refresh(layer)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from lora_lightning.kernels.functional import lora_linear
 from lora_lightning.layers.branch import BranchLayer
-from lora_lightning.layers.layer import FixedSize
+from lora_lightning.layers.size import FixedSize
 from lora_lightning.layers.update import LowRankUpdate
 
 
@@ -18,6 +18,24 @@ class LoRALinear(BranchLayer):
     in_features, out_features = FixedSize("in_features"), FixedSize("out_features")
 
     def forward(self, x: Tensor) -> Tensor:
+        update, own = self.alone(), self._parameters
+        weight = own.get("weight")
+        if update is None or weight is None or "bias" not in own:  # under FSDP they are elsewhere
+            return self._several(x)
+        return lora_linear(
+            x,
+            weight,
+            own["bias"],
+            update.lora_A,
+            update.lora_B,
+            update.scaling,
+            magnitude=update.lora_magnitude,
+            dropout=update.dropout if update.training else 0.0,
+            implementation=update.implementation,
+        )
+
+    def _several(self, x: Tensor) -> Tensor:
+        """With none, several, or those of some outputs, and in a view of the model."""
         W, updates = self.parts("weight")
         if not updates or not _are_one(updates):
             return self.add_branches(x, F.linear(x, W, self.bias), updates)

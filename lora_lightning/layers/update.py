@@ -7,10 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from typing_extensions import Self
 
-from lora_lightning.kernels.common import product_dtype, row_norms, without_autocast
+from lora_lightning.kernels.common import autocasts, product_dtype, without_autocast
+from lora_lightning.kernels.dora import row_factors, row_norms
 from lora_lightning.kernels.half import shared_out
 from lora_lightning.layers.slot import Slot
 
@@ -72,11 +74,10 @@ class LowRankUpdate(nn.Module):
         super().__init__()
         dtype = torch.promote_types(weight.dtype, torch.float32)
         self.slot, self.rank, self.scaling, self.init = slot, rank, scaling, init
-        self.implementation = implementation
+        self.dropout, self.implementation = dropout, implementation
         A, B = slot.factors(tuple(weight.shape), rank)
         self.lora_A = nn.Parameter(torch.empty(A, device=weight.device, dtype=dtype))
         self.lora_B = nn.Parameter(torch.empty(B, device=weight.device, dtype=dtype))
-        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         self.lora_magnitude = nn.Parameter(self.lora_B.new_empty(weight.shape[0])) if use_dora else None
         self.reset_parameters()
         self.reset_magnitude(weight)
@@ -103,10 +104,14 @@ class LowRankUpdate(nn.Module):
         """Begin anew: the update is zero. Called when a model on the meta device is given memory."""
         init_update(self.lora_A, self.lora_B, self.init, self.slot.zero)
 
+    def dropped(self, x: Tensor) -> Tensor:
+        """x, in train mode with entries dropped."""
+        return F.dropout(x, self.dropout) if self.dropout and self.training else x
+
     @property
     def drops(self) -> float:
         """The probability of dropping now: 0 in eval mode."""
-        return self.dropout.p if self.training and isinstance(self.dropout, nn.Dropout) else 0.0
+        return self.dropout if self.training else 0.0
 
     @torch.no_grad()
     def reset_magnitude(self, weight: Tensor) -> None:
@@ -130,11 +135,12 @@ class LowRankUpdate(nn.Module):
     def added_to(self, weight: Tensor) -> Tensor:
         """The rows of W given + s·B·A, in one pass over them where it can be."""
         left, right = self._sides()
-        if len(left) > 1 or self.lora_magnitude is not None or left.dtype != weight.dtype:
+        if left.shape[0] > 1 or self.lora_magnitude is not None or left.dtype != weight.dtype:
             return weight + self.delta(weight)
-        with without_autocast(weight.device.type):
-            sums = torch.addmm(weight.flatten(1), left[0], right[0], alpha=self.scaling)
-        return sums.view(weight.shape)
+        if autocasts(weight.device.type):
+            with torch.autocast(weight.device.type, enabled=False):
+                return self.added_to(weight)
+        return torch.addmm(weight.flatten(1), left[0], right[0], alpha=self.scaling).view(weight.shape)
 
     def factors_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """A and s·B in x's dtype, of the shapes of `lora_A` and `lora_B`; where the products with x are in
@@ -164,9 +170,7 @@ class LowRankUpdate(nn.Module):
         """DoRA's m / ‖W + s·B·A‖, (out,), or None without DoRA."""
         if self.lora_magnitude is None:
             return None
-        with torch.no_grad(), without_autocast(weight.device.type):
-            norms = row_norms(weight.to(self.lora_A.dtype) + self.product(weight))
-        return self.lora_magnitude / norms
+        return row_factors(self.lora_magnitude, weight, self.lora_A, self.lora_B, self.scaling)
 
     def extra_repr(self) -> str:
         return f"{self.slot.parameter}, rank={self.rank}, scaling={self.scaling:g}"
@@ -189,3 +193,19 @@ def init_update(A: Tensor, B: Tensor, init: str, zero: str = "B") -> None:
     else:
         INITS[init](A)
         B.zero_()
+
+
+def effective_weight(weight: Tensor, updates: list[LowRankUpdate]) -> Tensor:
+    """W + sum of the updates, in W's dtype; the sum is taken in float32 or better."""
+    dtype = torch.promote_types(weight.dtype, torch.float32)
+    effective = weight.to(dtype)
+    for update in updates:
+        out_range = update.slot.out_range
+        if out_range is None and len(updates) == 1:
+            return update.added_to(effective).to(weight.dtype)
+        delta = update.delta(update.slot.of(weight))
+        if out_range is not None:
+            below = weight.shape[0] - out_range[1]
+            delta = nn.functional.pad(delta, [0, 0] * (weight.dim() - 1) + [out_range[0], below])
+        effective = effective + delta
+    return effective.to(weight.dtype)

@@ -11,10 +11,10 @@ from torch import nn
 
 import lora_lightning as ll
 from lora_lightning.kernels import common as kernels
-from lora_lightning.kernels import linear as kernel
 from lora_lightning.kernels.dropout import keep_mask
 from lora_lightning.kernels.functional import lora_linear
-from lora_lightning.kernels.linear import plain
+from lora_lightning.kernels.linear import forward
+from lora_lightning.kernels.linear_form import linear_spec, plain
 from lora_lightning.layers.registry import lora_layers
 
 NAMES = ("x", "weight", "bias", "A", "B", "magnitude")
@@ -35,6 +35,11 @@ def arguments(shape=(3, 5, 6), d_out=4, rank=2, bias=True, dora=False, dtype=tor
         if made[name] is not None:
             made[name].requires_grad_()
     return made
+
+
+def spec_arguments(given):
+    """Those of `linear_spec`, with nothing asked for."""
+    return *(given[n] for n in NAMES[:-1]), 2.0, given["magnitude"], 0.0, "auto", None
 
 
 def call(given, implementation="auto", dropout=0.0, **options):
@@ -174,12 +179,13 @@ def test_a_branch_of_zeros_leaves_the_bits_in_every_layout(shape, layout, bias, 
     assert torch.equal(call(given, merged=False, dropout=dropout), base)
 
 
-def test_the_rule_of_merging():
-    size = 384 * 1536
-    touched = {tokens: tokens * (384 + 1536) for tokens in (197, 1576)}  # one image, and eight
-    assert not kernel.merges(touched[197], size, torch.float32)
-    assert kernel.merges(touched[1576], size, torch.float32)
-    assert not kernel.merges(touched[1576], size, torch.bfloat16)
+@pytest.mark.parametrize(
+    ("tokens", "dtype", "merged"),
+    [(197, torch.float32, False), (1576, torch.float32, True), (1576, torch.bfloat16, False)],
+)
+def test_the_rule_of_merging(tokens, dtype, merged):
+    given = arguments((tokens, 384), 1536, 8, bias=False, dtype=dtype, trains=())  # one image, and eight
+    assert linear_spec(*spec_arguments(given)).merged == merged
 
 
 def test_no_gradient_of_the_weights_shape_and_none_for_a_weight_that_trains(monkeypatch):
@@ -344,6 +350,6 @@ def test_the_mask_keeps_as_many_as_it_says_in_every_place(dropout):
 )
 def test_when_the_sum_of_weight_and_update_is_formed(rank, bias, tokens, merged):
     given = arguments((tokens, 8), 24, rank, bias, dtype=torch.float32)
-    options = kernel.LinearSpec(1.0, 1.0, None, torch.float32)
-    H = kernel.forward(*(given[n] for n in NAMES), None, options)[2]
-    assert (H is None) == merged
+    spec = linear_spec(*spec_arguments(given))
+    assert spec.merged == merged
+    assert (forward(*(given[n] for n in NAMES), None, spec)[2] is None) == merged  # H
