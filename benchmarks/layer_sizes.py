@@ -110,7 +110,7 @@ def compared(
 
     found = {}
     for name, run in {"forward": forward, "step": step}.items():
-        ways = {way: lambda layer=layer, run=run: run(layer) for way, layer in layers.items()}  # type: ignore[misc]
+        ways = {way: lambda layer=layer, run=run: run(layer) for way, layer in layers.items()}  # type: ignore[misc]  # mypy takes no defaults
         times = measure.interleaved(ways, rounds, clock=clock)
         rows = measure.ratios({way: [t / repeats for t in seconds] for way, seconds in times.items()}, "peft")
         found[name] = {way: {k: float(f"{v:.4g}") for k, v in row.items()} for way, row in rows.items()}

@@ -82,7 +82,9 @@ class LoRALayer(ClassSwap):
         if self.lora_alone is None or self.lora_choice.viewed:
             return None
         adapter, key = self.lora_alone
-        return self._modules["lora"]._modules[adapter]._modules[key]  # type: ignore[union-attr, return-value]
+        lora: Any = self._modules["lora"]
+        update: LowRankUpdate = lora._modules[adapter]._modules[key]
+        return update
 
     def parts(self, name: str) -> tuple[Tensor, list[LowRankUpdate]]:
         """W and the updates to be added to it, as the calling thread or task sees the layer. Merged ones are
@@ -91,9 +93,9 @@ class LoRALayer(ClassSwap):
         if view is None:
             if self.lora_merged:
                 return self._merged(name), []
-            lora = self._modules["lora"]._modules  # type: ignore[union-attr]  # it has one
+            lora: Any = self._modules["lora"]
             used = self.lora_used.get(name, ())
-            return self._weight(name), [lora[a]._modules[key] for a, key in used]  # type: ignore[union-attr, misc]
+            return self._weight(name), [lora._modules[a]._modules[key] for a, key in used]
         view.refuse_reading(self.lora_path)
         return self._seen(view, name), self._updates_of(view.active, name)
 
@@ -265,7 +267,12 @@ def adapt(
     if not isinstance(module, LoRALayer):
         swap_class(module, family)
         module.lora = nn.ModuleDict().train(module.training)
-        fresh = {"lora_active": (), "lora_alone": None, "lora_used": {}, "lora_merged": False}
+        fresh: dict[str, object] = {
+            "lora_active": (),
+            "lora_alone": None,
+            "lora_used": {},
+            "lora_merged": False,
+        }
         module.__dict__.update(fresh, lora_originals={}, lora_choice=choice, lora_path=path)
     layer = cast(LoRALayer, module)
     layer.lora[adapter] = nn.ModuleDict(slots).train(layer.training)

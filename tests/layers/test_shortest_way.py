@@ -3,10 +3,10 @@
 import pytest
 import torch
 from torch import nn
+from walk import walked
 
 import lora_lightning as ll
 from lora_lightning.kernels import conv, linear_form
-from tests.walk import walked
 
 MOST = 20
 LAYERS = {
