@@ -22,7 +22,8 @@ def walked(function: Callable[[], Any]) -> list[tuple[str, str]]:
         function()
     finally:
         sys.setprofile(None)
-    return [call for call in calls[1:] if not call[0].endswith(WRAPPERS)]
+    return [call for call in calls[1:] if not call[0].endswith(WRAPPERS) and call[1] not in WRAPPING]
 
 
+WRAPPING = ("Function.apply", "_is_setup_context_defined")
 WRAPPERS = ("torch/_functorch/utils.py", "torch/_functorch/pyfunctorch.py")
