@@ -25,7 +25,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lora_lightning.kernels import sources
-from lora_lightning.kernels.common import graph_gradients, is_plain
+from lora_lightning.kernels.common import cast, graph_gradients, is_plain
 from lora_lightning.kernels.conv_products import (
     B_gradient,
     ConvSpec,
@@ -129,13 +129,15 @@ def reference(
     mask: Tensor | None = None,
 ) -> Tensor:
     """The same in plain autograd; `mask` is what a dropout that is done already has kept."""
-    y = convolve(x, weight.to(x.dtype), bias, spec)
-    kept = F.dropout(x, spec.dropout) if mask is None else x * mask * scale(spec)
+    y = convolve(x, cast(weight, x.dtype), bias, spec)
+    kept = x
+    if spec.dropout:
+        kept = F.dropout(x, spec.dropout) if mask is None else x * mask * scale(spec)
     if factor_groups(A, B) != spec.groups:  # across the channels: the update is as small as the weight
         change = convolve(kept, update_of(weight, A, B, spec.scaling).to(x.dtype), None, spec)
     else:
         down, up, _ = shared_out(A, B, spec.scaling, x.dtype)
-        change = expand(convolve(kept, down.to(x.dtype), None, spec), up.to(x.dtype), spec)
+        change = expand(convolve(kept, cast(down, x.dtype), None, spec), cast(up, x.dtype), spec)
     if magnitude is not None:
         c = per_channel(row_factors(magnitude, weight, A, B, spec.scaling), spec)
         change = scaled_change(c, y if bias is None else y - per_channel(bias, spec), change)
