@@ -10,30 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 from safetensors.torch import save_file
-from small import mlp
+from seeded import adapter, base
 from torch import nn
 
 import lora_lightning as ll
 from lora_lightning.files.format import read_adapter, write_adapter
 from lora_lightning.files.merge import merge_state
 from lora_lightning.files.pair import CONFIG_FILE, TENSOR_FILE, digest_of
-
-
-def base():
-    torch.manual_seed(0)
-    return mlp()
-
-
-def adapter(folder, seed, format="lora_lightning", **options):
-    model = base()
-    ll.inject(model, ll.LoRAConfig(**{"rank": 2, **options}))
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter))
-    ll.save_adapter(model, folder, format=format)
-    return {n: t.clone() for n, t in ll.lora_state_dict(model).items()}
 
 
 def forged(folder, target, change):

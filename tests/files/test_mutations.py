@@ -8,27 +8,10 @@ import struct
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from small import mlp
+from seeded import adapter, base
 
 import lora_lightning as ll
 from lora_lightning.files.pair import CONFIG_FILE, TENSOR_FILE
-
-
-def base():
-    torch.manual_seed(0)
-    return mlp()
-
-
-def adapter(folder, seed, format="lora_lightning", **options):
-    model = base()
-    ll.inject(model, ll.LoRAConfig(**{"rank": 2, **options}))
-    torch.manual_seed(seed)
-    with torch.no_grad():
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(torch.randn_like(parameter))
-    ll.save_adapter(model, folder, format=format)
-    return {n: t.clone() for n, t in ll.lora_state_dict(model).items()}
 
 
 class Mutator:

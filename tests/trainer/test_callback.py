@@ -221,7 +221,7 @@ def test_bad_options_are_found_at_construction():
         ll.LoRACallback(ll.LoRAConfig(), rank=8)
 
 
-def test_the_backbone_attribute_is_the_scope(tmp_path):
+def test_the_backbone_attribute_is_what_is_adapted(tmp_path):
     class Detector(Classifier):
         def __init__(self) -> None:
             super().__init__(nn.Identity())
