@@ -194,11 +194,11 @@ def test_the_report_shows_truth_before_and_after(detector, tmp_path):
 
 
 def test_wandb_gets_boxes_in_its_own_format(detector, tmp_path, monkeypatch):
-    monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     import wandb
 
-    logger = WandbLogger(save_dir=tmp_path, offline=True)
+    # Lightning's `offline` sets a variable, which W&B no longer reads once a run was made in this process
+    logger = WandbLogger(save_dir=tmp_path, mode="offline")
     seen = []
     monkeypatch.setattr(logger, "log_metrics", lambda metrics, step=None: seen.append(metrics))
     trainer(max_epochs=1, logger=logger).fit(detector, datamodule=Scenes())

@@ -125,7 +125,7 @@ def main(folder: Path, workers: int, where: str, batches: Semaphore) -> None:
             saver,
             Count(batches, last),
         ],
-        logger=WandbLogger(save_dir=folder, id="one", offline=True),
+        logger=WandbLogger(save_dir=folder, id="one", mode="offline"),
         enable_progress_bar=False,
         enable_model_summary=False,
     )

@@ -113,7 +113,7 @@ def test_wandb_tells_two_ranks_apart(tmp_path, monkeypatch):
 
     monkeypatch.setenv("WANDB_SILENT", "true")
     for rank in (4, 8):
-        logger = WandbLogger(project="p", save_dir=tmp_path / str(rank), offline=True)
+        logger = WandbLogger(project="p", save_dir=tmp_path / str(rank), mode="offline")
         fit(tmp_path, ll.LoRACallback(rank=rank), logger)
         wandb.finish()
         (file,) = (tmp_path / str(rank)).glob("wandb/offline-run-*/*.wandb")
