@@ -63,15 +63,15 @@ def ratios(times: Mapping[str, list[float]], base: str) -> dict[str, dict[str, f
 
 def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     """Bytes of the storages that the forward's graph keeps, those of parameters and buffers left out."""
-    own = {part.untyped_storage().data_ptr() for t in _tensors(model) for part in parts(t)}
+    own = {part.untyped_storage()._cdata for t in _tensors(model) for part in parts(t)}
     kept: dict[int, int] = {}
-    tensors = []  # kept alive, so that no address is counted twice
+    tensors = []  # kept alive, so that no storage's address is counted twice
 
     def pack(tensor: Tensor) -> Tensor:
         for part in parts(tensor):
             storage = part.untyped_storage()
-            if storage.data_ptr() not in own:
-                kept[storage.data_ptr()] = storage.nbytes()
+            if storage._cdata not in own:  # the meta device has no addresses of data
+                kept[storage._cdata] = storage.nbytes()
                 tensors.append(part)
         return tensor
 

@@ -20,6 +20,7 @@ from lora_lightning.layers.norm import has_statistics
 
 RANK = 8
 CLASSES = 10
+IMPLEMENTATIONS = ("keep_inputs", "reference", "fused")  # of ours, beside the one it chooses itself
 SIDE = 800  # pixels, of a picture for the detector
 
 
@@ -51,11 +52,12 @@ def images(size: int) -> tuple[Tensor, Tensor]:
     return torch.randn(size, 3, 224, 224), torch.randint(0, CLASSES, (size,))
 
 
-def sounds(size: int) -> tuple[Tensor, Tensor]:
-    return torch.randn(size, 80_000), torch.randint(0, CLASSES, (size, 249))  # 5 s, a label each 20 ms
+def sounds(size: int, seconds: int = 5) -> tuple[Tensor, Tensor]:
+    """At 16 kHz, with a label each 20 ms."""
+    return torch.randn(size, 16_000 * seconds), torch.randint(0, CLASSES, (size, 50 * seconds - 1))
 
 
-def vit(name: str) -> Callable[[], nn.Module]:
+def from_timm(name: str) -> Callable[[], nn.Module]:
     def build() -> nn.Module:
         import timm
 
@@ -130,12 +132,16 @@ class Recurrent(nn.Module):
         return self.head(self.lstm(x)[0])
 
 
+SWIN = r"layers\.\d\.(blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])|downsample\.reduction)"
 BLOCKS = r"blocks\.\d+\.(attn\.(qkv|proj)|mlp\.fc[12])"
 PYRAMID = r"net\.backbone\.(body\.layer\d\.\d\.(conv\d|downsample\.0)|fpn\.\w+_blocks\.\d\.0)"
 ENCODER = r"net\.encoder\.transformer\.layers\.\d+\.(attention\.\w+_proj|feed_forward\.\w+_dense)"
 WORKLOADS = {
-    "vit_small": Workload(vit("vit_small_patch16_224"), images, 8, "patch_embed", BLOCKS, "head"),
-    "vit_base": Workload(vit("vit_base_patch16_224"), images, 8, "patch_embed", BLOCKS, "head"),
+    "vit_small": Workload(from_timm("vit_small_patch16_224"), images, 8, "patch_embed", BLOCKS, "head"),
+    "vit_base": Workload(from_timm("vit_base_patch16_224"), images, 8, "patch_embed", BLOCKS, "head"),
+    "swin_tiny": Workload(
+        from_timm("swin_tiny_patch4_window7_224"), images, 8, "patch_embed", SWIN, "head.fc"
+    ),
     "resnet50": Workload(resnet50, images, 8, "maxpool", r"layer\d\.\d\.(conv\d|downsample\.0)", "fc"),
     "fasterrcnn_resnet50_fpn": Workload(
         FasterRCNN,
@@ -167,9 +173,10 @@ def build(way: str, workload: Workload, **options: Any) -> nn.Module:
     """The network in train mode, ready to be trained in the way given.
 
     Args:
-        way: "floor", "full", "peft", "ours", "reference" (ours with `implementation="reference"`),
-            "ours_int8" and "ours_nf4" (on a quantized base), "peft_nf4" (PEFT on bitsandbytes' layers).
-        options: `dropout` and `use_dora`, of PEFT and of ours.
+        way: "floor", "full", "peft", "ours", "keep_inputs", "reference" and "fused" (ours with that
+            `implementation`), "ours_int8" and "ours_nf4" (on a quantized base), "peft_nf4" (PEFT on
+            bitsandbytes' layers).
+        options: `rank`, `dropout` and `use_dora`, of PEFT and of ours.
     """
     torch.manual_seed(0)
     model = workload.build().train()
@@ -187,19 +194,19 @@ def build(way: str, workload: Workload, **options: Any) -> nn.Module:
         return get_peft_model(
             model,
             LoraConfig(
-                r=RANK,
-                lora_alpha=2 * RANK,
+                r=options.get("rank", RANK),
+                lora_alpha=2 * options.get("rank", RANK),
                 target_modules=workload.targets,
                 modules_to_save=[workload.head],
                 lora_dropout=options.get("dropout", 0.0),
                 use_dora=options.get("use_dora", False),
             ),
         )
-    if way == "reference":
-        options["implementation"] = "reference"
+    if way in IMPLEMENTATIONS:
+        options["implementation"] = way
+    options = {"rank": RANK, **options}
     ll.inject(
-        model,
-        ll.LoRAConfig(rank=RANK, target_modules=workload.targets, modules_to_save=[workload.head], **options),
+        model, ll.LoRAConfig(target_modules=workload.targets, modules_to_save=[workload.head], **options)
     )
     return model
 

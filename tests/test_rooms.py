@@ -17,7 +17,8 @@ ROOMS = (
 CORE = ROOMS[: ROOMS.index("data")]
 # What the recipes need and the core does not; utils.libraries loads them by name where they are asked for.
 FOREIGN = {"hydra", "omegaconf", "wandb", "timm", "torchvision", "torchaudio", "transformers", "matplotlib"}
-BESIDE = {"acceptance", "architectures", "distributed"}  # folders of tests that go through several rooms
+# Folders of tests that go through several rooms, or beside them.
+BESIDE = {"acceptance", "architectures", "benchmarks", "distributed"}
 
 
 def name_of(path: Path) -> str:

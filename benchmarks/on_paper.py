@@ -1,0 +1,147 @@
+"""What a training step costs on a GPU, on paper: no GPU is needed, and nothing is timed.
+
+    python -m benchmarks.on_paper --model vit_base [--batch 128] [--device H100] [--dropout 0.1] [--check]
+
+Forward, loss and backward run on the meta device, where operators have shapes and no data, and each operator
+is counted: calls, kernels, bytes, FLOPs, and from them its time on the device (`paper_cost`). Writes
+benchmarks/results/on_paper_<model>_<batch>….json, and on_paper.md of all that are there. With --check the
+exit code is 1 when a limit (`paper_limits`) is exceeded.
+
+What is assumed:
+
+- Operators run one after another, in eager mode. Each reads its inputs and writes its results once; nothing
+  stays in a cache from one to the next. Where one operator's result lies in cache (50 MB on an H100), the
+  next is faster; so a ratio to the floor is wrong in small layers in either direction.
+- A kernel reaches the device's rates whatever its shape, and takes 2.5 µs at least. So thin products (rank 8)
+  and reductions are as good as wide ones, which no library promises.
+- Time on the host is not in the time: about 5 µs an operator and 50 µs a Python autograd function, which
+  decides where kernels are shorter than that. `calls` is the number to look at there.
+- What a CUDA kernel copies or reads twice out of sight is counted where torch's source shows it
+  (`paper_rules`); cuBLAS's and cuDNN's own workspaces and changes of layout inside are not known and not
+  counted.
+- Attention is the kernel that CUDA takes: flash attention in half precision without a mask, else the
+  memory-efficient. An LSTM is cuDNN's: one operator, a kernel each layer and time step at least, since they
+  wait for each other; it keeps six states a unit for the backward.
+- The optimizer is left out: it is the same in every way but for the full one, which has more to update.
+- PEFT leaves frozen batch norms in train mode, as its users have it.
+- With `bf16-true` the whole model is in bfloat16 but for ours' A and B.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import lora_lightning as ll
+from benchmarks import measure
+from benchmarks.models import IMPLEMENTATIONS, RANK, WORKLOADS, build, loss_of, sounds
+from benchmarks.paper_cost import DEVICES, Cost
+from benchmarks.paper_limits import checked
+from benchmarks.paper_stand_ins import as_on_a_gpu
+from benchmarks.paper_tables import RESULTS, summary, table
+
+GIB = 2**30
+TOP = 6  # operators that are named
+WAYS = ("floor", "full", "peft", "ours", *IMPLEMENTATIONS)
+PRECISIONS = {"32": torch.float32, "bf16-true": torch.bfloat16}
+SIZES = {"vit_small": 128, "vit_base": 128, "swin_tiny": 128, "resnet50": 256, "lstm": 32}  # others: 16
+BATCHES: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
+    name: partial(sounds, seconds=10) for name in ("wav2vec2_base", "wav2vec2_large")
+}
+
+
+def main() -> int:
+    options = _options()
+    options.batch = options.batch or SIZES.get(options.model, 16)
+    found: dict[str, dict[str, Any]] = {}
+    with as_on_a_gpu():
+        for way in ways(options.model):
+            found[way] = on_paper(way, options)
+    for row in found.values():
+        row["ratio"] = row["ms"] / found["floor"]["ms"]
+    print(table(found))
+    settings = {
+        key: getattr(options, key)
+        for key in ("model", "batch", "device", "precision", "rank", "dropout", "dora")
+    }
+    result = {**settings, "torch": torch.__version__, "ways": found}
+    (RESULTS / f"{_name(options)}.json").write_text(json.dumps(result, indent=1) + "\n")
+    (RESULTS / "on_paper.md").write_text(summary())
+    text, failed = checked(result)
+    print(text)
+    return int(options.check and failed)
+
+
+def ways(model: str) -> list[str]:
+    """Those that the model and this version of the package have."""
+    return [w for w in WAYS if (w != "peft" or WORKLOADS[model].peer) and (w != "fused" or _has_fused())]
+
+
+def _has_fused() -> bool:
+    try:
+        ll.LoRAConfig(implementation="fused")
+    except ll.ConfigError:
+        return False
+    return True
+
+
+def on_paper(way: str, options: argparse.Namespace) -> dict[str, Any]:
+    """One way's row: the sums of a step, and the bytes that its forward saves for the backward."""
+    model, loss = prepared(way, options)
+    saved = measure.saved_bytes(model, loss)
+    loss().backward()  # what the first step alone does is not counted
+    model.zero_grad()
+    with Cost(DEVICES[options.device]) as cost:
+        loss().backward()
+    total = cost.total
+    heaviest = sorted(cost.by.items(), key=lambda item: -item[1].seconds)[:TOP]
+    return {
+        "calls": total.calls, "launches": total.launches, "gb": total.bytes / 1e9, "tflop": total.flops /
+        1e12, "saved_gib": saved / GIB, "ms": 1e3 * total.seconds, "copied_gb": cost.copies.total() / 1e9,
+        "top": {name: {"ms": 1e3 * of.seconds, "calls": of.calls, "gb": of.bytes / 1e9} for name, of in
+        heaviest}, }  # fmt: skip
+
+
+def prepared(way: str, options: argparse.Namespace) -> tuple[nn.Module, Callable[[], Tensor]]:
+    """The model on the meta device, and forward with loss."""
+    workload = WORKLOADS[options.model]
+    dtype = PRECISIONS[options.precision]
+    model = build(way, workload, rank=options.rank, dropout=options.dropout, use_dora=options.dora)
+    model = model.to("meta", dtype)
+    with torch.device("meta"):
+        x, labels = BATCHES.get(options.model, workload.batch)(options.batch)
+    x = x.to(dtype)
+    return model, lambda: loss_of(model(x), labels)
+
+
+def _name(options: argparse.Namespace) -> str:
+    parts = ["on_paper", options.model, str(options.batch)]
+    parts += [options.device] if options.device != "H100" else []
+    parts += [options.precision] if options.precision != "bf16-true" else []
+    parts += [f"rank{options.rank}"] if options.rank != RANK else []
+    parts += [f"dropout{options.dropout:g}"] if options.dropout else []
+    return "_".join(parts + ["dora"] * options.dora)
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--model", choices=WORKLOADS, required=True)
+    parser.add_argument("--batch", type=int, help="default: one that fills a GPU")
+    parser.add_argument("--device", choices=DEVICES, default="H100")
+    parser.add_argument("--precision", choices=PRECISIONS, default="bf16-true")
+    parser.add_argument("--rank", type=int, default=RANK)
+    parser.add_argument("--dropout", type=float, default=0.0)
+    parser.add_argument("--dora", action="store_true")
+    parser.add_argument("--check", action="store_true", help="exit with 1 when a limit is exceeded")
+    return parser.parse_args()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,81 @@
+"""What the meta device would run otherwise than a GPU: attention as one kernel, and cuDNN's LSTM."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+ALIGNED = 8  # entries in the last dimension of a mask that the memory-efficient kernel takes
+RESERVED = 6  # states of a unit that cuDNN keeps for the backward: four gates, cell, output
+LSTM = 2  # cuDNN's number of this mode
+
+
+@contextmanager
+def as_on_a_gpu() -> Iterator[None]:
+    """Within it `F.scaled_dot_product_attention` and `nn.LSTM` run the operators that they run on CUDA."""
+    attention, lstm = F.scaled_dot_product_attention, torch._VF.lstm
+    with torch.library._scoped_library("aten", "IMPL") as library:
+        library.impl("_cudnn_rnn", _cudnn_rnn, "Meta", allow_override=True)
+        library.impl("_cudnn_rnn_backward", _cudnn_rnn_backward, "Meta")
+        F.scaled_dot_product_attention, torch._VF.lstm = _attention, _lstm
+        try:
+            yield
+        finally:
+            F.scaled_dot_product_attention, torch._VF.lstm = attention, lstm
+
+
+def _attention(
+    query: Tensor, key: Tensor, value: Tensor, attn_mask: Tensor | None = None, dropout_p: float = 0.0,
+    is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
+) -> Tensor:  # fmt: skip
+    """Flash attention in half precision without a mask, else the memory-efficient, as attention.cpp."""
+    if attn_mask is None and query.element_size() == 2:
+        return torch.ops.aten._scaled_dot_product_flash_attention(
+            query, key, value, dropout_p, is_causal, scale=scale
+        )[0]
+    if attn_mask is not None:
+        width, missing = attn_mask.shape[-1], -attn_mask.shape[-1] % ALIGNED
+        if missing:
+            attn_mask = F.pad(attn_mask, (0, missing))[..., :width]
+        attn_mask = attn_mask.expand(*query.shape[:3], key.shape[2])
+    return torch.ops.aten._scaled_dot_product_efficient_attention(
+        query, key, value, attn_mask, torch.is_grad_enabled(), dropout_p, is_causal, scale=scale
+    )[0]
+
+
+def _lstm(
+    x: Tensor, state: tuple[Tensor, Tensor], weights: list[Tensor], biases: bool, layers: int, dropout: float,
+    train: bool, bidirectional: bool, batch_first: bool,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
+    """RNN.cpp. Weights of the module itself lie in one buffer (`flatten_parameters`), made ones do not."""
+    flat = all(isinstance(w, nn.Parameter) for w in weights)
+    buffer = weights[0].new_empty(sum(w.numel() for w in weights)) if flat else None
+    size, per_layer = state[0].shape[2], 4 if biases else 2
+    return torch.ops.aten._cudnn_rnn(
+        x, list(weights), per_layer, buffer, *state, LSTM, size, 0, layers, batch_first, dropout, train,
+        bidirectional, [], None,
+    )[:3]  # fmt: skip
+
+
+def _cudnn_rnn(
+    x: Tensor, weights: list[Tensor], per_layer: int, buffer: Tensor | None, hx: Tensor, cx: Tensor,
+    mode: int, size: int, projected: int, layers: int, batch_first: bool, dropout: float, train: bool,
+    both: bool, *_: Any,
+) -> tuple[Tensor, ...]:  # fmt: skip
+    output = x.new_empty((*x.shape[:2], (2 if both else 1) * size))
+    reserve = x.new_empty(RESERVED * layers * output.nbytes if train else 0, dtype=torch.uint8)
+    if buffer is None:
+        buffer = x.new_empty(sum(w.numel() for w in weights))
+    return output, torch.empty_like(hx), torch.empty_like(cx), reserve, buffer
+
+
+def _cudnn_rnn_backward(
+    x: Tensor, weights: list[Tensor], per_layer: int, buffer: Tensor, hx: Tensor, cx: Tensor, *rest: Any
+) -> tuple[Any, ...]:
+    made = [torch.empty_like(w) for w in weights] if rest[-1][3] else []
+    return torch.empty_like(x), torch.empty_like(hx), torch.empty_like(cx), made
