@@ -6,7 +6,7 @@ import warnings
 import pytest
 import torch
 
-from lora_lightning.kernels import conv, linear_form, sources
+from lora_lightning.kernels import conv_form, linear_form, sources
 
 torch.set_num_threads(1)
 
@@ -23,7 +23,7 @@ def _made_again(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     if not request.node.get_closest_marker("shipped_threshold"):
         monkeypatch.setattr(sources, "LEAST", 0)
         monkeypatch.setattr(linear_form, "SMALL", 0)
-        monkeypatch.setattr(conv, "SMALL", 0)
+        monkeypatch.setattr(conv_form, "SMALL", 0)
 
 
 @pytest.fixture(autouse=True)
@@ -42,7 +42,7 @@ def drops_alike(monkeypatch):
     def dropout(x, p=0.5, training=True, inplace=False):
         return x * mask(x) / (1 - p) if training and p else x
 
-    for module in ("conv", "functional"):
+    for module in ("dropout", "functional"):
         monkeypatch.setattr(f"lora_lightning.kernels.{module}.keep_mask", lambda x, p: mask(x))
     monkeypatch.setattr("torch.nn.functional.dropout", dropout)
     return dropout

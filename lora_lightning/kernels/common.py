@@ -29,6 +29,12 @@ def is_plain(*tensors: Tensor | None) -> bool:
     )
 
 
+def on_cpu(device: torch.device) -> bool:
+    """Whether the rules of a CPU hold. All other devices have one rule, so that the meta device counts what a
+    GPU runs; called as `common.on_cpu`, so that a test can take that road on a CPU."""
+    return device.type == "cpu"
+
+
 def chunks(tokens: int, width: int, like: Tensor) -> tuple[list[int], int]:
     """How many tokens to take at a time in a pass over matrices of `width` columns, and in how many equal
     parts for as many threads; what cannot be so divided comes last.

@@ -15,7 +15,8 @@ CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class ConvSpec(NamedTuple):
-    """How a convolution is computed: its geometry, s, the form, and the dropout of the branch's input."""
+    """How a convolution is computed: its geometry, s, the form, the dropout of the branch's input, and
+    whether the rules of a CPU hold."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -24,6 +25,7 @@ class ConvSpec(NamedTuple):
     scaling: float
     form: str = ""
     dropout: float = 0.0
+    cpu: bool = True
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, groups: int = 0) -> Tensor:
@@ -33,19 +35,30 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, gro
 
 
 def gradients(
-    dY: Tensor, x: Tensor, weight: Tensor, spec: ConvSpec, need_x: bool, need_weight: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Those of a convolution by its input and weight."""
+    dY: Tensor,
+    x: Tensor,
+    weight: Tensor,
+    spec: ConvSpec,
+    need_x: bool,
+    need_weight: bool,
+    need_bias: bool = False,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Those of a convolution by its input, weight and bias: in one call, but on a CPU by products where
+    these are faster."""
     dX = None
-    if need_x and is_pointwise(weight, spec):
+    if need_x and spec.cpu and is_pointwise(weight, spec):
         dX, need_x = unsample(products.apply(weight.flatten(1).t(), dY), x, spec), False
-    if need_x or need_weight:
-        by_input, dW, _ = torch.ops.aten.convolution_backward(
-            dY, x, weight, None, spec.stride, spec.padding, spec.dilation, False,
-            [0] * len(spec.stride), spec.groups, [need_x, need_weight, False],
-        )  # fmt: skip
-        return by_input if need_x else dX, dW
-    return dX, None
+    if not (need_x or need_weight or need_bias):
+        return dX, None, None
+    by_input, dW, by_bias = torch.ops.aten.convolution_backward(
+        dY, x, weight, [dY.shape[1]], spec.stride, spec.padding, spec.dilation, False,
+        [0] * len(spec.stride), spec.groups, [need_x, need_weight, need_bias],
+    )  # fmt: skip
+    return by_input if need_x else dX, dW if need_weight else None, by_bias if need_bias else None
+
+
+def bias_gradient(dY: Tensor, needed: bool) -> Tensor | None:
+    return dY.sum([d for d in range(dY.dim()) if d != 1]) if needed else None
 
 
 def reduce(x: Tensor, A: Tensor, spec: ConvSpec) -> Tensor:
@@ -68,7 +81,7 @@ def reduce_gradients(
         shifted = products.spread(G, x, A.shape[2:], spec.padding, spec.dilation)
         dA = products.untaps(products.outer(shifted, x), A.shape)
         return (products.apply(products.taps(A).t(), shifted) if need_x else None), dA
-    return gradients(G, x, A, spec, need_x, True)
+    return gradients(G, x, A, spec, need_x, True)[:2]
 
 
 def add_expanded(y: Tensor, h: Tensor, B: Tensor, spec: ConvSpec) -> Tensor:
@@ -106,9 +119,7 @@ def is_pointwise(weight: Tensor, spec: ConvSpec) -> bool:
 def is_tapwise(x: Tensor, A: Tensor, spec: ConvSpec) -> bool:
     """Whether `products` are faster: on the CPU, unless they would make far more channels than x has."""
     channels = A.shape[0] * A[0, 0].numel()
-    return (
-        x.device.type == "cpu" and spec.groups == 1 and set(spec.stride) == {1} and channels <= 2 * x.shape[1]
-    )
+    return spec.cpu and spec.groups == 1 and set(spec.stride) == {1} and channels <= 2 * x.shape[1]
 
 
 def sample(x: Tensor, spec: ConvSpec) -> Tensor:
@@ -129,10 +140,6 @@ def unsample(part: Tensor, x: Tensor, spec: ConvSpec) -> Tensor:
 
 def _positions(spec: ConvSpec) -> tuple[slice, ...]:
     return slice(None), slice(None), *(slice(None, None, s) for s in spec.stride)
-
-
-def scale(spec: ConvSpec) -> float:
-    return 0.0 if spec.dropout == 1 else 1 / (1 - spec.dropout)
 
 
 def per_channel(values: Tensor, spec: ConvSpec) -> Tensor:

@@ -8,8 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.kernels import sources
-from lora_lightning.kernels.conv import FORMS, PLAIN_FORMS, choose_form
+from lora_lightning.kernels import common, sources
+from lora_lightning.kernels.conv import FORMS, PLAIN_FORMS
+from lora_lightning.kernels.conv_form import choose_form
 from lora_lightning.kernels.conv_products import CONVOLUTIONS, ConvSpec
 from lora_lightning.kernels.dropout import keep_mask
 from lora_lightning.kernels.linear import LoRALinearFunction, forward
@@ -125,8 +126,9 @@ def lora_conv(
         CONVOLUTIONS[dimensions](x, weight, bias, stride, padding, dilation, groups)  # refuses them
     if autocast and dtype != torch.float64:
         dtype = torch.get_autocast_dtype(device)
-    form = choose_form(x, weight, bias, A, B, magnitude, stride, groups, dropout, dtype, implementation)
-    spec = ConvSpec(stride, padding, dilation, groups, scaling, form, dropout)
+    cpu = common.on_cpu(x.device)
+    form = choose_form(x, weight, bias, A, B, magnitude, stride, groups, dropout, dtype, implementation, cpu)
+    spec = ConvSpec(stride, padding, dilation, groups, scaling, form, dropout, cpu)
     recompute = form not in PLAIN_FORMS and implementation == "auto" and x.nbytes >= sources.LEAST
     source = source_of(x) if recompute else None
     given = x.to(dtype), weight, None if bias is None else bias.to(dtype), A, B, magnitude, spec

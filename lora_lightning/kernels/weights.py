@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from lora_lightning.kernels.common import cast
+from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 
 
 def factor_groups(A: Tensor, B: Tensor) -> int:
@@ -23,7 +24,8 @@ def update_of(weight: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
 
 def sum_of(weight: Tensor, A: Tensor, B: Tensor, scaling: float) -> Tensor:
     """W + s·B·A in A's dtype, in one pass over W where it can be."""
-    weight = cast(weight, A.dtype)
+    if weight.dtype != A.dtype or type(weight) is QuantizedTensor:
+        weight = cast(weight, A.dtype)
     if A.shape[0] == B.shape[1] and weight.is_contiguous():
         return torch.addmm(weight.flatten(1), B, A.flatten(1), alpha=scaling).view(weight.shape)
     return weight + update_of(weight, A, B, scaling)
@@ -33,5 +35,12 @@ def factors_gradient(dW: Tensor, A: Tensor, B: Tensor, scaling: float) -> tuple[
     """The gradients of A and B by that of s·B·A."""
     groups, rank = factor_groups(A, B), B.shape[1]
     D = dW.reshape(groups, dW.shape[0] // groups, -1)  # (groups, out / groups, in / groups · kernel)
-    dA = (scaling * B.view(groups, -1, rank).mT @ D).view(A.shape)
-    return dA, (scaling * (D @ A.reshape(groups, rank, -1).mT)).view(B.shape)
+    left, right = B.view(groups, -1, rank), A.reshape(groups, rank, -1)
+    # with a beta of 0 the first argument lends its shape alone, and the scaling is no pass of its own
+    if groups == 1:  # one matrix product is faster than a batch of one
+        dA = torch.addmm(right[0], left[0].mT, D[0], beta=0, alpha=scaling)
+        dB = torch.addmm(left[0], D[0], right[0].mT, beta=0, alpha=scaling)
+    else:
+        dA = torch.baddbmm(right, left.mT, D, beta=0, alpha=scaling)
+        dB = torch.baddbmm(left, D, right.mT, beta=0, alpha=scaling)
+    return dA.view(A.shape), dB.view(B.shape)

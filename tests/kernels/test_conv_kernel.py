@@ -9,7 +9,7 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 
 import lora_lightning as ll
-from lora_lightning.kernels import conv
+from lora_lightning.kernels import conv_form
 from lora_lightning.kernels.functional import lora_conv
 from lora_lightning.layers.norm import FrozenNorm, freeze_statistics
 
@@ -116,7 +116,7 @@ def test_every_form(name, last, monkeypatch):
     chosen = []
     monkeypatch.setattr(
         "lora_lightning.kernels.functional.choose_form",
-        lambda *a: chosen.append(conv.choose_form(*a)) or chosen[-1],
+        lambda *a: chosen.append(conv_form.choose_form(*a)) or chosen[-1],
     )
     torch.manual_seed(0)
     x = torch.randn(shape, dtype=torch.float64)

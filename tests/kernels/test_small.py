@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from lora_lightning.kernels import conv, linear_form
+from lora_lightning.kernels import conv, conv_form, linear_form
 from lora_lightning.kernels.functional import lora_conv, lora_linear
 
 pytestmark = pytest.mark.shipped_threshold
@@ -84,9 +84,9 @@ def test_a_convolution_of_every_form(name):
         given[1] = torch.randn(out, 1, 3, 3, dtype=torch.float64)
         given[3] = torch.randn(2, 1, 3, 3, dtype=torch.float64, requires_grad=True)
     groups = options.get("groups", 1)
-    form = conv.choose_form(*given, None, (1, 1), groups, 0.0, torch.float64, "auto")
+    form = conv_form.choose_form(*given, None, (1, 1), groups, 0.0, torch.float64, "auto")
     assert form == name.split("-")[0]
-    kept = conv.choose_form(*given, None, (1, 1), groups, 0.0, torch.float64, "keep_inputs")
+    kept = conv_form.choose_form(*given, None, (1, 1), groups, 0.0, torch.float64, "keep_inputs")
     assert kept not in conv.PLAIN_FORMS
     found, reference = (
         with_gradients(
@@ -116,4 +116,4 @@ def test_half_precision_dropout_and_quantized_weights_are_never_summed():
     assert linear_form.linear_spec(*given, 2.0, None, 0.0, "auto", None).form == "plain"
     images = tensors((2, 6, 5, 5), 8, 3, 3, dtype=torch.float32)
     for dtype, dropout in ((torch.bfloat16, 0.0), (torch.float32, 0.5)):
-        assert conv.choose_form(*images, None, (1, 1), 1, dropout, dtype, "auto") == "reference"
+        assert conv_form.choose_form(*images, None, (1, 1), 1, dropout, dtype, "auto") == "reference"

@@ -6,7 +6,7 @@ from torch import nn
 from walk import walked
 
 import lora_lightning as ll
-from lora_lightning.kernels import conv, linear_form
+from lora_lightning.kernels import conv_form, linear_form
 
 MOST = 20
 LAYERS = {
@@ -46,7 +46,7 @@ def ways(layer, x):
 @pytest.mark.parametrize("name", LAYERS)
 def test_the_function_takes_at_most_twenty_calls(name, monkeypatch):
     monkeypatch.setattr(linear_form, "SMALL", 0)
-    monkeypatch.setattr(conv, "SMALL", 0)
+    monkeypatch.setattr(conv_form, "SMALL", 0)
     forward, backward, plain = ways(*adapted(name))
     assert len(forward) <= MOST and len(plain) <= MOST
     assert len(backward) <= (26 if name == "conv-1x1" else MOST)  # of the merged form, with products for each

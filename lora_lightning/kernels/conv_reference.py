@@ -1,0 +1,90 @@
+"""A convolution with an update in plain operations, and what its autograd functions share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from lora_lightning.kernels.common import cast, graph_gradients
+from lora_lightning.kernels.conv_products import ConvSpec, convolve, expand, per_channel
+from lora_lightning.kernels.dora import row_factors, row_norms, scaled_change
+from lora_lightning.kernels.dropout import scale
+from lora_lightning.kernels.half import shared_out
+from lora_lightning.kernels.sources import RecomputeSource
+from lora_lightning.kernels.weights import factor_groups, sum_of, update_of
+
+
+def summed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    magnitude: Tensor | None,
+    spec: ConvSpec,
+) -> Tensor:
+    """conv(x, W + s·B·A) in plain operations, with a dense gradient of the weight; without a magnitude."""
+    return convolve(x, sum_of(weight, A, B, spec.scaling).to(x.dtype), bias, spec)
+
+
+def reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    magnitude: Tensor | None,
+    spec: ConvSpec,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """The same in plain autograd; `mask` is what a dropout that is done already has kept."""
+    y = convolve(x, cast(weight, x.dtype), bias, spec)
+    kept = x
+    if spec.dropout:
+        kept = F.dropout(x, spec.dropout) if mask is None else x * mask * scale(spec.dropout)
+    if factor_groups(A, B) != spec.groups:  # across the channels: the update is as small as the weight
+        change = convolve(kept, update_of(weight, A, B, spec.scaling).to(x.dtype), None, spec)
+    else:
+        down, up, _ = shared_out(A, B, spec.scaling, x.dtype)
+        change = expand(convolve(kept, cast(down, x.dtype), None, spec), cast(up, x.dtype), spec)
+    if magnitude is not None:
+        c = per_channel(row_factors(magnitude, weight, A, B, spec.scaling), spec)
+        change = scaled_change(c, y if bias is None else y - per_channel(bias, spec), change)
+    return y + change
+
+
+def by_the_reference(
+    ctx: Any, dY: Tensor, inputs: tuple[Any, ...], mask: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    """The gradients as functions of dY and of the inputs."""
+    x, weight, bias, A, B, magnitude = inputs
+    y = reference(x, weight, bias, A, B, magnitude, ctx.spec, mask)
+    return *graph_gradients(y, inputs, ctx.needs_input_grad[:6], dY), None, None
+
+
+def scaled_sum(
+    weight: Tensor, A: Tensor, B: Tensor, magnitude: Tensor | None, spec: ConvSpec
+) -> tuple[Tensor, Tensor | None]:
+    """W + s·B·A in A's dtype, with DoRA its rows scaled to the magnitudes; and their norms before."""
+    W = sum_of(weight, A, B, spec.scaling)
+    if magnitude is None:
+        return W, None
+    norms = row_norms(W)
+    return W * (magnitude / norms).view(-1, *[1] * (W.dim() - 1)), norms
+
+
+def save(ctx: Any, x: Tensor, source: RecomputeSource | None, *tensors: Tensor | None) -> None:
+    """Keep x, or what it can be made from, and the other tensors."""
+    kept = (x,) if source is None else (*source.rowwise, *source.shared)
+    ctx.compute, ctx.dtype, ctx.count = source and source.compute, x.dtype, len(tensors)
+    ctx.save_for_backward(*tensors, *kept)
+
+
+def saved(ctx: Any) -> tuple[Any, ...]:
+    """x and the tensors that `save` was given."""
+    tensors = ctx.saved_tensors
+    kept = tensors[ctx.count :]
+    x = kept[0] if ctx.compute is None else ctx.compute(*kept, None).to(ctx.dtype)
+    return x, *tensors[: ctx.count]
