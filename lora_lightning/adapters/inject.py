@@ -20,6 +20,7 @@ from lora_lightning.adapters.state import (
 )
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
+from lora_lightning.kernels.sources import remember_norms
 from lora_lightning.layers.layer import LoRALayer, adapt, forget, slot_key
 from lora_lightning.layers.norm import FrozenNorm, freeze_statistics, has_statistics
 from lora_lightning.layers.registry import base_modules, family_of, lora_layers, slots_of
@@ -240,6 +241,7 @@ def _attach(
 ) -> None:
     """Make the adapter's updates and its copies of the model's own tensors; nothing is selected."""
     state = state_of(model)
+    remember_norms(model)
     updates: dict[str, dict[str, LowRankUpdate]] = {}
     families: dict[str, type[LoRALayer]] = {}
     with viewed_as_plain(model):

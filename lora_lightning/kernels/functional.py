@@ -8,15 +8,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.kernels import common, sources
+from lora_lightning.kernels import common, linear_merged, sources
 from lora_lightning.kernels.conv import FORMS, PLAIN_FORMS
 from lora_lightning.kernels.conv_form import choose_form
 from lora_lightning.kernels.conv_products import CONVOLUTIONS, ConvSpec
 from lora_lightning.kernels.dropout import keep_mask
 from lora_lightning.kernels.linear import LoRALinearFunction, forward
-from lora_lightning.kernels.linear_form import dense, linear_spec, plain
+from lora_lightning.kernels.linear_form import LinearSpec, dense, linear_spec, plain
+from lora_lightning.kernels.linear_merged import MergedLinearFunction
+from lora_lightning.kernels.merge import Factored, merge
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 from lora_lightning.kernels.sources import source_of
+from lora_lightning.kernels.together import Member
 
 
 def lora_linear(
@@ -31,6 +34,7 @@ def lora_linear(
     dropout: float = 0.0,
     implementation: str = "auto",
     merged: bool | None = None,
+    member: Member | None = None,
 ) -> Tensor:
     """y = x·(W + s·B·A)ᵀ + b, for a frozen W (Hu et al. 2021, arXiv 2106.09685, section 4.1).
 
@@ -55,6 +59,7 @@ def lora_linear(
         merged: whether to form W + s·B·A or to add a branch; None decides by the shapes
             (`kernels.linear_form.linear_spec`). Without effect with dropout, which needs a branch, and with
             DoRA, which forms the sum for its norms.
+        member: the layer, of a model whose merged weights are formed together; None forms this one's alone.
 
     Returns:
         (..., d_out), for B = 0 and dropout or not the very bits of `F.linear(x, weight, bias)`.
@@ -64,6 +69,8 @@ def lora_linear(
         return dense(x, weight, bias, A, B, scaling)
     if spec.form == "plain":
         return plain(x, weight, bias, A, B, magnitude, scaling, F.dropout(x, dropout) if dropout else x)
+    if spec.form == "merged":
+        return _merged_linear(x, Factored(weight, A, B, magnitude), bias, spec, member)
     mask = keep_mask(x, dropout) if dropout else None
     if not torch.is_grad_enabled():
         return forward(x, weight, bias, A, B, magnitude, mask, spec)[0]
@@ -71,6 +78,22 @@ def lora_linear(
         weight = weight.detach()  # another object: a parameter that the graph holds cannot be moved
     source = source_of(x) if spec.recompute else None
     y: Tensor = LoRALinearFunction.apply(x, weight, bias, A, B, magnitude, mask, spec, source)
+    return y
+
+
+def _merged_linear(
+    x: Tensor, given: Factored, bias: Tensor | None, spec: LinearSpec, member: Member | None
+) -> Tensor:
+    """The form "merged" of `lora_linear`."""
+    if member is None or type(given.weight) is QuantizedTensor:
+        (merged,) = merge([given], spec.scaling, spec.dtype)
+    else:
+        merged = member.together.take(member, given, spec.scaling, spec.dtype)
+    if not torch.is_grad_enabled():
+        return linear_merged.forward(x, bias, merged, spec)
+    source = source_of(x) if spec.recompute else None
+    weight = given.weight.detach() if type(given.weight) is QuantizedTensor else given.weight
+    y: Tensor = MergedLinearFunction.apply(x, weight, bias, *given[1:], merged, spec, source, member)
     return y
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_lightning.kernels import sources
-from lora_lightning.kernels.common import cast, is_plain, product_dtype
+from lora_lightning.kernels.common import cast, is_plain, on_cpu, product_dtype
 from lora_lightning.kernels.dora import row_factors, scaled_change
 from lora_lightning.kernels.half import shared_out
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
@@ -20,6 +20,11 @@ from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 SMALL = 2**18  # numbers in x and y together, up to which plain operations are the fastest: docs/speed.md
 DENSE = 3 * 2**14  # numbers in W, whose gradient then takes no longer than what it would spare
 MERGE_FROM = 2  # fresh memory for W' costs about as much again as the sum
+
+# Not on a CPU: operations that a GPU's matrix units do in the time of moving a byte, in half precision and tf32, and
+# in float32: an H100 reaches 650 and 60 TFLOP/s and 2.6 TB/s, an A100 250 and 17, and 1.6.
+BALANCE, BALANCE_FLOAT = 200, 20
+LARGEST = 2  # numbers in W' for each of x and y, up to which it is formed: memory in passing, and in the backward
 
 
 def plain(
@@ -56,8 +61,8 @@ class LinearSpec(NamedTuple):
     """How a layer computes, decided once by `linear_spec`.
 
     Attributes:
-        form: "plain" and "dense" are the functions of these names; else it is "function", of which all else
-            speaks.
+        form: "plain" and "dense" are the functions of these names; "merged" is `linear_merged`; else it is
+            "function".
         scaling: s.
         keep: 1 - the probability of dropping.
         dtype: of the products.
@@ -66,6 +71,8 @@ class LinearSpec(NamedTuple):
         merged: y comes from W + s·B·A; else y begins with the branch, or it is added.
         merged_back: dX comes from W + s·B·A.
         begins: y begins with the branch, onto which x·Wᵀ is added.
+        backward: of "merged": "dense", "extended" or "apart".
+        packed: of "extended": dX is copied, as what comes next would else do it.
     """
 
     form: str
@@ -77,6 +84,8 @@ class LinearSpec(NamedTuple):
     merged: bool = False
     merged_back: bool = False
     begins: bool = False
+    backward: str = "dense"
+    packed: bool = False
 
 
 PLAIN_FORM, DENSE_FORM = LinearSpec("plain"), LinearSpec("dense")
@@ -116,12 +125,17 @@ def linear_spec(
     if (
         implementation == "reference"
         or W.requires_grad
-        or (half and magnitude is not None)
+        or (half and magnitude is not None and (dropout or on_cpu(x)))
         or not is_plain(x, None if type(W) is QuantizedTensor else W, bias, A, B, magnitude)
     ):
         return PLAIN_FORM
     touched, size = tokens * (d_in + d_out), d_in * d_out
-    differentiates, again = torch.is_grad_enabled(), implementation == "auto" and x.nbytes >= sources.LEAST
+    if not on_cpu(x):
+        recompute = implementation == "auto" and sources.is_large(x)
+        spec = LinearSpec("function", scaling, 1 - dropout, dtype, autocast, recompute)
+        wanted = size <= LARGEST * touched if merged is None else merged
+        return _off_cpu(spec, x, d_out, magnitude is not None) if wanted and not dropout else spec
+    differentiates, again = torch.is_grad_enabled(), implementation == "auto" and sources.is_large(x)
     small = touched < SMALL and not (again and differentiates)
     if small and implementation == "auto" and merged is None and magnitude is None:
         fits = size <= DENSE or not differentiates
@@ -138,3 +152,22 @@ def linear_spec(
     backward = not dropout and ((not half and tokens * d_in > least) if merged is None else merged)
     keep = 1 - dropout
     return LinearSpec("function", scaling, keep, dtype, autocast, again, forward, backward, begins)
+
+
+def _off_cpu(spec: LinearSpec, x: Tensor, d_out: int, dora: bool) -> LinearSpec:
+    """The rule for a device that is no CPU: "merged", with the backward that takes the least time there.
+
+    Counted are the numbers moved for each token. dW takes the time of reading x and dY, or of its 2·d_in·d_out
+    operations. The products with r columns read x twice and dY once, and dY once more for G, unless G comes with
+    dX: then dX's rows are further apart, and a layer norm's backward, which wants them packed, would copy them.
+    """
+    d_in, dtype, maker = x.shape[-1], spec.dtype, x.grad_fn
+    packed = x.dtype == dtype and maker is not None and maker.name() == "NativeLayerNormBackward0"
+    apart = 2 * d_in + 2 * d_out
+    extended = apart - d_out + (2 * d_in if packed else 0)
+    exact = dtype.itemsize >= 4 and torch.get_float32_matmul_precision() == "highest"
+    operations = dtype.itemsize * (BALANCE_FLOAT if exact else BALANCE)  # for each number moved
+    dense = max(d_in + d_out, 2 * d_in * d_out / operations)
+    if dora or dense <= min(apart, extended):
+        return spec._replace(form="merged", backward="dense")
+    return spec._replace(form="merged", backward="extended" if extended < apart else "apart", packed=packed)

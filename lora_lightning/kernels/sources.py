@@ -7,17 +7,21 @@ tensors, which are alive anyway, and computes its input from them, a few tokens 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
+from weakref import WeakSet
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
 
-from lora_lightning.kernels.common import cast
+from lora_lightning.kernels.common import cast, on_cpu, without_autocast
 
 LEAST = 2**20  # bytes of an input; making a smaller one again takes longer than it saves
+LEAST_OFF_CPU = 2**24  # where a call takes as long as a pass over some MiB
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,11 @@ class RecomputeSource:
     def whole(self) -> Tensor:
         """The matrix."""
         return self.compute(*self.rowwise, *self.shared, None)
+
+
+def is_large(x: Tensor) -> bool:
+    """Whether an input is worth making again."""
+    return x.nbytes >= (LEAST if on_cpu(x) else LEAST_OFF_CPU)
 
 
 def source_of(x: Tensor) -> RecomputeSource | None:
@@ -61,6 +70,8 @@ def _layer_norm(maker: Any, x: Tensor) -> RecomputeSource | None:
     if not last_dimension or not source.is_contiguous() or source.shape != x.shape or mean.element_size() < 4:
         return None
     shared = _saved(maker, "weight"), _saved(maker, "bias")
+    if not on_cpu(x) and (epsilon := _epsilon(shared[0])) is not None:
+        return RecomputeSource((source,), shared, partial(_normalize_again, epsilon))
     return RecomputeSource((source, mean, deviation), shared, partial(_normalize, x.dtype))
 
 
@@ -83,6 +94,34 @@ def _normalize(
     elif weight is not None:
         y = torch.mul(y, cast(weight, y.dtype), out=buffer)
     return cast(y, dtype)
+
+
+def remember_norms(model: nn.Module) -> None:
+    """Note the layer norms' ε, which a graph does not tell: with it one call of torch's own function makes their
+    outputs again, where on a GPU the pieces of `_normalize` would each be a call and a pass over memory."""
+    _NORMS.update(m for m in model.modules() if isinstance(m, nn.LayerNorm) and m.elementwise_affine)
+
+
+_NORMS: WeakSet[nn.LayerNorm] = WeakSet()
+# A layer norm's weight -> its ε, or None where it is not known.
+_EPSILONS: MutableMapping[Tensor, float | None] = WeakIdKeyDictionary()
+
+
+def _epsilon(weight: Tensor | None) -> float | None:
+    """The ε of the layer norm of this weight; modules may have been given new weights since they were noted."""
+    if weight is None:
+        return None
+    if weight not in _EPSILONS:
+        _EPSILONS[weight] = None
+        _EPSILONS.update((norm.weight, norm.eps) for norm in _NORMS)
+    return _EPSILONS[weight]
+
+
+def _normalize_again(
+    epsilon: float, x: Tensor, weight: Tensor, bias: Tensor | None, buffer: Tensor | None
+) -> Tensor:
+    with without_autocast(x.device.type):
+        return F.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
 
 
 def _activation(function: Callable[..., Tensor], maker: Any, x: Tensor) -> RecomputeSource | None:

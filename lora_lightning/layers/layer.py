@@ -10,7 +10,9 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from lora_lightning.errors import UserError
+from lora_lightning.kernels.merge import Factored
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
+from lora_lightning.kernels.together import Together
 from lora_lightning.layers.size import resized
 from lora_lightning.layers.swap import ClassSwap, give_class, swap_class, swap_out, swapped_class
 from lora_lightning.layers.update import LowRankUpdate, effective_weight
@@ -85,6 +87,19 @@ class LoRALayer(ClassSwap):
         lora: Any = self._modules["lora"]
         update: LowRankUpdate = lora._modules[adapter]._modules[key]
         return update
+
+    @property
+    def together(self) -> Together:
+        """What forms merged weights with those of the model's other layers."""
+        return self.lora_choice.together
+
+    def factored(self) -> tuple[Factored, float] | None:
+        """W and the one update to be added to it, where it can be merged with others' for the products of a step;
+        and its scaling."""
+        update, weight = self.alone(), self._parameters.get("weight")
+        if update is None or weight is None or weight.requires_grad or not update.merges:
+            return None
+        return Factored(weight, update.lora_A, update.lora_B, update.lora_magnitude), update.scaling
 
     def parts(self, name: str) -> tuple[Tensor, list[LowRankUpdate]]:
         """W and the updates to be added to it, as the calling thread or task sees the layer. Merged ones are

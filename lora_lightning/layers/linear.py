@@ -32,6 +32,7 @@ class LoRALinear(BranchLayer):
             magnitude=update.lora_magnitude,
             dropout=update.dropout if update.training else 0.0,
             implementation=update.implementation,
+            member=self,
         )
 
     def _several(self, x: Tensor) -> Tensor:

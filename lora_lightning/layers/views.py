@@ -23,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import _CheckpointFrame
 
 from lora_lightning.errors import UserError
+from lora_lightning.kernels.together import Together
 from lora_lightning.layers.viewed import hide, show
 
 
@@ -35,6 +36,7 @@ class Choice:
         contexts: the names of the context managers that are open, by any thread or task.
         held: whether some thread or task has made a choice of its own.
         needs: what open views ask of the modules, see `viewed`.
+        together: forms the merged weights of its layers.
         lock: held while the model's adapters or the classes of its modules change.
     """
 
@@ -43,6 +45,7 @@ class Choice:
         self.contexts: list[str] = []
         self.needs: dict[nn.Module, list[Any]] = {}
         self.lock = threading.RLock()
+        self.together = Together()
         self.stay()
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -1,0 +1,141 @@
+"""The merged weights of a step, W' = W + s·B·A, of several layers of one shape at once: few calls for many layers.
+
+The sum is taken in float32 (or better) and rounded once, in the place of the cast that autocast would make of W.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from functools import cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from lora_lightning.kernels.dora import row_norms
+from lora_lightning.kernels.half import divisors
+from lora_lightning.kernels.quantized_tensor import QuantizedTensor
+
+ALIGNED = 8  # entries of a row that a GPU's matrix units take at once in half precision
+
+
+class Factored(NamedTuple):
+    """A frozen weight and its update.
+
+    Attributes:
+        weight: W, (d_out, ...), which counts as (d_out, d_in); it may be a QuantizedTensor.
+        A: (r, ...), as (r, d_in).
+        B: (d_out, r).
+        magnitude: DoRA's m (d_out,), or None.
+    """
+
+    weight: Tensor
+    A: Tensor
+    B: Tensor
+    magnitude: Tensor | None = None
+
+
+class Merged(NamedTuple):
+    """What the products of a step are made with, of one layer.
+
+    Attributes:
+        extended: [W' | s·B], (d_out, d_in + r and more), in the dtype of the products; with DoRA c∘[W' | s·B].
+        low: s·A, (r, d_in); in float16 A / c, so that A·x cannot overflow.
+        row_factors: DoRA's c, (d_out,), in float32.
+        rank_factors: in float16 s·c, (r,), by which the columns of B's gradient are multiplied.
+    """
+
+    extended: Tensor
+    low: Tensor
+    row_factors: Tensor | None = None
+    rank_factors: Tensor | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """W', (d_out, d_in); its rows are further apart."""
+        return self.extended[:, : self.low.shape[1]]
+
+    @property
+    def up(self) -> Tensor:
+        """s·B, (d_out, r)."""
+        r, d_in = self.low.shape
+        return self.extended[:, d_in : d_in + r]
+
+
+@torch.no_grad()
+def merge(layers: Sequence[Factored], scaling: float, dtype: torch.dtype) -> list[Merged]:
+    """W' of layers of one shape, dtype and scaling.
+
+    A W of less than float32 is rounded by a fixed dither (`dithered`), as small updates of it would else be lost;
+    W of float32 has low bits of its own, which do the same for the rounding to nearest.
+    """
+    A, B = (_stacked([layer[i].flatten(1) for layer in layers]) for i in (1, 2))  # type: ignore[union-attr]  # no magnitude
+    n, r, d_in = A.shape
+    W = _stacked([_floats(layer.weight, A.dtype).flatten(1) for layer in layers])
+    if W.dtype == A.dtype:
+        sums = torch.baddbmm(W, B, A, alpha=scaling)
+    else:
+        sums = W.to(A.dtype).baddbmm_(B, A, alpha=scaling)
+    c = None
+    if layers[0].magnitude is not None:
+        magnitudes = _stacked([layer.magnitude for layer in layers])  # type: ignore[misc]  # all have one
+        c = magnitudes / row_norms(sums.flatten(0, 1)).view(magnitudes.shape)
+        sums, B = sums.mul_(c[..., None]), B * c[..., None]
+    width = -(-(d_in + r) // ALIGNED) * ALIGNED
+    make = sums.new_empty if width == d_in + r else sums.new_zeros
+    extended = make(n, W.shape[1], width, dtype=dtype)
+    extended[..., :d_in].copy_(dithered(sums, dtype) if W.dtype == dtype != sums.dtype else sums)
+    torch.mul(B, scaling, out=extended[..., d_in : d_in + r])
+    low, shares = _low(A, B, scaling, dtype)
+    return [
+        Merged(extended[i], low[i], None if c is None else c[i], None if shares is None else shares[i])
+        for i in range(n)
+    ]
+
+
+def dithered(sums: Tensor, dtype: torch.dtype) -> Tensor:
+    """`sums`, float32 and overwritten, with numbers that `dtype` holds, each one of the two next to its own: the
+    upper one with a probability of the distance from the lower, over the entries. What `dtype` holds already stays.
+
+    Rounding to nearest would take nothing of an update of less than half a unit in the last place of W; this takes
+    of every entry's as much as it is, in the mean over the entries. The noise is the same at each step, so that W'
+    moves only as A and B do.
+    """
+    bits = sums.view(torch.int32).clamp_(max=0x7FC00000)  # a GPU's NaN is 0x7FFFFFFF, which would overflow
+    size = sums[0].numel()
+    if dtype == torch.bfloat16:
+        bits.add_(_noise(size, 15, sums.device).view(sums.shape[1:]), alpha=2)
+        return sums.view(dtype)[..., HIGH::2]
+    bits.add_(_noise(size, 13, sums.device).view(sums.shape[1:])).bitwise_and_(-(2**13))
+    return sums
+
+
+HIGH = 1 if sys.byteorder == "little" else 0  # where a float32 has its upper half
+
+
+def _noise(size: int, bits: int, device: torch.device) -> Tensor:
+    return _drawn(1 << (size - 1).bit_length(), bits, device)[:size]
+
+
+@cache
+def _drawn(size: int, bits: int, device: torch.device) -> Tensor:
+    generator = torch.Generator().manual_seed(size)
+    return torch.randint(2**bits, (size,), generator=generator, dtype=torch.int16, device="cpu").to(device)
+
+
+def _stacked(tensors: list[Tensor]) -> Tensor:
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
+
+
+def _floats(weight: Tensor, wide: torch.dtype) -> Tensor:
+    return weight.dequantize(wide) if type(weight) is QuantizedTensor else weight
+
+
+def _low(A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """s·A and None; in float16 A / c and s·c of `half.divisors`. A is (n, r, d_in)."""
+    low = torch.empty_like(A, dtype=dtype)
+    if dtype != torch.float16:
+        return torch.mul(A, scaling, out=low), None
+    c = divisors(A.flatten(0, 1), B.flatten(0, 1), scaling).view(A.shape[:2])
+    return torch.div(A, c[..., None], out=low), c * scaling

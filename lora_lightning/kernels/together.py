@@ -1,0 +1,106 @@
+"""Forming the merged weights of a model's layers of one shape together, before the later ones are asked for."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from lora_lightning.kernels.merge import Factored, Merged, merge
+
+MOST = 2**25  # numbers of the weights that are formed at a time: 128 MiB in float32, in passing
+
+
+class Member(Protocol):
+    """A layer whose merged weight is formed with others'."""
+
+    together: Together
+
+    def factored(self) -> tuple[Factored, float] | None:
+        """What it computes with now, and its scaling; None where there is nothing to merge."""
+
+
+class _Ready(NamedTuple):
+    """A merged weight that waits for its layer, and what it was formed of."""
+
+    merged: Merged
+    tensors: Factored
+    versions: tuple[int, ...]
+
+    def fits(self, tensors: Factored) -> bool:
+        same = all(mine is theirs for mine, theirs in zip(self.tensors, tensors, strict=True))
+        at_hand = self.merged.low.is_inference() == torch.is_inference_mode_enabled()
+        return same and at_hand and self.versions == _versions(tensors)
+
+
+class Together:
+    """Of one model: which layers have merged weights of one shape, in the order in which they are called.
+
+    The first one that is asked for its weight forms those of the next ones as well, some 8 calls for all of them.
+    Each is handed out once, and only if nothing was written into its parts since. When a backward begins, those
+    that no layer asked for are dropped.
+    """
+
+    def __init__(self) -> None:
+        self._groups: dict[tuple[object, ...], list[weakref.ref[Member]]] = {}
+        self._places: weakref.WeakKeyDictionary[Member, tuple[tuple[object, ...], int]] = (
+            weakref.WeakKeyDictionary()
+        )
+        self._ready: weakref.WeakKeyDictionary[Member, _Ready] = weakref.WeakKeyDictionary()
+
+    def take(self, member: Member, given: Factored, scaling: float, dtype: torch.dtype) -> Merged:
+        """The merged weight of a layer, for products in `dtype`.
+
+        Args:
+            given: what the layer computes with.
+        """
+        key = _key(given, scaling, dtype)
+        ready = self._ready.pop(member, None)
+        if ready is not None and self._places[member][0] == key and ready.fits(given):
+            return ready.merged
+        if torch._C._current_graph_task_id() != -1:  # a checkpointed part is computed again: this layer alone
+            return merge([given], scaling, dtype)[0]
+        members = [(member, given), *self._next(member, key, given.weight.numel(), dtype)]
+        formed = merge([factored for _, factored in members], scaling, dtype)
+        for (other, factored), merged in zip(members[1:], formed[1:], strict=True):
+            self._ready[other] = _Ready(merged, factored, _versions(factored))
+        return formed[0]
+
+    def release(self) -> None:
+        """Drop what no layer asked for."""
+        self._ready.clear()
+
+    def _next(
+        self, member: Member, key: tuple[object, ...], size: int, dtype: torch.dtype
+    ) -> list[tuple[Member, Factored]]:
+        """The layers of the same group that are called after this one, as many as `MOST` allows of `size` numbers."""
+        known = self._places.get(member)
+        if known is None or known[0] != key:
+            group = self._groups.setdefault(key, [])
+            self._places[member] = key, len(group)
+            group.append(weakref.ref(member))
+            return []
+        found: list[tuple[Member, Factored]] = []
+        for reference in self._groups[key][known[1] + 1 :]:
+            if (len(found) + 2) * size > MOST:
+                break
+            other = reference()
+            now = None if other is None else other.factored()
+            if other is not None and now is not None and self._places[other][0] == key:
+                if _key(*now, dtype) == key:
+                    found.append((other, now[0]))
+        return found
+
+
+def _key(given: Factored, scaling: float, dtype: torch.dtype) -> tuple[object, ...]:
+    """What layers have in common whose weights are formed together."""
+    W, A, B, magnitude = given
+    return W.shape, W.dtype, W.device, type(W), A.shape, A.dtype, B.dtype, magnitude is None, scaling, dtype
+
+
+def _versions(tensors: Sequence[Tensor | None]) -> tuple[int, ...]:
+    """Changes with what is written into the tensors, or put into their places."""
+    return tuple(n for t in tensors if t is not None for n in (t._version, t.data_ptr()))
