@@ -1,6 +1,7 @@
 """Settings for every test: one thread, a fixed seed, quiet Lightning."""
 
 import logging
+import sys
 import warnings
 
 import pytest
@@ -22,6 +23,8 @@ def _made_again(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     are small."""
     if not request.node.get_closest_marker("shipped_threshold"):
         monkeypatch.setattr(sources, "LEAST", 0)
+        monkeypatch.setattr(sources, "LEAST_OFF_CPU", 0)
+        monkeypatch.setattr(linear_form, "LARGEST", 1e9)
         monkeypatch.setattr(linear_form, "SMALL", 0)
         monkeypatch.setattr(conv_form, "SMALL", 0)
 
@@ -30,6 +33,14 @@ def _made_again(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
 def _quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+
+
+@pytest.fixture
+def off_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a GPU computes, on a CPU."""
+    for name, module in [*sys.modules.items()]:
+        if name.startswith("lora_lightning.") and hasattr(module, "on_cpu"):
+            monkeypatch.setattr(module, "on_cpu", lambda tensor: False)
 
 
 @pytest.fixture

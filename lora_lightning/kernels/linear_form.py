@@ -21,10 +21,10 @@ SMALL = 2**18  # numbers in x and y together, up to which plain operations are t
 DENSE = 3 * 2**14  # numbers in W, whose gradient then takes no longer than what it would spare
 MERGE_FROM = 2  # fresh memory for W' costs about as much again as the sum
 
-# Not on a CPU: operations that a GPU's matrix units do in the time of moving a byte, in half precision and tf32, and
-# in float32: an H100 reaches 650 and 60 TFLOP/s and 2.6 TB/s, an A100 250 and 17, and 1.6.
+# Not on a CPU: operations that a GPU's matrix units do in the time of moving a byte, in half precision and
+# tf32, and in float32: an H100 reaches 650 and 60 TFLOP/s and 2.6 TB/s, an A100 250 and 17, and 1.6.
 BALANCE, BALANCE_FLOAT = 200, 20
-LARGEST = 2  # numbers in W' for each of x and y, up to which it is formed: memory in passing, and in the backward
+LARGEST = 2  # numbers in W' for each of x and y, up to which it is formed: it is kept for the backward
 
 
 def plain(
@@ -157,9 +157,10 @@ def linear_spec(
 def _off_cpu(spec: LinearSpec, x: Tensor, d_out: int, dora: bool) -> LinearSpec:
     """The rule for a device that is no CPU: "merged", with the backward that takes the least time there.
 
-    Counted are the numbers moved for each token. dW takes the time of reading x and dY, or of its 2·d_in·d_out
-    operations. The products with r columns read x twice and dY once, and dY once more for G, unless G comes with
-    dX: then dX's rows are further apart, and a layer norm's backward, which wants them packed, would copy them.
+    Counted are the numbers moved for each token. dW takes the time of reading x and dY, or of its
+    2·d_in·d_out operations. The products with r columns read x twice and dY once, and dY once more for G,
+    unless G comes with dX: then dX's rows are further apart, and a layer norm's backward, which wants them
+    packed, would copy them.
     """
     d_in, dtype, maker = x.shape[-1], spec.dtype, x.grad_fn
     packed = x.dtype == dtype and maker is not None and maker.name() == "NativeLayerNormBackward0"

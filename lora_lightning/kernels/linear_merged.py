@@ -1,12 +1,15 @@
-"""The linear layer with merged weights W' = W + s·B·A as one autograd function: the form of devices other than CPUs.
+"""The linear layer with merged weights W' = W + s·B·A as one autograd function: the form of devices other
+than CPUs.
 
-There forming W' costs next to nothing beside the activations of thousands of tokens, and calls and passes over
-memory decide. Shapes: x is (..., d_in), seen as (T, d_in); W' is (d_out, d_in); A is (r, d_in); B is (d_out, r). Then
+There forming W' costs next to nothing beside the activations of thousands of tokens, and calls and passes
+over memory decide. Shapes: x is (..., d_in), seen as (T, d_in); W' is (d_out, d_in); A is (r, d_in); B is
+(d_out, r). Then
 
     y = x·W'ᵀ + b,  [dX | G] = dY·[W' | s·B],  dA = Gᵀ·X,  dB = dYᵀ·(X·(s·A)ᵀ)     "extended", or G apart; or
     y = x·W'ᵀ + b,  dX = dY·W',  dW = dYᵀ·X,   dA = s·Bᵀ·dW,  dB = s·dW·Aᵀ         "dense"
 
-With DoRA, c = m / ‖rows of W + s·B·A‖ held constant but for m, W' is c∘(W + s·B·A), and "dense" gives dm as well.
+With DoRA, c = m / ‖rows of W + s·B·A‖ held constant but for m, W' is c∘(W + s·B·A), and "dense" gives dm as
+well.
 """
 
 from __future__ import annotations
@@ -151,4 +154,4 @@ def _wide_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
         return left @ right
     if left.device.type in ("cuda", "meta"):
         return torch.mm(left, right, out_dtype=dtype)
-    return (left @ right).to(dtype)
+    return left.to(dtype) @ right.to(dtype)  # other devices have no product of mixed dtypes

@@ -1,6 +1,8 @@
-"""The merged weights of a step, W' = W + s·B·A, of several layers of one shape at once: few calls for many layers.
+"""The merged weights of a step, W' = W + s·B·A, of several layers of one shape at once: few calls for many
+layers.
 
-The sum is taken in float32 (or better) and rounded once, in the place of the cast that autocast would make of W.
+The sum is taken in float32 (or better) and rounded once, in the place of the cast that autocast would make
+of W.
 """
 
 from __future__ import annotations
@@ -40,7 +42,8 @@ class Merged(NamedTuple):
     """What the products of a step are made with, of one layer.
 
     Attributes:
-        extended: [W' | s·B], (d_out, d_in + r and more), in the dtype of the products; with DoRA c∘[W' | s·B].
+        extended: [W' | s·B], (d_out, d_in + r and more), in the dtype of the products; with DoRA
+        c∘[W' | s·B].
         low: s·A, (r, d_in); in float16 A / c, so that A·x cannot overflow.
         row_factors: DoRA's c, (d_out,), in float32.
         rank_factors: in float16 s·c, (r,), by which the columns of B's gradient are multiplied.
@@ -67,10 +70,10 @@ class Merged(NamedTuple):
 def merge(layers: Sequence[Factored], scaling: float, dtype: torch.dtype) -> list[Merged]:
     """W' of layers of one shape, dtype and scaling.
 
-    A W of less than float32 is rounded by a fixed dither (`dithered`), as small updates of it would else be lost;
-    W of float32 has low bits of its own, which do the same for the rounding to nearest.
+    A W of less than float32 is rounded by a fixed dither (`dithered`), as small updates of it would else be
+    lost; W of float32 has low bits of its own, which do the same for the rounding to nearest.
     """
-    A, B = (_stacked([layer[i].flatten(1) for layer in layers]) for i in (1, 2))  # type: ignore[union-attr]  # no magnitude
+    A, B = _stacked([layer.A.flatten(1) for layer in layers]), _stacked([layer.B for layer in layers])
     n, r, d_in = A.shape
     W = _stacked([_floats(layer.weight, A.dtype).flatten(1) for layer in layers])
     if W.dtype == A.dtype:
@@ -78,9 +81,8 @@ def merge(layers: Sequence[Factored], scaling: float, dtype: torch.dtype) -> lis
     else:
         sums = W.to(A.dtype).baddbmm_(B, A, alpha=scaling)
     c = None
-    if layers[0].magnitude is not None:
-        magnitudes = _stacked([layer.magnitude for layer in layers])  # type: ignore[misc]  # all have one
-        c = magnitudes / row_norms(sums.flatten(0, 1)).view(magnitudes.shape)
+    if m := [layer.magnitude for layer in layers if layer.magnitude is not None]:
+        c = _stacked(m) / row_norms(sums.flatten(0, 1)).view(n, -1)
         sums, B = sums.mul_(c[..., None]), B * c[..., None]
     width = -(-(d_in + r) // ALIGNED) * ALIGNED
     make = sums.new_empty if width == d_in + r else sums.new_zeros
@@ -95,12 +97,13 @@ def merge(layers: Sequence[Factored], scaling: float, dtype: torch.dtype) -> lis
 
 
 def dithered(sums: Tensor, dtype: torch.dtype) -> Tensor:
-    """`sums`, float32 and overwritten, with numbers that `dtype` holds, each one of the two next to its own: the
-    upper one with a probability of the distance from the lower, over the entries. What `dtype` holds already stays.
+    """`sums`, float32 and overwritten, with numbers that `dtype` holds, each one of the two next to its own:
+    the upper one with a probability of the distance from the lower, over the entries. What `dtype` holds
+    already stays.
 
-    Rounding to nearest would take nothing of an update of less than half a unit in the last place of W; this takes
-    of every entry's as much as it is, in the mean over the entries. The noise is the same at each step, so that W'
-    moves only as A and B do.
+    Rounding to nearest would take nothing of an update of less than half a unit in the last place of W; this
+    takes of every entry's as much as it is, in the mean over the entries. The noise is the same at each
+    step, so that W' moves only as A and B do.
     """
     bits = sums.view(torch.int32).clamp_(max=0x7FC00000)  # a GPU's NaN is 0x7FFFFFFF, which would overflow
     size = sums[0].numel()

@@ -97,8 +97,9 @@ def _normalize(
 
 
 def remember_norms(model: nn.Module) -> None:
-    """Note the layer norms' ε, which a graph does not tell: with it one call of torch's own function makes their
-    outputs again, where on a GPU the pieces of `_normalize` would each be a call and a pass over memory."""
+    """Note the layer norms' ε, which a graph does not tell: with it one call of torch's own function makes
+    their outputs again, where on a GPU the pieces of `_normalize` would each be a call and a pass over
+    memory."""
     _NORMS.update(m for m in model.modules() if isinstance(m, nn.LayerNorm) and m.elementwise_affine)
 
 
@@ -108,7 +109,8 @@ _EPSILONS: MutableMapping[Tensor, float | None] = WeakIdKeyDictionary()
 
 
 def _epsilon(weight: Tensor | None) -> float | None:
-    """The ε of the layer norm of this weight; modules may have been given new weights since they were noted."""
+    """The ε of the layer norm of this weight; modules may have been given new weights since they were
+    noted."""
     if weight is None:
         return None
     if weight not in _EPSILONS:

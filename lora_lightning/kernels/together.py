@@ -1,4 +1,5 @@
-"""Forming the merged weights of a model's layers of one shape together, before the later ones are asked for."""
+"""Forming the merged weights of a model's layers of one shape together, before the later ones are asked
+for."""
 
 from __future__ import annotations
 
@@ -17,7 +18,9 @@ MOST = 2**25  # numbers of the weights that are formed at a time: 128 MiB in flo
 class Member(Protocol):
     """A layer whose merged weight is formed with others'."""
 
-    together: Together
+    @property
+    def together(self) -> Together:
+        """What forms it."""
 
     def factored(self) -> tuple[Factored, float] | None:
         """What it computes with now, and its scaling; None where there is nothing to merge."""
@@ -39,9 +42,9 @@ class _Ready(NamedTuple):
 class Together:
     """Of one model: which layers have merged weights of one shape, in the order in which they are called.
 
-    The first one that is asked for its weight forms those of the next ones as well, some 8 calls for all of them.
-    Each is handed out once, and only if nothing was written into its parts since. When a backward begins, those
-    that no layer asked for are dropped.
+    The first one that is asked for its weight forms those of the next ones as well, some 8 calls for all of
+    them. Each is handed out once, and only if nothing was written into its parts since. When a backward
+    begins, those that no layer asked for are dropped.
     """
 
     def __init__(self) -> None:
@@ -76,7 +79,8 @@ class Together:
     def _next(
         self, member: Member, key: tuple[object, ...], size: int, dtype: torch.dtype
     ) -> list[tuple[Member, Factored]]:
-        """The layers of the same group that are called after this one, as many as `MOST` allows of `size` numbers."""
+        """The layers of the same group that are called after this one, as many as `MOST` allows of `size`
+        numbers."""
         known = self._places.get(member)
         if known is None or known[0] != key:
             group = self._groups.setdefault(key, [])
@@ -89,9 +93,9 @@ class Together:
                 break
             other = reference()
             now = None if other is None else other.factored()
-            if other is not None and now is not None and self._places[other][0] == key:
-                if _key(*now, dtype) == key:
-                    found.append((other, now[0]))
+            if other is None or now is None or self._places[other][0] != key or _key(*now, dtype) != key:
+                continue
+            found.append((other, now[0]))
         return found
 
 

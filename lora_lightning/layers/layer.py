@@ -94,8 +94,8 @@ class LoRALayer(ClassSwap):
         return self.lora_choice.together
 
     def factored(self) -> tuple[Factored, float] | None:
-        """W and the one update to be added to it, where it can be merged with others' for the products of a step;
-        and its scaling."""
+        """W and the one update to be added to it, where it can be merged with others' for the products of a
+        step; and its scaling."""
         update, weight = self.alone(), self._parameters.get("weight")
         if update is None or weight is None or weight.requires_grad or not update.merges:
             return None
