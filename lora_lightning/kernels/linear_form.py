@@ -120,29 +120,30 @@ def linear_spec(
     elif W.dtype != dtype:
         return PLAIN_FORM
     half = dtype.itemsize < 4
+    cpu = on_cpu(x)
+    again = implementation == "auto" and x.nbytes >= (sources.LEAST if cpu else sources.LEAST_OFF_CPU)
     d_out, d_in = W.shape
     tokens = x.numel() // d_in
     if (
         implementation == "reference"
         or W.requires_grad
-        or (half and magnitude is not None and (dropout or on_cpu(x)))
+        or (half and magnitude is not None and (dropout or cpu))
         or not is_plain(x, None if type(W) is QuantizedTensor else W, bias, A, B, magnitude)
     ):
         return PLAIN_FORM
     touched, size = tokens * (d_in + d_out), d_in * d_out
-    if not on_cpu(x):
-        recompute = implementation == "auto" and sources.is_large(x)
-        spec = LinearSpec("function", scaling, 1 - dropout, dtype, autocast, recompute)
+    if not cpu:
+        spec = LinearSpec("function", scaling, 1 - dropout, dtype, autocast, again)
         wanted = size <= LARGEST * touched if merged is None else merged
         return _off_cpu(spec, x, d_out, magnitude is not None) if wanted and not dropout else spec
-    differentiates, again = torch.is_grad_enabled(), implementation == "auto" and sources.is_large(x)
+    differentiates = torch.is_grad_enabled()
     small = touched < SMALL and not (again and differentiates)
     if small and implementation == "auto" and merged is None and magnitude is None:
         fits = size <= DENSE or not differentiates
         merges = not (half or dropout or type(W) is QuantizedTensor)
         return DENSE_FORM if merges and fits and 2 * touched >= size else PLAIN_FORM
     # where it gives the bits of F.linear for a branch of zeros: on a CPU that begins with b and adds x·Wᵀ
-    begins = device == "cpu" and not half and (x.dim() == 2 or x.is_contiguous())
+    begins = cpu and not half and (x.dim() == 2 or x.is_contiguous())
     if begins and bias is not None and A.shape[0] <= 16:
         touched = tokens * d_in
     least = MERGE_FROM * size

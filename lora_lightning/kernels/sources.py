@@ -44,11 +44,6 @@ class RecomputeSource:
         return self.compute(*self.rowwise, *self.shared, None)
 
 
-def is_large(x: Tensor) -> bool:
-    """Whether an input is worth making again."""
-    return x.nbytes >= (LEAST if on_cpu(x) else LEAST_OFF_CPU)
-
-
 def source_of(x: Tensor) -> RecomputeSource | None:
     """What to make x, (..., columns), from in the backward: what the function that made it saved. None is x
     itself."""
