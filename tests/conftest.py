@@ -1,13 +1,12 @@
 """Settings for every test: one thread, a fixed seed, quiet Lightning."""
 
 import logging
-import sys
 import warnings
 
 import pytest
 import torch
 
-from lora_lightning.kernels import conv_form, linear_form, sources
+from lora_lightning.kernels import common, conv_form, linear_form, sources
 
 torch.set_num_threads(1)
 
@@ -38,9 +37,7 @@ def _quiet() -> None:
 @pytest.fixture
 def off_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """What a GPU computes, on a CPU."""
-    for name, module in [*sys.modules.items()]:
-        if name.startswith("lora_lightning.") and hasattr(module, "on_cpu"):
-            monkeypatch.setattr(module, "on_cpu", lambda tensor: False)
+    monkeypatch.setattr(common, "on_cpu", lambda device: False)
 
 
 @pytest.fixture

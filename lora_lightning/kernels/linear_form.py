@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.kernels import sources
-from lora_lightning.kernels.common import cast, is_plain, on_cpu, product_dtype
+from lora_lightning.kernels import common, sources
+from lora_lightning.kernels.common import cast, is_plain, product_dtype
 from lora_lightning.kernels.dora import row_factors, scaled_change
 from lora_lightning.kernels.half import shared_out
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
@@ -120,7 +120,7 @@ def linear_spec(
     elif W.dtype != dtype:
         return PLAIN_FORM
     half = dtype.itemsize < 4
-    cpu = on_cpu(x)
+    cpu = common.on_cpu(x.device)
     again = implementation == "auto" and x.nbytes >= (sources.LEAST if cpu else sources.LEAST_OFF_CPU)
     d_out, d_in = W.shape
     tokens = x.numel() // d_in

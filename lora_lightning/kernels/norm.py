@@ -17,7 +17,7 @@ class FrozenBatchNormFunction(Function):
 
     torch saves the input here also when only the input gets a gradient, and on a CPU its backward takes 2 to
     4 times as long as this product (8 × 256 × 56 × 56: 17.6 ms against 4.5). Elsewhere it is one call, which
-    in eval mode reads dY alone (`batch_norm_elementwise_backward_eval` of torch's Normalization.cu).
+    in eval mode reads dY alone (batch_norm_elementwise_backward_eval of torch's Normalization.cu).
     """
 
     @staticmethod

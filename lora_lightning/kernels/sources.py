@@ -18,7 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
-from lora_lightning.kernels.common import cast, on_cpu, without_autocast
+from lora_lightning.kernels import common
+from lora_lightning.kernels.common import cast, without_autocast
 
 LEAST = 2**20  # bytes of an input; making a smaller one again takes longer than it saves
 LEAST_OFF_CPU = 2**24  # where a call takes as long as a pass over some MiB
@@ -65,7 +66,7 @@ def _layer_norm(maker: Any, x: Tensor) -> RecomputeSource | None:
     if not last_dimension or not source.is_contiguous() or source.shape != x.shape or mean.element_size() < 4:
         return None
     shared = _saved(maker, "weight"), _saved(maker, "bias")
-    if not on_cpu(x) and (epsilon := _epsilon(shared[0])) is not None:
+    if not common.on_cpu(x.device) and (epsilon := _epsilon(shared[0])) is not None:
         return RecomputeSource((source,), shared, partial(_normalize_again, epsilon))
     return RecomputeSource((source, mean, deviation), shared, partial(_normalize, x.dtype))
 
