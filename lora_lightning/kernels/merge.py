@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lora_lightning.kernels.common import autocasts
 from lora_lightning.kernels.dora import row_norms
 from lora_lightning.kernels.half import divisors
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
@@ -73,6 +74,9 @@ def merge(layers: Sequence[Factored], scaling: float, dtype: torch.dtype) -> lis
     A W of less than float32 is rounded by a fixed dither (`dithered`), as small updates of it would else be
     lost; W of float32 has low bits of its own, which do the same for the rounding to nearest.
     """
+    if autocasts(layers[0].A.device.type):  # which would take the sum in half precision
+        with torch.autocast(layers[0].A.device.type, enabled=False):
+            return merge(layers, scaling, dtype)
     A, B = _stacked([layer.A.flatten(1) for layer in layers]), _stacked([layer.B for layer in layers])
     n, r, d_in = A.shape
     W = _stacked([_floats(layer.weight, A.dtype).flatten(1) for layer in layers])

@@ -47,9 +47,11 @@ def test_many_are_as_each_alone(dtype, products):
         assert (found.rank_factors is None) == (products != torch.float16)
 
 
-def test_a_float32_weight_is_rounded_to_nearest_once():
+@pytest.mark.parametrize("autocast", [False, True])
+def test_a_float32_weight_is_rounded_to_nearest_once(autocast):
     (given,) = layers(1)
-    (found,) = merge([given], 0.5, torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
+        (found,) = merge([given], 0.5, torch.bfloat16)
     assert torch.equal(found.weight, torch.addmm(given.weight, given.B, given.A, alpha=0.5).bfloat16())
 
 
