@@ -128,8 +128,9 @@ class LoRAConfig(Options):
         train_norm: normalization layers: "frozen", "affine" (weight and bias train), "stats" (running
             statistics move) or "both".
         implementation: how adapted layers compute: "auto" (the fast functions, which make some inputs again
-            in the backward instead of saving them), "keep_inputs" (without the latter) or "reference" (plain
-            autograd: slower, larger, the same results).
+            in the backward instead of saving them), "keep_inputs" (without the latter), "reference" (plain
+            autograd: slower, larger, the same results) or "fused" (linear layers by Triton's kernels, which
+            no GPU has run yet; the rest as "auto").
 
     Raises:
         ConfigError: one line for each bad option.
@@ -154,7 +155,7 @@ class LoRAConfig(Options):
     use_dora: bool = False
     train_bias: Annotated[str, one_of("none", "all", "lora_only")] = "none"
     train_norm: Annotated[str, one_of("frozen", "affine", "stats", "both")] = "frozen"
-    implementation: Annotated[str, one_of("auto", "keep_inputs", "reference")] = "auto"
+    implementation: Annotated[str, one_of("auto", "keep_inputs", "reference", "fused")] = "auto"
 
     @classmethod
     def plain(cls, name: str, value: Any) -> Any:

@@ -13,6 +13,7 @@ from lora_lightning.kernels.conv import FORMS, PLAIN_FORMS
 from lora_lightning.kernels.conv_form import choose_form
 from lora_lightning.kernels.conv_products import CONVOLUTIONS, ConvSpec
 from lora_lightning.kernels.dropout import keep_mask
+from lora_lightning.kernels.fused.linear import fused_linear, suits
 from lora_lightning.kernels.linear import LoRALinearFunction, forward
 from lora_lightning.kernels.linear_form import LinearSpec, dense, linear_spec, plain
 from lora_lightning.kernels.linear_merged import MergedLinearFunction
@@ -54,7 +55,8 @@ def lora_linear(
         magnitude: DoRA's m, (d_out,): rows of W + s·B·A are scaled to these norms, which are held
             constant in the backward (Liu et al. 2024, arXiv 2402.09353, equation 5 and section 4.3).
         dropout: probability of dropping an entry of x on its way to A.
-        implementation: "auto"; "keep_inputs" saves x always; "reference" is plain autograd. Compilers,
+        implementation: "auto"; "keep_inputs" saves x always; "reference" is plain autograd; "fused" takes
+            `kernels.fused`, and the way of "auto" where `kernels.fused.linear.suits` says no. Compilers,
             function transforms, forward mode and tensor subclasses take the reference by themselves.
         merged: whether to form W + s·B·A or to add a branch; None decides by the shapes
             (`kernels.linear_form.linear_spec`). Without effect with dropout, which needs a branch, and with
@@ -64,6 +66,10 @@ def lora_linear(
     Returns:
         (..., d_out), for B = 0 and dropout or not the very bits of `F.linear(x, weight, bias)`.
     """
+    if implementation == "fused":
+        if merged is not False and suits(x, weight, bias, A, B, magnitude, dropout):
+            return fused_linear(x, weight, bias, A, B, scaling)
+        implementation = "auto"
     spec = linear_spec(x, weight, bias, A, B, scaling, magnitude, dropout, implementation, merged)
     if spec.form == "dense":
         return dense(x, weight, bias, A, B, scaling)
@@ -126,12 +132,13 @@ def lora_conv(
         padding: also "valid" or "same".
         magnitude: DoRA's m (out,): the rows of W + s·B·A are scaled to it (arXiv 2402.09353, equation 5).
         dropout: probability of dropping an entry of the branch's input.
-        implementation: as of `lora_linear`.
+        implementation: as of `lora_linear`; "fused" is "auto" here.
 
     Returns:
         (batch, out, *out size), of x's dtype; under autocast of its dtype.
     """
     dimensions = weight.dim() - 2
+    implementation = "auto" if implementation == "fused" else implementation
     if x.dim() == dimensions + 1:
         return lora_conv(
             x[None], weight, bias, A, B, scaling, stride=stride, padding=padding, dilation=dilation,

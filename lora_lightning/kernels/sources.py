@@ -59,13 +59,13 @@ def source_of(x: Tensor) -> RecomputeSource | None:
 
 
 def _layer_norm(maker: Any, x: Tensor) -> RecomputeSource | None:
-    source, mean, deviation = (_saved(maker, name) for name in ("input", "result1", "result2"))
+    source, mean, deviation = (saved_tensor(maker, name) for name in ("input", "result1", "result2"))
     if source is None or mean is None or deviation is None:
         return None
     last_dimension = tuple(maker._saved_normalized_shape) == x.shape[-1:]
     if not last_dimension or not source.is_contiguous() or source.shape != x.shape or mean.element_size() < 4:
         return None
-    shared = _saved(maker, "weight"), _saved(maker, "bias")
+    shared = saved_tensor(maker, "weight"), saved_tensor(maker, "bias")
     if not common.on_cpu(x.device) and (epsilon := _epsilon(shared[0])) is not None:
         return RecomputeSource((source,), shared, partial(_normalize_again, epsilon))
     return RecomputeSource((source, mean, deviation), shared, partial(_normalize, x.dtype))
@@ -123,7 +123,7 @@ def _normalize_again(
 
 
 def _activation(function: Callable[..., Tensor], maker: Any, x: Tensor) -> RecomputeSource | None:
-    source = _saved(maker, "self")
+    source = saved_tensor(maker, "self")
     if source is None or source.shape != x.shape or not source.is_contiguous():
         return None
     return RecomputeSource((source,), (), partial(_activate, function))
@@ -144,7 +144,7 @@ _FINDERS: dict[str, Callable[[Any, Tensor], RecomputeSource | None]] = {
 }
 
 
-def _saved(maker: Any, name: str) -> Tensor | None:
+def saved_tensor(maker: Any, name: str) -> Tensor | None:
     """A saved tensor of an autograd node.
 
     Raises:

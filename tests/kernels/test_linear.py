@@ -303,7 +303,7 @@ def test_the_kernel_is_an_option():
         not in fused("qkv", implementation="reference")(torch.randn(2, 6).double()).grad_fn.name()
     )
     with pytest.raises(
-        ll.ConfigError, match="implementation='fast': give one of auto, keep_inputs, reference"
+        ll.ConfigError, match="implementation='fast': give one of auto, keep_inputs, reference, fused"
     ):
         ll.LoRAConfig(implementation="fast")
 

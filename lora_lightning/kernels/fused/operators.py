@@ -1,0 +1,75 @@
+"""The fused operators as torch knows them, `torch.ops.lora_lightning`: schemas, shapes, and who computes.
+
+A CUDA (or ROCm) device runs Triton's kernels; every other, and one without Triton, torch's own operations.
+The meta device sees one operator each. They have no gradients: autograd functions call them.
+
+    merge(W, A, B, scaling, dtype) -> E
+    merge_quantized(codes, scales, kind, A, B, scaling, dtype) -> E
+    factor_gradients(dY, u, mean, rstd, weight, bias, source, A, G, scaling) -> dA, dB
+
+T tokens. W is (d_out, d_in), dithered where it and E are of half precision; or codes and scales of a
+`QuantizedTensor` of this kind. A is (r, d_in), B (d_out, r). E = [W + s·B·A | s·B | 0] is (d_out, d_in + r
+rounded up to 16), each sum taken in float32 and rounded once. dA = Gᵀ·X, (r, d_in), and dB = s·dYᵀ·(X·Aᵀ),
+(d_out, r), are float32; dY is (T, d_out), G (T, r), and X (T, d_in) is made of u (T, d_in) by `source`:
+"identity", "gelu", "gelu_tanh", "silu", "relu", "layer_norm" with mean and rstd (T,), weight and bias
+(d_in,) or None, "rms_norm" without mean and bias. Rows may be apart. In float64 torch's operations alone
+compute.
+"""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from lora_lightning.kernels.fused import plain, trust
+
+_library = torch.library.Library("lora_lightning", "DEF")
+_SCHEMAS = (
+    "merge(Tensor W, Tensor A, Tensor B, float scaling, ScalarType dtype) -> Tensor",
+    "merge_quantized(Tensor codes, Tensor scales, str kind, Tensor A, Tensor B, float scaling,"
+    " ScalarType dtype) -> Tensor",
+    "factor_gradients(Tensor dY, Tensor u, Tensor? mean, Tensor? rstd, Tensor? weight, Tensor? bias,"
+    " str source, Tensor A, Tensor G, float scaling) -> (Tensor, Tensor)",
+)
+for _schema in _SCHEMAS:
+    _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
+    _name = _schema.partition("(")[0]
+    _library.impl(_name, torch.no_grad()(getattr(plain, _name)), "CompositeExplicitAutograd")
+    if find_spec("triton") is not None:
+        _library.impl(_name, getattr(trust, _name), "CUDA")
+
+
+@torch.library.register_fake("lora_lightning::merge", lib=_library)
+def _merge(W: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
+    return W.new_empty(B.shape[0], plain.width(A.shape[1], A.shape[0]), dtype=dtype)
+
+
+@torch.library.register_fake("lora_lightning::merge_quantized", lib=_library)
+def _merge_quantized(
+    codes: Tensor, scales: Tensor, kind: str, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype
+) -> Tensor:
+    return _merge(codes, A, B, scaling, dtype)
+
+
+@torch.library.register_fake("lora_lightning::factor_gradients", lib=_library)
+def _factor_gradients(
+    dY: Tensor,
+    u: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    source: str,
+    A: Tensor,
+    G: Tensor,
+    scaling: float,
+) -> tuple[Tensor, Tensor]:
+    dtype = torch.promote_types(dY.dtype, torch.float32)
+    return A.new_empty(A.shape, dtype=dtype), A.new_empty((dY.shape[1], A.shape[0]), dtype=dtype)
+
+
+merge = torch.ops.lora_lightning.merge.default
+merge_quantized = torch.ops.lora_lightning.merge_quantized.default
+factor_gradients = torch.ops.lora_lightning.factor_gradients.default

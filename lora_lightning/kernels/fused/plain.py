@@ -1,0 +1,149 @@
+"""The fused operators in torch's own operations: the way without Triton, and what it is compared with.
+
+Shapes as in `kernels.fused.operators`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lora_lightning.kernels.half import SMALLEST
+from lora_lightning.kernels.quantized_tensor import DEQUANTIZERS
+
+ALIGNED = 16  # E's rows are of so many numbers, or multiples: a kernel else reads them piece by piece
+HALF = (torch.bfloat16, torch.float16)
+
+
+def width(d_in: int, rank: int) -> int:
+    """The columns of E."""
+    return d_in + -(-rank // ALIGNED) * ALIGNED
+
+
+def merge(W: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
+    """E = [W + s·B·A | s·B | 0], the sum in float32 or better."""
+    wide = torch.promote_types(torch.promote_types(W.dtype, dtype), torch.float32)
+    up = B.to(wide) * scaling
+    merged = torch.addmm(W.to(wide), B.to(wide), A.to(wide), alpha=scaling)
+    merged = dithered(merged, dtype) if dithers(W.dtype, dtype) else merged.to(dtype)
+    d_out, d_in = W.shape
+    E = merged.new_zeros(d_out, width(d_in, A.shape[0]))
+    E[:, :d_in] = merged
+    E[:, d_in : d_in + A.shape[0]] = up.to(dtype)
+    return E
+
+
+def merge_quantized(
+    codes: Tensor, scales: Tensor, kind: str, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype
+) -> Tensor:
+    """The same of a W in 8 or 4 bits."""
+    return merge(dequantized(codes, scales, kind, (B.shape[0], A.shape[1])), A, B, scaling, dtype)
+
+
+def dequantized(codes: Tensor, scales: Tensor, kind: str, shape: tuple[int, int]) -> Tensor:
+    """W of a `QuantizedTensor`'s codes, in float32."""
+    return DEQUANTIZERS[kind](codes, scales, shape, torch.float32)
+
+
+def dithers(source: torch.dtype, dtype: torch.dtype) -> bool:
+    """Whether W's sum with its update is dithered: where W has no low bits of its own, which would do it."""
+    return source in HALF and dtype in HALF
+
+
+def dithered(x: Tensor, dtype: torch.dtype) -> Tensor:
+    """x (rows, columns), float32, in half precision, rounded up or down in proportion to the distances, so
+    that the mean of many is right; by random bits of an entry's place alone, the same at every step."""
+    place = torch.arange(x.numel(), device=x.device).view(x.shape)
+    bits = mixed(place)
+    own = x.contiguous().view(torch.int32)
+    if dtype == torch.bfloat16:
+        rounded = ((own + (bits >> 16).to(torch.int32)) & -0x10000).view(torch.float32)
+    else:
+        noise = bits >> 19
+        normal = ((own + noise.to(torch.int32)) & -0x2000).view(torch.float32)
+        small = (x * 2**24 + noise * 2.0**-13).floor() * 2.0**-24
+        rounded = torch.where(x.abs() < 2.0**-14, small, normal)
+    return torch.where(x.isfinite(), rounded, x).to(dtype)
+
+
+def mixed(x: Tensor) -> Tensor:
+    """32 random bits of each number, in int64: lowbias32 of Chris Wellons' hash prospector."""
+    low = 0xFFFFFFFF
+    x = x & low
+    x = ((x ^ (x >> 16)) * 0x7FEB352D) & low
+    x = ((x ^ (x >> 15)) * 0x846CA68B) & low
+    return x ^ (x >> 16)
+
+
+def factor_gradients(
+    dY: Tensor,
+    u: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    source: str,
+    A: Tensor,
+    G: Tensor,
+    scaling: float,
+) -> tuple[Tensor, Tensor]:
+    """dA = Gᵀ·X and dB = s·dYᵀ·(X·Aᵀ), in float32 or better; X is rounded to dY's dtype first."""
+    X = SOURCES[source](u, mean, rstd, weight, bias).to(dY.dtype)
+    wide = torch.promote_types(dY.dtype, torch.float32)
+    down, c = shared_out(A, dY.dtype)
+    H = X @ down.to(dY.dtype).t()  # (T, r)
+    dB = _wide_product(dY.t(), H, wide) * scaling
+    return _wide_product(G.t(), X, wide), dB if c is None else dB * c
+
+
+def _wide_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """left·right, summed and given in a wider dtype: a sum over tokens may be too large for float16."""
+    if left.dtype == dtype:
+        return left @ right
+    if left.device.type == "cuda":
+        return torch.mm(left, right, out_dtype=dtype)
+    return left.to(dtype) @ right.to(dtype)
+
+
+def shared_out(A: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+    """A / c and c, (r,), with which X·(A / c)ᵀ is at most half of X's largest entry: in float16, whose
+    largest number is 65,504, H = X·Aᵀ could overflow. A and None in other dtypes."""
+    if dtype != torch.float16:
+        return A, None
+    c = 2 * torch.linalg.vector_norm(A, 1, dim=1).clamp_min(SMALLEST)
+    return A / c[:, None], c
+
+
+def _layer_norm(u: Tensor, mean: Tensor, rstd: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    x = (u.to(mean.dtype) - mean[:, None]) * rstd[:, None]
+    x = x if weight is None else x * weight.to(x.dtype)
+    return x if bias is None else x + bias.to(x.dtype)
+
+
+def _rms_norm(u: Tensor, mean: None, rstd: Tensor, weight: Tensor | None, bias: None) -> Tensor:
+    x = u.to(rstd.dtype) * rstd[:, None]
+    return x if weight is None else x * weight.to(x.dtype)
+
+
+def _entries(function: Callable[[Tensor], Tensor], u: Tensor, *norms: Tensor | None) -> Tensor:
+    return function(u)
+
+
+SOURCES: dict[str, Callable[..., Tensor]] = {
+    "identity": partial(_entries, lambda u: u),
+    "layer_norm": _layer_norm,
+    "rms_norm": _rms_norm,
+    "gelu": partial(_entries, F.gelu),
+    "gelu_tanh": partial(_entries, partial(F.gelu, approximate="tanh")),
+    "silu": partial(_entries, F.silu),
+    "relu": partial(_entries, F.relu),
+}
+
+
+def rows(tensors: Sequence[Tensor | None]) -> list[Tensor | None]:
+    """The matrices with neighbours in a row side by side, as a kernel reads them."""
+    return [t if t is None or t.stride(-1) == 1 else t.contiguous() for t in tensors]

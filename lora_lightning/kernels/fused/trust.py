@@ -1,0 +1,174 @@
+"""Triton's kernels, compared with torch's operations on their first call in a process: for each operator,
+form of it and dtype, on each device. They have no way back: what differs, or cannot be launched, is an
+error."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Hashable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lora_lightning.errors import UserError
+from lora_lightning.kernels.fused import plain
+
+TOKENS = 4096  # that the comparison takes at a time, in float64
+# Rounding errors of a product's factors, relative to the sum of its terms' sizes.
+UNITS = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-20}
+TF32 = 2.0**-11
+SAFETY = 2.0  # x, A and H are rounded, but seldom all the same way: the tests see at most 1
+_compared: set[Hashable] = set()
+
+
+def merge(W: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
+    """`plain.merge` by Triton."""
+    given = W, A, B, scaling, dtype
+    return _run("merge", (W.dtype, dtype), W.device, given, _merged_error)
+
+
+def merge_quantized(
+    codes: Tensor, scales: Tensor, kind: str, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype
+) -> Tensor:
+    """`plain.merge_quantized` by Triton."""
+    given = codes, scales, kind, A, B, scaling, dtype
+    return _run("merge_quantized", (kind, dtype), codes.device, given, _merged_error)
+
+
+def factor_gradients(
+    dY: Tensor,
+    u: Tensor,
+    mean: Tensor | None,
+    rstd: Tensor | None,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    source: str,
+    A: Tensor,
+    G: Tensor,
+    scaling: float,
+) -> tuple[Tensor, Tensor]:
+    """`plain.factor_gradients` by Triton."""
+    given = dY, u, mean, rstd, weight, bias, source, A, G, scaling
+    return _run("factor_gradients", (source, dY.dtype), dY.device, given, _gradients_error)
+
+
+def _run(
+    name: str,
+    form: tuple[Any, ...],
+    device: torch.device,
+    given: tuple[Any, ...],
+    error: Callable[..., float],
+) -> Any:
+    """What Triton gives; the first time if it is right.
+
+    Args:
+        error: of (what Triton gave, what was given): 1 is the most that rounding explains.
+
+    Raises:
+        UserError: it is wrong, or did not run.
+    """
+    key = name, form, device
+    if key in _compared or _is_captured(device):
+        return getattr(_launch(), name)(*given)
+    what = f"{name} ({', '.join(str(f).removeprefix('torch.') for f in form)}) on {_named(device)}"
+    try:
+        got = getattr(_launch(), name)(*given)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as problem:  # a compiler, a driver: anything
+        raise UserError(
+            f"implementation='fused': Triton could not run {what}: {_first_line(problem)} "
+            "Take implementation='auto', which needs no Triton."
+        ) from problem
+    if (off := error(got, given)) > 1:
+        raise UserError(
+            f"implementation='fused': Triton's {what} is wrong on its first call: off by {off:.3g} times "
+            "what rounding explains. Take implementation='auto', and report this with the versions of torch "
+            "and Triton."
+        )
+    _compared.add(key)
+    return got
+
+
+def _launch() -> Any:
+    from lora_lightning.kernels.fused import launch  # where Triton is missing nothing of it is imported
+
+    return launch
+
+
+def _is_captured(device: torch.device) -> bool:
+    """A CUDA graph is recorded, in which nothing can be read; the same was run before, to warm up."""
+    return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
+
+
+def _named(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+
+
+def _first_line(problem: Exception) -> str:
+    text = str(problem).strip().partition("\n")[0] or type(problem).__name__
+    return text if text.endswith((".", "!", "?")) else f"{text}."
+
+
+def _merged_error(E: Tensor, given: tuple[Any, ...]) -> float:
+    """Half a unit, or a whole one where the sum is dithered."""
+    *W, A, B, scaling, dtype = given
+    base = W[0] if len(W) == 1 else plain.dequantized(W[0], W[1], W[2], (B.shape[0], A.shape[1]))
+    A, B = A.double(), B.double() * scaling
+    right, terms = torch.zeros_like(E, dtype=torch.float64), torch.zeros_like(E, dtype=torch.float64)
+    right[:, : A.shape[1]] = base.double() + B @ A
+    terms[:, : A.shape[1]] = base.double().abs() + B.abs() @ A.abs()
+    right[:, A.shape[1] : A.shape[1] + len(A)] = B
+    info = torch.finfo(dtype)
+    units = (1 if plain.dithers(base.dtype, dtype) else 0.5) * (
+        right.abs() * info.eps + info.smallest_normal * info.eps
+    )
+    return _largest(E.double(), right, units + UNITS[torch.float32] * terms)
+
+
+def _gradients_error(got: tuple[Tensor, Tensor], given: tuple[Any, ...]) -> float:
+    dY, u, mean, rstd, weight, bias, source, A, G, scaling = given
+    unit = TF32 if dY.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else UNITS[dY.dtype]
+    info = torch.finfo(dY.dtype)
+    least = info.smallest_normal * info.eps / unit  # below which the distances stay the same
+    A, (weight, bias) = A.double(), (None if t is None else t.double() for t in (weight, bias))
+    sums = [torch.zeros_like(t, dtype=torch.float64) for t in (*got, *got)]
+    for dy, x, m, r, g in _tokens(dY, u, mean, rstd, G):
+        X = plain.SOURCES[source](x, m, r, weight, bias)
+        size = _size(source, X, x, m, r, weight, bias) + least
+        sums[0] += g.t() @ X
+        sums[1] += scaling * dy.t() @ (X @ A.t())
+        sums[2] += g.abs().t() @ size
+        sums[3] += abs(scaling) * dy.abs().t() @ (size @ (A.abs() + least).t() + least)
+    tiny = torch.finfo(torch.float32).tiny
+    return max(
+        _largest(t.double(), right, SAFETY * unit * size + tiny)
+        for t, right, size in zip(got, sums[:2], sums[2:], strict=True)
+    )
+
+
+def _tokens(*tensors: Any) -> Iterator[list[Any]]:
+    """Some tokens of each at a time, in float64."""
+    for first in range(0, tensors[0].shape[0], TOKENS):
+        yield [None if t is None else t[first : first + TOKENS].double() for t in tensors]
+
+
+def _size(
+    source: str, X: Tensor, u: Tensor, mean: Any, rstd: Any, weight: Tensor | None, bias: Tensor | None
+) -> Tensor:
+    """What an entry of X is rounded in proportion to: of a layer norm also the terms that cancel."""
+    if source != "layer_norm":
+        return X.abs()
+    size = (u.abs() + mean.abs()[:, None]) * rstd[:, None]
+    size = size if weight is None else size * weight.abs()
+    # of these terms a float32 rounding alone
+    return X.abs() + 2.0**-12 * (size if bias is None else size + bias.abs())
+
+
+def _largest(got: Tensor, right: Tensor, bound: Tensor) -> float:
+    """The largest error, in bounds, where the right value is finite; infinite where that alone is."""
+    if not right.numel():
+        return 0.0
+    off = (got - right).abs() / bound
+    off = torch.where(right.isfinite(), off.nan_to_num(nan=float("inf")), 0.0)
+    return float(off.max())

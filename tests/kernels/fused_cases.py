@@ -1,0 +1,73 @@
+"""Cases of the fused operators, in float64 beside what is given, and their errors."""
+
+import torch
+
+from lora_lightning.kernels.fused import plain
+
+UNITS = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-20, torch.float64: 2.0**-45}
+
+
+def rows_apart(tensor):
+    """The same numbers as columns of a wider matrix, with NaN around them."""
+    wide = tensor.new_full((tensor.shape[0], tensor.shape[1] + 24), float("nan"))
+    wide[:, 8 : 8 + tensor.shape[1]] = tensor
+    return wide[:, 8 : 8 + tensor.shape[1]]
+
+
+LAYOUTS = {"plain": lambda t: t, "apart": rows_apart, "transposed": lambda t: t.t().contiguous().t()}
+
+
+def gradients_case(T, d_in, d_out, rank, source, dtype, layout="plain", affine=(True, True), device="cpu"):
+    """What `factor_gradients` is given; a norm with or without weight and bias."""
+    normal = lambda *shape: torch.randn(*shape, device=device)  # noqa: E731
+    u, dY, G = (LAYOUTS[layout](normal(T, n).to(dtype)) for n in (d_in, d_out, rank))
+    A = normal(rank, d_in) / d_in**0.5
+    mean = rstd = weight = bias = None
+    wide = torch.promote_types(dtype, torch.float32)
+    if "norm" in source:
+        rstd = (u.to(wide).var(1, unbiased=False) + 1e-6).rsqrt()
+        weight = 1 + 0.2 * normal(d_in).to(wide) if affine[0] else None
+    if source == "layer_norm":
+        mean, bias = u.to(wide).mean(1), 0.1 * normal(d_in).to(wide) if affine[1] else None
+    return dY, u, mean, rstd, weight, bias, source, A.to(wide), G, 0.7
+
+
+def gradients_errors(got, given):
+    """The largest errors of dA and of dB, in units of the dtype, relative to the sizes of their terms."""
+    dY, *inputs, source, A, G, scaling = (t.double() if isinstance(t, torch.Tensor) else t for t in given)
+    X = plain.SOURCES[source](*inputs)
+    found = []
+    for own, left, right, size in (
+        (got[0], G.t(), X, X.abs()),
+        (got[1], scaling * dY.t(), X @ A.t(), X.abs() @ A.abs().t()),
+    ):
+        assert own.shape == (left.shape[0], right.shape[1])
+        assert own.dtype == torch.promote_types(given[0].dtype, torch.float32)
+        size = (left.abs() @ size).clamp_min(1e-30)
+        off = ((own.double() - left @ right).abs() / size).max().item() if size.numel() else 0.0
+        found.append(off / UNITS[given[0].dtype])
+    return found
+
+
+def merge_case(d_out, d_in, rank, weight, layout="plain", device="cpu", size=1e-3):
+    """W, A, B and s; the update is about `size` of an entry of W."""
+    W = LAYOUTS[layout]((torch.randn(d_out, d_in, device=device) / 16).to(weight))
+    A, B = torch.randn(rank, d_in, device=device), torch.randn(d_out, rank, device=device) * size / 16
+    return W, LAYOUTS[layout](A), LAYOUTS[layout](B), 0.5
+
+
+def assert_merged(E, given, dtype):
+    """W + s·B·A is a neighbour of the exact sum, s·B is rounded to nearest, the rest is zero."""
+    W, A, B, scaling = given
+    d_in, rank = W.shape[1], A.shape[0]
+    assert E.dtype == dtype and E.shape == (W.shape[0], d_in + -(-rank // 16) * 16)
+    exact = W.double() + scaling * B.double() @ A.double()
+    terms = W.double().abs() + scaling * B.double().abs() @ A.double().abs()
+    info = torch.finfo(dtype)
+    unit = (info.eps * 2.0 ** exact.abs().clamp_min(1e-300).log2().floor()).clamp_min(
+        info.smallest_normal * info.eps
+    )
+    share = 1 if plain.dithers(W.dtype, dtype) else 0.5
+    assert ((E[:, :d_in].double() - exact).abs() <= share * unit + 2.0**-21 * terms).all()
+    assert torch.equal(E[:, d_in : d_in + rank], (B * scaling).to(dtype))
+    assert not E[:, d_in + rank :].any()
