@@ -1,4 +1,4 @@
-"""Triton's kernels against float64: on a GPU (-m gpu), and in Triton's interpreter, in a process of its own."""
+"""Triton's kernels against float64: on a GPU (-m gpu), and in its interpreter, in a process of its own."""
 
 import os
 import subprocess
@@ -98,7 +98,7 @@ def test_the_merged_weight(weight, dtype):
     E = launch().merge(*case, dtype)
     assert_merged(E, case, dtype)
     # the same random bits as in torch's operations: but for sums in another order
-    assert (E != plain.merge(*case, dtype)).sum() <= 2
+    assert torch.count_nonzero(plain.merge(*case, dtype) != E) <= 2
     unchanged = launch().merge(case[0], case[1], case[2] * 0, 0.5, weight)
     assert torch.equal(unchanged[:, :70], case[0])
     assert trust._merged_error(E, (*case, dtype)) <= 1

@@ -13,12 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_lightning.kernels import common
 from lora_lightning.kernels.common import (
     autocasts,
     cast,
     graph_gradients,
     is_plain,
-    on_cpu,
     product_dtype,
     without_autocast,
 )
@@ -43,7 +43,7 @@ def suits(
         and not dropout
         and not W.requires_grad
         and (W.dtype == x.dtype or autocasts(x.device.type))
-        and (dtype != torch.float64 or on_cpu(x.device))
+        and (dtype != torch.float64 or common.on_cpu(x.device))
         and is_plain(x, None if quantized else W, bias, A, B)
     )
 
