@@ -8,13 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.kernels import common, linear_merged, sources
+from lora_lightning.kernels import common, linear_dropped, linear_merged, sources
 from lora_lightning.kernels.conv import FORMS, PLAIN_FORMS
 from lora_lightning.kernels.conv_form import choose_form
 from lora_lightning.kernels.conv_products import CONVOLUTIONS, ConvSpec
 from lora_lightning.kernels.dropout import keep_mask
 from lora_lightning.kernels.fused.linear import fused_linear, suits
 from lora_lightning.kernels.linear import LoRALinearFunction, forward
+from lora_lightning.kernels.linear_dropped import DroppedLinearFunction
 from lora_lightning.kernels.linear_form import LinearSpec, dense, linear_spec, plain
 from lora_lightning.kernels.linear_merged import MergedLinearFunction
 from lora_lightning.kernels.merge import Factored, merge
@@ -75,7 +76,7 @@ def lora_linear(
         return dense(x, weight, bias, A, B, scaling)
     if spec.form == "plain":
         return plain(x, weight, bias, A, B, magnitude, scaling, F.dropout(x, dropout) if dropout else x)
-    if spec.form == "merged":
+    if spec.form in ("merged", "dropped"):
         return _merged_linear(x, Factored(weight, A, B, magnitude), bias, spec, member)
     mask = keep_mask(x, dropout) if dropout else None
     if not torch.is_grad_enabled():
@@ -90,16 +91,23 @@ def lora_linear(
 def _merged_linear(
     x: Tensor, given: Factored, bias: Tensor | None, spec: LinearSpec, member: Member | None
 ) -> Tensor:
-    """The form "merged" of `lora_linear`."""
-    if member is None or type(given.weight) is QuantizedTensor:
-        (merged,) = merge([given], spec.scaling, spec.dtype)
+    """The forms "merged" and "dropped" of `lora_linear`."""
+    weight, A, B, magnitude = given
+    added, quantized = spec.form == "merged", type(weight) is QuantizedTensor
+    if member is None or quantized:
+        (merged,) = merge([given], spec.scaling, spec.dtype, added)
     else:
-        merged = member.together.take(member, given, spec.scaling, spec.dtype)
+        merged = member.together.take(member, given, spec.scaling, spec.dtype, added)
     if not torch.is_grad_enabled():
-        return linear_merged.forward(x, bias, merged, spec)
-    source = source_of(x) if spec.recompute else None
-    weight = given.weight.detach() if type(given.weight) is QuantizedTensor else given.weight
-    y: Tensor = MergedLinearFunction.apply(x, weight, bias, *given[1:], merged, spec, source, member)
+        forward = linear_merged.forward if added else lambda *args: linear_dropped.forward(*args)[0]
+        return forward(x, bias, merged, spec)
+    weight = weight.detach() if quantized else weight
+    source = source_of(x) if spec.recompute or not added else None
+    more = spec, source, member
+    if added:
+        y: Tensor = MergedLinearFunction.apply(x, weight, bias, A, B, magnitude, merged, *more)
+    else:
+        y = DroppedLinearFunction.apply(x, weight, bias, A, B, merged, *more)
     return y
 
 

@@ -61,8 +61,8 @@ class LinearSpec(NamedTuple):
     """How a layer computes, decided once by `linear_spec`.
 
     Attributes:
-        form: "plain" and "dense" are the functions of these names; "merged" is `linear_merged`; else it is
-            "function".
+        form: "plain" and "dense" are the functions of these names; "merged" is `linear_merged` and "dropped"
+            `linear_dropped`; else it is "function".
         scaling: s.
         keep: 1 - the probability of dropping.
         dtype: of the products.
@@ -135,7 +135,10 @@ def linear_spec(
     if not cpu:
         spec = LinearSpec("function", scaling, 1 - dropout, dtype, autocast, again)
         wanted = size <= LARGEST * touched if merged is None else merged
-        return _off_cpu(spec, x, d_out, magnitude is not None) if wanted and not dropout else spec
+        if dropout:
+            branch = magnitude is None and dtype != torch.float16 and type(W) is not QuantizedTensor
+            return spec._replace(form="dropped") if wanted and branch else spec
+        return _off_cpu(spec, x, d_out, magnitude is not None) if wanted else spec
     differentiates = torch.is_grad_enabled()
     small = touched < SMALL and not (again and differentiates)
     if small and implementation == "auto" and merged is None and magnitude is None:

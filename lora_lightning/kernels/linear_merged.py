@@ -118,9 +118,9 @@ def _factored(
         dX = dY @ merged.weight if needs_x else None
         G = dY @ merged.up if needs_A else None
     if G is not None and X is not None:
-        dA = _wide_product(G.t(), X, A.dtype)
+        dA = wide_product(G.t(), X, A.dtype)
     if needs_B and X is not None:
-        dB = _wide_product(dY.t(), X @ merged.low.t(), B.dtype)
+        dB = wide_product(dY.t(), X @ merged.low.t(), B.dtype)
         dB = dB if merged.rank_factors is None else dB.mul_(merged.rank_factors)
     return dX, dA, dB, None
 
@@ -139,7 +139,7 @@ def _dense(
     dX = dY @ merged.weight if needs[0] else None
     if X is None:
         return dX, None, None, None
-    dm, dW = None, _wide_product(dY.t(), X, A.dtype)
+    dm, dW = None, wide_product(dY.t(), X, A.dtype)
     if magnitude is not None and merged.row_factors is not None:
         dm = magnitude_gradient((dW * merged.weight).sum(1), magnitude)
         dW = dW.mul_(merged.row_factors[:, None])
@@ -148,7 +148,7 @@ def _dense(
     return dX, dA, dB, dm
 
 
-def _wide_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+def wide_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
     """left @ right, summed over the tokens and given in `dtype`, which is that of the factors."""
     if left.dtype == dtype:
         return left @ right

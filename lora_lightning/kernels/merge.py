@@ -68,19 +68,24 @@ class Merged(NamedTuple):
 
 
 @torch.no_grad()
-def merge(layers: Sequence[Factored], scaling: float, dtype: torch.dtype) -> list[Merged]:
+def merge(layers: Sequence[Factored], scaling: float, dtype: torch.dtype, added: bool = True) -> list[Merged]:
     """W' of layers of one shape, dtype and scaling.
+
+    Args:
+        added: false leaves the update out of W', and the scaling out of s·A: [W | s·B] and A.
 
     A W of less than float32 is rounded by a fixed dither (`dithered`), as small updates of it would else be
     lost; W of float32 has low bits of its own, which do the same for the rounding to nearest.
     """
     if autocasts(layers[0].A.device.type):  # which would take the sum in half precision
         with torch.autocast(layers[0].A.device.type, enabled=False):
-            return merge(layers, scaling, dtype)
+            return merge(layers, scaling, dtype, added)
     A, B = _stacked([layer.A.flatten(1) for layer in layers]), _stacked([layer.B for layer in layers])
     n, r, d_in = A.shape
     W = _stacked([_floats(layer.weight, A.dtype).flatten(1) for layer in layers])
-    if W.dtype == A.dtype:
+    if not added:
+        sums = W
+    elif W.dtype == A.dtype:
         sums = torch.baddbmm(W, B, A, alpha=scaling)
     else:
         sums = W.to(A.dtype).baddbmm_(B, A, alpha=scaling)
@@ -93,7 +98,7 @@ def merge(layers: Sequence[Factored], scaling: float, dtype: torch.dtype) -> lis
     extended = make(n, W.shape[1], width, dtype=dtype)
     extended[..., :d_in].copy_(dithered(sums, dtype) if W.dtype == dtype != sums.dtype else sums)
     torch.mul(B, scaling, out=extended[..., d_in : d_in + r])
-    low, shares = _low(A, B, scaling, dtype)
+    low, shares = _low(A, B, scaling if added else 1.0, dtype)
     return [
         Merged(extended[i], low[i], None if c is None else c[i], None if shares is None else shares[i])
         for i in range(n)

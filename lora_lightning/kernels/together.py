@@ -23,7 +23,7 @@ class Member(Protocol):
         """What forms it."""
 
     def factored(self) -> tuple[Factored, float] | None:
-        """What it computes with now, and its scaling; None where there is nothing to merge."""
+        """What it computes with now, and its scaling; None without one update of the whole weight."""
 
 
 class _Ready(NamedTuple):
@@ -54,20 +54,23 @@ class Together:
         )
         self._ready: weakref.WeakKeyDictionary[Member, _Ready] = weakref.WeakKeyDictionary()
 
-    def take(self, member: Member, given: Factored, scaling: float, dtype: torch.dtype) -> Merged:
+    def take(
+        self, member: Member, given: Factored, scaling: float, dtype: torch.dtype, added: bool = True
+    ) -> Merged:
         """The merged weight of a layer, for products in `dtype`.
 
         Args:
             given: what the layer computes with.
+            added: as of `merge`.
         """
-        key = _key(given, scaling, dtype)
+        key = _key(given, scaling, dtype, added)
         ready = self._ready.pop(member, None)
         if ready is not None and self._places[member][0] == key and ready.fits(given):
             return ready.merged
         if torch._C._current_graph_task_id() != -1:  # a checkpointed part is computed again: this layer alone
-            return merge([given], scaling, dtype)[0]
-        members = [(member, given), *self._next(member, key, given.weight.numel(), dtype)]
-        formed = merge([factored for _, factored in members], scaling, dtype)
+            return merge([given], scaling, dtype, added)[0]
+        members = [(member, given), *self._next(member, key, given.weight.numel(), dtype, added)]
+        formed = merge([factored for _, factored in members], scaling, dtype, added)
         for (other, factored), merged in zip(members[1:], formed[1:], strict=True):
             self._ready[other] = _Ready(merged, factored, _versions(factored))
         return formed[0]
@@ -77,7 +80,7 @@ class Together:
         self._ready.clear()
 
     def _next(
-        self, member: Member, key: tuple[object, ...], size: int, dtype: torch.dtype
+        self, member: Member, key: tuple[object, ...], size: int, dtype: torch.dtype, added: bool
     ) -> list[tuple[Member, Factored]]:
         """The layers of the same group that are called after this one, as many as `MOST` allows of `size`
         numbers."""
@@ -93,16 +96,33 @@ class Together:
                 break
             other = reference()
             now = None if other is None else other.factored()
-            if other is None or now is None or self._places[other][0] != key or _key(*now, dtype) != key:
+            if (
+                other is None
+                or now is None
+                or self._places[other][0] != key
+                or _key(*now, dtype, added) != key
+            ):
                 continue
             found.append((other, now[0]))
         return found
 
 
-def _key(given: Factored, scaling: float, dtype: torch.dtype) -> tuple[object, ...]:
+def _key(given: Factored, scaling: float, dtype: torch.dtype, added: bool) -> tuple[object, ...]:
     """What layers have in common whose weights are formed together."""
     W, A, B, magnitude = given
-    return W.shape, W.dtype, W.device, type(W), A.shape, A.dtype, B.dtype, magnitude is None, scaling, dtype
+    return (
+        W.shape,
+        W.dtype,
+        W.device,
+        type(W),
+        A.shape,
+        A.dtype,
+        B.dtype,
+        magnitude is None,
+        scaling,
+        dtype,
+        added,
+    )
 
 
 def _versions(tensors: Sequence[Tensor | None]) -> tuple[int, ...]:

@@ -97,7 +97,7 @@ class LoRALayer(ClassSwap):
         """W and the one update to be added to it, where it can be merged with others' for the products of a
         step; and its scaling."""
         update, weight = self.alone(), self._parameters.get("weight")
-        if update is None or weight is None or weight.requires_grad or not update.merges:
+        if update is None or weight is None or weight.requires_grad:
             return None
         return Factored(weight, update.lora_A, update.lora_B, update.lora_magnitude), update.scaling
 

@@ -113,11 +113,6 @@ class LowRankUpdate(nn.Module):
         """The probability of dropping now: 0 in eval mode."""
         return self.dropout if self.training else 0.0
 
-    @property
-    def merges(self) -> bool:
-        """Whether a step may compute with W + s·B·A: dropout and the reference need a branch."""
-        return not self.drops and self.implementation != "reference"
-
     @torch.no_grad()
     def reset_magnitude(self, weight: Tensor) -> None:
         """DoRA's m begins as the norms of the rows of W given."""
