@@ -24,7 +24,8 @@ What is assumed:
   wait for each other; it keeps six states a unit for the backward.
 - The optimizer is left out: it is the same in every way but for the full one, which has more to update.
 - PEFT leaves frozen batch norms in train mode, as its users have it.
-- With `bf16-true` the whole model is in bfloat16 but for ours' A and B.
+- With `bf16-true` the whole model is in bfloat16 but for ours' A and B. With `bf16-mixed` it is in float32, and the
+  casts are counted that CUDA's autocast makes (`paper_autocast`).
 """
 
 from __future__ import annotations
@@ -33,7 +34,8 @@ import argparse
 import json
 import sys
 from collections.abc import Callable
-from functools import partial
+from contextlib import nullcontext
+from functools import cache, partial
 from typing import Any
 
 import torch
@@ -42,6 +44,7 @@ from torch import Tensor, nn
 import lora_lightning as ll
 from benchmarks import measure
 from benchmarks.models import IMPLEMENTATIONS, RANK, WORKLOADS, build, loss_of, sounds
+from benchmarks.paper_autocast import Paper
 from benchmarks.paper_cost import DEVICES, Cost
 from benchmarks.paper_limits import checked
 from benchmarks.paper_stand_ins import as_on_a_gpu
@@ -50,8 +53,9 @@ from benchmarks.paper_tables import RESULTS, summary, table
 GIB = 2**30
 TOP = 6  # operators that are named
 WAYS = ("floor", "full", "peft", "ours", *IMPLEMENTATIONS)
-PRECISIONS = {"32": torch.float32, "bf16-true": torch.bfloat16}
+PRECISIONS = ("bf16-true", "bf16-mixed", "32")
 SIZES = {"vit_small": 128, "vit_base": 128, "swin_tiny": 128, "resnet50": 256, "lstm": 32}  # others: 16
+SETTINGS = ("model", "batch", "device", "precision", "rank", "dropout", "dora")
 BATCHES: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
     name: partial(sounds, seconds=10) for name in ("wav2vec2_base", "wav2vec2_large")
 }
@@ -63,7 +67,7 @@ def main() -> int:
     found: dict[str, dict[str, Any]] = {}
     with as_on_a_gpu():
         for way in ways(options.model):
-            found[way] = on_paper(way, options)
+            found[way] = counted(way, options)
     for row in found.values():
         row["ratio"] = row["ms"] / found["floor"]["ms"]
     print(table(found))
@@ -84,6 +88,12 @@ def ways(model: str) -> list[str]:
     return [w for w in WAYS if (w != "peft" or WORKLOADS[model].peer) and (w != "fused" or _has_fused())]
 
 
+@cache
+def paper() -> Paper:
+    """The device for `bf16-mixed`, made when it is first asked for."""
+    return Paper()
+
+
 def _has_fused() -> bool:
     try:
         ll.LoRAConfig(implementation="fused")
@@ -92,33 +102,42 @@ def _has_fused() -> bool:
     return True
 
 
-def on_paper(way: str, options: argparse.Namespace) -> dict[str, Any]:
+def counted(way: str, options: argparse.Namespace) -> dict[str, Any]:
     """One way's row: the sums of a step, and the bytes that its forward saves for the backward."""
     model, loss = prepared(way, options)
-    saved = measure.saved_bytes(model, loss)
-    loss().backward()  # what the first step alone does is not counted
-    model.zero_grad()
-    with Cost(DEVICES[options.device]) as cost:
-        loss().backward()
+    with paper().mode if options.precision == "bf16-mixed" else nullcontext():
+        saved = measure.saved_bytes(model, loss)
+        loss().backward()  # what the first step alone does is not counted
+        model.zero_grad()
+        with Cost(DEVICES[options.device]) as cost:
+            loss().backward()
     total = cost.total
     heaviest = sorted(cost.by.items(), key=lambda item: -item[1].seconds)[:TOP]
     return {
-        "calls": total.calls, "launches": total.launches, "gb": total.bytes / 1e9, "tflop": total.flops /
-        1e12, "saved_gib": saved / GIB, "ms": 1e3 * total.seconds, "copied_gb": cost.copies.total() / 1e9,
-        "top": {name: {"ms": 1e3 * of.seconds, "calls": of.calls, "gb": of.bytes / 1e9} for name, of in
-        heaviest}, }  # fmt: skip
+        "calls": total.calls, "launches": total.launches, "gb": total.bytes / 1e9,
+        "tflop": total.flops / 1e12, "saved_gib": saved / GIB, "ms": 1e3 * total.seconds,
+        "copied_gb": cost.copies.total() / 1e9,
+        "top": {n: {"ms": 1e3 * of.seconds, "calls": of.calls, "gb": of.bytes / 1e9} for n, of in heaviest},
+    }  # fmt: skip
 
 
 def prepared(way: str, options: argparse.Namespace) -> tuple[nn.Module, Callable[[], Tensor]]:
-    """The model on the meta device, and forward with loss."""
+    """The model on a device without data, and forward with loss."""
     workload = WORKLOADS[options.model]
-    dtype = PRECISIONS[options.precision]
-    model = build(way, workload, rank=options.rank, dropout=options.dropout, use_dora=options.dora)
-    model = model.to("meta", dtype)
-    with torch.device("meta"):
+    model = build(way, workload, rank=options.rank, dropout=options.dropout, use_dora=options.dora).to("meta")
+    mixed = paper() if options.precision == "bf16-mixed" else None
+    if mixed:
+        model = mixed.move(model)
+    with mixed.made() if mixed else torch.device("meta"):
         x, labels = BATCHES.get(options.model, workload.batch)(options.batch)
-    x = x.to(dtype)
-    return model, lambda: loss_of(model(x), labels)
+    if options.precision == "bf16-true":
+        model, x = model.bfloat16(), x.bfloat16()
+
+    def loss() -> Tensor:
+        with mixed.autocast() if mixed else nullcontext():
+            return loss_of(model(x), labels)
+
+    return model, loss
 
 
 def _name(options: argparse.Namespace) -> str:

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from lora_lightning.kernels.common import autocasts
+
 ALIGNED = 8  # entries in the last dimension of a mask that the memory-efficient kernel takes
 RESERVED = 6  # states of a unit that cuDNN keeps for the backward: four gates, cell, output
 LSTM = 2  # cuDNN's number of this mode
@@ -34,6 +36,7 @@ def _attention(
     is_causal: bool = False, scale: float | None = None, enable_gqa: bool = False,
 ) -> Tensor:  # fmt: skip
     """Flash attention in half precision without a mask, else the memory-efficient, as attention.cpp."""
+    query, key, value, attn_mask = (_as_autocast(t) for t in (query, key, value, attn_mask))
     if attn_mask is None and query.element_size() == 2:
         return torch.ops.aten._scaled_dot_product_flash_attention(
             query, key, value, dropout_p, is_causal, scale=scale
@@ -48,16 +51,26 @@ def _attention(
     )[0]
 
 
+def _as_autocast(tensor: Any) -> Any:
+    """As autocast hands it to an operator that it runs in half precision."""
+    if tensor is None or not autocasts(tensor.device.type) or not tensor.is_floating_point():
+        return tensor
+    return tensor.to(torch.get_autocast_dtype(tensor.device.type))
+
+
 def _lstm(
     x: Tensor, state: tuple[Tensor, Tensor], weights: list[Tensor], biases: bool, layers: int, dropout: float,
     train: bool, bidirectional: bool, batch_first: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """RNN.cpp. Weights of the module itself lie in one buffer (`flatten_parameters`), made ones do not."""
-    flat = all(isinstance(w, nn.Parameter) for w in weights)
+    """RNN.cpp. Weights of the module itself lie in one buffer (`flatten_parameters`), made ones do not; what
+    autocast casts it puts into a new one (cudnn/RNN.cpp)."""
+    given = [x, *state, *weights]
+    x, hx, cx, *weights = (_as_autocast(t) for t in given)
+    flat = all(isinstance(w, nn.Parameter) for w in weights) or weights[0] is not given[3]
     buffer = weights[0].new_empty(sum(w.numel() for w in weights)) if flat else None
-    size, per_layer = state[0].shape[2], 4 if biases else 2
+    size, per_layer = hx.shape[2], 4 if biases else 2
     return torch.ops.aten._cudnn_rnn(
-        x, list(weights), per_layer, buffer, *state, LSTM, size, 0, layers, batch_first, dropout, train,
+        x, list(weights), per_layer, buffer, hx, cx, LSTM, size, 0, layers, batch_first, dropout, train,
         bidirectional, [], None,
     )[:3]  # fmt: skip
 
