@@ -34,6 +34,7 @@ class Paper:
         _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
         self.mode = FakeTensorMode()
         common.PLAIN |= {FakeTensor}  # they stand for tensors that are plain
+        common.WIDENING |= {NAME}
         self._half: dict[int, tuple[Tensor, Tensor]] = {}  # as CUDA's: of trained parameters, while it is on
         self._others = torch.library.Library("_", "IMPL")
         self._others.fallback(torch.library.fallthrough_kernel, KEY.name)

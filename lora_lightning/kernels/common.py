@@ -12,6 +12,7 @@ from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 
 CACHED = 3 * 2**18  # bytes of a matrix that a pass takes at a time for each thread
 PLAIN = frozenset({Tensor, torch.nn.Parameter, type(None)})  # what a function of ours may be given
+WIDENING = frozenset({"cuda", "meta"})  # devices with products of half precision that are given in float32
 
 
 def is_plain(*tensors: Tensor | None) -> bool:
