@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import flop_registry
 
-from benchmarks import paper_rules
+from benchmarks import paper_fused, paper_rules
 
 # Allocations, and what the dispatcher asks; of an operator that is a view torch knows it itself.
 FREE = {
@@ -42,6 +42,7 @@ class Device:
         half: FLOP/s of products in bfloat16 or float16.
         tf32: of convolutions of float32, which torch lets take TF32 where the device has it.
         single: of products of float32.
+        instructions: a second, of all lanes, in a kernel of ours.
         launch: seconds that a kernel takes at least, behind another.
         bfloat16: whether it multiplies bfloat16 as fast as float16.
     """
@@ -50,6 +51,7 @@ class Device:
     half: float
     tf32: float
     single: float
+    instructions: float
     launch: float = 2.5e-6
     bfloat16: bool = True
 
@@ -60,9 +62,9 @@ class Device:
 
 
 DEVICES = {
-    "H100": Device(2.6e12, 650e12, 320e12, 50e12),
-    "A100": Device(1.6e12, 250e12, 120e12, 18e12),
-    "T4": Device(240e9, 40e12, 6e12, 6e12, bfloat16=False),
+    "H100": Device(2.6e12, 650e12, 320e12, 50e12, 20e12),
+    "A100": Device(1.6e12, 250e12, 120e12, 18e12, 6.8e12),
+    "T4": Device(240e9, 40e12, 6e12, 6e12, 2.8e12, bfloat16=False),
 }
 
 
@@ -121,6 +123,8 @@ class Cost(TorchDispatchMode):
         return out
 
     def _cost(self, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> Sum:
+        if name.startswith(paper_fused.SPACE):
+            return self._fused(paper_fused.kernels(name, args, out), args[0].dtype)
         moved = moved_bytes(func, name, args, kwargs, out) + paper_rules.second_pass(name, args, kwargs)
         flops = flops_of(func, name, args, kwargs, out)
         launches = paper_rules.launches(name, args, kwargs, out)
@@ -131,6 +135,18 @@ class Cost(TorchDispatchMode):
             launches * self.device.launch,
         )
         return Sum(1, launches, moved, flops, seconds)
+
+    def _fused(self, kernels: list[paper_fused.Kernel], dtype: torch.dtype) -> Sum:
+        found = Sum(calls=1)
+        for moved, flops, instructions in kernels:
+            seconds = max(
+                moved / self.device.bandwidth,
+                flops / self.device.peak("mm", dtype),
+                instructions / self.device.instructions,
+                self.device.launch,
+            )
+            found.add(Sum(0, 1, moved, flops, seconds))
+        return found
 
 
 def name_of(func: Any) -> str:

@@ -34,9 +34,6 @@ PACKS: dict[str, tuple[int, ...]] = {
     "_weight_norm_interface": (0, 1),  # cuda/WeightNorm.cu
     "cudnn_batch_norm": (0,),
 }
-# Operators of this package: how many kernels each launches. One that is missing here is an error.
-OWN: dict[str, int] = {}
-OWN_SPACE = "lora_lightning::"
 
 
 def hidden_copies(name: str, args: Any, kwargs: Any, out: Any) -> list[int]:
@@ -150,8 +147,6 @@ def second_pass(name: str, args: Any, kwargs: Any) -> int:
 
 def launches(name: str, args: Any, kwargs: Any, out: Any) -> int:
     """Kernels that the operator itself launches, the hidden copies not among them."""
-    if name.startswith(OWN_SPACE):
-        return OWN[name]
     if name in ("cat", "stack"):
         return math.ceil(len(args[0]) / CONCATENATED)
     if name.startswith("_foreach_"):

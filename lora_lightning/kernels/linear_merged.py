@@ -53,7 +53,8 @@ class MergedLinearFunction(torch.autograd.Function):
         member: the layer, where others' weights were formed with its own.
         """
         ctx.spec, ctx.compute, ctx.member = spec, None, member
-        y, kept = forward(x, bias, merged, spec), (cast(x, spec.dtype),)
+        x = cast(x, spec.dtype)
+        y, kept = forward(x, bias, merged, spec), (x,)
         if source is not None:
             ctx.compute = source.compute
             kept = (*source.rowwise, *source.shared)  # type: ignore[assignment]  # a norm may lack a bias

@@ -13,7 +13,7 @@ from benchmarks.paper_rules import BLOCKS, CHUNK, foreach_launches
 from benchmarks.paper_stand_ins import as_on_a_gpu
 
 N, IN, OUT = 1000, 64, 96  # tokens, widths
-SLOW = Device(bandwidth=1e9, half=1e12, tf32=2e10, single=1e10, launch=1e-6)
+SLOW = Device(bandwidth=1e9, half=1e12, tf32=2e10, single=1e10, instructions=1e10, launch=1e-6)
 
 
 def made(*shape: int, dtype: torch.dtype = torch.bfloat16, grad: bool = False) -> Tensor:

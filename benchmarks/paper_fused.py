@@ -1,0 +1,80 @@
+"""What the fused operators cost: the kernels that `kernels/fused/launch.py` launches, with their own blocks.
+
+An entry of x takes instructions beside bytes, since a pass makes it again in registers; how many was counted
+in the machine code of such kernels for sm_90, rank 8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from lora_lightning.kernels.fused import plain
+
+SPACE = "lora_lightning::"
+PROGRAMS = 264  # two for each of an H100's 132 multiprocessors
+INSTRUCTIONS = {  # an entry
+    "identity": 3.7, "relu": 3.7, "silu": 24.0, "gelu": 24.0, "gelu_tanh": 24.0, "layer_norm": 13.0,
+    "rms_norm": 13.0, "dY": 2.6, "merge": 20.0, "dithered": 34.0,
+}  # fmt: skip
+
+
+class Kernel(NamedTuple):
+    bytes: int
+    flops: int
+    instructions: float = 0.0
+
+
+def kernels(name: str, args: Any, out: Any) -> list[Kernel]:
+    """Those of an operator of this package. One that is not known here is an error, and costs not nothing."""
+    return COSTS[name](args, out)
+
+
+def _merge(args: Any, out: Tensor) -> list[Kernel]:
+    """merge(W, A, B, scaling, dtype) -> E"""
+    W, A, B = args[:3]
+    kind = "dithered" if plain.dithers(W.dtype, out.dtype) else "merge"
+    moved = W.nbytes + A.nbytes + B.nbytes + out.nbytes
+    return [Kernel(moved, 2 * A.shape[0] * W.numel(), INSTRUCTIONS[kind] * W.numel())]
+
+
+def _merge_quantized(args: Any, out: Tensor) -> list[Kernel]:
+    """merge_quantized(codes, scales, kind, A, B, scaling, dtype) -> E"""
+    codes, scales, _, A, B = args[:5]
+    moved = sum(t.nbytes for t in (codes, scales, A, B, out))
+    size = B.shape[0] * A.shape[1]
+    return [Kernel(moved, 2 * A.shape[0] * size, INSTRUCTIONS["merge"] * size)]
+
+
+def _factor_gradients(args: Any, out: tuple[Tensor, Tensor]) -> list[Kernel]:
+    """factor_gradients(dY, u, mean, rstd, weight, bias, source, A, G, scaling) -> dA, dB"""
+    from lora_lightning.kernels.fused.launch import MOST_PARTS, MOST_RANK, blocks_for, padded, splits_for
+
+    dY, u, mean, rstd, _, _, source, A, G = args[:9]
+    (T, d_out), d_in, found = dY.shape, A.shape[1], []
+    for a in A.split(MOST_RANK.get(dY.dtype, 256)):
+        rank = a.shape[0]
+        one, two = (blocks_for(each, rank, dY.dtype, False) for each in (source, "identity"))
+        columns, splits_one, _ = splits_for(T, d_in, one, PROGRAMS)
+        columns_two, splits_two, _ = splits_for(T, d_out, two, PROGRAMS)
+        parts = 4 * T * rank  # bytes of X·Aᵀ, of one block of columns
+        sums = [4 * rank * splits_one * d_in, 4 * rank * splits_two * d_out]
+        rows = sum(t.nbytes for t in (mean, rstd) if t is not None) + T * rank * G.element_size()
+        first = u.nbytes + columns * rows + a.nbytes + columns * parts + sums[0]
+        found.append(Kernel(first, 4 * T * d_in * rank, INSTRUCTIONS[source] * T * d_in))
+        if columns * padded(rank) > MOST_PARTS:
+            found.append(Kernel((columns + 1) * parts, 0))
+            columns = 1
+        second = dY.nbytes + columns_two * columns * parts + sums[1]
+        found.append(Kernel(second, 2 * T * d_out * rank, INSTRUCTIONS["dY"] * T * d_out))
+        found.append(Kernel(sum(sums) + 4 * rank * (d_in + d_out), 0))
+    return found
+
+
+COSTS: dict[str, Callable[[Any, Any], list[Kernel]]] = {
+    f"{SPACE}merge": _merge,
+    f"{SPACE}merge_quantized": _merge_quantized,
+    f"{SPACE}factor_gradients": _factor_gradients,
+}
