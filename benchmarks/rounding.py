@@ -5,10 +5,10 @@ python -m benchmarks.rounding --task accents
 python -m benchmarks.rounding                      the tables and the picture of what is there
 
 Ways: "branch", x·Wᵀ + (x·Aᵀ)·(s·B)ᵀ as adapted layers compute it in bfloat16; and W' rounded once from
-float32: "nearest", "stochastic" (fresh noise at each use) and "dither" (noise drawn once). In "exact" W' stays float32:
-what is lost there is lost by activations and gradients in bfloat16. All are compared with "float32", a seed
-and a step at a time; "nudged" is the same with A changed by a part in 10^6: how far two float32 trainings
-drift apart.
+float32: "nearest", "stochastic" (fresh noise at each use) and "dither" (noise drawn once). In "exact" W'
+stays float32: what is lost there is lost by activations and gradients in bfloat16. All are compared with
+"float32", a seed and a step at a time; "nudged" is the same with A changed by a part in 10^6: how far two
+float32 trainings drift apart.
 
 bf16-true: W, biases and activations are bfloat16; float32's W has the same values. bf16-mixed: W is float32,
 under autocast. Below the recipe's rate the updates alone train.
@@ -77,7 +77,7 @@ def train_all(name: str, seeds: int, steps: int, out: Path) -> None:
 
 
 def settings(name: str, seed: int) -> Iterator[dict[str, Any]]:
-    """What tells a training from the others; "before" is none."""
+    """What tells a training from the others; "before" is none, the pretrained model in bfloat16."""
     for precision, ways in WAYS.items():
         if seed == 0:
             yield {"task": name, "precision": precision, "factor": 1.0, "way": "before", "seed": 0}
@@ -91,12 +91,12 @@ def train(task: Task, precision: str, way: str, factor: float, seed: int, steps:
     """Losses of the steps; validation loss and score by this way, and in float32 with what it has learned;
     the size of the updates in the end."""
     base = HALF if precision == "bf16-true" else torch.float32
-    dtype = torch.float32 if way in ("before", "float32", "nudged") else base
+    dtype = torch.float32 if way in ("float32", "nudged") else base
     heads = factor == 1
     module = adapted(task, base, dtype, seed, heads)
     if way == "nudged":
         nudge(module)
-    mixed = dtype is torch.float32 and way in ("branch", *ROUNDINGS)
+    mixed = dtype is torch.float32 and way not in ("float32", "nudged")
     with rounded_by(Rounder(way, seed)) if way in ROUNDINGS else nullcontext():
         losses = train_steps(task, module, factor, seed, 0 if way == "before" else steps, mixed)
         with torch.no_grad(), torch.autocast("cpu", HALF, enabled=mixed):

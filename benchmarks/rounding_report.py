@@ -56,6 +56,7 @@ def summary(runs: Runs) -> list[dict[str, Any]]:
     loss: mean over the steps of |training loss - float32's|.
     learned: how much of the validation loss the factors take away, computed in float32, as a share of what
         float32's factors take away.
+    applied: the same with the loss computed by this way.
     validation: the validation loss as this way computes it, less float32's.
     score: the same of the score, in percent points.
     size: of float32's updates in the end, the median in units of W's last place.
@@ -67,7 +68,8 @@ def summary(runs: Runs) -> list[dict[str, Any]]:
             row["seeds"] = len(pairs)
             row["size"] = median(reference["size"] for _, reference, _ in pairs)
             row["loss"] = _spread([_apart(run, reference) for run, reference, _ in pairs])
-            row["learned"] = _spread([_share(*pair) for pair in pairs])
+            for name, value in (("learned", "learned"), ("applied", "validation")):
+                row[name] = _spread([_share(value, *pair) for pair in pairs])
             for place, name in enumerate(("validation", "score")):
                 row[name] = _spread([r["validation"][place] - f["validation"][place] for r, f, _ in pairs])
             rows.append(row)
@@ -78,9 +80,8 @@ def _apart(run: Any, reference: Any) -> float:
     return float(np.abs(np.subtract(run["losses"], reference["losses"])).mean())
 
 
-def _share(run: Any, reference: Any, before: Any) -> float:
-    start = before["validation"][0]
-    return (start - run["learned"][0]) / (start - reference["learned"][0])
+def _share(value: str, run: Any, reference: Any, before: Any) -> float:
+    return (before[value][0] - run[value][0]) / (before["learned"][0] - reference["learned"][0])
 
 
 def _spread(values: list[float]) -> tuple[float, float, float]:
@@ -90,12 +91,13 @@ def _spread(values: list[float]) -> tuple[float, float, float]:
 def table(runs: Runs) -> str:
     """The summary as text."""
     head = ("task", "precision", "rate", "size", "way", "seeds", "|loss - f32| e-3", "learned %",
-            "validation e-3", "score")  # fmt: skip
+            "applied %", "validation e-3", "score")  # fmt: skip
     lines = []
     for r in summary(runs):
         cells = [
             _text(r["loss"], 1e3),
             _text(r["learned"], 100),
+            _text(r["applied"], 100),
             _text(r["validation"], 1e3),
             _text(r["score"]),
         ]
@@ -124,17 +126,18 @@ def _text(spread: tuple[float, float, float], times: float = 1.0) -> str:
 
 def draw(runs: Runs, path: Path) -> None:
     """Training loss less float32's by step, a panel a setting: medians over the seeds of running means."""
-    settings = settings_of(runs)
-    figure, grid = plt.subplots(3, 4, figsize=(13, 8.2), layout="constrained")
-    for axes, setting in zip(grid.flat, settings, strict=False):
-        _panel(axes, setting, pairs_of(runs, setting))
-    for axes in grid.flat[len(settings) :]:
-        axes.axis("off")
-    handles = [plt.Line2D([], [], color=c, linewidth=1.6) for c in COLOURS.values()]
-    figure.legend(handles, LABELS.values(), ncols=6, loc="outside lower center", frameon=False)
-    figure.supxlabel("step")
-    figure.supylabel(f"training loss less float32's, mean of {SMOOTH} steps, median of the seeds")
-    figure.savefig(path, dpi=110)
+    figure, grid = plt.subplots(3, 4, figsize=(13, 8.6), layout="constrained")
+    rows = (("digits", "bf16-true"), ("accents", "bf16-true"), ("", "bf16-mixed"))
+    for number, (task, precision) in enumerate(rows):
+        wanted = [s for s in settings_of(runs) if s[0].startswith(task) and s[1] == precision]
+        for axes, setting in zip(grid[number], wanted, strict=False):
+            _panel(axes, setting, pairs_of(runs, setting))
+        for axes in grid[number, len(wanted) :]:
+            axes.axis("off")
+    handles = [plt.Line2D([], [], color=c, linewidth=1.8) for c in COLOURS.values()]
+    grid[1, 3].legend(handles, LABELS.values(), loc="center", frameon=False)
+    figure.supylabel(f"training loss less float32's, × 1000: mean of {SMOOTH} steps, median of the seeds")
+    figure.savefig(path, dpi=100)
     plt.close(figure)
 
 
@@ -144,8 +147,9 @@ def _panel(axes: Any, setting: tuple[str, str, float], pairs: dict[str, list[tup
         differences = np.array([np.subtract(run["losses"], ref["losses"]) for run, ref, _ in found])
         means = np.array([np.convolve(d, np.ones(SMOOTH) / SMOOTH, "valid") for d in differences])
         steps = np.arange(means.shape[1]) + SMOOTH / 2
-        axes.plot(steps, np.median(means, axis=0), color=COLOURS[way], linewidth=1.4)
+        axes.plot(steps, 1000 * np.median(means, axis=0), color=COLOURS[way], linewidth=1.4)
+    size = median(reference["size"] for found in pairs.values() for _, reference, _ in found)
     axes.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
-    axes.set_title(f"{task}, {precision}, rate × {factor:g}", fontsize=10)
-    axes.ticklabel_format(axis="y", style="sci", scilimits=(-2, 2), useMathText=True)
+    axes.set_title(f"{task}, {precision}, rate × {factor:g}\nupdates end at {size:.2g} units", fontsize=10)
+    axes.set_xlabel("step")
     axes.spines[["top", "right"]].set_visible(False)
