@@ -45,23 +45,27 @@ from lora_lightning.kernels.conv_reference import by_the_reference, reference, s
 from lora_lightning.kernels.dora import magnitude_gradient
 from lora_lightning.kernels.dropout import add_dropped, dropped, dropped_again, scale
 from lora_lightning.kernels.half import shared_out, times
+from lora_lightning.kernels.merge_whole import Whole
 from lora_lightning.kernels.sources import RecomputeSource
+from lora_lightning.kernels.together import Together
 
 
 class FactoredConv(Function):
-    """The forms "merged" and "branch"; arguments as of `reference`. It saves x; with the branch also
-    conv(x, A), whose channels are few, and the mask of a dropout; with DoRA y; and but on a CPU W'."""
+    """The forms "merged" and "branch"; arguments as of `DenseConv`. It saves x; with the branch also
+    conv(x, A), whose channels are few, and the mask of a dropout; with DoRA y; and a W' that was given."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None, A: Tensor, B: Tensor,
-                magnitude: Tensor | None, spec: ConvSpec, source: RecomputeSource | None,
+                magnitude: Tensor | None, spec: ConvSpec, source: RecomputeSource | None, whole: Whole | None,
+                together: Together | None,
     ) -> Tensor:  # fmt: skip
-        ctx.spec, ctx.watched = spec, None
-        h = mask = divided = formed = None
-        if spec.form == "merged":
-            W = scaled_sum(weight, A, B, magnitude, spec)[0].to(x.dtype)
-            y = convolve(x, W, bias, spec)
-            formed = None if spec.cpu else W
+        ctx.spec, ctx.together, ctx.watched = spec, together, None
+        h = mask = divided = formed = factors = None
+        if whole is not None:
+            formed, factors = whole
+            y = convolve(x, formed, bias, spec)
+        elif spec.form == "merged":
+            y = convolve(x, scaled_sum(weight, A, B, magnitude, spec)[0].to(x.dtype), bias, spec)
         else:
             y, kept = convolve(x, weight.to(x.dtype), bias, spec), x
             if spec.dropout:
@@ -73,12 +77,14 @@ class FactoredConv(Function):
             # Saved as an output it could not be changed in place, as by ReLU(inplace=True): watched here.
             ctx.watched = y.detach(), y._version
         output = None if magnitude is None else y.data
-        save(ctx, x, source, weight, bias, A, B, magnitude, mask, h, divided, output, formed)
+        save(ctx, x, source, weight, bias, A, B, magnitude, mask, h, divided, output, formed, factors)
         return y
 
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:
-        x, weight, bias, A, B, magnitude, mask, h, divided, y, formed = saved(ctx)
+        x, weight, bias, A, B, magnitude, mask, h, divided, y, formed, c = saved(ctx)
+        if ctx.together is not None:
+            ctx.together.release()
         if torch.is_grad_enabled():
             return by_the_reference(ctx, dY, (x, weight, bias, A, B, magnitude), mask)
         spec: ConvSpec = _branch_step(ctx.spec) if mask is not None else ctx.spec
@@ -89,19 +95,19 @@ class FactoredConv(Function):
             x, spec = sample(x, spec), spec._replace(stride=(1,) * len(spec.stride))
         merged, low, high = spec.form == "merged", A.to(x.dtype), B
         kept = x if mask is None else dropped_again(x, mask, spec.dropout, spec.cpu)
-        dX = dA = dB = dm = norms = None
+        dX = dA = dB = dm = None
         if formed is not None:
             weight = formed
-        elif merged and (need_x or magnitude is not None):
-            weight, norms = scaled_sum(weight, A, B, magnitude, spec)
+        elif merged and (need_x or magnitude is not None or spec.rows is not None):
+            weight, c = scaled_sum(weight, A, B, magnitude, spec)
         if need_x:
             dX, *_ = gradients(dY, x, weight.to(x.dtype), spec, True, False)
-        if norms is not None:  # W' = c · (W + s·B·A), c = m / norm held constant but for m
-            c = (magnitude / norms).unsqueeze(1)
+        if c is not None:  # W' = c∘(W + s·B·A), c held constant but for m
+            c = c.unsqueeze(1)
             high = B * c
         if need_B:
-            dB = B_gradient(dY, reduce(kept, low, spec) if h is None else h, spec).to(B.dtype)
-            dB = dB if norms is None else dB * c
+            dB = B_gradient(dY, reduce(kept, low, spec) if h is None else h, B, spec)
+            dB = dB if c is None else dB * c
             dB = dB if divided is None else times(dB, divided)
         if need_m:
             if ctx.watched[0]._version != ctx.watched[1]:
@@ -109,7 +115,7 @@ class FactoredConv(Function):
             sums = torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(dY, y, strict=True)]).sum(0)
             dm = magnitude_gradient(sums, magnitude)
         if need_A or (need_x and not merged):
-            G = expand_transposed(dY, high.to(x.dtype), spec)  # (n, groups·r, *out)
+            G = expand_transposed(dY, high, spec)  # (n, groups·r, *out)
             change, dA = reduce_gradients(G, kept, low, spec, need_x and not merged)
             if dX is not None and change is not None:
                 dropout = spec.dropout, spec.cpu
@@ -117,10 +123,10 @@ class FactoredConv(Function):
             dA = None if dA is None else dA.to(A.dtype)
         if dX is not None and sampled:
             dX = unsample(dX, whole, ctx.spec)
-        return dX, None, bias_gradient(dY, ctx.needs_input_grad[2]), dA, dB, dm, None, None
+        return dX, None, bias_gradient(dY, ctx.needs_input_grad[2]), dA, dB, dm, None, None, None, None
 
 
-# A step's form -> its function, of the arguments of `reference`; the others also get x's source.
+# A step's form -> its function, of the arguments of `reference`, and those but the plain ones of `DenseConv`.
 PLAIN_FORMS = ("summed", "reference")
 FORMS: dict[str, Callable[..., Tensor]] = {
     "summed": summed,

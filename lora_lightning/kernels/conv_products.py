@@ -15,8 +15,9 @@ CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 
 
 class ConvSpec(NamedTuple):
-    """How a convolution is computed: its geometry, s, the form, the dropout of the branch's input, and
-    whether the rules of a CPU hold."""
+    """How a convolution is computed: its geometry, s, the form, the dropout of the branch's input, whether
+    the rules of a CPU hold, and constants (out,) that the rows of W' are multiplied by, which a branch has in
+    its W and B."""
 
     stride: tuple[int, ...]
     padding: tuple[int, ...]
@@ -26,6 +27,7 @@ class ConvSpec(NamedTuple):
     form: str = ""
     dropout: float = 0.0
     cpu: bool = True
+    rows: Tensor | None = None
 
 
 def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, groups: int = 0) -> Tensor:
@@ -96,19 +98,27 @@ def expand(h: Tensor, B: Tensor, spec: ConvSpec) -> Tensor:
 
 
 def expand_transposed(dY: Tensor, B: Tensor, spec: ConvSpec) -> Tensor:
-    """s·Bᵀ·dY, group by group."""
-    turned = (spec.scaling * B).view(spec.groups, -1, B.shape[1]).mT  # (groups, r, out / groups)
+    """s·Bᵀ·dY, group by group, for a B of any dtype."""
+    by_group = B.view(spec.groups, -1, B.shape[1]).mT  # (groups, r, out / groups)
+    turned = torch.mul(by_group, spec.scaling, out=dY.new_empty(by_group.shape))
     if spec.groups == 1:
-        return products.apply(turned[0].contiguous(), dY)
-    return expand(dY, turned.reshape(-1, turned.shape[2]), spec)
+        return products.apply(turned[0], dY)
+    return expand(dY, turned.flatten(0, 1), spec)
 
 
-def B_gradient(dY: Tensor, h: Tensor, spec: ConvSpec) -> Tensor:
-    """(out, r)."""
+def B_gradient(dY: Tensor, h: Tensor, B: Tensor, spec: ConvSpec) -> Tensor:
+    """Of B's shape and dtype."""
+    if not spec.cpu:  # that of a 1×1 kernel
+        ones = [1] * len(spec.stride)
+        _, dB, _ = torch.ops.aten.convolution_backward(
+            dY, h, h.new_empty(*B.shape, *ones), None, ones, [0], ones, False, [0], spec.groups,
+            [False, True, False],
+        )  # fmt: skip
+        return torch.mul(dB.view(B.shape), spec.scaling, out=torch.empty_like(B))
     if spec.groups == 1:
-        return spec.scaling * products.outer(h, dY).t()
+        return (spec.scaling * products.outer(h, dY).t()).to(B.dtype)
     left, right = (t.flatten(2).unflatten(1, (spec.groups, -1)) for t in (dY, h))
-    return spec.scaling * torch.matmul(left, right.mT).sum(0).flatten(0, 1)
+    return (spec.scaling * torch.matmul(left, right.mT).sum(0).flatten(0, 1)).to(B.dtype)
 
 
 def is_pointwise(weight: Tensor, spec: ConvSpec) -> bool:

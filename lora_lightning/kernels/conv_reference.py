@@ -40,6 +40,8 @@ def reference(
     mask: Tensor | None = None,
 ) -> Tensor:
     """The same in plain autograd; `mask` is what a dropout that is done already has kept."""
+    if spec.rows is not None:
+        weight, B, magnitude = times_rows(spec.rows, weight, B, magnitude)
     y = convolve(x, cast(weight, x.dtype), bias, spec)
     kept = x
     if spec.dropout:
@@ -61,18 +63,26 @@ def by_the_reference(
     """The gradients as functions of dY and of the inputs."""
     x, weight, bias, A, B, magnitude = inputs
     y = reference(x, weight, bias, A, B, magnitude, ctx.spec, mask)
-    return *graph_gradients(y, inputs, ctx.needs_input_grad[:6], dY), None, None
+    return *graph_gradients(y, inputs, ctx.needs_input_grad[:6], dY), None, None, None, None
+
+
+def times_rows(
+    rows: Tensor, weight: Tensor, B: Tensor, magnitude: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """W, B and DoRA's m that make rows∘W', in plain operations: m goes with norms, which have no sign."""
+    weight = weight.to(rows.dtype) * rows.view(-1, *[1] * (weight.dim() - 1))
+    return weight, B * rows.unsqueeze(1), None if magnitude is None else magnitude * rows.abs()
 
 
 def scaled_sum(
     weight: Tensor, A: Tensor, B: Tensor, magnitude: Tensor | None, spec: ConvSpec
 ) -> tuple[Tensor, Tensor | None]:
-    """W + s·B·A in A's dtype, with DoRA its rows scaled to the magnitudes; and their norms before."""
-    W = sum_of(weight, A, B, spec.scaling)
-    if magnitude is None:
-        return W, None
-    norms = row_norms(W)
-    return W * (magnitude / norms).view(-1, *[1] * (W.dim() - 1)), norms
+    """W' = c∘(W + s·B·A) in A's dtype and c, (out,): DoRA's magnitudes by the norms of the rows, times
+    `spec.rows`; None for ones."""
+    W, c = sum_of(weight, A, B, spec.scaling), spec.rows
+    if magnitude is not None:
+        c = magnitude / row_norms(W) if c is None else magnitude / row_norms(W) * c
+    return (W if c is None else W * c.view(-1, *[1] * (W.dim() - 1))), c
 
 
 def save(ctx: Any, x: Tensor, source: RecomputeSource | None, *tensors: Tensor | None) -> None:

@@ -9,9 +9,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_lightning.kernels import common, linear_dropped, linear_merged, sources
+from lora_lightning.kernels.common import without_autocast
 from lora_lightning.kernels.conv import FORMS, PLAIN_FORMS
 from lora_lightning.kernels.conv_form import choose_form
 from lora_lightning.kernels.conv_products import CONVOLUTIONS, ConvSpec
+from lora_lightning.kernels.conv_reference import times_rows
 from lora_lightning.kernels.dropout import keep_mask
 from lora_lightning.kernels.fused.linear import fused_linear, suits
 from lora_lightning.kernels.linear import LoRALinearFunction, forward
@@ -19,6 +21,7 @@ from lora_lightning.kernels.linear_dropped import DroppedLinearFunction
 from lora_lightning.kernels.linear_form import LinearSpec, dense, linear_spec, plain
 from lora_lightning.kernels.linear_merged import MergedLinearFunction
 from lora_lightning.kernels.merge import Factored, merge
+from lora_lightning.kernels.merge_whole import FactoredKernel, merge_whole
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 from lora_lightning.kernels.sources import source_of
 from lora_lightning.kernels.together import Member
@@ -126,6 +129,8 @@ def lora_conv(
     magnitude: Tensor | None = None,
     dropout: float = 0.0,
     implementation: str = "auto",
+    rows: Tensor | None = None,
+    member: Member | None = None,
 ) -> Tensor:
     """conv(x, W) + bias + s·B·conv(x, A) of 1, 2 or 3 dimensions, as torch.nn.functional.conv2d
     (Hu et al. 2021, arXiv 2106.09685, section 4.1, with W flattened to out × in·kernel).
@@ -141,6 +146,9 @@ def lora_conv(
         magnitude: DoRA's m (out,): the rows of W + s·B·A are scaled to it (arXiv 2402.09353, equation 5).
         dropout: probability of dropping an entry of the branch's input.
         implementation: as of `lora_linear`; "fused" is "auto" here.
+        rows: (out,), constants by which the rows of W + s·B·A are multiplied at last, but not the bias: of a
+            norm behind, that is folded into it.
+        member: as of `lora_linear`.
 
     Returns:
         (batch, out, *out size), of x's dtype; under autocast of its dtype.
@@ -150,7 +158,8 @@ def lora_conv(
     if x.dim() == dimensions + 1:
         return lora_conv(
             x[None], weight, bias, A, B, scaling, stride=stride, padding=padding, dilation=dilation,
-            groups=groups, magnitude=magnitude, dropout=dropout, implementation=implementation,
+            groups=groups, magnitude=magnitude, dropout=dropout, implementation=implementation, rows=rows,
+            member=member,
         )[0]  # fmt: skip
     stride = stride if isinstance(stride, tuple) else _each(stride, dimensions)
     dilation = dilation if isinstance(dilation, tuple) else _each(dilation, dimensions)
@@ -169,8 +178,21 @@ def lora_conv(
     spec = ConvSpec(stride, padding, dilation, groups, scaling, form, dropout, cpu)
     recompute = form not in PLAIN_FORMS and implementation == "auto" and x.nbytes >= sources.LEAST
     source = source_of(x) if recompute else None
+    whole = together = None
+    if not cpu and form in ("dense", "merged"):
+        together = None if member is None else member.together
+        kernel = FactoredKernel(weight, A, B, magnitude, rows)
+        if member is None or together is None:
+            (whole,) = merge_whole([kernel], scaling, dtype)
+        else:
+            whole = together.take(member, kernel, scaling, dtype)
+    if rows is not None and form in ("branch", "summed"):
+        with without_autocast(device):
+            weight, B, magnitude = times_rows(rows, weight, B, magnitude)
+    elif rows is not None:
+        spec = spec._replace(rows=rows)
     given = x.to(dtype), weight, None if bias is None else bias.to(dtype), A, B, magnitude, spec
-    more = () if form in PLAIN_FORMS else (source,)
+    more = () if form in PLAIN_FORMS else (source, whole, together)
     if autocast:
         with torch.autocast(device, enabled=False):
             return FORMS[form](*given, *more)

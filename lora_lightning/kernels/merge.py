@@ -80,9 +80,9 @@ def merge(layers: Sequence[Factored], scaling: float, dtype: torch.dtype, added:
     if autocasts(layers[0].A.device.type):  # which would take the sum in half precision
         with torch.autocast(layers[0].A.device.type, enabled=False):
             return merge(layers, scaling, dtype, added)
-    A, B = _stacked([layer.A.flatten(1) for layer in layers]), _stacked([layer.B for layer in layers])
+    A, B = stacked([layer.A.flatten(1) for layer in layers]), stacked([layer.B for layer in layers])
     n, r, d_in = A.shape
-    W = _stacked([_floats(layer.weight, A.dtype).flatten(1) for layer in layers])
+    W = stacked([_floats(layer.weight, A.dtype).flatten(1) for layer in layers])
     if not added:
         sums = W
     elif W.dtype == A.dtype:
@@ -91,7 +91,7 @@ def merge(layers: Sequence[Factored], scaling: float, dtype: torch.dtype, added:
         sums = W.to(A.dtype).baddbmm_(B, A, alpha=scaling)
     c = None
     if m := [layer.magnitude for layer in layers if layer.magnitude is not None]:
-        c = _stacked(m) / row_norms(sums.flatten(0, 1)).view(n, -1)
+        c = stacked(m) / row_norms(sums.flatten(0, 1)).view(n, -1)
         sums, B = sums.mul_(c[..., None]), B * c[..., None]
     width = -(-(d_in + r) // ALIGNED) * ALIGNED
     make = sums.new_empty if width == d_in + r else sums.new_zeros
@@ -136,7 +136,8 @@ def _drawn(size: int, bits: int, device: torch.device) -> Tensor:
     return torch.randint(2**bits, (size,), generator=generator, dtype=torch.int16, device="cpu").to(device)
 
 
-def _stacked(tensors: list[Tensor]) -> Tensor:
+def stacked(tensors: list[Tensor]) -> Tensor:
+    """As torch.stack, but of one no copy."""
     return tensors[0][None] if len(tensors) == 1 else torch.stack(tensors)
 
 

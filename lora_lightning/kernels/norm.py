@@ -1,4 +1,4 @@
-"""BatchNorm with statistics and affine held constant, as a function that saves no activation."""
+"""BatchNorm with statistics and affine held constant: a function that saves no activation; in two vectors."""
 
 from __future__ import annotations
 
@@ -10,6 +10,17 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lora_lightning.kernels import common
+
+
+def affine(
+    mean: Tensor, variance: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float
+) -> tuple[Tensor, Tensor]:
+    """c = weight / √(variance + eps) and bias - mean·c, (channels,), in float32 or better: what a frozen
+    BatchNorm multiplies by and adds."""
+    dtype = torch.promote_types(variance.dtype, torch.float32)
+    c = torch.rsqrt(variance.to(dtype) + eps)
+    c = c if weight is None else c * weight
+    return c, (0 if bias is None else bias) - mean * c
 
 
 class FrozenBatchNormFunction(Function):

@@ -5,13 +5,16 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from functools import partial
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from lora_lightning.kernels.merge import Factored, Merged, merge
+from lora_lightning.kernels.merge_whole import FactoredKernel, Whole, merge_whole
 
+Factors = Factored | FactoredKernel
 MOST = 2**25  # numbers of the weights that are formed at a time: 128 MiB in float32, in passing
 
 
@@ -22,20 +25,20 @@ class Member(Protocol):
     def together(self) -> Together:
         """What forms it."""
 
-    def factored(self) -> tuple[Factored, float] | None:
+    def factored(self) -> tuple[Factors, float] | None:
         """What it computes with now, and its scaling; None without one update of the whole weight."""
 
 
 class _Ready(NamedTuple):
     """A merged weight that waits for its layer, and what it was formed of."""
 
-    merged: Merged
-    tensors: Factored
+    merged: Merged | Whole
+    tensors: Factors
     versions: tuple[int, ...]
 
-    def fits(self, tensors: Factored) -> bool:
+    def fits(self, tensors: Factors) -> bool:
         same = all(mine is theirs for mine, theirs in zip(self.tensors, tensors, strict=True))
-        at_hand = self.merged.low.is_inference() == torch.is_inference_mode_enabled()
+        at_hand = self.merged.weight.is_inference() == torch.is_inference_mode_enabled()
         return same and at_hand and self.versions == _versions(tensors)
 
 
@@ -55,22 +58,24 @@ class Together:
         self._ready: weakref.WeakKeyDictionary[Member, _Ready] = weakref.WeakKeyDictionary()
 
     def take(
-        self, member: Member, given: Factored, scaling: float, dtype: torch.dtype, added: bool = True
-    ) -> Merged:
-        """The merged weight of a layer, for products in `dtype`.
+        self, member: Member, given: Factors, scaling: float, dtype: torch.dtype, added: bool = True
+    ) -> Any:
+        """The merged weight of a layer, for products in `dtype`: `Merged` of a linear layer, `Whole` of a
+        convolution.
 
         Args:
             given: what the layer computes with.
             added: as of `merge`.
         """
+        form: Any = merge_whole if given.weight.dim() > 2 else partial(merge, added=added)
         key = _key(given, scaling, dtype, added)
         ready = self._ready.pop(member, None)
         if ready is not None and self._places[member][0] == key and ready.fits(given):
             return ready.merged
         if torch._C._current_graph_task_id() != -1:  # a checkpointed part is computed again: this layer alone
-            return merge([given], scaling, dtype, added)[0]
+            return form([given], scaling, dtype)[0]
         members = [(member, given), *self._next(member, key, given.weight.numel(), dtype, added)]
-        formed = merge([factored for _, factored in members], scaling, dtype, added)
+        formed = form([factored for _, factored in members], scaling, dtype)
         for (other, factored), merged in zip(members[1:], formed[1:], strict=True):
             self._ready[other] = _Ready(merged, factored, _versions(factored))
         return formed[0]
@@ -81,7 +86,7 @@ class Together:
 
     def _next(
         self, member: Member, key: tuple[object, ...], size: int, dtype: torch.dtype, added: bool
-    ) -> list[tuple[Member, Factored]]:
+    ) -> list[tuple[Member, Factors]]:
         """The layers of the same group that are called after this one, as many as `MOST` allows of `size`
         numbers."""
         known = self._places.get(member)
@@ -90,7 +95,7 @@ class Together:
             self._places[member] = key, len(group)
             group.append(weakref.ref(member))
             return []
-        found: list[tuple[Member, Factored]] = []
+        found: list[tuple[Member, Factors]] = []
         for reference in self._groups[key][known[1] + 1 :]:
             if (len(found) + 2) * size > MOST:
                 break
@@ -107,22 +112,11 @@ class Together:
         return found
 
 
-def _key(given: Factored, scaling: float, dtype: torch.dtype, added: bool) -> tuple[object, ...]:
+def _key(given: Factors, scaling: float, dtype: torch.dtype, added: bool) -> tuple[object, ...]:
     """What layers have in common whose weights are formed together."""
-    W, A, B, magnitude = given
-    return (
-        W.shape,
-        W.dtype,
-        W.device,
-        type(W),
-        A.shape,
-        A.dtype,
-        B.dtype,
-        magnitude is None,
-        scaling,
-        dtype,
-        added,
-    )
+    W, A, B, *more = given
+    base = W.shape, W.stride(), W.dtype, W.device, type(W)
+    return *base, A.shape, A.dtype, B.dtype, *(t is None for t in more), scaling, dtype, added
 
 
 def _versions(tensors: Sequence[Tensor | None]) -> tuple[int, ...]:

@@ -7,9 +7,13 @@ from typing import TYPE_CHECKING, Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_lightning.kernels.common import product_dtype
 from lora_lightning.kernels.conv_products import CONVOLUTIONS
 from lora_lightning.kernels.functional import lora_conv
+from lora_lightning.kernels.merge_whole import FactoredKernel
+from lora_lightning.kernels.together import Factors
 from lora_lightning.layers.branch import BranchLayer
+from lora_lightning.layers.folding import NormBehind
 from lora_lightning.layers.slot import Slot
 from lora_lightning.layers.update import LowRankUpdate
 
@@ -53,6 +57,7 @@ class LoRAConv(_Convolution):
 
     if TYPE_CHECKING:
         in_channels: int
+        lora_norm: NormBehind | None
         stride: tuple[int, ...]
         padding: str | int | tuple[int, ...]
         padding_mode: str
@@ -66,17 +71,42 @@ class LoRAConv(_Convolution):
         weight = own.get("weight")
         if update is None or weight is None or "bias" not in own:  # under FSDP they are elsewhere
             return self._several(x, *self.parts("weight"))
-        return self._one(x, weight, own["bias"], update)
+        norm = self.lora_norm
+        if norm is None or x.dim() != weight.dim() or not self._folds(norm, update):
+            return self._one(x, weight, own["bias"], update)
+        bias = norm.bias(own["bias"], product_dtype(x))
+        return norm.hand_over(self._one(x, weight, bias, update, norm.rows()))
+
+    def factored(self) -> tuple[Factors, float] | None:
+        given, norm, update = super().factored(), self.lora_norm, self.alone()
+        if given is None or update is None or update.drops or update.implementation == "reference":
+            return None  # a branch
+        rows = norm.rows() if norm is not None and self._folds(norm, update) else None
+        weight, A, B, magnitude, *_ = given[0]
+        return FactoredKernel(weight, A, B, magnitude, rows), given[1]
+
+    def _folds(self, norm: NormBehind, update: LowRankUpdate) -> bool:
+        return norm.folds(self, update) and not (update.dropout and self._drops_apart(update))
 
     def _several(self, x: Tensor, weight: Tensor, updates: list[LowRankUpdate]) -> Tensor:
         if len(updates) == 1:
             return self._one(x, weight, self.bias, updates[0])
         return self.add_branches(x, self._conv_forward(x, weight, self.bias), updates)
 
-    def _one(self, x: Tensor, weight: Tensor, bias: Tensor | None, update: LowRankUpdate) -> Tensor:
-        padding, drops = self.padding, update.dropout if update.training else 0.0
-        # dropout comes before a padding that is a pass of its own
-        if drops and (self.padding_mode != "zeros" or isinstance(padding, str)):
+    def _drops_apart(self, update: LowRankUpdate) -> bool:
+        """Whether there is a dropout, and a padding that is a pass of its own, before which it comes."""
+        return update.drops > 0 and (self.padding_mode != "zeros" or isinstance(self.padding, str))
+
+    def _one(
+        self,
+        x: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        update: LowRankUpdate,
+        rows: Tensor | None = None,
+    ) -> Tensor:
+        padding = self.padding
+        if update.dropout and self._drops_apart(update):
             return self.add_branches(x, self._conv_forward(x, weight, bias), [update])
         if self.padding_mode != "zeros":
             x, padding = F.pad(x, self._reversed_padding_repeated_twice, self.padding_mode), 0
@@ -92,8 +122,10 @@ class LoRAConv(_Convolution):
             dilation=self.dilation,
             groups=self.groups,
             magnitude=update.lora_magnitude,
-            dropout=drops,
+            dropout=update.dropout if update.training else 0.0,
             implementation=update.implementation,
+            rows=rows,
+            member=self,
         )
 
     def branch(self, x: Tensor, update: LowRankUpdate) -> Tensor:

@@ -12,7 +12,7 @@ from torch.nn.utils.parametrize import is_parametrized
 from lora_lightning.errors import UserError
 from lora_lightning.kernels.merge import Factored
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
-from lora_lightning.kernels.together import Together
+from lora_lightning.kernels.together import Factors, Together
 from lora_lightning.layers.size import resized
 from lora_lightning.layers.swap import ClassSwap, give_class, swap_class, swap_out, swapped_class
 from lora_lightning.layers.update import LowRankUpdate, effective_weight
@@ -21,7 +21,8 @@ from lora_lightning.layers.writing import inverted
 from lora_lightning.utils.sharding import is_shard
 
 # Attributes that an adapted layer has for as long as it is adapted.
-OWN = ("lora_active", "lora_alone", "lora_used", "lora_merged", "lora_originals", "lora_choice", "lora_path")
+OWN = ("lora_active", "lora_alone", "lora_used", "lora_merged", "lora_originals", "lora_choice", "lora_path",
+       "lora_norm")  # fmt: skip
 
 
 class LoRALayer(ClassSwap):
@@ -43,6 +44,7 @@ class LoRALayer(ClassSwap):
             from, as `parametrizations.weight.original0`.
         lora_choice: of the model: whether some thread or task sees it otherwise.
         lora_path: the layer's name in the model.
+        lora_norm: the frozen norm behind, which a convolution may do the work of: `folding.NormBehind`.
         has_branch: whether the family's forward adds branches, which dropout needs.
     """
 
@@ -93,7 +95,7 @@ class LoRALayer(ClassSwap):
         """What forms merged weights with those of the model's other layers."""
         return self.lora_choice.together
 
-    def factored(self) -> tuple[Factored, float] | None:
+    def factored(self) -> tuple[Factors, float] | None:
         """W and the one update to be added to it, where it can be merged with others' for the products of a
         step; and its scaling."""
         update, weight = self.alone(), self._parameters.get("weight")
@@ -287,6 +289,7 @@ def adapt(
             "lora_alone": None,
             "lora_used": {},
             "lora_merged": False,
+            "lora_norm": None,
         }
         module.__dict__.update(fresh, lora_originals={}, lora_choice=choice, lora_path=path)
     layer = cast(LoRALayer, module)

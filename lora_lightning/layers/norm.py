@@ -10,9 +10,12 @@ from torch.nn.modules.batchnorm import _BatchNorm, _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
 from typing_extensions import Self
 
+from lora_lightning.errors import UserError
 from lora_lightning.kernels.common import is_plain
 from lora_lightning.kernels.norm import FrozenBatchNormFunction
 from lora_lightning.layers.swap import ClassSwap, class_of, swap_class
+
+FOLDED = "lora_folded"  # attribute of a tensor
 
 
 class FrozenNorm(ClassSwap):
@@ -22,6 +25,44 @@ class FrozenNorm(ClassSwap):
 
     def train(self, mode: bool = True) -> Self:
         return super().train(False)
+
+
+class Folded:
+    """What a convolution leaves on its output for the norm that its weight has done the work of already.
+
+    Attributes:
+        norm: who is to take it.
+        taken: whether it did.
+    """
+
+    def __init__(self, norm: nn.Module, message: str) -> None:
+        self.norm, self.message, self.taken = norm, message, False
+
+    def check(self, gradient: Tensor) -> None:
+        """A hook of the output: in the backward it is known where that went.
+
+        Raises:
+            UserError: not to the norm.
+        """
+        if not self.taken:
+            raise UserError(self.message)
+
+
+def arrived(norm: nn.Module, x: Tensor) -> bool:
+    """Whether x is normalized already; it is taken."""
+    folded: Folded | None = getattr(x, FOLDED, None)
+    if folded is None or folded.norm is not norm:
+        return False
+    folded.taken = True
+    delattr(x, FOLDED)
+    return True
+
+
+class FrozenAffine(FrozenNorm):
+    """A norm that never trains, as torchvision's FrozenBatchNorm2d of detectors, where it may be folded."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x if arrived(self, x) else super().forward(x)
 
 
 class FrozenBatchNorm(FrozenNorm):
@@ -44,14 +85,16 @@ class FrozenBatchNorm(FrozenNorm):
         def _check_input_dim(self, x: Tensor) -> None: ...
 
     def forward(self, x: Tensor) -> Tensor:
-        trains = any(t is not None and t.requires_grad for t in (self.weight, self.bias))
-        saves = torch.is_grad_enabled() and x.requires_grad
-        if trains or not saves or not is_plain(x, self.weight):
-            return super().forward(x)
-        self._check_input_dim(x)
-        y: Tensor = FrozenBatchNormFunction.apply(
-            x, self.running_mean, self.running_var, self.weight, self.bias, self.eps
-        )
+        y = x
+        if not arrived(self, x):
+            trains = any(t is not None and t.requires_grad for t in (self.weight, self.bias))
+            saves = torch.is_grad_enabled() and x.requires_grad
+            if trains or not saves or not is_plain(x, self.weight):
+                return super().forward(x)
+            self._check_input_dim(x)
+            y = FrozenBatchNormFunction.apply(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.eps
+            )
         for name in self.behind:
             y = getattr(self, name)(y)
         return y

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import torch.nn.functional as F
-import torch.nn.functional as F
 from test_linear import arguments, assert_same, spec_arguments
 
 from lora_lightning.kernels.functional import lora_linear
