@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
@@ -67,15 +66,14 @@ class Together:
             given: what the layer computes with.
             added: as of `merge`.
         """
-        form: Any = merge_whole if given.weight.dim() > 2 else partial(merge, added=added)
         key = _key(given, scaling, dtype, added)
         ready = self._ready.pop(member, None)
         if ready is not None and self._places[member][0] == key and ready.fits(given):
             return ready.merged
         if torch._C._current_graph_task_id() != -1:  # a checkpointed part is computed again: this layer alone
-            return form([given], scaling, dtype)[0]
+            return _formed([given], scaling, dtype, added)[0]
         members = [(member, given), *self._next(member, key, given.weight.numel(), dtype, added)]
-        formed = form([factored for _, factored in members], scaling, dtype)
+        formed = _formed([factored for _, factored in members], scaling, dtype, added)
         for (other, factored), merged in zip(members[1:], formed[1:], strict=True):
             self._ready[other] = _Ready(merged, factored, _versions(factored))
         return formed[0]
@@ -110,6 +108,12 @@ class Together:
                 continue
             found.append((other, now[0]))
         return found
+
+
+def _formed(layers: Sequence[Any], scaling: float, dtype: torch.dtype, added: bool) -> Sequence[Any]:
+    if layers[0].weight.dim() > 2:
+        return merge_whole(layers, scaling, dtype)
+    return merge(layers, scaling, dtype, added)
 
 
 def _key(given: Factors, scaling: float, dtype: torch.dtype, added: bool) -> tuple[object, ...]:
