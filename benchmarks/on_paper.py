@@ -1,11 +1,12 @@
 """What a training step costs on a GPU, on paper: no GPU is needed, and nothing is timed.
 
-    python -m benchmarks.on_paper --model vit_base [--batch 128] [--device H100] [--dropout 0.1] [--check]
+    python -m benchmarks.on_paper --model vit_base [--batch 128] [--device H100] [--host] [--check]
 
 Forward, loss and backward run on the meta device, where operators have shapes and no data, and each operator
 is counted: calls, kernels, bytes, FLOPs, and from them its time on the device (`paper_cost`). Writes
 benchmarks/results/on_paper_<model>_<batch>….json, and on_paper.md of all that are there. With --check the
-exit code is 1 when a limit (`paper_limits`) is exceeded.
+exit code is 1 when a limit (`paper_limits`) is exceeded. With --host the calls of Python functions and the
+nodes of the autograd graph are counted too (`paper_host`).
 
 What is assumed:
 
@@ -48,9 +49,10 @@ from benchmarks import measure
 from benchmarks.models import IMPLEMENTATIONS, RANK, WORKLOADS, build, loss_of, sounds
 from benchmarks.paper_autocast import Paper
 from benchmarks.paper_cost import DEVICES, Cost
+from benchmarks.paper_host import host_row
 from benchmarks.paper_limits import checked
 from benchmarks.paper_stand_ins import as_on_a_gpu
-from benchmarks.paper_tables import RESULTS, summary, table
+from benchmarks.paper_tables import RESULTS, host_table, summary, table
 
 GIB = 2**30
 TOP = 6  # operators that are named
@@ -72,7 +74,7 @@ def main() -> int:
             found[way] = counted(way, options)
     for row in found.values():
         row["ratio"] = row["ms"] / found["floor"]["ms"]
-    print(table(found))
+    print(table(found), *([host_table(found)] if options.host else []), sep="\n\n")
     settings = {key: getattr(options, key) for key in SETTINGS}
     result = {**settings, "torch": torch.__version__, "ways": found}
     (RESULTS / f"{_name(options)}.json").write_text(json.dumps(result, indent=1) + "\n")
@@ -104,12 +106,13 @@ def counted(way: str, options: argparse.Namespace) -> dict[str, Any]:
         model.zero_grad()
         with Cost(DEVICES[options.device]) as cost:
             loss().backward()
+        host = host_row(loss) if options.host else {}
     total = cost.total
     heaviest = sorted(cost.by.items(), key=lambda item: -item[1].seconds)[:TOP]
     return {
         "calls": total.calls, "launches": total.launches, "gb": total.bytes / 1e9,
         "tflop": total.flops / 1e12, "saved_gib": saved / GIB, "ms": 1e3 * total.seconds,
-        "copied_gb": cost.copies.total() / 1e9,
+        "copied_gb": cost.copies.total() / 1e9, **host,
         "top": {n: {"ms": 1e3 * of.seconds, "calls": of.calls, "gb": of.bytes / 1e9} for n, of in heaviest},
     }  # fmt: skip
 
@@ -151,8 +154,16 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--rank", type=int, default=RANK)
     parser.add_argument("--dropout", type=float, default=0.0)
     parser.add_argument("--dora", action="store_true")
+    parser.add_argument("--host", action="store_true", help="count the causes of time on the host too")
     parser.add_argument("--check", action="store_true", help="exit with 1 when a limit is exceeded")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.host and options.precision == "bf16-mixed":
+        parser.error(
+            "--host counts on the meta device, which has no autocast: give --precision bf16-true or 32"
+        )
+    if options.precision != "32" and not DEVICES[options.device].bfloat16:
+        parser.error(f"--precision {options.precision}: a {options.device} has no fast bfloat16; give 32")
+    return options
 
 
 if __name__ == "__main__":

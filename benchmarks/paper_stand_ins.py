@@ -10,8 +10,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_lightning.kernels.common import autocasts
-
 ALIGNED = 8  # entries in the last dimension of a mask that the memory-efficient kernel takes
 RESERVED = 6  # states of a unit that cuDNN keeps for the backward: four gates, cell, output
 LSTM = 2  # cuDNN's number of this mode
@@ -53,7 +51,7 @@ def _attention(
 
 def _as_autocast(tensor: Any) -> Any:
     """As autocast hands it to an operator that it runs in half precision."""
-    if tensor is None or not autocasts(tensor.device.type) or not tensor.is_floating_point():
+    if tensor is None or tensor.is_meta or not torch.is_autocast_enabled(tensor.device.type):
         return tensor
     return tensor.to(torch.get_autocast_dtype(tensor.device.type))
 

@@ -23,6 +23,19 @@ def table(ways: dict[str, dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def host_table(ways: dict[str, dict[str, Any]]) -> str:
+    lines = [
+        f"{'':12s} {'operators':>9s} {'graph nodes':>11s} {'of Python':>9s} {'Python calls':>12s}"
+        f" {'ours':>6s} {'torch':>6s}"
+    ]
+    for way, row in ways.items():
+        lines.append(
+            f"{way:12s} {row['calls']:9d} {row['nodes']:11d} {row['python_nodes']:9d}"
+            f" {row['python_calls']:12d} {row['own_calls']:6d} {row['torch_calls']:6d}"
+        )
+    return "\n".join(lines)
+
+
 def summary() -> str:
     """A page of every result that is there, in Markdown."""
     found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("on_paper_*.json"))]
