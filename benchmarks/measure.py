@@ -112,9 +112,17 @@ def peak_bytes(step: Callable[[], object], device: str = "cpu", steps: int = 3) 
     return int(_field("/proc/self/status", "VmHWM").split()[0]) * 1024
 
 
+def allocated(device: str) -> int:
+    """Bytes of the GPU that tensors hold now."""
+    return torch.cuda.memory_allocated() if device == "cuda" else 0
+
+
 def machine(threads: int, device: str) -> dict[str, Any]:
-    name = torch.cuda.get_device_name() if device == "cuda" else _field("/proc/cpuinfo", "model name")
-    return {"device": name, "threads": threads, "torch": torch.__version__}
+    return {"device": device_name(device), "threads": threads, "torch": torch.__version__}
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name() if device == "cuda" else _field("/proc/cpuinfo", "model name")
 
 
 def _field(path: str, name: str) -> str:

@@ -4,14 +4,16 @@
 
 A step is forward, loss, backward and fused AdamW. All ways run in turn, round after round; reported are the
 median and quartiles of the ratio to the floor of the same round, the bytes saved for the backward, and the
-peak memory of a process of its own. While times are taken malloc keeps what is freed. Writes
-benchmarks/results/training_<model>….json and .png. With --check the exit code is 1 when a limit is exceeded.
+peak memory: that of a process of its own, or on a GPU that of its tensors. While times are taken malloc keeps
+what is freed. Writes benchmarks/results/training_<model>….json and .png. With --check the exit code is 1 when
+a limit is exceeded.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import re
 import subprocess
 import sys
 import time
@@ -38,6 +40,7 @@ LIMITS = {
 }
 FULL_LIMITS = {"fasterrcnn_resnet50_fpn": 0.8}  # model -> time / full fine-tuning's
 VARIANT_LIMIT = 0.7  # of PEFT's own time and bytes, with dropout or DoRA
+GPU_LIMITS = {"floor": 1.25, "peft": 0.75, "full": 1.0}  # way -> time / that way's
 
 
 def main() -> int:
@@ -47,7 +50,12 @@ def main() -> int:
         print(measure.peak_bytes(_Run(options.peak, options).step, options.device))
         return 0
     measure.keep_memory()
-    runs = {way: _Run(way, options) for way in _ways(options)}
+    runs, peaks = {}, {}
+    for way in _ways(options):
+        before = measure.allocated(options.device)
+        runs[way] = _Run(way, options)
+        if options.device == "cuda":
+            peaks[way] = measure.peak_bytes(runs[way].step, "cuda") - before
     saved = {way: measure.saved_bytes(run.model, run.loss) for way, run in runs.items()}
     weights = {way: measure.weight_bytes(run.model) for way, run in runs.items()}
     steps = {way: run.step for way, run in runs.items()}
@@ -58,7 +66,7 @@ def main() -> int:
             **row,
             "saved_mib": saved[way] / measure.MIB,
             "weights_mib": weights[way] / measure.MIB,
-            "peak_mib": _peak(way) / measure.MIB,
+            "peak_mib": (peaks[way] if way in peaks else _peak(way)) / measure.MIB,
         }
         for way, row in measure.ratios(times, "floor").items()
     }
@@ -128,7 +136,10 @@ def _too_much(options: argparse.Namespace, found: dict[str, Any]) -> list[str]:
     ours, peft = found["ours"], found.get("peft")
     slowest, saved = LIMITS.get(options.model, (None, None))
     checks = []
-    if options.dropout or options.dora:
+    if options.device == "cuda":
+        against = {way: limit for way, limit in GPU_LIMITS.items() if way in found}
+        checks = [(f"time / {w}", ours["ratio"] / found[w]["ratio"], limit) for w, limit in against.items()]
+    elif options.dropout or options.dora:
         if peft:
             checks = [
                 ("time / PEFT", ours["ratio"] / peft["ratio"], VARIANT_LIMIT),
@@ -185,7 +196,8 @@ def _draw(found: dict[str, Any], name: str) -> None:
 
 
 def _name(options: argparse.Namespace) -> str:
-    parts = ["training", options.model, f"{options.threads}t" if options.device == "cpu" else options.device]
+    where = f"{options.threads}t" if options.device == "cpu" else measure.device_name("cuda")
+    parts = ["training", options.model, re.sub(r"\W+", "-", where)]
     parts += [options.precision] if options.precision != "32" else []
     parts += [f"batch{options.batch}"] if options.batch else []
     parts += [f"dropout{options.dropout:g}"] if options.dropout else []
@@ -201,7 +213,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument(
         "--against",
         default="peft,full,floor",
-        help="of floor, full, peft, reference, ours_int8, ours_nf4, peft_nf4",
+        help="of floor, full, peft, keep_inputs, reference, fused, ours_int8, ours_nf4, peft_nf4",
     )
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--rounds", type=int, default=9)
