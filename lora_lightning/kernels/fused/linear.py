@@ -101,14 +101,23 @@ class FusedLinearFunction(torch.autograd.Function):
         dY2 = dY.reshape(-1, dY.shape[-1])  # (T, d_out)
         rank, d_in = A.shape
         dX = G = dA = dB = None
-        if needs[0]:
-            both = dY2 @ E  # (T, d_in + r and more): its rows are further apart
+        factors = needs[3] or needs[4]
+        if needs[0] and factors and _comes_together(given.source, d_in, len(W)):
+            both = dY2 @ E  # (T, d_in + r and more)
             dX, G = both[:, :d_in].view(*dY.shape[:-1], d_in), both[:, d_in : d_in + rank]
-        if needs[3] or needs[4]:
+        elif needs[0]:
+            dX = (dY2 @ E[:, :d_in]).view(*dY.shape[:-1], d_in)
+        if factors:
             G = dY2 @ E[:, d_in : d_in + rank] if G is None else G
             dA, dB = operators.factor_gradients(dY2, *given.by_tokens(), given.source, A, G, scaling)
             dA, dB = (cast(t, A.dtype) if need else None for t, need in ((dA, needs[3]), (dB, needs[4])))
         return dX, None, dY2.sum(0) if needs[2] else None, dA, dB, *[None] * 3
+
+
+def _comes_together(source: str, d_in: int, d_out: int) -> bool:
+    """Whether dX and G are one product, which leaves dX's rows further apart. The backward of an activation takes
+    them so; a norm's and attention's copy them, which moves 2·d_in numbers a token, where G apart reads d_out."""
+    return source not in ("identity", "layer_norm", "rms_norm") or d_out > 2 * d_in
 
 
 def _merged(W: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
