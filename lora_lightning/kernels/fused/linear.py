@@ -115,8 +115,8 @@ class FusedLinearFunction(torch.autograd.Function):
 
 
 def _comes_together(source: str, d_in: int, d_out: int) -> bool:
-    """Whether dX and G are one product, which leaves dX's rows further apart. The backward of an activation takes
-    them so; a norm's and attention's copy them, which moves 2·d_in numbers a token, where G apart reads d_out."""
+    """Whether dX and G are one product, which leaves dX's rows further apart. The backward of an activation
+    takes them so; a norm's and attention's copy them: 2·d_in numbers a token, where G alone reads d_out."""
     return source not in ("identity", "layer_norm", "rms_norm") or d_out > 2 * d_in
 
 
