@@ -35,11 +35,15 @@ def gradients_case(T, d_in, d_out, rank, source, dtype, layout="plain", affine=(
 def gradients_errors(got, given):
     """The largest errors of dA and of dB, in units of the dtype, relative to the sizes of their terms."""
     dY, *inputs, source, A, G, scaling = (t.double() if isinstance(t, torch.Tensor) else t for t in given)
-    X = plain.SOURCES[source](*inputs)
+    X, (u, mean, rstd) = plain.SOURCES[source](*inputs), inputs[:3]
+    terms = (
+        u.abs() if mean is None else 2 * (u.abs() + mean.abs()[:, None]) * rstd[:, None]
+    )  # which may cancel
+    size_of_X = X.abs() + 2.0**-22 / UNITS[given[0].dtype] * terms
     found = []
     for own, left, right, size in (
-        (got[0], G.t(), X, X.abs()),
-        (got[1], scaling * dY.t(), X @ A.t(), X.abs() @ A.abs().t()),
+        (got[0], G.t(), X, size_of_X),
+        (got[1], scaling * dY.t(), X @ A.t(), size_of_X @ A.abs().t()),
     ):
         assert own.shape == (left.shape[0], right.shape[1])
         assert own.dtype == torch.promote_types(given[0].dtype, torch.float32)

@@ -25,7 +25,7 @@ from tests.kernels.fused_cases import (
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-MOST = 1.1  # units of the dtype, which is what the rounding of two factors gives at worst
+MOST = 1.5  # units of the dtype: X, A and H are rounded, each by half a unit at worst
 
 
 def kernel(test):
@@ -71,7 +71,7 @@ def test_the_gradients_of_the_factors(sizes, source, dtype, layout):
 
 @kernel
 @pytest.mark.slow
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 300), st.integers(1, 300), st.integers(1, 300)),
     rank=st.sampled_from([1, 4, 8, 16, 24, 64, 100, 256]),
@@ -106,7 +106,7 @@ def test_the_merged_weight(weight, dtype):
 
 @kernel
 @pytest.mark.slow
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=60, deadline=None)
 @given(
     sizes=st.tuples(st.integers(1, 60), st.integers(1, 300), st.sampled_from([1, 4, 8, 16, 24, 64, 256])),
     dtypes=st.tuples(st.sampled_from(DTYPES), st.sampled_from(DTYPES)),

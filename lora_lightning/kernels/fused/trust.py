@@ -17,7 +17,7 @@ TOKENS = 4096  # that the comparison takes at a time, in float64
 # Rounding errors of a product's factors, relative to the sum of its terms' sizes.
 UNITS = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-20}
 TF32 = 2.0**-11
-SAFETY = 2.0  # x, A and H are rounded, but seldom all the same way: the tests see at most 1
+SAFETY = 2.0  # X, A and H are rounded: 1.5 units, were each rounded as far as it can be
 _compared: set[Hashable] = set()
 
 
@@ -135,7 +135,7 @@ def _gradients_error(got: tuple[Tensor, Tensor], given: tuple[Any, ...]) -> floa
     sums = [torch.zeros_like(t, dtype=torch.float64) for t in (*got, *got)]
     for dy, x, m, r, g in _tokens(dY, u, mean, rstd, G):
         X = plain.SOURCES[source](x, m, r, weight, bias)
-        size = _size(source, X, x, m, r, weight, bias) + least
+        size = _size(source, X, x, m, r, weight, bias, unit) + least
         sums[0] += g.t() @ X
         sums[1] += scaling * dy.t() @ (X @ A.t())
         sums[2] += g.abs().t() @ size
@@ -154,15 +154,17 @@ def _tokens(*tensors: Any) -> Iterator[list[Any]]:
 
 
 def _size(
-    source: str, X: Tensor, u: Tensor, mean: Any, rstd: Any, weight: Tensor | None, bias: Tensor | None
+    source: str, X: Tensor, u: Tensor, mean: Any, rstd: Any, weight: Any, bias: Any, unit: float
 ) -> Tensor:
-    """What an entry of X is rounded in proportion to: of a layer norm also the terms that cancel."""
-    if source != "layer_norm":
+    """What an entry of X is rounded in proportion to: itself in its dtype, in float32 what cancels."""
+    if source in ("identity", "relu", "rms_norm"):
         return X.abs()
-    size = (u.abs() + mean.abs()[:, None]) * rstd[:, None]
-    size = size if weight is None else size * weight.abs()
-    # of these terms a float32 rounding alone
-    return X.abs() + 2.0**-12 * (size if bias is None else size + bias.abs())
+    terms = u.abs()
+    if source == "layer_norm":
+        terms = (terms + mean.abs()[:, None]) * rstd[:, None]
+        terms = terms if weight is None else terms * weight.abs()
+        terms = terms if bias is None else terms + bias.abs()
+    return X.abs() + 2.0**-22 / unit * terms
 
 
 def _largest(got: Tensor, right: Tensor, bound: Tensor) -> float:
