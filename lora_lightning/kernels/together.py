@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple, Protocol
 
 import torch
-from torch import Tensor
 
 from lora_lightning.kernels.merge import Factored, Merged, merge
 from lora_lightning.kernels.merge_whole import FactoredKernel, Whole, merge_whole
@@ -29,16 +28,19 @@ class Member(Protocol):
 
 
 class _Ready(NamedTuple):
-    """A merged weight that waits for its layer, and what it was formed of."""
+    """A merged weight that waits for its layer, what it was formed of, and how."""
 
     merged: Merged | Whole
-    tensors: Factors
-    versions: tuple[int, ...]
+    given: Factors
+    versions: list[float]
+    how: tuple[object, ...]
 
-    def fits(self, tensors: Factors) -> bool:
-        same = all(mine is theirs for mine, theirs in zip(self.tensors, tensors, strict=True))
+    def fits(self, given: Factors, how: tuple[object, ...]) -> bool:
+        for mine, theirs in zip(self.given, given, strict=True):
+            if mine is not theirs:
+                return False
         at_hand = self.merged.weight.is_inference() == torch.is_inference_mode_enabled()
-        return same and at_hand and self.versions == _versions(tensors)
+        return at_hand and how == self.how and self.versions == _versions(given)
 
 
 class Together:
@@ -51,10 +53,8 @@ class Together:
 
     def __init__(self) -> None:
         self._groups: dict[tuple[object, ...], list[weakref.ref[Member]]] = {}
-        self._places: weakref.WeakKeyDictionary[Member, tuple[tuple[object, ...], int]] = (
-            weakref.WeakKeyDictionary()
-        )
-        self._ready: weakref.WeakKeyDictionary[Member, _Ready] = weakref.WeakKeyDictionary()
+        self._places: dict[int, tuple[tuple[object, ...], int]] = {}  # by the layer's id, see `_place_of`
+        self._ready: dict[int, _Ready] = {}  # by the layer's id; what it was formed of is the layer's alone
 
     def take(
         self, member: Member, given: Factors, scaling: float, dtype: torch.dtype, added: bool = True
@@ -66,16 +66,16 @@ class Together:
             given: what the layer computes with.
             added: as of `merge`.
         """
-        key = _key(given, scaling, dtype, added)
-        ready = self._ready.pop(member, None)
-        if ready is not None and self._places[member][0] == key and ready.fits(given):
+        how = scaling, dtype, added
+        ready = self._ready.pop(id(member), None)
+        if ready is not None and ready.fits(given, how):
             return ready.merged
         if torch._C._current_graph_task_id() != -1:  # a checkpointed part is computed again: this layer alone
-            return _formed([given], scaling, dtype, added)[0]
-        members = [(member, given), *self._next(member, key, given.weight.numel(), dtype, added)]
-        formed = _formed([factored for _, factored in members], scaling, dtype, added)
+            return _formed([given], *how)[0]
+        members = [(member, given), *self._next(member, given, how)]
+        formed = _formed([factored for _, factored in members], *how)
         for (other, factored), merged in zip(members[1:], formed[1:], strict=True):
-            self._ready[other] = _Ready(merged, factored, _versions(factored))
+            self._ready[id(other)] = _Ready(merged, factored, _versions(factored), how)
         return formed[0]
 
     def release(self) -> None:
@@ -83,46 +83,59 @@ class Together:
         self._ready.clear()
 
     def _next(
-        self, member: Member, key: tuple[object, ...], size: int, dtype: torch.dtype, added: bool
+        self, member: Member, given: Factors, how: tuple[float, torch.dtype, bool]
     ) -> list[tuple[Member, Factors]]:
-        """The layers of the same group that are called after this one, as many as `MOST` allows of `size`
-        numbers."""
-        known = self._places.get(member)
-        if known is None or known[0] != key:
+        """The layers of the same group that are called after this one, as many as `MOST` allows."""
+        key, size = _key(given, how), given.weight.numel()
+        place = self._place_of(member)
+        if place is None or place[0] != key:
             group = self._groups.setdefault(key, [])
-            self._places[member] = key, len(group)
+            while group and group[-1]() is None:  # copies that lived for a forward, as nn.DataParallel's
+                group.pop()
+            self._places[id(member)] = key, len(group)
             group.append(weakref.ref(member))
             return []
         found: list[tuple[Member, Factors]] = []
-        for reference in self._groups[key][known[1] + 1 :]:
+        for reference in self._groups[key][place[1] + 1 :]:
             if (len(found) + 2) * size > MOST:
                 break
             other = reference()
             now = None if other is None else other.factored()
-            if (
-                other is None
-                or now is None
-                or self._places[other][0] != key
-                or _key(*now, dtype, added) != key
-            ):
+            if other is None or now is None or _key(now[0], (now[1], *how[1:])) != key:
                 continue
-            found.append((other, now[0]))
+            if (there := self._place_of(other)) is not None and there[0] == key:
+                found.append((other, now[0]))
         return found
 
+    def _place_of(self, member: Member) -> tuple[tuple[object, ...], int] | None:
+        """A layer's group and place in it; None where it is new: its id may be of one that is gone."""
+        key, index = self._places.get(id(member), ((), 0))
+        group = self._groups.get(key, [])
+        return (key, index) if index < len(group) and group[index]() is member else None
 
-def _formed(layers: Sequence[Any], scaling: float, dtype: torch.dtype, added: bool) -> Sequence[Any]:
+
+def _formed(
+    layers: Sequence[Any], scaling: float, dtype: torch.dtype, added: bool
+) -> Sequence[Merged] | Sequence[Whole]:
     if layers[0].weight.dim() > 2:
         return merge_whole(layers, scaling, dtype)
     return merge(layers, scaling, dtype, added)
 
 
-def _key(given: Factors, scaling: float, dtype: torch.dtype, added: bool) -> tuple[object, ...]:
+def _key(given: Factors, how: tuple[object, ...]) -> tuple[object, ...]:
     """What layers have in common whose weights are formed together."""
     W, A, B, *more = given
     base = W.shape, W.stride(), W.dtype, W.device, type(W)
-    return *base, A.shape, A.dtype, B.dtype, *(t is None for t in more), scaling, dtype, added
+    return *base, A.shape, A.dtype, B.dtype, *(t is None for t in more), *how
 
 
-def _versions(tensors: Sequence[Tensor | None]) -> tuple[int, ...]:
+def _versions(given: Factors) -> list[float]:
     """Changes with what is written into the tensors, or put into their places."""
-    return tuple(n for t in tensors if t is not None for n in (t._version, t.data_ptr()))
+    versions: list[float] = []
+    for tensor in given:
+        if tensor is None:
+            continue
+        if tensor.is_inference():  # it has no versions: nothing is taken for unchanged
+            return [float("nan")]
+        versions += tensor._version, tensor.data_ptr()
+    return versions

@@ -1,5 +1,7 @@
 """W' of many layers at once: as of each alone; rounded once; what `Together` hands out is never stale."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -188,6 +190,24 @@ class TestTogether:
         with torch.inference_mode():
             model[0](x)
         model[1:](x).sum().backward()
+
+    def test_parameters_without_versions_are_never_taken_for_unchanged(self):
+        with torch.inference_mode():
+            model = stack()
+            x = torch.randn(16, 8)
+            for scale in (1, 2):
+                lora_layers(model)["4"].lora["default"].weight.lora_B.mul_(scale)
+                torch.testing.assert_close(model(x), exact(model, x))
+                model[0](x)
+
+    def test_copies_that_live_for_a_forward_leave_nothing_behind(self):
+        model = stack()
+        x = torch.randn(16, 8)
+        together = model[0].lora_choice.together
+        for _ in range(20):
+            replica = copy.copy(model[0])
+            torch.testing.assert_close(replica(x), exact(nn.Sequential(model[0]), x))
+        assert sum(map(len, together._groups.values())) <= 2
 
     def test_a_checkpointed_layer_is_formed_alone(self, formed):
         model = stack()
