@@ -114,9 +114,7 @@ class Together:
         return (key, index) if index < len(group) and group[index]() is member else None
 
 
-def _formed(
-    layers: Sequence[Any], scaling: float, dtype: torch.dtype, added: bool
-) -> Sequence[Merged] | Sequence[Whole]:
+def _formed(layers: Sequence[Any], scaling: float, dtype: torch.dtype, added: bool) -> Sequence[Any]:
     if layers[0].weight.dim() > 2:
         return merge_whole(layers, scaling, dtype)
     return merge(layers, scaling, dtype, added)
