@@ -111,13 +111,10 @@ class Cost(TorchDispatchMode):
         name = name_of(func)
         if name in FREE or func.is_view:
             return out
-        copies = paper_rules.hidden_copies(name, args, kwargs, out)
         cost = self._cost(func, name, args, kwargs, out)
-        for tensor_bytes in copies:
-            self.copies[name] += 2 * tensor_bytes
-            cost.launches += 1
-            cost.bytes += 2 * tensor_bytes
-            cost.seconds += max(2 * tensor_bytes / self.device.bandwidth, self.device.launch)
+        for moved in paper_rules.hidden_kernels(name, args, kwargs, out):
+            self.copies[name] += moved
+            cost.add(Sum(0, 1, moved, 0, max(moved / self.device.bandwidth, self.device.launch)))
         self.total.add(cost)
         self.by.setdefault(name, Sum()).add(cost)
         return out

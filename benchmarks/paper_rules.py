@@ -14,8 +14,10 @@ import torch
 from torch import Tensor
 from torch._prims_common import suggest_memory_format
 
-CHUNK, BLOCKS = 65_536, 320  # cuda/MultiTensorApply.cuh: entries of a chunk, chunks of a launch
-LISTED = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}  # there: tensors of a launch, by the number of lists
+# cuda/MultiTensorApply.cuh, as built with CUDA before 13, since which a launch takes more: entries of a
+# chunk, chunks of a launch, tensors of a launch by the number of lists.
+CHUNK, BLOCKS = 65_536, 320
+LISTED = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 CONCATENATED = 128  # cuda/Shape.cu: tensors of a launch of cat and stack
 
 # Which arguments an operator wants packed, and packs where they are not (`contiguous` in its CUDA function).
@@ -24,37 +26,29 @@ PACKS: dict[str, tuple[int, ...]] = {
     "native_layer_norm_backward": (0, 1),
     "_fused_rms_norm": (0,),
     "_fused_rms_norm_backward": (0, 1),
-    "native_group_norm": (0,),  # group_norm.cpp
-    "native_group_norm_backward": (0, 1),
     "_softmax": (0,),  # cuda/SoftMax.cu
     "_log_softmax": (0,),
     "_softmax_backward_data": (0, 1),
     "_log_softmax_backward_data": (0, 1),
     "roll": (0,),  # cuda/TensorTransformations.cu
     "_weight_norm_interface": (0, 1),  # cuda/WeightNorm.cu
-    "cudnn_batch_norm": (0,),
 }
 
 
-def hidden_copies(name: str, args: Any, kwargs: Any, out: Any) -> list[int]:
-    """Bytes of each tensor that is copied out of sight."""
-    if name in PACKS:
-        return [_packed(args[i]) for i in PACKS[name] if i < len(args) and not _is_packed(args[i])]
+def hidden_kernels(name: str, args: Any, kwargs: Any, out: Any) -> list[int]:
+    """Bytes that each kernel moves which is launched out of sight, most of them copies."""
+    found = [2 * _packed(args[i]) for i in PACKS.get(name, ()) if not args[i].is_contiguous()]
     if rule := COPIES.get(name):
-        return rule(args, kwargs, out)
-    return []
-
-
-def _is_packed(tensor: Tensor | None) -> bool:
-    return tensor is None or tensor.is_contiguous() or tensor.is_contiguous(memory_format=_format(tensor))
+        found += [2 * size for size in rule(args, kwargs, out)]
+    if name == "_softmax_backward_data":  # cuda/SoftMax.cu: dY·y first
+        found.append(3 * _packed(args[0]))
+    if name == "roll":  # TensorTransformations.h: one dimension after the other
+        found += [2 * _packed(args[0])] * (len(args[1]) - 1)
+    return found
 
 
 def _packed(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
-
-
-def _format(tensor: Tensor) -> torch.memory_format:
-    return suggest_memory_format(tensor)
 
 
 def _is_operand(matrix: Tensor) -> bool:
@@ -93,7 +87,10 @@ def _convolution_backward(args: Any, kwargs: Any, out: Any) -> list[int]:
 
 
 def _common_format(x: Tensor, weight: Tensor) -> torch.memory_format:
-    last = {torch.channels_last, torch.channels_last_3d} & {_format(x), _format(weight)}
+    last = {torch.channels_last, torch.channels_last_3d} & {
+        suggest_memory_format(x),
+        suggest_memory_format(weight),
+    }
     return last.pop() if last else torch.contiguous_format
 
 
@@ -119,6 +116,15 @@ def _lstm_backward(args: Any, kwargs: Any, out: Any) -> list[int]:
     return [_packed(t) for t in (x, gradient) if args[14] or not t.is_contiguous()]
 
 
+def _group_norm(args: Any, kwargs: Any, out: Any) -> list[int]:  # group_norm.cpp
+    wanted = suggest_memory_format(args[0])
+    return [
+        _packed(t)
+        for t in args[:2]
+        if t is not None and t.dim() > 1 and not t.is_contiguous(memory_format=wanted)
+    ]
+
+
 COPIES: dict[str, Callable[[Any, Any, Any], list[int]]] = {
     "mm": _product,
     "bmm": _product,
@@ -127,6 +133,8 @@ COPIES: dict[str, Callable[[Any, Any, Any], list[int]]] = {
     "convolution": _convolution,
     "convolution_backward": _convolution_backward,
     "_scaled_dot_product_flash_attention_backward": _flash_backward,
+    "native_group_norm": _group_norm,
+    "native_group_norm_backward": _group_norm,
     "_cudnn_rnn": _lstm,
     "_cudnn_rnn_backward": _lstm_backward,
 }

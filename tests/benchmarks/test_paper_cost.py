@@ -154,6 +154,16 @@ def test_batch_norm_reads_twice_in_train_mode(train, passes) -> None:
     assert cost.launches == passes - 1
 
 
+def test_softmax_backward_is_two_kernels_and_roll_one_a_dimension() -> None:
+    x = made(8, 50, grad=True)
+    y = x.softmax(1)
+    cost = counted(lambda: y.backward(made(8, 50)))
+    assert (cost.total.calls, cost.total.launches, cost.total.bytes) == (1, 2, (3 + 3) * x.nbytes)
+    image = made(2, 8, 8, 4)
+    cost = counted(lambda: image.roll((1, 1), (1, 2)))
+    assert (cost.total.calls, cost.total.launches, cost.total.bytes) == (1, 2, 4 * image.nbytes)
+
+
 def test_launches_of_lists() -> None:
     small, others = ([made(10) for _ in range(100)] for _ in range(2))
     assert foreach_launches(small, 1) == 1
