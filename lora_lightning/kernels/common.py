@@ -79,6 +79,15 @@ def cast(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor if tensor.dtype == dtype else tensor.to(dtype)
 
 
+def wide_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
+    """left @ right, summed over the tokens and given in `dtype`, a wider one or their own."""
+    if left.dtype == dtype:
+        return left @ right
+    if left.device.type in WIDENING:
+        return torch.mm(left, right, out_dtype=dtype)
+    return left.to(dtype) @ right.to(dtype)  # other devices have no product of mixed dtypes
+
+
 def pieces(tensor: Tensor, sizes: list[int], dim: int = 0) -> Sequence[Tensor]:
     """The tensor in parts of so many tokens, or columns, each."""
     return (tensor,) if len(sizes) == 1 else torch.split_with_sizes(tensor, sizes, dim)

@@ -16,9 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.kernels.common import autocasts, cast, graph_gradients
+from lora_lightning.kernels.common import autocasts, cast, graph_gradients, wide_product
 from lora_lightning.kernels.linear_form import LinearSpec, plain
-from lora_lightning.kernels.linear_merged import wide_product
 from lora_lightning.kernels.merge import Merged
 from lora_lightning.kernels.sources import RecomputeSource
 from lora_lightning.kernels.together import Member

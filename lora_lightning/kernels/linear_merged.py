@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.kernels import common
-from lora_lightning.kernels.common import autocasts, cast, graph_gradients
+from lora_lightning.kernels.common import autocasts, cast, graph_gradients, wide_product
 from lora_lightning.kernels.dora import magnitude_gradient
 from lora_lightning.kernels.linear_form import LinearSpec, plain
 from lora_lightning.kernels.merge import Factored, Merged, merge
@@ -148,12 +147,3 @@ def _dense(
     dA = torch.addmm(A[:1], B.t(), dW, beta=0, alpha=spec.scaling) if needs[1] else None
     dB = torch.addmm(B[:1], dW, A.t(), beta=0, alpha=spec.scaling) if needs[2] else None
     return dX, dA, dB, dm
-
-
-def wide_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """left @ right, summed over the tokens and given in `dtype`, which is that of the factors."""
-    if left.dtype == dtype:
-        return left @ right
-    if left.device.type in common.WIDENING:
-        return torch.mm(left, right, out_dtype=dtype)
-    return left.to(dtype) @ right.to(dtype)  # other devices have no product of mixed dtypes

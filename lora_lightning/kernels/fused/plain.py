@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_lightning.kernels.common import wide_product
 from lora_lightning.kernels.half import SMALLEST
 from lora_lightning.kernels.quantized_tensor import DEQUANTIZERS
 
@@ -96,17 +97,8 @@ def factor_gradients(
     wide = torch.promote_types(dY.dtype, torch.float32)
     down, c = shared_out(A, dY.dtype)
     H = X @ down.to(dY.dtype).t()  # (T, r)
-    dB = _wide_product(dY.t(), H, wide) * scaling
-    return _wide_product(G.t(), X, wide), dB if c is None else dB * c
-
-
-def _wide_product(left: Tensor, right: Tensor, dtype: torch.dtype) -> Tensor:
-    """left·right, summed and given in a wider dtype: a sum over tokens may be too large for float16."""
-    if left.dtype == dtype:
-        return left @ right
-    if left.device.type == "cuda":
-        return torch.mm(left, right, out_dtype=dtype)
-    return left.to(dtype) @ right.to(dtype)
+    dB = wide_product(dY.t(), H, wide) * scaling
+    return wide_product(G.t(), X, wide), dB if c is None else dB * c
 
 
 def shared_out(A: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
