@@ -1,6 +1,7 @@
 """What a training step costs on a GPU, on paper: no GPU is needed, and nothing is timed.
 
     python -m benchmarks.on_paper --model vit_base [--batch 128] [--device H100] [--host] [--check]
+    python -m benchmarks.on_paper --check           # every setting that has limits
 
 Forward, loss and backward run on the meta device, where operators have shapes and no data, and each operator
 is counted: calls, kernels, bytes, FLOPs, and from them its time on the device (`paper_cost`). Writes
@@ -50,9 +51,9 @@ from benchmarks.models import IMPLEMENTATIONS, RANK, WORKLOADS, build, loss_of, 
 from benchmarks.paper_autocast import Paper
 from benchmarks.paper_cost import DEVICES, Cost
 from benchmarks.paper_host import host_row
-from benchmarks.paper_limits import checked
+from benchmarks.paper_limits import LIMITS, checked
 from benchmarks.paper_stand_ins import as_on_a_gpu
-from benchmarks.paper_tables import RESULTS, host_table, summary, table
+from benchmarks.paper_tables import RESULTS, host_table, summary, table, title
 
 GIB = 2**30
 TOP = 6  # operators that are named
@@ -67,21 +68,29 @@ BATCHES: dict[str, Callable[[int], tuple[Tensor, Tensor]]] = {
 
 def main() -> int:
     options = _options()
-    options.batch = options.batch or SIZES.get(options.model, 16)
-    found: dict[str, dict[str, Any]] = {}
+    given = vars(options)
+    runs = (
+        [options] if options.model else [argparse.Namespace(**{**given, **key._asdict()}) for key in LIMITS]
+    )
     with as_on_a_gpu():
-        for way in ways(options.model):
-            found[way] = counted(way, options)
+        failed = [run_of(each) for each in runs]
+    (RESULTS / "on_paper.md").write_text(summary())
+    return int(options.check and any(failed))
+
+
+def run_of(options: argparse.Namespace) -> bool:
+    """Counts, prints and writes every way of one setting; whether a limit is exceeded."""
+    options.batch = options.batch or SIZES.get(options.model, 16)
+    found = {way: counted(way, options) for way in ways(options.model)}
     for row in found.values():
         row["ratio"] = row["ms"] / found["floor"]["ms"]
-    print(table(found), *([host_table(found)] if options.host else []), sep="\n\n")
     settings = {key: getattr(options, key) for key in SETTINGS}
     result = {**settings, "torch": torch.__version__, "ways": found}
     (RESULTS / f"{_name(options)}.json").write_text(json.dumps(result, indent=1) + "\n")
-    (RESULTS / "on_paper.md").write_text(summary())
     text, failed = checked(result)
-    print(text)
-    return int(options.check and failed)
+    tables = [title(result), table(found), *([host_table(found)] if options.host else []), text]
+    print("\n\n".join(tables), end="\n\n", flush=True)
+    return failed
 
 
 def ways(model: str) -> list[str]:
@@ -147,7 +156,7 @@ def _name(options: argparse.Namespace) -> str:
 
 def _options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--model", choices=WORKLOADS, required=True)
+    parser.add_argument("--model", choices=WORKLOADS, help="default: every setting that has limits")
     parser.add_argument("--batch", type=int, help="default: one that fills a GPU")
     parser.add_argument("--device", choices=DEVICES, default="H100")
     parser.add_argument("--precision", choices=PRECISIONS, default="bf16-true")

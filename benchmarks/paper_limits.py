@@ -26,22 +26,29 @@ def _variant() -> list[Limit]:
     return [_time("ours", 1.6), Limit("ours", "ms", "peft", 1.0), _time("fused", 1.4)]
 
 
-# (model, batch, variant) -> limits; they are of one H100, bf16-true and rank 8
-LIMITS: dict[tuple[str, int, str], list[Limit]] = {
-    ("vit_base", 128, ""): [
+class Setting(NamedTuple):
+    model: str
+    batch: int
+    dropout: float = 0.0
+    dora: bool = False
+
+
+# Of one H100, bf16-true and rank 8.
+LIMITS: dict[Setting, list[Limit]] = {
+    Setting("vit_base", 128): [
         _time("ours", 1.35), _calls("ours", 700), Limit("ours", "saved_gib", "floor", 1.10),
         _time("keep_inputs", 1.25),
         _time("fused", 1.20), _calls("fused", 640), Limit("fused", "saved_gib", "floor", 1.10),
     ],
-    ("vit_base", 8, ""): [_calls("ours", 0.85, "peft"), _calls("fused", 0.80, "peft")],
-    ("resnet50", 256, ""): [
+    Setting("vit_base", 8): [_calls("ours", 0.85, "peft"), _calls("fused", 0.80, "peft")],
+    Setting("resnet50", 256): [
         _time("ours", 1.30), _calls("ours", 750), _time("fused", 1.12), _calls("fused", 700),
     ],
-    ("wav2vec2_base", 16, ""): [_time("ours", 1.35), _time("fused", 1.25)],
-    ("lstm", 32, ""): [_time("ours", 1.35), _time("fused", 1.25)],
-    ("swin_tiny", 128, ""): [_time("ours", 1.35), _time("fused", 1.25)],
-    ("vit_base", 128, "dropout"): _variant(),
-    ("vit_base", 128, "dora"): _variant(),
+    Setting("wav2vec2_base", 16): [_time("ours", 1.35), _time("fused", 1.25)],
+    Setting("lstm", 32): [_time("ours", 1.35), _time("fused", 1.25)],
+    Setting("swin_tiny", 128): [_time("ours", 1.35), _time("fused", 1.25)],
+    Setting("vit_base", 128, dropout=0.1): _variant(),
+    Setting("vit_base", 128, dora=True): _variant(),
 }  # fmt: skip
 
 
@@ -49,8 +56,7 @@ def limits_of(run: dict[str, Any]) -> list[Limit]:
     """Those of a run whose settings they were set for."""
     if (run["device"], run["precision"], run["rank"]) != ("H100", "bf16-true", 8):
         return []
-    variants = ["dora"] * run["dora"] + {0.0: [], 0.1: ["dropout"]}.get(run["dropout"], ["other"])
-    return LIMITS.get((run["model"], run["batch"], " ".join(variants)), [])
+    return LIMITS.get(Setting(run["model"], run["batch"], run["dropout"], run["dora"]), [])
 
 
 def checked(run: dict[str, Any]) -> tuple[str, bool]:
