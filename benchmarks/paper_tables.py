@@ -39,7 +39,7 @@ def host_table(ways: dict[str, dict[str, Any]]) -> str:
 def summary() -> str:
     """A page of every result that is there, in Markdown."""
     found = [json.loads(path.read_text()) for path in sorted(RESULTS.glob("on_paper_*.json"))]
-    lines = ["# Training steps on a GPU, on paper", "", *WORDS]
+    lines = ["# Training steps on a GPU, on paper", "", *WORDS, "", *_overview(found)]
     for run in found:
         lines += ["", f"## {title(run)}", "", HEAD, RULE]
         lines += [_row(way, row) for way, row in run["ways"].items()]
@@ -47,11 +47,28 @@ def summary() -> str:
 
 
 WORDS = (
-    "Counted on the meta device, not measured: `python -m benchmarks.on_paper`, whose docstring says what is",
-    "assumed. Calls are operators, kernels what they launch, GB what they move, copies among it; the time is",
-    "that of the kernels on the device, without the host.",
+    "Counted on the meta device, not measured: `python -m benchmarks.on_paper`, whose docstring says what",
+    "is assumed. Calls are operators, kernels what they launch, GB what they move, copies among it; the time is",
+    "that of the kernels on the device, without the host. First of each way: time / floor; calls; bytes saved",
+    "for the backward / floor's.",
 )
-HEAD = "| | calls | kernels | GB | of it copies | TFLOP | saved GiB | ms | / floor | heaviest operators, ms |"
+
+
+def _overview(found: list[dict[str, Any]]) -> list[str]:
+    """A line for each setting, a column for each way."""
+    ways = list(dict.fromkeys(way for run in found for way in run["ways"]))
+    lines = [f"| | {' | '.join(ways)} |", "| --- |" + " ---: |" * len(ways)]
+    for run in found:
+        saved = run["ways"]["floor"]["saved_gib"]
+        cells = [
+            f"{row['ratio']:.2f}; {row['calls']:,}; {row['saved_gib'] / saved:.2f}" if row else ""
+            for row in (run["ways"].get(way) for way in ways)
+        ]
+        lines.append(f"| {title(run)} | {' | '.join(cells)} |")
+    return lines
+
+
+HEAD = "| | calls | kernels | GB | of it copies | TFLOP | saved GiB | ms | / floor | heaviest, ms |"
 RULE = "| --- |" + " ---: |" * 8 + " --- |"
 
 

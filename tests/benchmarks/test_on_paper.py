@@ -47,7 +47,9 @@ def test_every_way_is_counted_and_written(
     assert ours["own_calls"] > floor["own_calls"] == 0
     assert full["saved_gib"] * 2**30 == pytest.approx(2 * 64 * (32 + 64 + 64 + 32) + 4 * 64 * 11, rel=0.2)
     page = (tiny / "on_paper.md").read_text()
-    assert "tiny, batch 64, bf16-true, rank 8, H100" in page and "| ours |" in page
+    overview = next(line for line in page.splitlines() if line.startswith("| tiny, batch 64, bf16-true"))
+    assert f"| {full['ratio']:.2f}; {full['calls']}; " in overview
+    assert "## tiny, batch 64, bf16-true, rank 8, H100" in page and "| ours |" in page
     assert "no limits are set" in capsys.readouterr().out
 
 
