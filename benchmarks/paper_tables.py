@@ -48,9 +48,9 @@ def summary() -> str:
 
 WORDS = (
     "Counted on the meta device, not measured: `python -m benchmarks.on_paper`, whose docstring says what",
-    "is assumed. Calls are operators, kernels what they launch, GB what they move, copies among it; the time is",
-    "that of the kernels on the device, without the host. First of each way: time / floor; calls; bytes saved",
-    "for the backward / floor's.",
+    "is assumed. Calls are operators, kernels what they launch, GB what they move, copies among it; the",
+    "time is the kernels' on the device, without the host. First of each way: time / floor; calls; bytes",
+    "saved for the backward / floor's.",
 )
 
 
