@@ -41,7 +41,15 @@ from lora_lightning.kernels.conv_products import (
     sample,
     unsample,
 )
-from lora_lightning.kernels.conv_reference import by_the_reference, reference, save, saved, scaled_sum, summed
+from lora_lightning.kernels.conv_reference import (
+    by_the_reference,
+    formed,
+    reference,
+    save,
+    saved,
+    scaled_sum,
+    summed,
+)
 from lora_lightning.kernels.dora import magnitude_gradient
 from lora_lightning.kernels.dropout import add_dropped, dropped, dropped_again, scale
 from lora_lightning.kernels.half import shared_out, times
@@ -127,9 +135,10 @@ class FactoredConv(Function):
 
 
 # A step's form -> its function, of the arguments of `reference`, and those but the plain ones of `DenseConv`.
-PLAIN_FORMS = ("summed", "reference")
+PLAIN_FORMS = ("summed", "formed", "reference")
 FORMS: dict[str, Callable[..., Tensor]] = {
     "summed": summed,
+    "formed": formed,
     "reference": reference,
     "dense": DenseConv.apply,
     "merged": FactoredConv.apply,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from lora_lightning.kernels import sources
+from lora_lightning.kernels import compiled, sources
 from lora_lightning.kernels.common import is_plain
 from lora_lightning.kernels.linear_form import DENSE
 
@@ -46,11 +46,13 @@ def choose_form(
     """
     if implementation == "reference" or weight.requires_grad or not x.numel():
         return "reference"
-    if not is_plain(x, weight, bias, A, B, magnitude):
-        return "reference"
     positions = x.shape[0]
     for size, step in zip(x.shape[2:], stride, strict=True):
         positions *= size // step
+    if not is_plain(x, weight, bias, A, B, magnitude):
+        if dropout or not compiled.compiles(x, weight, bias, A, B, magnitude):
+            return "reference"
+        return compiled.conv_form(positions, weight, x.shape[1], dtype)
     dora, across = magnitude is not None, A.shape[0] != groups * B.shape[1]
     if not cpu:
         if dropout:

@@ -7,6 +7,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_lightning.kernels import compiled
 from lora_lightning.kernels.common import cast, graph_gradients
 from lora_lightning.kernels.conv_products import ConvSpec, convolve, expand, per_channel
 from lora_lightning.kernels.dora import row_factors, row_norms, scaled_change
@@ -27,6 +28,19 @@ def summed(
 ) -> Tensor:
     """conv(x, W + s·B·A) in plain operations, with a dense gradient of the weight; without a magnitude."""
     return convolve(x, sum_of(weight, A, B, spec.scaling).to(x.dtype), bias, spec)
+
+
+def formed(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    magnitude: Tensor | None,
+    spec: ConvSpec,
+) -> Tensor:
+    """conv(x, W') with the W' that a compiler is given."""
+    return convolve(x, compiled.effective(weight, A, B, magnitude, spec.scaling, x.dtype), bias, spec)
 
 
 def reference(

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.kernels import common, linear_dropped, linear_merged, sources
+from lora_lightning.kernels import common, compiled, linear_dropped, linear_merged, sources
 from lora_lightning.kernels.common import without_autocast
 from lora_lightning.kernels.conv import FORMS, PLAIN_FORMS
 from lora_lightning.kernels.conv_form import choose_form
@@ -81,6 +81,8 @@ def lora_linear(
         return plain(x, weight, bias, A, B, magnitude, scaling, F.dropout(x, dropout) if dropout else x)
     if spec.form in ("merged", "dropped"):
         return _merged_linear(x, Factored(weight, A, B, magnitude), bias, spec, member)
+    if spec.form == "compiled":
+        return compiled.linear(x, weight, bias, A, B, magnitude, scaling, spec.dtype, spec.backward)
     mask = keep_mask(x, dropout) if dropout else None
     if not torch.is_grad_enabled():
         return forward(x, weight, bias, A, B, magnitude, mask, spec)[0]

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lora_lightning.kernels import common, sources
+from lora_lightning.kernels import common, compiled, sources
 from lora_lightning.kernels.common import cast, is_plain, product_dtype
 from lora_lightning.kernels.dora import row_factors, scaled_change
 from lora_lightning.kernels.half import shared_out
@@ -61,8 +61,8 @@ class LinearSpec(NamedTuple):
     """How a layer computes, decided once by `linear_spec`.
 
     Attributes:
-        form: "plain" and "dense" are the functions of these names; "merged" is `linear_merged` and "dropped"
-            `linear_dropped`; else it is "function".
+        form: "plain" and "dense" are the functions of these names; "merged" is `linear_merged`, "dropped"
+            `linear_dropped` and "compiled" `compiled`; else it is "function".
         scaling: s.
         keep: 1 - the probability of dropping.
         dtype: of the products.
@@ -71,7 +71,7 @@ class LinearSpec(NamedTuple):
         merged: y comes from W + s·B·A; else y begins with the branch, or it is added.
         merged_back: dX comes from W + s·B·A.
         begins: y begins with the branch, onto which x·Wᵀ is added.
-        backward: of "merged": "dense", "extended" or "apart".
+        backward: of "merged": "dense", "extended" or "apart"; of "compiled": "dense" or "extended".
         packed: of "extended": dX is copied, as what comes next would else do it.
     """
 
@@ -121,16 +121,20 @@ def linear_spec(
         return PLAIN_FORM
     half = dtype.itemsize < 4
     cpu = common.on_cpu(x.device)
-    again = implementation == "auto" and x.nbytes >= (sources.LEAST if cpu else sources.LEAST_OFF_CPU)
     d_out, d_in = W.shape
     tokens = x.numel() // d_in
     if (
         implementation == "reference"
         or W.requires_grad
         or (half and magnitude is not None and (dropout or cpu))
-        or not is_plain(x, None if type(W) is QuantizedTensor else W, bias, A, B, magnitude)
     ):
         return PLAIN_FORM
+    if not is_plain(x, None if type(W) is QuantizedTensor else W, bias, A, B, magnitude):
+        if dropout or merged is False or not compiled.compiles(x, W, bias, A, B, magnitude):
+            return PLAIN_FORM
+        form = compiled.linear_form(x, d_out, dtype, magnitude is not None)
+        return PLAIN_FORM if form == "plain" else LinearSpec("compiled", scaling, dtype=dtype, backward=form)
+    again = implementation == "auto" and x.nbytes >= (sources.LEAST if cpu else sources.LEAST_OFF_CPU)
     touched, size = tokens * (d_in + d_out), d_in * d_out
     if not cpu:
         spec = LinearSpec("function", scaling, 1 - dropout, dtype, autocast, again)
