@@ -19,7 +19,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from lora_lightning.kernels import common
 from lora_lightning.kernels.common import PLAIN, cast, without_autocast
@@ -72,6 +71,8 @@ def cheapest(
         dtype: of the products.
         single: operations in the time of a byte in float32.
     """
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # takes sympy; here it is loaded
+
     item, half = dtype.itemsize, dtype.itemsize < 4
     merging = _kernels(4 * size, (4 + 2 * item) * size)  # B·A, and the sum
     # form -> what it takes beyond x·Wᵀ + b and dX: once, and for each token
