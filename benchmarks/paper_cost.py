@@ -126,7 +126,7 @@ class Cost(TorchDispatchMode):
     def _cost(self, func: Any, name: str, args: Any, kwargs: Any, out: Any) -> Sum:
         if name.startswith(paper_fused.SPACE):
             return self._fused(paper_fused.kernels(name, args, out), args[0].dtype)
-        moved = moved_bytes(func, name, args, kwargs, out) + paper_rules.second_pass(name, args, kwargs)
+        moved = moved_bytes(func, name, args, kwargs, out) + paper_rules.second_pass(name, args, kwargs, out)
         flops = flops_of(func, name, args, kwargs, out)
         launches = paper_rules.launches(name, args, kwargs, out)
         dtype = next((t.dtype for t in tensors((args, kwargs, out)) if t.is_floating_point()), torch.float32)
@@ -164,8 +164,9 @@ def moved_bytes(func: Any, name: str, args: Any, kwargs: Any, out: Any) -> int:
     """What is read of the arguments and written of the results, once; what is given twice is read once."""
     read: dict[int, Tensor] = {}
     if name not in SHAPE_ONLY:
+        unread = (0,) if name in OVERWRITES else paper_rules.unread(name, args)
         for index, argument in enumerate(func._schema.arguments):
-            if argument.is_out or (index == 0 and name in OVERWRITES):
+            if argument.is_out or index in unread:
                 continue
             value = args[index] if index < len(args) else kwargs.get(argument.name)
             read.update({id(t): t for t in tensors(value)})

@@ -20,6 +20,8 @@ CHUNK, BLOCKS = 65_536, 320
 LISTED = {1: 110, 2: 64, 3: 48, 4: 36, 5: 30}
 CONCATENATED = 128  # cuda/Shape.cu: tensors of a launch of cat and stack
 
+# Of these tables they read as many entries as they write.
+ROWS_OF = {"embedding", "index", "index_select", "gather"}
 # Which arguments an operator wants packed, and packs where they are not (`contiguous` in its CUDA function).
 PACKS: dict[str, tuple[int, ...]] = {
     "native_layer_norm": (0,),  # cuda/layer_norm_kernel.cu
@@ -42,6 +44,9 @@ def hidden_kernels(name: str, args: Any, kwargs: Any, out: Any) -> list[int]:
         found += [2 * size for size in rule(args, kwargs, out)]
     if name == "_softmax_backward_data":  # cuda/SoftMax.cu: dY·y first
         found.append(3 * _packed(args[0]))
+    if name == "native_batch_norm":  # cuda/Normalization.cu: statistics, or the running ones made ready
+        channels = 4 * 2 * args[0].shape[1]
+        found += [_packed(args[0]) if args[5] else channels, channels]
     if name == "roll":  # TensorTransformations.h: one dimension after the other
         found += [2 * _packed(args[0])] * (len(args[1]) - 1)
     return found
@@ -140,12 +145,22 @@ COPIES: dict[str, Callable[[Any, Any, Any], list[int]]] = {
 }
 
 
-def second_pass(name: str, args: Any, kwargs: Any) -> int:
-    """Bytes that are read again: statistics come before what is made with them, each gradient reads dY."""
-    if name == "native_batch_norm" and args[5]:  # cuda/Normalization.cuh, in train mode
-        return _packed(args[0])
+def unread(name: str, args: Any) -> tuple[int, ...]:
+    """Places of arguments that the gradients asked for are not made from."""
+    if name == "convolution_backward":
+        need_x, need_weight, _ = args[10]
+        return (() if need_weight else (1,)) + (() if need_x else (2,))
+    if name == "native_batch_norm_backward" and not (args[7] or any(args[9][1:])):
+        return (1,)  # cuda/Normalization.cu: batch_norm_elementwise_backward_eval
+    return (0,) if name in ROWS_OF else ()
+
+
+def second_pass(name: str, args: Any, kwargs: Any, out: Any) -> int:
+    """Bytes that are read again: sums come before what is made with them, each gradient reads dY."""
     if name == "native_batch_norm_backward" and (args[7] or any(args[9][1:])):
         return _packed(args[0]) + _packed(args[1])
+    if name in ROWS_OF:
+        return _packed(out)
     if name in ("native_layer_norm_backward", "native_group_norm_backward"):
         return (_packed(args[0]) + _packed(args[1])) * (launches(name, args, kwargs, None) - 1)
     if name == "convolution_backward":
@@ -164,10 +179,6 @@ def launches(name: str, args: Any, kwargs: Any, out: Any) -> int:
         return max(1, args[7][0] + (args[7][1] or args[7][2]))
     if name == "native_group_norm_backward":
         return max(1, args[9][0] + (args[9][1] or args[9][2]))
-    if name == "native_batch_norm":
-        return 2 if args[5] else 1
-    if name == "native_batch_norm_backward":
-        return 2 if args[7] or any(args[9][1:]) else 1
     if name == "convolution_backward":
         return max(1, sum(args[10]))
     if name in ("_cudnn_rnn", "_cudnn_rnn_backward"):

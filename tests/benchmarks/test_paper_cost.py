@@ -137,21 +137,32 @@ def test_convolution_wants_one_format_and_adds_its_bias_apart() -> None:
     assert cost.copies.total() == 2 * 2 * 2 * 16 * 8 * 8
 
 
-def test_convolution_backward_is_a_kernel_for_each_gradient() -> None:
-    x, weight = made(2, 8, 10, 10, grad=True), made(16, 8, 3, 3, grad=True)
+@pytest.mark.parametrize(("need_x", "need_weight"), [(True, True), (True, False), (False, True)])
+def test_convolution_backward_is_a_kernel_for_each_gradient(need_x: bool, need_weight: bool) -> None:
+    x, weight = made(2, 8, 10, 10, grad=need_x), made(16, 8, 3, 3, grad=need_weight)
     y = F.conv2d(x, weight)
     cost = counted(lambda: y.backward(torch.empty_like(y)))
-    assert (cost.total.calls, cost.total.launches) == (1, 2)
-    assert cost.by["convolution_backward"].bytes == 2 * (x.nbytes + weight.nbytes + y.nbytes)
+    assert (cost.total.calls, cost.total.launches) == (1, need_x + need_weight)
+    each = x.nbytes + weight.nbytes + y.nbytes  # dY and one of them read, the other's gradient written
+    assert cost.total.bytes == each * (need_x + need_weight)
 
 
 @pytest.mark.parametrize(("train", "passes"), [(False, 2), (True, 3)])
-def test_batch_norm_reads_twice_in_train_mode(train, passes) -> None:
-    norm = nn.BatchNorm2d(64, device="meta", dtype=torch.bfloat16).train(train)
-    x = made(8, 64, 32, 32)
-    cost = counted(lambda: norm(x)).by["native_batch_norm"]
-    assert cost.bytes == pytest.approx(passes * x.nbytes, rel=0.01)
-    assert cost.launches == passes - 1
+def test_batch_norm_reads_twice_in_train_mode(train: bool, passes: int) -> None:
+    norm = nn.BatchNorm2d(64, device="meta", dtype=torch.bfloat16).train(train).requires_grad_(False)
+    x, dY = made(8, 64, 32, 32, grad=True), made(8, 64, 32, 32)
+    forward = counted(lambda: norm(x)).by["native_batch_norm"]
+    assert forward.bytes == pytest.approx(passes * x.nbytes, rel=0.01)
+    assert forward.launches == 3
+    y = norm(x)
+    backward = counted(lambda: y.backward(dY)).by["native_batch_norm_backward"]
+    assert backward.bytes == pytest.approx((5 if train else 2) * x.nbytes, rel=0.01)
+    assert backward.launches == 1
+
+
+def test_a_gather_reads_what_it_writes() -> None:
+    table, rows = made(1000, 16), torch.empty(10, dtype=torch.long, device="meta")
+    assert counted(lambda: F.embedding(rows, table)).total.bytes == rows.nbytes + 2 * 10 * 16 * 2
 
 
 def test_softmax_backward_is_two_kernels_and_roll_one_a_dimension() -> None:
