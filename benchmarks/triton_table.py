@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lora_lightning.kernels.fused import launch
+from lora_lightning.kernels.fused.dropping import add_dropped, low_rank_rows
 from lora_lightning.kernels.fused.merging import merge_weight
 from lora_lightning.kernels.fused.passes import factor_pass, split_sum
 
@@ -41,7 +42,7 @@ COLUMNS = ["target", "kernel", "warps", "registers", "spilled", "shared", "progr
 # Bytes of shared memory that one program may have, and that all on a multiprocessor share.
 SHARED = {"sm_80": (163 * 1024, 164 * 1024), "sm_90": (227 * 1024, 228 * 1024), "gfx942": (65536, 65536)}
 # Not multiples of 16 in general, of which a launcher would tell the compiler.
-ODD = frozenset({"T", "splits_one", "splits_other", "out_rank", "out_column", "left_part"})
+ODD = frozenset({"T", "splits_one", "splits_other", "out_rank", "out_column", "left_part", "threshold"})
 
 
 class Kernel(NamedTuple):
@@ -98,6 +99,10 @@ def kernels(target: str) -> Iterator[Kernel]:
         for precision in precisions:
             for source in launch.plain.SOURCES if name == "bf16" else ("gelu", "layer_norm"):
                 yield first_pass(source, rank, dtype, amd, precision)
+            if name == "bf16" or precision == "ieee":
+                yield first_pass("layer_norm", rank, dtype, amd, precision, drops=True)
+                yield low_rank(rank, dtype, amd, precision)
+                yield dropped_sum(rank, dtype, amd, precision)
             for parts in (1, 3, 12) if rank == 8 else (1,):
                 yield second_pass(rank, dtype, parts, amd, precision)
     yield Kernel(
@@ -111,16 +116,20 @@ def kernels(target: str) -> Iterator[Kernel]:
         yield merging("u8", "nf4", rank, torch.bfloat16)
 
 
-def first_pass(source: str, rank: int, dtype: torch.dtype, amd: bool, precision: str) -> Kernel:
+def first_pass(
+    source: str, rank: int, dtype: torch.dtype, amd: bool, precision: str, drops: bool = False
+) -> Kernel:
     name, blocks = NAMES[dtype], launch.blocks_for(source, rank, dtype, amd)
     pointers = {"u": name, "left": name} | dict.fromkeys(
         ("mean", "rstd", "weight", "bias", "down", "parts", "out"), "fp32"
     )
     own = {
         "SOURCE": source, "HAS_WEIGHT": "norm" in source, "HAS_BIAS": source == "layer_norm", "DOWN": True,
-        "LEFT_PARTS": 1, "PIN": not amd, "out_column": 1, "left_part": 0,
+        "LEFT_PARTS": 1, "PIN": not amd, "out_column": 1, "left_part": 0, "DROPS": drops,
     }  # fmt: skip
-    return _pass(f"first pass, {source}", pointers, own, blocks, rank, dtype, precision)
+    return _pass(
+        f"first pass, {source}{' dropped' if drops else ''}", pointers, own, blocks, rank, dtype, precision
+    )
 
 
 def second_pass(rank: int, dtype: torch.dtype, parts: int, amd: bool, precision: str) -> Kernel:
@@ -131,6 +140,7 @@ def second_pass(rank: int, dtype: torch.dtype, parts: int, amd: bool, precision:
     own = {
         "SOURCE": "identity", "HAS_WEIGHT": False, "HAS_BIAS": False, "DOWN": False, "LEFT_PARTS": parts,
         "PIN": False, "out_column": rank, "out_rank": 1, "down_row": 0,
+        "DROPS": False, "grown": 1.0, "threshold": 0,
     }  # fmt: skip
     return _pass(f"second pass, {parts} parts", pointers, own, blocks, rank, dtype, precision)
 
@@ -145,7 +155,37 @@ def _pass(
     }  # fmt: skip
     kind = "tf32" if precision == "tf32" else NAMES[dtype]
     title = f"{name}, {kind}, r {rank}, {blocks.tokens} × {blocks.columns}"
-    return Kernel(title, factor_pass, pointers, constants, ("scale",), blocks.warps, blocks.stages)
+    floats = "scale", "grown"
+    return Kernel(
+        title, factor_pass, pointers | {"seed": "i64"}, constants, floats, blocks.warps, blocks.stages
+    )
+
+
+def low_rank(rank: int, dtype: torch.dtype, amd: bool, precision: str) -> Kernel:
+    blocks, name = launch.low_rank_blocks(rank, dtype), NAMES[dtype]
+    pointers = {"x": name, "seed": "i64", "down": "fp32", "out": name}
+    beside = launch.plain.width(0, rank)
+    own = {"BESIDE": beside, "R": triton.next_power_of_2(beside)}
+    return _dropping("X̃·Aᵀ", low_rank_rows, pointers, own, blocks, rank, dtype, precision)
+
+
+def dropped_sum(rank: int, dtype: torch.dtype, amd: bool, precision: str) -> Kernel:
+    blocks, name = launch.sum_blocks(rank), NAMES[dtype]
+    pointers = {"dX": name, "seed": "i64", "left": name, "down": "fp32", "out": name}
+    own = {"R": launch.padded(rank)}
+    return _dropping("dX + M∘(G·A)", add_dropped, pointers, own, blocks, rank, dtype, precision)
+
+
+def _dropping(
+    name: str, function: Any, pointers: dict[str, str], own: dict[str, Any], blocks: launch.Blocks, rank: int,
+    dtype: torch.dtype, precision: str,
+) -> Kernel:  # fmt: skip
+    constants = own | {
+        "RANK": rank, "DTYPE": launch.DTYPES[dtype], "PRECISION": precision,
+        "BLOCK_T": blocks.tokens, "BLOCK_D": blocks.columns,
+    }  # fmt: skip
+    title = f"{name}, {NAMES[dtype]}, r {rank}, {blocks.tokens} × {blocks.columns}"
+    return Kernel(title, function, pointers, constants, ("grown",), blocks.warps, blocks.stages)
 
 
 def merging(weight: str, kind: str, rank: int, dtype: torch.dtype) -> Kernel:

@@ -71,8 +71,8 @@ def lora_linear(
         (..., d_out), for B = 0 and dropout or not the very bits of `F.linear(x, weight, bias)`.
     """
     if implementation == "fused":
-        if merged is not False and suits(x, weight, bias, A, B, magnitude, dropout):
-            return fused_linear(x, weight, bias, A, B, scaling)
+        if merged is None and suits(x, weight, bias, A, B, magnitude):
+            return fused_linear(x, weight, bias, A, B, scaling, dropout)
         implementation = "auto"
     spec = linear_spec(x, weight, bias, A, B, scaling, magnitude, dropout, implementation, merged)
     if spec.form == "dense":

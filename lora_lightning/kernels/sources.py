@@ -81,6 +81,8 @@ def _normalize(
     buffer: Tensor | None,
 ) -> Tensor:
     """In the order of operations of torch's kernel, so that the result is the same to the last bit."""
+    if torch.is_grad_enabled():  # for a second derivative
+        mean, deviation = centre_and_scale(cast(x, mean.dtype), deviation)
     if buffer is not None and buffer.dtype != mean.dtype:
         buffer = None
     y = torch.sub(cast(x, mean.dtype), mean, out=buffer)
@@ -120,6 +122,14 @@ def _normalize_again(
 ) -> Tensor:
     with without_autocast(x.device.type):
         return F.layer_norm(x, x.shape[-1:], weight, bias, epsilon)
+
+
+def centre_and_scale(x: Tensor, scale: Tensor, centred: bool = True) -> tuple[Tensor, Tensor]:
+    """A norm's mean and reciprocal deviation as functions of its input (..., d): what it saved are numbers. Its
+    ε is what the saved ones say."""
+    mean = x.mean(-1, keepdim=True) if centred else torch.zeros_like(scale)
+    variance = (x - mean).square().mean(-1, keepdim=True)
+    return mean, (variance + (scale.pow(-2) - variance).detach()).rsqrt()
 
 
 def _activation(function: Callable[..., Tensor], maker: Any, x: Tensor) -> RecomputeSource | None:

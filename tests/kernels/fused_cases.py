@@ -17,7 +17,9 @@ def rows_apart(tensor):
 LAYOUTS = {"plain": lambda t: t, "apart": rows_apart, "transposed": lambda t: t.t().contiguous().t()}
 
 
-def gradients_case(T, d_in, d_out, rank, source, dtype, layout="plain", affine=(True, True), device="cpu"):
+def gradients_case(
+    T, d_in, d_out, rank, source, dtype, layout="plain", affine=(True, True), device="cpu", dropout=0.0
+):
     """What `factor_gradients` is given; a norm with or without weight and bias."""
     normal = lambda *shape: torch.randn(*shape, device=device)  # noqa: E731
     u, dY, G = (LAYOUTS[layout](normal(T, n).to(dtype)) for n in (d_in, d_out, rank))
@@ -29,17 +31,21 @@ def gradients_case(T, d_in, d_out, rank, source, dtype, layout="plain", affine=(
         weight = 1 + 0.2 * normal(d_in).to(wide) if affine[0] else None
     if source == "layer_norm":
         mean, bias = u.to(wide).mean(1), 0.1 * normal(d_in).to(wide) if affine[1] else None
-    return dY, u, mean, rstd, weight, bias, source, A.to(wide), G, 0.7
+    seed = torch.randint(2**31, (1,), device=device) if dropout else None
+    return dY, u, mean, rstd, weight, bias, source, A.to(wide), G, 0.7, dropout, seed
 
 
 def gradients_errors(got, given):
     """The largest errors of dA and of dB, in units of the dtype, relative to the sizes of their terms."""
-    dY, *inputs, source, A, G, scaling = (t.double() if isinstance(t, torch.Tensor) else t for t in given)
+    *tensors, dropout, seed = given
+    dY, *inputs, source, A, G, scaling = (t.double() if isinstance(t, torch.Tensor) else t for t in tensors)
     X, (u, mean, rstd) = plain.SOURCES[source](*inputs), inputs[:3]
     terms = (
         u.abs() if mean is None else 2 * (u.abs() + mean.abs()[:, None]) * rstd[:, None]
     )  # which may cancel
     size_of_X = X.abs() + 2.0**-22 / UNITS[given[0].dtype] * terms
+    if seed is not None:
+        X, size_of_X = (plain.dropped(t, dropout, seed) for t in (X, size_of_X))
     found = []
     for own, left, right, size in (
         (got[0], G.t(), X, size_of_X),
@@ -75,3 +81,24 @@ def assert_merged(E, given, dtype):
     assert ((E[:, :d_in].double() - exact).abs() <= share * unit + 2.0**-21 * terms).all()
     assert torch.equal(E[:, d_in : d_in + rank], (B * scaling).to(dtype))
     assert not E[:, d_in + rank :].any()
+
+
+def dropped_case(T, d_in, rank, dtype, layout="plain", device="cpu"):
+    """What `dropped_low_rank` and `dropped_sum` are given."""
+    x, G = (LAYOUTS[layout](torch.randn(T, n, device=device).to(dtype)) for n in (d_in, rank))
+    A = torch.randn(rank, d_in, device=device) / d_in**0.5
+    return x, G, A, 0.3, torch.randint(2**31, (1,), device=device)
+
+
+def dropped_errors(H, dX, given):
+    """The largest errors of the two, in units of the dtype, relative to the sizes of their terms."""
+    x, G, A, dropout, seed = (
+        t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in given
+    )
+    assert H.dtype == dX.dtype == given[0].dtype and dX.shape == x.shape
+    assert H.shape == (len(x), -(-len(A) // 16) * 16) and not H[:, len(A) :].any()
+    X = plain.dropped(x, dropout, seed)
+    change, size = (plain.dropped(t, dropout, seed) for t in (G @ A, G.abs() @ A.abs()))
+    low = (H[:, : len(A)].double() - X @ A.t()).abs() / (X.abs() @ A.abs().t()).clamp_min(1e-30)
+    sum_ = (dX.double() - x - change).abs() / (x.abs() + size).clamp_min(1e-30)
+    return [t.max().item() / UNITS[given[0].dtype] for t in (low, sum_)]

@@ -17,6 +17,8 @@ from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 from tests.kernels.fused_cases import (
     LAYOUTS,
     assert_merged,
+    dropped_case,
+    dropped_errors,
     gradients_case,
     gradients_errors,
     merge_case,
@@ -61,8 +63,9 @@ def test_in_the_interpreter(which):
     ],
     ids=str,
 )
-def test_the_gradients_of_the_factors(sizes, source, dtype, layout):
-    case = gradients_case(*sizes, source, dtype, layout, device=DEVICE)
+@pytest.mark.parametrize("dropout", [0.0, 0.3])
+def test_the_gradients_of_the_factors(sizes, source, dtype, layout, dropout):
+    case = gradients_case(*sizes, source, dtype, layout, device=DEVICE, dropout=dropout)
     found = launch().factor_gradients(*case)
     assert max(gradients_errors(found, case)) <= MOST
     assert all(map(torch.equal, found, launch().factor_gradients(*case)))
@@ -79,12 +82,40 @@ def test_the_gradients_of_the_factors(sizes, source, dtype, layout):
     dtype=st.sampled_from(DTYPES),
     layout=st.sampled_from(sorted(LAYOUTS)),
     affine=st.tuples(st.booleans(), st.booleans()),
+    dropout=st.sampled_from([0.0, 0.1]),
 )
-def test_the_gradients_of_the_factors_in_any_shape(sizes, rank, source, dtype, layout, affine):
-    case = gradients_case(*sizes, rank, source, dtype, layout, affine, device=DEVICE)
+def test_the_gradients_of_the_factors_in_any_shape(sizes, rank, source, dtype, layout, affine, dropout):
+    case = gradients_case(*sizes, rank, source, dtype, layout, affine, DEVICE, dropout)
     found = launch().factor_gradients(*case)
     assert max(gradients_errors(found, case)) <= MOST
     assert trust._gradients_error(found, case) <= 1
+
+
+def dropouts_errors(case):
+    x, G, A, *drops = case
+    H, dX = launch().dropped_low_rank(x, A, *drops), launch().dropped_sum(x, G, A, *drops)
+    assert trust._low_rank_error(H, (x, A, *drops)) <= 1
+    assert trust._sum_error(dX, case) <= 1
+    return dropped_errors(H, dX, case)
+
+
+@kernel
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_dropouts_products(dtype):
+    assert max(dropouts_errors(dropped_case(37, 70, 5, dtype, "apart", DEVICE))) <= MOST
+
+
+@kernel
+@pytest.mark.slow
+@settings(max_examples=60, deadline=None)
+@given(
+    sizes=st.tuples(st.integers(1, 100), st.integers(1, 200)),
+    rank=st.sampled_from([1, 8, 24, 64, 256]),
+    dtype=st.sampled_from(DTYPES),
+    layout=st.sampled_from(sorted(LAYOUTS)),
+)
+def test_dropouts_products_in_any_shape(sizes, rank, dtype, layout):
+    assert max(dropouts_errors(dropped_case(*sizes, rank, dtype, layout, DEVICE))) <= MOST
 
 
 @kernel

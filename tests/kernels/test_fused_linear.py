@@ -12,8 +12,10 @@ from torch import nn
 import lora_lightning as ll
 from benchmarks.measure import saved_bytes
 from lora_lightning.kernels.functional import lora_conv, lora_linear
-from lora_lightning.kernels.fused import operators
+from lora_lightning.kernels.fused import linear, operators
 from lora_lightning.kernels.fused.inputs import Input, input_of
+from lora_lightning.kernels.fused.plain import kept
+from lora_lightning.kernels.linear_form import plain
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 
 WIDTH = 48
@@ -60,6 +62,64 @@ def called(monkeypatch):
     found, own = [], operators.factor_gradients
     monkeypatch.setattr(operators, "factor_gradients", lambda *given: found.append(given[6]) or own(*given))
     return found
+
+
+@pytest.fixture
+def seeded(monkeypatch):
+    """Every mask is that of one seed; returned is how to drop with it."""
+    seed = torch.tensor([17])
+    monkeypatch.setattr(linear, "new_seed", lambda x: seed.to(x.device))
+    return lambda x, p: x * kept(x[..., 0].numel(), x.shape[-1], p, seed).view(x.shape) / (1 - p)
+
+
+@pytest.mark.parametrize("name", ["identity", *MAKERS])
+@pytest.mark.parametrize("bias", [True, False])
+def test_dropout_equals_the_reference(name, bias, seeded, called):
+    given = arguments((3, 7, WIDTH), 32, 4, bias)
+    maker = copy.deepcopy(MAKERS.get(name, nn.Identity())).double()
+    trained = [t for t in given.values() if t is not None and t.requires_grad]
+
+    def fused():
+        x = maker(given["x"] * 1)
+        return lora_linear(**{**given, "x": x}, scaling=2.0, dropout=0.3, implementation="fused")
+
+    x = maker(given["x"] * 1)
+    reference = plain(x, *(given[n] for n in ("weight", "bias", "A", "B")), None, 2.0, seeded(x, 0.3))
+    found = []
+    for y in (fused(), reference):
+        first = torch.autograd.grad(y.square().sum(), trained, create_graph=True)
+        found.append([y, *first, *torch.autograd.grad(sum(g.square().sum() for g in first), trained)])
+    torch.testing.assert_close(*found, rtol=1e-9, atol=1e-9)
+    first = torch.autograd.grad(fused().square().sum(), trained)  # no graph of it: by the operators
+    torch.testing.assert_close([*first], found[1][1 : len(trained) + 1], rtol=1e-9, atol=1e-9)
+    assert set(called) == {name.partition("-")[0]}
+    with torch.no_grad():
+        torch.testing.assert_close(fused(), reference)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_dropout_in_half_precision_saves_no_mask(dtype, seeded):
+    given = arguments((64, WIDTH), 32, 4, dtype=dtype)
+    exact = {n: t.detach().double().requires_grad_(t.requires_grad) for n, t in given.items()}
+    right = plain(*(exact[n] for n in ("x", "weight", "bias", "A", "B")), None, 2.0, seeded(exact["x"], 0.3))
+    saved = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: saved.append(t) or t, lambda t: t):
+        found = lora_linear(**given, scaling=2.0, dropout=0.3, implementation="fused")
+    assert [t.shape for t in saved if t is not None].count(given["x"].shape) == 1
+    assert not any(t.dtype == torch.bool for t in saved)
+    trained = [[t for t in of.values() if t.requires_grad] for of in (given, exact)]
+    ours, theirs = (torch.autograd.grad(y.square().sum(), of) for y, of in zip((found, right), trained))
+    for one, other in zip((found, *ours), (right, *theirs)):
+        assert (one.double() - other).norm() <= max(4 * torch.finfo(dtype).eps, 1e-5) * other.norm()
+
+
+def test_masks_follow_torchs_seed():
+    given = arguments((5, 6), trains=())
+    found = []
+    for seed in (1, 2, 1):
+        torch.manual_seed(seed)
+        found.append(lora_linear(**given, dropout=0.5, implementation="fused"))
+    assert torch.equal(found[0], found[2]) and not torch.equal(found[0], found[1])
 
 
 @settings(max_examples=25, deadline=None)
@@ -223,7 +283,6 @@ def test_the_meta_device_takes_the_operators():
 def test_what_it_cannot_do_goes_the_way_of_auto():
     given = arguments((5, 6), trains=("A", "B"))
     named = {
-        "dropout": {"dropout": 0.5},
         "dora": {"magnitude": torch.rand(4).double() + 0.5},
         "branch": {"merged": False},
     }

@@ -12,6 +12,8 @@ from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 from tests.kernels.fused_cases import (
     LAYOUTS,
     assert_merged,
+    dropped_case,
+    dropped_errors,
     gradients_case,
     gradients_errors,
     merge_case,
@@ -28,9 +30,10 @@ DTYPES = [torch.float64, torch.float32, *HALF]
     dtype=st.sampled_from(DTYPES),
     layout=st.sampled_from(sorted(LAYOUTS)),
     affine=st.tuples(st.booleans(), st.booleans()),
+    dropout=st.sampled_from([0.0, 0.3]),
 )
-def test_the_gradients_of_the_factors(sizes, source, dtype, layout, affine):
-    case = gradients_case(*sizes, source, dtype, layout, affine)
+def test_the_gradients_of_the_factors(sizes, source, dtype, layout, affine, dropout):
+    case = gradients_case(*sizes, source, dtype, layout, affine, dropout=dropout)
     assert max(gradients_errors(operators.factor_gradients(*case), case)) <= 1.5
 
 
@@ -89,11 +92,30 @@ def test_random_bits_of_neighbours_are_strangers():
         assert abs(torch.corrcoef(torch.stack([bits[:-apart], bits[apart:]]))[0, 1]) < 0.02
 
 
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_dropouts_products(dtype, layout):
+    case = x, G, A, *drops = dropped_case(9, 40, 5, dtype, layout)
+    H, dX = operators.dropped_low_rank(x, A, *drops), operators.dropped_sum(x, G, A, *drops)
+    assert max(dropped_errors(H, dX, case)) <= 2
+
+
+@pytest.mark.parametrize("dropout", [0.001, 0.1, 0.5, 0.999])
+def test_the_mask_keeps_as_many_as_it_says(dropout):
+    keep = 1 - dropout
+    one, other = (plain.kept(700, 600, dropout, torch.tensor([seed])).double() for seed in (5, 6))
+    pairs = one * other, one[1:] * one[:-1], one[:, 1:] * one[:, :-1]  # strangers to each other
+    for part, share in ((one, keep), (one[:, ::2], keep), (one[::2], keep), *((p, keep**2) for p in pairs)):
+        deviation = (share * (1 - share) / part.numel()) ** 0.5
+        assert part.mean().item() == pytest.approx(share, abs=5 * deviation)
+    assert torch.equal(plain.kept(5, 600, dropout, torch.tensor([5]), 9).double(), one[9:14])
+
+
 def test_no_overflow_in_float16():
     """X·Aᵀ may pass float16's largest number where the gradient is small."""
-    dY, u, *rest, A, G, scaling = gradients_case(5, 32, 8, 3, "identity", torch.float16)
-    case = dY * 1e-3, u.abs() * 1000, *rest, A.abs() * 100, G * 1e-3, scaling
-    assert (case[1].float() @ case[-3].t()).min() > 65504
+    dY, u, *norm, A, G, scaling, dropout, seed = gradients_case(5, 32, 8, 3, "identity", torch.float16)
+    case = dY * 1e-3, u.abs() * 1000, *norm, A.abs() * 100, G * 1e-3, scaling, dropout, seed
+    assert (case[1].float() @ case[-5].t()).min() > 65504
     dA, dB = operators.factor_gradients(*case)
     assert dA.isfinite().all() and dB.isfinite().all()
 
@@ -104,9 +126,11 @@ def test_what_torch_asks_of_an_operator():
     codes = quantized.codes, quantized.scales, "int8", A, B, scaling, torch.bfloat16
     torch.library.opcheck(operators.merge, (W, A, B, scaling, torch.bfloat16))
     torch.library.opcheck(operators.merge_quantized, codes)
-    torch.library.opcheck(
-        operators.factor_gradients, gradients_case(7, 40, 24, 5, "layer_norm", torch.bfloat16)
-    )
+    case = gradients_case(7, 40, 24, 5, "layer_norm", torch.bfloat16, dropout=0.3)
+    torch.library.opcheck(operators.factor_gradients, case)
+    x, G, A, *drops = dropped_case(7, 40, 5, torch.bfloat16)
+    torch.library.opcheck(operators.dropped_low_rank, (x, A, *drops))
+    torch.library.opcheck(operators.dropped_sum, (x, G, A, *drops))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -134,7 +158,11 @@ class Launched:
 
 CALLS = {
     "merge": lambda dtype: (*merge_case(24, 40, 5, dtype), dtype),
-    "factor_gradients": lambda dtype: gradients_case(9, 40, 24, 5, "layer_norm", dtype),
+    "factor_gradients": lambda dtype: gradients_case(9, 40, 24, 5, "layer_norm", dtype, dropout=0.3),
+    "dropped_low_rank": lambda dtype: (lambda x, G, A, *drops: (x, A, *drops))(
+        *dropped_case(9, 40, 5, dtype)
+    ),
+    "dropped_sum": lambda dtype: dropped_case(9, 40, 5, dtype),
 }
 
 

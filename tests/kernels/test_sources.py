@@ -33,8 +33,8 @@ def layer(x, recompute=True, **options):
     generator = torch.Generator().manual_seed(0)
     W, A, B = (torch.randn(s, generator=generator).to(x.dtype) for s in ((32, WIDTH), (4, WIDTH), (32, 4)))
     A, B = (t.float().requires_grad_() if x.dtype == torch.bfloat16 else t.requires_grad_() for t in (A, B))
-    implementation = "auto" if recompute else "keep_inputs"
-    return lora_linear(x, W, None, A, B, implementation=implementation, **options), (A, B)
+    options = {"implementation": "auto" if recompute else "keep_inputs"} | options
+    return lora_linear(x, W, None, A, B, **options), (A, B)
 
 
 @pytest.mark.parametrize("name", MAKERS)
@@ -50,6 +50,19 @@ def test_gradients_are_the_same_to_the_last_bit(name, dtype, options, monkeypatc
         y, factors = layer(x, recompute, **options)
         found.append(torch.autograd.grad(y.square().sum(), (*factors, source)))
     assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_second_derivatives_know_that_a_norm_depends_on_its_input(name):
+    source = torch.randn(2, 3, WIDTH).double().requires_grad_()
+    maker, found = copy.deepcopy(MAKERS[name]).double(), []
+    for implementation in ("auto", "fused", "reference"):
+        y, factors = layer(maker(source * 1), implementation=implementation)
+        trained = [*factors, source]
+        first = torch.autograd.grad(y.square().sum(), trained, create_graph=True)
+        found.append(torch.autograd.grad(sum(g.square().sum() for g in first), trained))
+    torch.testing.assert_close(found[0], found[2], rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found[1], found[2], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", MAKERS)

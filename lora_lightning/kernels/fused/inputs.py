@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from lora_lightning.kernels.fused import plain
-from lora_lightning.kernels.sources import saved_tensor
+from lora_lightning.kernels.sources import centre_and_scale, saved_tensor
 
 
 class Input(NamedTuple):
@@ -34,7 +34,16 @@ class Input(NamedTuple):
         return self.u.reshape(-1, self.u.shape[-1]), mean, rstd, self.weight, self.bias
 
     def whole(self) -> Tensor:
-        """x, (..., d_in), in torch's operations."""
+        """x, (..., d_in), in torch's operations, as a function of u."""
+        if self.rstd is not None:
+            centred = self.mean is not None
+            mean, rstd = centre_and_scale(
+                self.u.to(self.rstd.dtype), self.rstd.view(*self.u.shape[:-1], 1), centred
+            )
+            return self._replace(mean=mean, rstd=rstd)._computed()
+        return self._computed()
+
+    def _computed(self) -> Tensor:
         return plain.SOURCES[self.source](*self.by_tokens()).view(self.u.shape)
 
 

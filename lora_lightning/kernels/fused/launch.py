@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from lora_lightning.kernels.fused import plain
+from lora_lightning.kernels.fused.dropping import add_dropped, low_rank_rows
 from lora_lightning.kernels.fused.merging import merge_weight
 from lora_lightning.kernels.fused.passes import factor_pass, split_sum
 
@@ -121,11 +122,14 @@ def factor_gradients(
     A: Tensor,
     G: Tensor,
     scaling: float,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     most = MOST_RANK.get(dY.dtype, 256)
     if A.shape[0] > most:
         slices = zip(A.split(most), G.split(most, dim=1), strict=True)
-        found = [factor_gradients(dY, u, mean, rstd, weight, bias, source, a, g, scaling) for a, g in slices]
+        norm, drops = (mean, rstd, weight, bias), (dropout, seed)
+        found = [factor_gradients(dY, u, *norm, source, a, g, scaling, *drops) for a, g in slices]
         return torch.cat([dA for dA, _ in found]), torch.cat([dB for _, dB in found], dim=1)
     down, c = plain.shared_out(A, dY.dtype)
     dY, u, down, G = plain.rows([dY, u, down, G])  # type: ignore[assignment]  # none is None
@@ -145,17 +149,19 @@ def factor_gradients(
         "PIN": not is_amd(),
     }  # fmt: skip
     factor_pass[columns, splits_one](
-        u, mean, rstd, u if weight is None else weight, u if bias is None else bias, down, G, parts, sums_one,
+        u, mean, rstd, u if weight is None else weight, u if bias is None else bias,
+        u if seed is None else seed, down, G, parts, sums_one,
         T, d_in, u.stride(0), G.stride(0), 0, down.stride(0), dA.numel(), 1, d_in, span_one, 1.0,
+        plain.threshold(dropout), 1 / (1 - dropout), DROPS=seed is not None,
         SOURCE=source, HAS_WEIGHT=weight is not None, HAS_BIAS=bias is not None, DOWN=True, LEFT_PARTS=1,
         BLOCK_T=one.tokens, BLOCK_D=one.columns, num_warps=one.warps, num_stages=one.stages, **common,
     )  # fmt: skip
     if columns * padded(rank) > MOST_PARTS:
         parts, columns = parts.sum(0), 1
     factor_pass[columns_two, splits_two](
-        dY, dY, dY, dY, dY, dY, parts, parts, sums_two,
-        T, d_out, dY.stride(0), rank, T * rank, 0, dB.numel(), rank, 1, span_two, scaling,
-        SOURCE="identity", HAS_WEIGHT=False, HAS_BIAS=False, DOWN=False, LEFT_PARTS=columns,
+        dY, dY, dY, dY, dY, dY, dY, parts, parts, sums_two,
+        T, d_out, dY.stride(0), rank, T * rank, 0, dB.numel(), rank, 1, span_two, scaling, 0, 1.0,
+        SOURCE="identity", DROPS=False, HAS_WEIGHT=False, HAS_BIAS=False, DOWN=False, LEFT_PARTS=columns,
         BLOCK_T=two.tokens, BLOCK_D=two.columns, num_warps=two.warps, num_stages=two.stages, **common,
     )  # fmt: skip
     split_sum[triton.cdiv(dA.numel(), 128) + triton.cdiv(dB.numel(), 128),](
@@ -163,3 +169,41 @@ def factor_gradients(
         BLOCK=128, DEEP=16, num_warps=4,
     )  # fmt: skip
     return dA, dB if c is None else dB.mul_(c)
+
+
+def dropped_low_rank(x: Tensor, A: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    x, A = plain.rows([x, A])  # type: ignore[assignment]  # none is None
+    (T, d_in), rank = x.shape, A.shape[0]
+    out = x.new_empty(T, plain.width(0, rank))
+    blocks = low_rank_blocks(rank, x.dtype)
+    low_rank_rows[triton.cdiv(T, blocks.tokens),](
+        x, seed, A, out, T, d_in, x.stride(0), A.stride(0), plain.threshold(dropout), 1 / (1 - dropout),
+        RANK=rank, BESIDE=out.shape[1], R=triton.next_power_of_2(out.shape[1]), DTYPE=DTYPES[x.dtype],
+        PRECISION=precision_of(x.dtype), BLOCK_T=blocks.tokens, BLOCK_D=blocks.columns,
+        num_warps=blocks.warps, num_stages=blocks.stages,
+    )  # fmt: skip
+    return out
+
+
+def dropped_sum(dX: Tensor, G: Tensor, A: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    dX, G, A = plain.rows([dX, G, A])  # type: ignore[assignment]  # none is None
+    (T, d_in), rank = dX.shape, A.shape[0]
+    out = dX.new_empty(T, d_in)
+    blocks = sum_blocks(rank)
+    add_dropped[triton.cdiv(d_in, blocks.columns), triton.cdiv(T, blocks.tokens)](
+        dX, seed, G, A, out, T, d_in, dX.stride(0), G.stride(0), A.stride(0),
+        plain.threshold(dropout), 1 / (1 - dropout), RANK=rank, R=padded(rank), DTYPE=DTYPES[dX.dtype],
+        PRECISION=precision_of(dX.dtype), BLOCK_T=blocks.tokens, BLOCK_D=blocks.columns,
+        num_warps=blocks.warps, num_stages=blocks.stages,
+    )  # fmt: skip
+    return out
+
+
+def low_rank_blocks(rank: int, dtype: torch.dtype) -> Blocks:
+    """Of X̃·Aᵀ."""
+    return Blocks(32, 32 if dtype == torch.float32 or rank > 64 else 64, 4, 2)
+
+
+def sum_blocks(rank: int) -> Blocks:
+    """Of dX + M∘(G·A)."""
+    return Blocks(32, 64, 4, 2) if rank <= 64 else Blocks(16, 32, 4, 2)

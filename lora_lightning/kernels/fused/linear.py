@@ -24,23 +24,27 @@ from lora_lightning.kernels.common import (
 )
 from lora_lightning.kernels.fused import operators
 from lora_lightning.kernels.fused.inputs import Input, input_of
+from lora_lightning.kernels.fused.linear_dropped import (
+    Dropping,
+    FusedDroppedFunction,
+    base_and_up,
+    dropped_forward,
+    new_seed,
+)
 from lora_lightning.kernels.linear_form import plain
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 
 
-def suits(
-    x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, magnitude: Tensor | None, dropout: float
-) -> bool:
+def suits(x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, magnitude: Tensor | None) -> bool:
     """Whether `fused_linear` may compute `lora_linear` of these; everything else goes the way of "auto".
 
-    Not with DoRA or dropout, not for a W that trains, nor where an autograd function may not run; and not in
+    Not with DoRA, not for a W that trains, nor where an autograd function may not run; and not in
     float64, but on a CPU, which has no kernels.
     """
     quantized = type(W) is QuantizedTensor
     dtype = product_dtype(x)
     return (
         magnitude is None
-        and not dropout
         and not W.requires_grad
         and (W.dtype == x.dtype or autocasts(x.device.type))
         and (dtype != torch.float64 or common.on_cpu(x.device))
@@ -48,14 +52,28 @@ def suits(
     )
 
 
-def fused_linear(x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float) -> Tensor:
-    """y = x·(W + s·B·A)ᵀ + b, (..., d_out), of x's dtype; under autocast of its dtype."""
+def fused_linear(
+    x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, scaling: float, dropout: float
+) -> Tensor:
+    """y = x·Wᵀ + b + s·X̃·Aᵀ·Bᵀ, (..., d_out), of x's dtype; under autocast of its dtype."""
     dtype = product_dtype(x)
+    if dropout:
+        return _dropped(x, W, bias, A, B, Dropping(scaling, dropout, dtype))
     if not torch.is_grad_enabled():
-        return _forward(x, bias, _merged(W, A, B, scaling, dtype), W.shape[1], dtype)
+        return _forward(x, bias, operators.merged(W, A, B, scaling, dtype), W.shape[1], dtype)
     if type(W) is QuantizedTensor:
         W = W.detach()  # another object: a parameter that the graph holds cannot be moved
     y: Tensor = FusedLinearFunction.apply(x, W, bias, A, B, scaling, dtype, input_of(x))
+    return y
+
+
+def _dropped(x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, how: Dropping) -> Tensor:
+    """The same with dropout."""
+    seed = new_seed(x)
+    if not torch.is_grad_enabled():
+        return dropped_forward(x, base_and_up(W, A, B, how), bias, A, B, seed, how)
+    W = W.detach() if type(W) is QuantizedTensor else W
+    y: Tensor = FusedDroppedFunction.apply(x, W, bias, A, B, seed, how, input_of(x))
     return y
 
 
@@ -78,7 +96,7 @@ class FusedLinearFunction(torch.autograd.Function):
         dtype: of the products.
         given: what the backward makes x from.
         """
-        E = _merged(W, A, B, scaling, dtype)
+        E = operators.merged(W, A, B, scaling, dtype)
         if given.u is x:
             given = Input("identity", cast(x, dtype))
         ctx.scaling, ctx.dtype, ctx.source = scaling, dtype, given.source
@@ -97,7 +115,7 @@ class FusedLinearFunction(torch.autograd.Function):
             x = given.whole()
             y = plain(x, W, bias, A, B, None, scaling, x)
             return *graph_gradients(y, (x, W, bias, A, B), needs[:5], dY), *[None] * 3
-        E = _merged(W, A, B, scaling, ctx.dtype) if E is None else E
+        E = operators.merged(W, A, B, scaling, ctx.dtype) if E is None else E
         dY2 = dY.reshape(-1, dY.shape[-1])  # (T, d_out)
         rank, d_in = A.shape
         dX = G = dA = dB = None
@@ -118,15 +136,6 @@ def _comes_together(source: str, d_in: int, d_out: int) -> bool:
     """Whether dX and G are one product, which leaves dX's rows further apart. The backward of an activation
     takes them so; a norm's and attention's copy them: 2·d_in numbers a token, where G alone reads d_out."""
     return source not in ("identity", "layer_norm", "rms_norm") or d_out > 2 * d_in
-
-
-def _merged(W: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
-    """E, (d_out, d_in + r and more)."""
-    if type(W) is QuantizedTensor:
-        E: Tensor = operators.merge_quantized(W.codes, W.scales, W.kind, A, B, scaling, dtype)
-    else:
-        E = operators.merge(W, A, B, scaling, dtype)
-    return E
 
 
 def _forward(x: Tensor, bias: Tensor | None, E: Tensor, d_in: int, dtype: torch.dtype) -> Tensor:

@@ -5,14 +5,19 @@ The meta device sees one operator each. They have no gradients: autograd functio
 
     merge(W, A, B, scaling, dtype) -> E
     merge_quantized(codes, scales, kind, A, B, scaling, dtype) -> E
-    factor_gradients(dY, u, mean, rstd, weight, bias, source, A, G, scaling) -> dA, dB
+    factor_gradients(dY, u, mean, rstd, weight, bias, source, A, G, scaling, dropout, seed) -> dA, dB
+    dropped_low_rank(x, A, dropout, seed) -> H
+    dropped_sum(dX, G, A, dropout, seed) -> dX
 
 T tokens. W is (d_out, d_in), dithered where it and E are of half precision; or codes and scales of a
 `QuantizedTensor` of this kind. A is (r, d_in), B (d_out, r). E = [W + s·B·A | s·B | 0] is (d_out, d_in + r
 rounded up to 16), each sum taken in float32 and rounded once. dA = Gᵀ·X, (r, d_in), and dB = s·dYᵀ·(X·Aᵀ),
 (d_out, r), are float32; dY is (T, d_out), G (T, r), and X (T, d_in) is made of u (T, d_in) by `source`:
 "identity", "gelu", "gelu_tanh", "silu", "relu", "layer_norm" with mean and rstd (T,), weight and bias
-(d_in,) or None, "rms_norm" without mean and bias. Rows may be apart. In float64 torch's operations alone
+(d_in,) or None, "rms_norm" without mean and bias. With dropout, of probability p, X̃ = M∘X / (1 - p) is in
+X's place, with a mask M of random bits of an entry's row, column and the seed, (1,) int64 from 0 to 2^31:
+nobody saves it. H = X̃·Aᵀ, (T, r rounded up to 16), and dX + M∘(G·A) / (1 - p), (T, d_in), are packed. Rows
+may be apart. In float64 torch's operations alone
 compute.
 """
 
@@ -24,6 +29,7 @@ import torch
 from torch import Tensor
 
 from lora_lightning.kernels.fused import plain, trust
+from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 
 _library = torch.library.Library("lora_lightning", "DEF")
 _SCHEMAS = (
@@ -31,7 +37,10 @@ _SCHEMAS = (
     "merge_quantized(Tensor codes, Tensor scales, str kind, Tensor A, Tensor B, float scaling,"
     " ScalarType dtype) -> Tensor",
     "factor_gradients(Tensor dY, Tensor u, Tensor? mean, Tensor? rstd, Tensor? weight, Tensor? bias,"
-    " str source, Tensor A, Tensor G, float scaling) -> (Tensor, Tensor)",
+    " str source, Tensor A, Tensor G, float scaling, float dropout=0.0, Tensor? seed=None)"
+    " -> (Tensor, Tensor)",
+    "dropped_low_rank(Tensor x, Tensor A, float dropout, Tensor seed) -> Tensor",
+    "dropped_sum(Tensor dX, Tensor G, Tensor A, float dropout, Tensor seed) -> Tensor",
 )
 for _schema in _SCHEMAS:
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -65,11 +74,34 @@ def _factor_gradients(
     A: Tensor,
     G: Tensor,
     scaling: float,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     dtype = torch.promote_types(dY.dtype, torch.float32)
     return A.new_empty(A.shape, dtype=dtype), A.new_empty((dY.shape[1], A.shape[0]), dtype=dtype)
 
 
+@torch.library.register_fake("lora_lightning::dropped_low_rank", lib=_library)
+def _dropped_low_rank(x: Tensor, A: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    return x.new_empty(x.shape[0], plain.width(0, A.shape[0]))
+
+
+@torch.library.register_fake("lora_lightning::dropped_sum", lib=_library)
+def _dropped_sum(dX: Tensor, G: Tensor, A: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    return dX.new_empty(dX.shape)
+
+
 merge = torch.ops.lora_lightning.merge.default
 merge_quantized = torch.ops.lora_lightning.merge_quantized.default
 factor_gradients = torch.ops.lora_lightning.factor_gradients.default
+dropped_low_rank = torch.ops.lora_lightning.dropped_low_rank.default
+dropped_sum = torch.ops.lora_lightning.dropped_sum.default
+
+
+def merged(W: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
+    """E of a W of floats, or in few bits."""
+    if type(W) is QuantizedTensor:
+        E: Tensor = merge_quantized(W.codes, W.scales, W.kind, A, B, scaling, dtype)
+    else:
+        E = merge(W, A, B, scaling, dtype)
+    return E

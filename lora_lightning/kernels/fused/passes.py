@@ -19,15 +19,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lora_lightning.kernels.fused.pieces import dot, made, narrow, pinned
+from lora_lightning.kernels.fused.pieces import dot, dropped, made, narrow, pinned
 
 
 @triton.jit
 def factor_pass(
-    u, mean, rstd, weight, bias, down, left, parts, out,
+    u, mean, rstd, weight, bias, seed, down, left, parts, out,
     T, D, u_row, left_row, left_part, down_row, out_split, out_column, out_rank, span, scale,
+    threshold, grown,
     RANK: tl.constexpr, R: tl.constexpr, SOURCE: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    HAS_BIAS: tl.constexpr,
+    HAS_BIAS: tl.constexpr, DROPS: tl.constexpr,
     DOWN: tl.constexpr, LEFT_PARTS: tl.constexpr, DTYPE: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr, PIN: tl.constexpr,
 ):  # fmt: skip
@@ -38,6 +39,7 @@ def factor_pass(
 
     Args:
         u: (T, D), rows u_row apart; mean, rstd: (T,) float32; weight, bias: (D,).
+        seed, threshold, grown: of `dropped`, with DROPS.
         down: (RANK, D), rows down_row apart.
         left: (LEFT_PARTS, T, RANK), summed over its first axis; with DOWN one part, with rows left_row apart.
         parts: (column blocks, T, RANK) float32, contiguous.
@@ -94,8 +96,10 @@ def factor_pass(
         x = tl.load(u_tile, mask=here[:, None] & has_column[None, :], other=0.0)
         if SOURCE != "identity":
             x = made(x, m, d, w, b, SOURCE, HALF=DTYPE != tl.float32)
+        if DROPS:
+            x = dropped(x, first + done + tokens, columns, tl.load(seed), threshold, grown)
         x = narrow(x, DTYPE)
-        if SOURCE != "identity":
+        if SOURCE != "identity" or DROPS:
             x = pinned(x, PIN)
         total += dot(tl.trans(x), g, PRECISION)
         if DOWN:

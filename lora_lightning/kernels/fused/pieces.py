@@ -57,6 +57,14 @@ def mixed(x):
 
 
 @triton.jit
+def dropped(x, rows, columns, seed, threshold, scale):
+    """x times scale, with the entries zero that dropout drops: by random bits of their row, column and the seed."""
+    row = mixed(rows.to(tl.uint32) ^ seed.to(tl.uint32))
+    bits = mixed(row[:, None] + columns.to(tl.uint32)[None, :] * 0x9E3779B9)
+    return tl.where((bits >> 1).to(tl.int32) >= threshold, x.to(tl.float32) * scale, 0.0)
+
+
+@triton.jit
 def gelu_of_half(x):
     """max(x, 0) - |x|·erfc(|x|/√2)/2 with Abramowitz and Stegun 7.1.28, erfc(a) = (1 + a₁a + … + a₆a⁶)^-16 to
     3e-7: one special function and no branch, for a result that is rounded to half precision."""

@@ -91,14 +91,46 @@ def factor_gradients(
     A: Tensor,
     G: Tensor,
     scaling: float,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """dA = Gᵀ·X and dB = s·dYᵀ·(X·Aᵀ), in float32 or better; X is rounded to dY's dtype first."""
     X = SOURCES[source](u, mean, rstd, weight, bias).to(dY.dtype)
+    X = X if seed is None else dropped(X, dropout, seed)
     wide = torch.promote_types(dY.dtype, torch.float32)
     down, c = shared_out(A, dY.dtype)
     H = X @ down.to(dY.dtype).t()  # (T, r)
     dB = wide_product(dY.t(), H, wide) * scaling
     return wide_product(G.t(), X, wide), dB if c is None else dB * c
+
+
+def dropped_low_rank(x: Tensor, A: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    """X̃·Aᵀ, and zeros beside."""
+    H = dropped(x, dropout, seed) @ A.to(x.dtype).t()
+    return F.pad(H, (0, width(0, A.shape[0]) - A.shape[0]))
+
+
+def dropped_sum(dX: Tensor, G: Tensor, A: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    """dX + M∘(G·A) / (1 - p)."""
+    return dX + dropped(G @ A.to(G.dtype), dropout, seed)
+
+
+def dropped(x: Tensor, dropout: float, seed: Tensor, first: int = 0) -> Tensor:
+    """X̃ of rows of a matrix, of which the first has this number."""
+    return torch.where(kept(len(x), x.shape[1], dropout, seed, first), x / (1 - dropout), 0)
+
+
+def kept(rows: int, columns: int, dropout: float, seed: Tensor, first: int = 0) -> Tensor:
+    """Dropout's mask M, (rows, columns), bool: by random bits of an entry's row, column and the seed, so that
+    nobody need save it."""
+    row, column = (torch.arange(n, device=seed.device) for n in (rows, columns))
+    bits = mixed(mixed((row + first) ^ seed)[:, None] + column * 0x9E3779B9)
+    return (bits >> 1) >= threshold(dropout)
+
+
+def threshold(dropout: float) -> int:
+    """Of 31 random bits, below which an entry is dropped."""
+    return round(dropout * 2**31)
 
 
 def shared_out(A: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:

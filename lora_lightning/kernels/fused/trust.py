@@ -5,6 +5,7 @@ error."""
 from __future__ import annotations
 
 from collections.abc import Callable, Hashable, Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -46,10 +47,23 @@ def factor_gradients(
     A: Tensor,
     G: Tensor,
     scaling: float,
+    dropout: float = 0.0,
+    seed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`plain.factor_gradients` by Triton."""
-    given = dY, u, mean, rstd, weight, bias, source, A, G, scaling
-    return _run("factor_gradients", (source, dY.dtype), dY.device, given, _gradients_error)
+    given = dY, u, mean, rstd, weight, bias, source, A, G, scaling, dropout, seed
+    form = source, dY.dtype, *(() if seed is None else ("dropout",))
+    return _run("factor_gradients", form, dY.device, given, _gradients_error)
+
+
+def dropped_low_rank(x: Tensor, A: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    """`plain.dropped_low_rank` by Triton."""
+    return _run("dropped_low_rank", (x.dtype,), x.device, (x, A, dropout, seed), _low_rank_error)
+
+
+def dropped_sum(dX: Tensor, G: Tensor, A: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    """`plain.dropped_sum` by Triton."""
+    return _run("dropped_sum", (dX.dtype,), dX.device, (dX, G, A, dropout, seed), _sum_error)
 
 
 def _run(
@@ -69,10 +83,10 @@ def _run(
     """
     key = name, form, device
     if key in _compared or _is_captured(device):
-        return getattr(_launch(), name)(*given)
+        return _launched(name, device, given)
     what = f"{name} ({', '.join(str(f).removeprefix('torch.') for f in form)}) on {_named(device)}"
     try:
-        got = getattr(_launch(), name)(*given)
+        got = _launched(name, device, given)
     except torch.OutOfMemoryError:
         raise
     except Exception as problem:  # a compiler, a driver: anything
@@ -88,6 +102,12 @@ def _run(
         )
     _compared.add(key)
     return got
+
+
+def _launched(name: str, device: torch.device, given: tuple[Any, ...]) -> Any:
+    """On the tensors' own device, whichever is the current one."""
+    with torch.cuda.device(device) if device.type == "cuda" else nullcontext():
+        return getattr(_launch(), name)(*given)
 
 
 def _launch() -> Any:
@@ -127,15 +147,15 @@ def _merged_error(E: Tensor, given: tuple[Any, ...]) -> float:
 
 
 def _gradients_error(got: tuple[Tensor, Tensor], given: tuple[Any, ...]) -> float:
-    dY, u, mean, rstd, weight, bias, source, A, G, scaling = given
-    unit = TF32 if dY.dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32 else UNITS[dY.dtype]
-    info = torch.finfo(dY.dtype)
-    least = info.smallest_normal * info.eps / unit  # below which the distances stay the same
+    dY, u, mean, rstd, weight, bias, source, A, G, scaling, dropout, seed = given
+    unit, least = _unit(dY.dtype)
     A, (weight, bias) = A.double(), (None if t is None else t.double() for t in (weight, bias))
     sums = [torch.zeros_like(t, dtype=torch.float64) for t in (*got, *got)]
-    for dy, x, m, r, g in _tokens(dY, u, mean, rstd, G):
+    for first, dy, x, m, r, g in _tokens(dY, u, mean, rstd, G):
         X = plain.SOURCES[source](x, m, r, weight, bias)
         size = _size(source, X, x, m, r, weight, bias, unit) + least
+        if seed is not None:
+            X, size = (plain.dropped(t, dropout, seed, first) for t in (X, size))
         sums[0] += g.t() @ X
         sums[1] += scaling * dy.t() @ (X @ A.t())
         sums[2] += g.abs().t() @ size
@@ -147,10 +167,38 @@ def _gradients_error(got: tuple[Tensor, Tensor], given: tuple[Any, ...]) -> floa
     )
 
 
+def _low_rank_error(H: Tensor, given: tuple[Any, ...]) -> float:
+    x, A, dropout, seed = given
+    (unit, least), A, found = _unit(x.dtype), A.double(), [0.0]
+    for first, X, h in _tokens(x, H):
+        X = plain.dropped(X, dropout, seed, first)
+        right, size = torch.zeros_like(h), torch.full_like(h, least)
+        right[:, : len(A)] = X @ A.t()
+        size[:, : len(A)] += (X.abs() + least) @ (A.abs() + least).t()
+        found.append(_largest(h, right, SAFETY * unit * size))
+    return max(found)
+
+
+def _sum_error(out: Tensor, given: tuple[Any, ...]) -> float:
+    dX, G, A, dropout, seed = given
+    (unit, least), A, found = _unit(dX.dtype), A.double(), [0.0]
+    for first, dx, g, own in _tokens(dX, G, out):
+        change, size = (plain.dropped(t, dropout, seed, first) for t in (g @ A, g.abs() @ (A.abs() + least)))
+        found.append(_largest(own, dx + change, SAFETY * unit * (dx.abs() + size + least)))
+    return max(found)
+
+
+def _unit(dtype: torch.dtype) -> tuple[float, float]:
+    """A unit of products of this dtype, and the size below which the distances stay the same."""
+    tf32 = dtype == torch.float32 and torch.backends.cuda.matmul.allow_tf32
+    unit, info = TF32 if tf32 else UNITS[dtype], torch.finfo(dtype)
+    return unit, info.smallest_normal * info.eps / unit
+
+
 def _tokens(*tensors: Any) -> Iterator[list[Any]]:
-    """Some tokens of each at a time, in float64."""
+    """Some tokens of each at a time, in float64, and behind how many."""
     for first in range(0, tensors[0].shape[0], TOKENS):
-        yield [None if t is None else t[first : first + TOKENS].double() for t in tensors]
+        yield [first, *(None if t is None else t[first : first + TOKENS].double() for t in tensors)]
 
 
 def _size(
