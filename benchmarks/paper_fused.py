@@ -18,6 +18,7 @@ PROGRAMS = 264  # two for each of an H100's 132 multiprocessors
 INSTRUCTIONS = {  # an entry
     "identity": 3.7, "relu": 3.7, "silu": 24.0, "gelu": 24.0, "gelu_tanh": 24.0, "layer_norm": 13.0,
     "rms_norm": 13.0, "dY": 2.6, "merge": 20.0, "dithered": 34.0,
+    "dropped": 15.0,  # by its operations, in the source: a hash, a comparison, a product
 }  # fmt: skip
 
 
@@ -63,7 +64,8 @@ def _factor_gradients(args: Any, out: tuple[Tensor, Tensor]) -> list[Kernel]:
         sums = [4 * rank * splits_one * d_in, 4 * rank * splits_two * d_out]
         rows = sum(t.nbytes for t in (mean, rstd) if t is not None) + T * rank * G.element_size()
         first = u.nbytes + columns * rows + a.nbytes + columns * parts + sums[0]
-        found.append(Kernel(first, 4 * T * d_in * rank, INSTRUCTIONS[source] * T * d_in))
+        an_entry = INSTRUCTIONS[source] + (INSTRUCTIONS["dropped"] if len(args) > 10 and args[10] else 0)
+        found.append(Kernel(first, 4 * T * d_in * rank, an_entry * T * d_in))
         if columns * padded(rank) > MOST_PARTS:
             found.append(Kernel((columns + 1) * parts, 0))
             columns = 1
@@ -73,8 +75,26 @@ def _factor_gradients(args: Any, out: tuple[Tensor, Tensor]) -> list[Kernel]:
     return found
 
 
+def _dropped_low_rank(args: Any, out: Tensor) -> list[Kernel]:
+    """dropped_low_rank(x, A, dropout, seed) -> H"""
+    x, A = args[:2]
+    an_entry = INSTRUCTIONS["dY"] + INSTRUCTIONS["dropped"]
+    return [Kernel(x.nbytes + A.nbytes + out.nbytes, 2 * x.numel() * len(A), an_entry * x.numel())]
+
+
+def _dropped_sum(args: Any, out: Tensor) -> list[Kernel]:
+    """dropped_sum(dX, G, A, dropout, seed) -> dX"""
+    dX, G, A = args[:3]
+    columns = -(-dX.shape[1] // 64)  # blocks, each of which reads G
+    moved = dX.numel() * dX.element_size() + columns * G.numel() * G.element_size() + A.nbytes + out.nbytes
+    an_entry = INSTRUCTIONS["dY"] + INSTRUCTIONS["dropped"]
+    return [Kernel(moved, 2 * dX.numel() * len(A), an_entry * dX.numel())]
+
+
 COSTS: dict[str, Callable[[Any, Any], list[Kernel]]] = {
     f"{SPACE}merge": _merge,
     f"{SPACE}merge_quantized": _merge_quantized,
     f"{SPACE}factor_gradients": _factor_gradients,
+    f"{SPACE}dropped_low_rank": _dropped_low_rank,
+    f"{SPACE}dropped_sum": _dropped_sum,
 }

@@ -125,8 +125,8 @@ def _normalize_again(
 
 
 def centre_and_scale(x: Tensor, scale: Tensor, centred: bool = True) -> tuple[Tensor, Tensor]:
-    """A norm's mean and reciprocal deviation as functions of its input (..., d): what it saved are numbers. Its
-    ε is what the saved ones say."""
+    """A norm's mean and reciprocal deviation as functions of its input (..., d): what it saved are numbers.
+    Its ε is what the saved ones say."""
     mean = x.mean(-1, keepdim=True) if centred else torch.zeros_like(scale)
     variance = (x - mean).square().mean(-1, keepdim=True)
     return mean, (variance + (scale.pow(-2) - variance).detach()).rsqrt()

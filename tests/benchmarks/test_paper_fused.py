@@ -41,6 +41,19 @@ def test_factor_gradients_are_two_passes_and_a_sum(source: str) -> None:
     assert cost.total.seconds > first + dY.nbytes / FAST.bandwidth
 
 
+def test_dropouts_operators_read_and_write_once() -> None:
+    from lora_lightning.kernels.fused import operators
+
+    x, G, A = made(T, IN), made(T, R), made(R, IN, dtype=torch.float32)
+    drops = 0.1, made(1, dtype=torch.int64)
+    with Cost(FAST) as cost:
+        H = operators.dropped_low_rank(x, A, *drops)
+    assert (cost.total.launches, cost.total.bytes) == (1, x.nbytes + A.nbytes + H.nbytes)
+    with Cost(FAST) as cost:
+        operators.dropped_sum(x, G, A, *drops)
+    assert (cost.total.launches, cost.total.bytes) == (1, 2 * x.nbytes + IN // 64 * G.nbytes + A.nbytes)
+
+
 def test_an_unknown_operator_is_no_free_one() -> None:
     with pytest.raises(KeyError, match="lora_lightning::new"):
         kernels("lora_lightning::new", (), None)

@@ -27,7 +27,7 @@ def gradients_case(
     mean = rstd = weight = bias = None
     wide = torch.promote_types(dtype, torch.float32)
     if "norm" in source:
-        rstd = (u.to(wide).var(1, unbiased=False) + 1e-6).rsqrt()
+        rstd = (u.to(wide).var(1, correction=0) + 1e-6).rsqrt()
         weight = 1 + 0.2 * normal(d_in).to(wide) if affine[0] else None
     if source == "layer_norm":
         mean, bias = u.to(wide).mean(1), 0.1 * normal(d_in).to(wide) if affine[1] else None

@@ -14,7 +14,7 @@ def low_rank_rows(
     RANK: tl.constexpr, BESIDE: tl.constexpr, R: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """out (T, BESIDE), contiguous = dropped(x)·downᵀ, with zeros from RANK on. A program takes BLOCK_T tokens.
+    """out (T, BESIDE), contiguous = dropped(x)·downᵀ, and zeros from RANK on. A program takes BLOCK_T tokens.
 
     Args:
         x: (T, D), rows x_row apart.

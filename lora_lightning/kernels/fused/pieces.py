@@ -58,7 +58,7 @@ def mixed(x):
 
 @triton.jit
 def dropped(x, rows, columns, seed, threshold, scale):
-    """x times scale, with the entries zero that dropout drops: by random bits of their row, column and the seed."""
+    """x times scale, zero where dropout drops it: by random bits of row, column and seed."""
     row = mixed(rows.to(tl.uint32) ^ seed.to(tl.uint32))
     bits = mixed(row[:, None] + columns.to(tl.uint32)[None, :] * 0x9E3779B9)
     return tl.where((bits >> 1).to(tl.int32) >= threshold, x.to(tl.float32) * scale, 0.0)
