@@ -50,12 +50,12 @@ def attend(layer: nn.Module, *inputs: Tensor) -> Any:
 
 
 def attend_masked(layer: nn.Module, x: Tensor) -> Any:
-    mask = torch.ones(x.shape[0], x.shape[0], dtype=torch.bool).triu(1)
+    mask = torch.ones(x.shape[0], x.shape[0], dtype=torch.bool, device=x.device).triu(1)
     return layer(x, x, x, attn_mask=mask, need_weights=False)
 
 
 def attend_padded(layer: nn.Module, x: Tensor) -> Any:
-    padding = torch.zeros(x.shape[:2], dtype=torch.bool)
+    padding = torch.zeros(x.shape[:2], dtype=torch.bool, device=x.device)
     padding[:, -2:] = True
     return layer(x, x, x, key_padding_mask=padding, average_attn_weights=False)
 
