@@ -174,8 +174,8 @@ def build(way: str, workload: Workload, **options: Any) -> nn.Module:
 
     Args:
         way: "floor", "full", "peft", "ours", "keep_inputs", "reference" and "fused" (ours with that
-            `implementation`), "ours_int8" and "ours_nf4" (on a quantized base), "peft_nf4" (PEFT on
-            bitsandbytes' layers).
+            `implementation`), "folded" (ours with `fold_norms`), "ours_int8" and "ours_nf4" (on a
+            quantized base), "peft_nf4" (PEFT on bitsandbytes' layers).
         options: `rank`, `dropout` and `use_dora`, of PEFT and of ours.
     """
     torch.manual_seed(0)
@@ -204,6 +204,8 @@ def build(way: str, workload: Workload, **options: Any) -> nn.Module:
         )
     if way in IMPLEMENTATIONS:
         options["implementation"] = way
+    if way == "folded":
+        options["fold_norms"] = True
     options = {"rank": RANK, **options}
     ll.inject(
         model, ll.LoRAConfig(target_modules=workload.targets, modules_to_save=[workload.head], **options)

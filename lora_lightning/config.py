@@ -127,6 +127,9 @@ class LoRAConfig(Options):
         train_bias: "none", "all" (every bias in the backbone) or "lora_only" (of adapted layers).
         train_norm: normalization layers: "frozen", "affine" (weight and bias train), "stats" (running
             statistics move) or "both".
+        fold_norms: fold the frozen BatchNorm behind an adapted convolution into its weight for each step of
+            training, where nothing else reads what is between them: no pass over the activations forward or
+            backward, equal to 1e-5 and not bit for bit.
         implementation: how adapted layers compute: "auto" (the fast functions, which make some inputs again
             in the backward instead of saving them), "keep_inputs" (without the latter), "reference" (plain
             autograd: slower, larger, the same results) or "fused" (linear layers by Triton's kernels, which
@@ -155,7 +158,17 @@ class LoRAConfig(Options):
     use_dora: bool = False
     train_bias: Annotated[str, one_of("none", "all", "lora_only")] = "none"
     train_norm: Annotated[str, one_of("frozen", "affine", "stats", "both")] = "frozen"
+    fold_norms: bool = False
     implementation: Annotated[str, one_of("auto", "keep_inputs", "reference", "fused")] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if found := _unfoldable(vars(self)):
+            raise ConfigError(found)
+
+    @classmethod
+    def problems(cls, options: Mapping[str, Any], prefix: str = "", beside: Iterable[str] = ()) -> list[str]:
+        return super().problems(options, prefix, beside) + _unfoldable(options, prefix)
 
     @classmethod
     def plain(cls, name: str, value: Any) -> Any:
@@ -174,6 +187,24 @@ class LoRAConfig(Options):
         """s in W + s B A: alpha / rank, or alpha / sqrt(rank) with `use_rslora`."""
         alpha = 2 * rank if alpha is None else alpha
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
+
+
+UNFOLDABLE = {  # option -> values with which no norm can be folded, and the one that is needed
+    "train_norm": (("affine", "stats", "both"), "frozen"),
+    "implementation": (("reference",), "auto"),
+}
+
+
+def _unfoldable(options: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One line for each option that does not go together with `fold_norms`."""
+    if options.get("fold_norms") is not True:
+        return []
+    return [
+        f"{prefix}fold_norms=True folds no norm with {prefix}{name}={options[name]!r}: set {name} to "
+        f"{needed!r}, or fold_norms to false."
+        for name, (values, needed) in UNFOLDABLE.items()
+        if options.get(name) in values
+    ]
 
 
 def _plain_number(value: Any) -> Any:

@@ -52,7 +52,7 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
     for name, mode in state.training.items():
         if isinstance(norm := modules.get(name), FrozenNorm):
             swap_out(norm)
-            norm.training = mode and model.training  # a model in eval mode stays in it
+            norm.train(mode and model.training)  # a model in eval mode stays in it
     if not merged:
         put_base_values(model)
     for name, parameter in named_parameters(model).items():

@@ -9,6 +9,7 @@ from lora_lightning.adapters.base_values import (
     follow_base,
     refuse_replaced,
 )
+from lora_lightning.adapters.fold import fold_norms
 from lora_lightning.adapters.state import (
     Adapter,
     AdapterState,
@@ -167,6 +168,7 @@ def activate(model: nn.Module, names: tuple[str, ...]) -> None:
                 layer.lora[adapter].requires_grad_(True)
         _flag_own(model, state, True)
         _freeze_statistics(model, state)
+        fold_norms(model, state)
         begin_magnitudes(model)
         state.choice.version += 1
 
@@ -234,6 +236,7 @@ def freeze_norms(model: nn.Module) -> None:
     state = state_of(model)
     for name in state.training:
         freeze_statistics(submodule(model, name), state.config.implementation)
+    fold_norms(model, state)
 
 
 def _attach(
@@ -301,5 +304,5 @@ def _freeze_statistics(model: nn.Module, state: AdapterState) -> None:
             freeze_statistics(module, state.config.implementation)
         elif isinstance(module, FrozenNorm):
             swap_out(module)
-            module.training = model.training
+            module.train(model.training)
             state.training.pop(name, None)

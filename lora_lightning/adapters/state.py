@@ -51,6 +51,7 @@ class AdapterState:
             adapter trains, by name.
         requires_grad: the flag of every parameter before.
         training: the mode before of every norm layer that is frozen now.
+        norms_behind: names of convolutions -> of the norms behind them, once that was asked for.
         begun: whether the model's own tensors may have trained values, since when only what
             `load_state_dict` brings is taken for the base's.
         restoring: whether the next state that is loaded is a checkpoint's of this model.
@@ -62,6 +63,7 @@ class AdapterState:
     originals: dict[str, Tensor] = field(default_factory=dict)
     requires_grad: dict[str, bool] = field(default_factory=dict)
     training: dict[str, bool] = field(default_factory=dict)
+    norms_behind: dict[str, str] | None = None
     begun: bool = False
     restoring: bool = False
     choice: Choice = field(default_factory=Choice)

@@ -31,6 +31,7 @@ from lora_lightning.kernels.conv_products import (
     add_expanded,
     bias_gradient,
     convolve,
+    convolve_merged,
     dense_in,
     expand_transposed,
     gradients,
@@ -71,7 +72,7 @@ class FactoredConv(Function):
         h = mask = divided = formed = factors = None
         if whole is not None:
             formed, factors = whole
-            y = convolve(x, formed, bias, spec)
+            y = convolve_merged(x, formed, bias, spec)
         elif spec.form == "merged":
             y = convolve(x, scaled_sum(weight, A, B, magnitude, spec)[0].to(x.dtype), bias, spec)
         else:

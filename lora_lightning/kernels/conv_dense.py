@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from lora_lightning.kernels.conv_products import ConvSpec, convolve, dense_in, gradients, memory_format
+from lora_lightning.kernels.conv_products import (
+    ConvSpec,
+    convolve,
+    convolve_merged,
+    dense_in,
+    gradients,
+    memory_format,
+)
 from lora_lightning.kernels.conv_reference import by_the_reference, save, saved, scaled_sum
 from lora_lightning.kernels.dora import magnitude_gradient
 from lora_lightning.kernels.merge_whole import Whole
@@ -35,9 +42,10 @@ class DenseConv(Function):
         together: what formed that together with others'.
         """
         ctx.spec, ctx.together = spec, together
-        W = scaled_sum(weight, A, B, magnitude, spec)[0].to(x.dtype) if whole is None else whole.weight
         save(ctx, x, source, weight, bias, A, B, magnitude, *(whole or (None, None)))
-        return convolve(x, W, bias, spec)
+        if whole is not None:
+            return convolve_merged(x, whole.weight, bias, spec)
+        return convolve(x, scaled_sum(weight, A, B, magnitude, spec)[0].to(x.dtype), bias, spec)
 
     @staticmethod
     def backward(ctx: Any, dY: Tensor) -> tuple[Tensor | None, ...]:

@@ -36,6 +36,17 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor | None, spec: ConvSpec, gro
     return convolution(x, weight, bias, spec.stride, spec.padding, spec.dilation, groups or spec.groups)
 
 
+def convolve_merged(x: Tensor, W: Tensor, bias: Tensor | None, spec: ConvSpec) -> Tensor:
+    """The convolution with a W' that was given. cuDNN's adds a bias in a pass of its own, a matrix product in
+    passing: so where a norm gave it, and no bits of the base layer's are to be kept, 1×1 kernels of channels
+    last take the latter."""
+    product = spec.rows is not None and is_pointwise(W, spec) and set(spec.stride) == {1}
+    if not product or bias is None or memory_format(x) == torch.contiguous_format:
+        return convolve(x, W, bias, spec)
+    rows = x.movedim(1, -1)  # a view whose rows are the positions
+    return torch.addmm(bias, rows.flatten(0, -2), W.flatten(1).t()).view(*rows.shape[:-1], -1).movedim(-1, 1)
+
+
 def gradients(
     dY: Tensor,
     x: Tensor,

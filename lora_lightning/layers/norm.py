@@ -14,8 +14,10 @@ from lora_lightning.errors import UserError
 from lora_lightning.kernels.common import is_plain
 from lora_lightning.kernels.norm import FrozenBatchNormFunction
 from lora_lightning.layers.swap import ClassSwap, class_of, swap_class
+from lora_lightning.utils.names import by_class
 
 FOLDED = "lora_folded"  # attribute of a tensor
+NEVER_TRAIN = {("torchvision.ops.misc", "FrozenBatchNorm2d"): True}
 
 
 class FrozenNorm(ClassSwap):
@@ -122,6 +124,12 @@ def is_norm(module: nn.Module) -> bool:
         return False
     own = list(module.parameters(recurse=False))
     return bool(own) and all(p.dim() <= 1 for p in own)
+
+
+def is_foldable(module: nn.Module) -> bool:
+    """Whether it is a frozen BatchNorm whose work a convolution before it may do: one that was frozen here,
+    or torchvision's FrozenBatchNorm2d."""
+    return isinstance(module, (FrozenBatchNorm, FrozenAffine)) or bool(by_class(module, NEVER_TRAIN))
 
 
 def freeze_statistics(module: nn.Module, implementation: str = "auto") -> None:
