@@ -32,7 +32,7 @@ class Paper:
 
     def __init__(self) -> None:
         _setup_privateuseone_for_python_backend(NAME, backend_module=_Module())
-        self.mode = FakeTensorMode()
+        self._mode = FakeTensorMode()
         common.PLAIN |= {FakeTensor}  # they stand for tensors that are plain
         common.WIDENING |= {NAME}
         self._half: dict[int, tuple[Tensor, Tensor]] = {}  # as CUDA's: of trained parameters, while it is on
@@ -47,16 +47,12 @@ class Paper:
         ):
             for op in listed(policy):
                 self._library.impl(op, _kernel(op, run), KEY.name)
+        for op in (torch.ops.aten.empty.memory_format, torch.ops.aten.empty_strided.default):
+            self._library.impl(op, self._made_by(op), "PrivateUse1")
 
     def move(self, model: nn.Module) -> nn.Module:
         """A model of the meta device on this one."""
-        return model._apply(lambda t: FakeTensor(self.mode, t.detach(), torch.device(NAME, 0)))
-
-    @contextmanager
-    def made(self) -> Iterator[None]:
-        """Within it new tensors are this device's."""
-        with self.mode, torch.device(NAME):
-            yield
+        return model._apply(lambda t: FakeTensor(self._mode, t.detach(), torch.device(NAME, 0)))
 
     @contextmanager
     def autocast(self) -> Iterator[None]:
@@ -64,6 +60,13 @@ class Paper:
         with torch.autocast(NAME, torch.bfloat16):
             yield
         self._half.clear()
+
+    def _made_by(self, op: Any) -> Callable[..., Tensor]:
+        def made(*args: Any, **kwargs: Any) -> Tensor:
+            with self._mode:
+                return op(*args, **kwargs)
+
+        return made
 
     def _in_half(self, op: Any, args: Any, kwargs: Any) -> Any:
         return op(*self._cast(args, torch.bfloat16), **self._cast(kwargs, torch.bfloat16))

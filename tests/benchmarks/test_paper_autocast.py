@@ -63,11 +63,10 @@ torch.set_autocast_enabled("cuda", False)
 
 paper = Paper()
 net = paper.move(Net().to("meta"))
-with paper.made(), Log() as ours, paper.autocast():
+with torch.device("paper"), Log() as ours, paper.autocast():
     made = loss(net)
 assert len(cuda.seen) > 80 and sorted(cuda.seen) == sorted(ours.seen)
-with paper.mode:
-    made.backward()
+made.backward()
 assert {p.grad.dtype for p in net.parameters() if p.requires_grad} == {torch.float32}
 assert net.conv.weight.grad.device.type == "paper"
 """

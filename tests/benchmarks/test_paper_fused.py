@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks.paper_cost import Cost, Device
-from benchmarks.paper_fused import INSTRUCTIONS, kernels
+from benchmarks.paper_fused import COSTS, INSTRUCTIONS, SPACE, kernels
 
 pytest.importorskip("triton")
 T, IN, OUT, R = 25_216, 768, 2304, 8
@@ -52,6 +52,12 @@ def test_dropouts_operators_read_and_write_once() -> None:
     with Cost(FAST) as cost:
         operators.dropped_sum(x, G, A, *drops)
     assert (cost.total.launches, cost.total.bytes) == (1, 2 * x.nbytes + IN // 64 * G.nbytes + A.nbytes)
+
+
+def test_every_operator_has_its_cost() -> None:
+    from lora_lightning.kernels.fused import operators
+
+    assert {f"{SPACE}{schema.partition('(')[0]}" for schema in operators._SCHEMAS} == set(COSTS)
 
 
 def test_an_unknown_operator_is_no_free_one() -> None:
