@@ -1,4 +1,4 @@
-"""What the meta device would run otherwise than a GPU: attention as one kernel, and cuDNN's LSTM."""
+"""What the meta device would run otherwise than a GPU: attention and dropout as one kernel, cuDNN's LSTM."""
 
 from __future__ import annotations
 
@@ -17,16 +17,24 @@ LSTM = 2  # cuDNN's number of this mode
 
 @contextmanager
 def as_on_a_gpu() -> Iterator[None]:
-    """Within it `F.scaled_dot_product_attention` and `nn.LSTM` run the operators that they run on CUDA."""
-    attention, lstm = F.scaled_dot_product_attention, torch._VF.lstm
+    """Within it attention, dropout and `nn.LSTM` run the operators that they run on CUDA."""
+    places = ((F, "scaled_dot_product_attention"), (torch._VF, "lstm"), (torch._VF, "dropout"))
+    own = [getattr(place, name) for place, name in places]
     with torch.library._scoped_library("aten", "IMPL") as library:
         library.impl("_cudnn_rnn", _cudnn_rnn, "Meta", allow_override=True)
         library.impl("_cudnn_rnn_backward", _cudnn_rnn_backward, "Meta")
-        F.scaled_dot_product_attention, torch._VF.lstm = _attention, _lstm
         try:
+            for (place, name), function in zip(places, (_attention, _lstm, _dropout), strict=True):
+                setattr(place, name, function)
             yield
         finally:
-            F.scaled_dot_product_attention, torch._VF.lstm = attention, lstm
+            for (place, name), function in zip(places, own, strict=True):
+                setattr(place, name, function)
+
+
+def _dropout(x: Tensor, p: float, train: bool) -> Tensor:
+    """Dropout.cpp: without training none, else one kernel, and one in the backward."""
+    return torch.native_dropout(x, p, True)[0] if train and p else x
 
 
 def _attention(

@@ -187,6 +187,17 @@ def test_launches_of_lists() -> None:
     assert counted(lambda: torch.stack(small * 2)).total.launches == 2
 
 
+def test_dropout_is_one_operator_each_way() -> None:
+    x = made(N, IN, grad=True)
+    with as_on_a_gpu():
+        cost = counted(lambda: F.dropout(x, 0.1).backward(made(N, IN)))
+        assert counted(lambda: F.dropout(x, 0.1, training=False)).total.calls == 0
+    assert {name: of.calls for name, of in cost.by.items()} == {
+        "native_dropout": 1, "native_dropout_backward": 1,
+    }  # fmt: skip
+    assert cost.total.bytes == N * IN * (2 + 2 + 1 + 2 + 1 + 2)  # the mask is of bytes
+
+
 def test_lstm_is_one_operator_and_packs_made_weights() -> None:
     lstm = nn.LSTM(8, 16, 2, device="meta", dtype=torch.bfloat16, batch_first=True)
     x = made(3, 5, 8, grad=True)
