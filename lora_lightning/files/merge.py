@@ -13,6 +13,7 @@ from lora_lightning.files.alignment import aligned
 from lora_lightning.files.fingerprint import refusal_of_base
 from lora_lightning.files.format import SavedAdapter
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor, is_quantized
+from lora_lightning.kernels.rounding import rounded
 from lora_lightning.layers.update import LowRankUpdate, effective_weight
 from lora_lightning.layers.weight_norm import normed_parts, normed_weight, parts_of
 from lora_lightning.utils.digests import digests
@@ -68,7 +69,7 @@ def merge_state(saved: SavedAdapter, base_weights: Mapping[str, Tensor], check_b
         weight = normed_weight(*(base_weights[n] for n in parts)) if parts else base_weights[name]
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
         total = effective_weight(wide, [_update(saved, layer, wide) for layer in layers])
-        merged = total.to(weight.dtype)
+        merged = rounded(total, weight.dtype)
         _refuse_not_finite(name, merged, weight)
         error = merged.to(wide.dtype) - total
         largest = max(largest, error.abs().max().item())

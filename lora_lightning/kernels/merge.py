@@ -7,9 +7,7 @@ of W.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -19,6 +17,7 @@ from lora_lightning.kernels.common import autocasts
 from lora_lightning.kernels.dora import row_norms
 from lora_lightning.kernels.half import divisors
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
+from lora_lightning.kernels.rounding import dithered_, dithers
 
 ALIGNED = 8  # entries of a row that a GPU's matrix units take at once in half precision
 
@@ -74,7 +73,7 @@ def merge(layers: Sequence[Factored], scaling: float, dtype: torch.dtype, added:
     Args:
         added: false leaves the update out of W', and the scaling out of s·A: [W | s·B] and A.
 
-    A W of less than float32 is rounded by a fixed dither (`dithered`), as small updates of it would else be
+    A W of less than float32 is rounded by a fixed dither (`rounding`), as small updates of it would else be
     lost; W of float32 has low bits of its own, which do the same for the rounding to nearest.
     """
     if autocasts(layers[0].A.device.type):  # which would take the sum in half precision
@@ -96,44 +95,13 @@ def merge(layers: Sequence[Factored], scaling: float, dtype: torch.dtype, added:
     width = -(-(d_in + r) // ALIGNED) * ALIGNED
     make = sums.new_empty if width == d_in + r else sums.new_zeros
     extended = make(n, W.shape[1], width, dtype=dtype)
-    extended[..., :d_in].copy_(dithered(sums, dtype) if W.dtype == dtype != sums.dtype else sums)
+    extended[..., :d_in].copy_(dithered_(sums, dtype, n) if dithers(W.dtype, dtype) else sums)
     torch.mul(B, scaling, out=extended[..., d_in : d_in + r])
     low, shares = _low(A, B, scaling if added else 1.0, dtype)
     return [
         Merged(extended[i], low[i], None if c is None else c[i], None if shares is None else shares[i])
         for i in range(n)
     ]
-
-
-def dithered(sums: Tensor, dtype: torch.dtype) -> Tensor:
-    """`sums`, float32 and overwritten, with numbers that `dtype` holds, each one of the two next to its own:
-    the upper one with a probability of the distance from the lower, over the entries. What `dtype` holds
-    already stays.
-
-    Rounding to nearest would take nothing of an update of less than half a unit in the last place of W; this
-    takes of every entry's as much as it is, in the mean over the entries. The noise is the same at each
-    step, so that W' moves only as A and B do.
-    """
-    bits = sums.view(torch.int32).clamp_(max=0x7FC00000)  # a GPU's NaN is 0x7FFFFFFF, which would overflow
-    size = sums[0].numel()
-    if dtype == torch.bfloat16:
-        bits.add_(_noise(size, 15, sums.device).view(sums.shape[1:]), alpha=2)
-        return sums.view(dtype)[..., HIGH::2]
-    bits.add_(_noise(size, 13, sums.device).view(sums.shape[1:])).bitwise_and_(-(2**13))
-    return sums
-
-
-HIGH = 1 if sys.byteorder == "little" else 0  # where a float32 has its upper half
-
-
-def _noise(size: int, bits: int, device: torch.device) -> Tensor:
-    return _drawn(1 << (size - 1).bit_length(), bits, device)[:size]
-
-
-@cache
-def _drawn(size: int, bits: int, device: torch.device) -> Tensor:
-    generator = torch.Generator().manual_seed(size)
-    return torch.randint(2**bits, (size,), generator=generator, dtype=torch.int16, device="cpu").to(device)
 
 
 def stacked(tensors: list[Tensor]) -> Tensor:

@@ -11,7 +11,8 @@ from torch import Tensor
 
 from lora_lightning.kernels.common import without_autocast
 from lora_lightning.kernels.dora import row_norms
-from lora_lightning.kernels.merge import dithered, stacked
+from lora_lightning.kernels.merge import stacked
+from lora_lightning.kernels.rounding import dithered_, dithers
 
 
 class FactoredKernel(NamedTuple):
@@ -65,8 +66,8 @@ def merge_whole(layers: Sequence[FactoredKernel], scaling: float, dtype: torch.d
         sums = sums.view(n, out, -1)
         c = _row_factors(layers, sums)
         sums = sums if c is None else sums.mul_(c[..., None])
-        if W.dtype == dtype != sums.dtype and first.rows is None:
-            sums = dithered(sums, dtype)
+        if dithers(W.dtype, dtype) and first.rows is None:
+            sums = dithered_(sums, dtype, n)
         formed = sums.to(dtype).contiguous().view(n, *shape)
     weights = [W.movedim(-1, 1) if last else W for W in formed.unbind()]
     return [Whole(W, None if c is None else c[i]) for i, W in enumerate(weights)]

@@ -14,6 +14,7 @@ from typing_extensions import Self
 from lora_lightning.kernels.common import autocasts, product_dtype, without_autocast
 from lora_lightning.kernels.dora import row_factors, row_norms
 from lora_lightning.kernels.half import shared_out
+from lora_lightning.kernels.rounding import rounded
 from lora_lightning.layers.slot import Slot
 
 LEAVES = ("lora_A", "lora_B", "lora_magnitude")  # names of an update's parameters
@@ -196,16 +197,16 @@ def init_update(A: Tensor, B: Tensor, init: str, zero: str = "B") -> None:
 
 
 def effective_weight(weight: Tensor, updates: list[LowRankUpdate]) -> Tensor:
-    """W + sum of the updates, in W's dtype; the sum is taken in float32 or better."""
+    """W + sum of the updates, in W's dtype; the sum is taken in float32 or better and rounded once."""
     dtype = torch.promote_types(weight.dtype, torch.float32)
     effective = weight.to(dtype)
     for update in updates:
         out_range = update.slot.out_range
         if out_range is None and len(updates) == 1:
-            return update.added_to(effective).to(weight.dtype)
+            return rounded(update.added_to(effective), weight.dtype)
         delta = update.delta(update.slot.of(weight))
         if out_range is not None:
             below = weight.shape[0] - out_range[1]
             delta = nn.functional.pad(delta, [0, 0] * (weight.dim() - 1) + [out_range[0], below])
         effective = effective + delta
-    return effective.to(weight.dtype)
+    return rounded(effective, weight.dtype)

@@ -9,7 +9,7 @@ from torch.utils.checkpoint import checkpoint
 
 import lora_lightning as ll
 from lora_lightning.kernels import together
-from lora_lightning.kernels.merge import Factored, dithered, merge
+from lora_lightning.kernels.merge import Factored, merge
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 from lora_lightning.layers.registry import lora_layers
 
@@ -62,29 +62,6 @@ def test_a_quantized_weight_counts_as_what_it_stands_for():
     W = QuantizedTensor.of(given.weight, "int8")
     (found,) = merge([given._replace(weight=W)], 0.5, torch.bfloat16)
     assert torch.equal(found.weight, torch.addmm(W.dequantize(), given.B, given.A, alpha=0.5).bfloat16())
-
-
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_a_dither_takes_the_mean_of_an_update_that_is_less_than_a_unit(dtype):
-    W = torch.randn(400, 500).to(dtype)
-    bits, least = (7, 0.0) if dtype == torch.bfloat16 else (10, 2.0**-24)
-    unit = (2.0 ** (W.float().abs().log2().floor() - bits)).clamp_min(least)
-    for share in (0.05, -0.2, 0.4, 0.9, -1.7):
-        sums = W.float() + share * unit
-        nearest, found = sums.to(dtype).float(), dithered(sums[None].clone(), dtype)[0].to(dtype).float()
-        moved = ((found - W.float()) / unit).mean().item()
-        assert abs(moved - share) < 0.01
-        assert ((found - sums) / unit).abs().max() <= 2, "twice where it crosses a power of two"
-        if abs(share) < 0.45:
-            assert abs(((nearest - W.float()) / unit).mean()) < abs(share) / 3
-    assert torch.equal(dithered(W[None].float(), dtype)[0].to(dtype), W), "what is held already stays"
-
-
-def test_a_dither_keeps_what_is_no_number():
-    odd = torch.tensor([float("nan"), float("inf"), -float("inf"), 3.38e38, 0.0])
-    odd[0] = torch.tensor([0x7FFFFFFF], dtype=torch.int32).view(torch.float32)[0]  # a GPU's NaN
-    found = dithered(odd[None, None].expand(1, 64, 5).clone(), torch.bfloat16).float()[0]
-    assert found[:, 0].isnan().all() and (found[:, 1:3] == odd[1:3]).all() and (found[:, 4] == 0).all()
 
 
 def stack(depth=5):
