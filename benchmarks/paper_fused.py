@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from lora_lightning.kernels.fused import plain
+from lora_lightning.kernels.rounding import dithers
 
 SPACE = "lora_lightning::"
 PROGRAMS = 264  # two for each of an H100's 132 multiprocessors
@@ -36,7 +36,7 @@ def kernels(name: str, args: Any, out: Any) -> list[Kernel]:
 def _merge(args: Any, out: Tensor) -> list[Kernel]:
     """merge(W, A, B, scaling, dtype) -> E"""
     W, A, B = args[:3]
-    kind = "dithered" if plain.dithers(W.dtype, out.dtype) else "merge"
+    kind = "dithered" if dithers(W.dtype, out.dtype) else "merge"
     moved = W.nbytes + A.nbytes + B.nbytes + out.nbytes
     return [Kernel(moved, 2 * A.shape[0] * W.numel(), INSTRUCTIONS[kind] * W.numel())]
 

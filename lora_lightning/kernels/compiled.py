@@ -25,6 +25,7 @@ from lora_lightning.kernels.common import PLAIN, cast, without_autocast
 from lora_lightning.kernels.dora import row_norms
 from lora_lightning.kernels.half import shared_out, times
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
+from lora_lightning.kernels.rounding import mixed
 from lora_lightning.kernels.weights import update_of
 
 # Of an H100, which reaches 2.6 TB/s, 650 TFLOP/s in half precision, 320 with TF32, which its convolutions
@@ -136,16 +137,14 @@ def effective(
 
 
 def dithered(sums: Tensor, dtype: torch.dtype) -> Tensor:
-    """Float32 rounded to one of the two next numbers of `dtype`, as by `merge.dithered`, but with noise made
-    of the entries' places in the same pass; the gradient is that of a cast."""
+    """Float32 in half precision as by `rounding.dithered_`, but with the noise made in the same pass, and
+    with the gradient of a cast."""
     with torch.no_grad():
-        mask = (1 << BEYOND[dtype]) - 1
-        index = torch.arange(sums.numel(), device=sums.device).view(sums.shape)
-        mixed = (index * 0x9E3779B1) & 0xFFFFFFFF
-        mixed = ((mixed ^ (mixed >> 15)) * 0x2C1B3C6D) & 0xFFFFFFFF
+        noise = mixed(torch.arange(sums.numel(), device=sums.device).view(sums.shape)) >> 17
+        lost = BEYOND[dtype]
+        noise = (noise << 1 if lost == 16 else noise >> 2).to(torch.int32)
         bits = sums.detach().view(torch.int32).clamp(max=0x7FC00000)  # a NaN with all bits set would overflow
-        upper = (bits + ((mixed >> 12) & mask).to(torch.int32)) & ~mask
-        rounded = upper.view(torch.float32)
+        rounded = ((bits + noise) & -(1 << lost)).view(torch.float32)
     return (sums + (rounded - sums).detach()).to(dtype)
 
 

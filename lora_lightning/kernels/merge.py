@@ -95,7 +95,8 @@ def merge(layers: Sequence[Factored], scaling: float, dtype: torch.dtype, added:
     width = -(-(d_in + r) // ALIGNED) * ALIGNED
     make = sums.new_empty if width == d_in + r else sums.new_zeros
     extended = make(n, W.shape[1], width, dtype=dtype)
-    extended[..., :d_in].copy_(dithered_(sums, dtype, n) if dithers(W.dtype, dtype) else sums)
+    small = added and sums.dtype != dtype and dithers(W.dtype, dtype)
+    extended[..., :d_in].copy_(dithered_(sums, dtype, n) if small else sums)
     torch.mul(B, scaling, out=extended[..., d_in : d_in + r])
     low, shares = _low(A, B, scaling if added else 1.0, dtype)
     return [

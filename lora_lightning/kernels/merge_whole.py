@@ -66,7 +66,7 @@ def merge_whole(layers: Sequence[FactoredKernel], scaling: float, dtype: torch.d
         sums = sums.view(n, out, -1)
         c = _row_factors(layers, sums)
         sums = sums if c is None else sums.mul_(c[..., None])
-        if dithers(W.dtype, dtype) and first.rows is None:
+        if sums.dtype != dtype and dithers(W.dtype, dtype) and first.rows is None:
             sums = dithered_(sums, dtype, n)
         formed = sums.to(dtype).contiguous().view(n, *shape)
     weights = [W.movedim(-1, 1) if last else W for W in formed.unbind()]

@@ -20,8 +20,9 @@ HIGH = 1 if sys.byteorder == "little" else 0  # where a float32 has its upper ha
 
 
 def dithers(source: torch.dtype, dtype: torch.dtype) -> bool:
-    """Whether a sum with a weight of the dtype `source` is rounded to `dtype` by a dither."""
-    return source in HALF and dtype in HALF
+    """Whether a sum with a weight of the dtype `source` is rounded to `dtype` by a dither: where the weight
+    is of that dtype itself. Else it has low bits of its own, which do the same for rounding to nearest."""
+    return source == dtype and dtype in HALF
 
 
 def rounded(sums: Tensor, source: torch.dtype) -> Tensor:

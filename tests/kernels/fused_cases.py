@@ -2,6 +2,7 @@
 
 import torch
 
+from lora_lightning.kernels import rounding
 from lora_lightning.kernels.fused import plain
 
 UNITS = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-20, torch.float64: 2.0**-45}
@@ -77,7 +78,7 @@ def assert_merged(E, given, dtype):
     unit = (info.eps * 2.0 ** exact.abs().clamp_min(1e-300).log2().floor()).clamp_min(
         info.smallest_normal * info.eps
     )
-    share = 1 if plain.dithers(W.dtype, dtype) else 0.5
+    share = 1 if rounding.dithers(W.dtype, dtype) else 0.5
     assert ((E[:, :d_in].double() - exact).abs() <= share * unit + 2.0**-21 * terms).all()
     assert torch.equal(E[:, d_in : d_in + rank], (B * scaling).to(dtype))
     assert not E[:, d_in + rank :].any()

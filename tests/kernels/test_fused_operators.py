@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 import lora_lightning as ll
 from lora_lightning.errors import UserError
+from lora_lightning.kernels import rounding
 from lora_lightning.kernels.fused import operators, plain, trust
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 from tests.kernels.fused_cases import (
@@ -73,7 +74,7 @@ def test_the_dither_is_unbiased_and_keeps_what_needs_no_rounding(dtype, size):
             low = torch.tensor(size * sign).to(dtype)
             up = torch.nextafter(low, torch.tensor(10.0 * sign).to(dtype))
             x = torch.lerp(low.float(), up.float(), share).expand(500, 400)
-            found = plain.dithered(x, dtype)
+            found = rounding.dithered_(x.clone(), dtype)
             assert ((found == low) | (found == up)).all()
             deviation = (share * (1 - share) / x.numel()) ** 0.5
             assert (found == up).double().mean().item() == pytest.approx(share, abs=4 * deviation + 2.0**-13)
@@ -82,11 +83,11 @@ def test_the_dither_is_unbiased_and_keeps_what_needs_no_rounding(dtype, size):
 @pytest.mark.parametrize("dtype", HALF)
 def test_the_dither_of_what_has_no_neighbours(dtype):
     x = torch.tensor([[float("nan"), float("inf"), -float("inf"), 0.0, -0.0]])
-    assert torch.equal(plain.dithered(x, dtype).nan_to_num(3.0), x.to(dtype).nan_to_num(3.0))
+    assert torch.equal(rounding.dithered_(x.clone(), dtype).nan_to_num(3.0), x.to(dtype).nan_to_num(3.0))
 
 
 def test_random_bits_of_neighbours_are_strangers():
-    bits = plain.mixed(torch.arange(2**16)).double() / 2**32
+    bits = rounding.mixed(torch.arange(2**16)).double() / 2**32
     assert abs(bits.mean() - 0.5) < 0.005 and abs(bits.var() - 1 / 12) < 0.002
     for apart in (1, 2, 64, 768):
         assert abs(torch.corrcoef(torch.stack([bits[:-apart], bits[apart:]]))[0, 1]) < 0.02

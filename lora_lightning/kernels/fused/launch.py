@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from lora_lightning.kernels import rounding
 from lora_lightning.kernels.fused import plain
 from lora_lightning.kernels.fused.dropping import add_dropped, low_rank_rows
 from lora_lightning.kernels.fused.merging import merge_weight
@@ -97,7 +98,7 @@ def _merge(
         W, A if scales is None else scales, table, A, B, out,
         d_out, d_in, W.stride(0), A.stride(0), B.stride(0), out.stride(0), scaling,
         RANK=rank, BESIDE=beside, R=triton.next_power_of_2(beside), KIND=kind,
-        DITHER=kind == "float" and plain.dithers(W.dtype, dtype), DTYPE=DTYPES[dtype],
+        DITHER=kind == "float" and rounding.dithers(W.dtype, dtype), DTYPE=DTYPES[dtype],
         BLOCK_M=rows, BLOCK_N=columns, num_warps=4,
     )  # fmt: skip
     return out

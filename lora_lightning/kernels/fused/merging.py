@@ -34,7 +34,8 @@ def dithered(x, bits, DTYPE: tl.constexpr):
     finite = (own & 0x7F800000) != 0x7F800000
     if DTYPE == tl.bfloat16:
         cut = tl.where(x == x, own >> 16, 0x7FC0)
-        return tl.where(finite, (own + (bits >> 16)) >> 16, cut).to(tl.uint16).to(tl.bfloat16, bitcast=True)
+        moved = (own + ((bits >> 17) << 1)) >> 16  # 15 bits, as a table of int16 has them
+        return tl.where(finite, moved, cut).to(tl.uint16).to(tl.bfloat16, bitcast=True)
     else:
         noise = bits >> 19
         normal = ((own + noise) & 0xFFFFE000).to(tl.float32, bitcast=True)

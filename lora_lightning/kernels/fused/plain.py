@@ -15,9 +15,9 @@ from torch import Tensor
 from lora_lightning.kernels.common import wide_product
 from lora_lightning.kernels.half import SMALLEST
 from lora_lightning.kernels.quantized_tensor import DEQUANTIZERS
+from lora_lightning.kernels.rounding import dithered_, dithers, mixed
 
 ALIGNED = 16  # E's rows are of so many numbers, or multiples: a kernel else reads them piece by piece
-HALF = (torch.bfloat16, torch.float16)
 
 
 def width(d_in: int, rank: int) -> int:
@@ -30,7 +30,7 @@ def merge(W: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -
     wide = torch.promote_types(torch.promote_types(W.dtype, dtype), torch.float32)
     up = B.to(wide) * scaling
     merged = torch.addmm(W.to(wide), B.to(wide), A.to(wide), alpha=scaling)
-    merged = dithered(merged, dtype) if dithers(W.dtype, dtype) else merged.to(dtype)
+    merged = dithered_(merged, dtype) if dithers(W.dtype, dtype) else merged.to(dtype)
     d_out, d_in = W.shape
     E = merged.new_zeros(d_out, width(d_in, A.shape[0]))
     E[:, :d_in] = merged
@@ -48,36 +48,6 @@ def merge_quantized(
 def dequantized(codes: Tensor, scales: Tensor, kind: str, shape: tuple[int, int]) -> Tensor:
     """W of a `QuantizedTensor`'s codes, in float32."""
     return DEQUANTIZERS[kind](codes, scales, shape, torch.float32)
-
-
-def dithers(source: torch.dtype, dtype: torch.dtype) -> bool:
-    """Whether W's sum with its update is dithered: where W has no low bits of its own, which would do it."""
-    return source in HALF and dtype in HALF
-
-
-def dithered(x: Tensor, dtype: torch.dtype) -> Tensor:
-    """x (rows, columns), float32, in half precision, rounded up or down in proportion to the distances, so
-    that the mean of many is right; by random bits of an entry's place alone, the same at every step."""
-    place = torch.arange(x.numel(), device=x.device).view(x.shape)
-    bits = mixed(place)
-    own = x.contiguous().view(torch.int32)
-    if dtype == torch.bfloat16:
-        rounded = ((own + (bits >> 16).to(torch.int32)) & -0x10000).view(torch.float32)
-    else:
-        noise = bits >> 19
-        normal = ((own + noise.to(torch.int32)) & -0x2000).view(torch.float32)
-        small = (x * 2**24 + noise * 2.0**-13).floor() * 2.0**-24
-        rounded = torch.where(x.abs() < 2.0**-14, small, normal)
-    return torch.where(x.isfinite(), rounded, x).to(dtype)
-
-
-def mixed(x: Tensor) -> Tensor:
-    """32 random bits of each number, in int64: lowbias32 of Chris Wellons' hash prospector."""
-    low = 0xFFFFFFFF
-    x = x & low
-    x = ((x ^ (x >> 16)) * 0x7FEB352D) & low
-    x = ((x ^ (x >> 15)) * 0x846CA68B) & low
-    return x ^ (x >> 16)
 
 
 def factor_gradients(

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from lora_lightning.errors import UserError
+from lora_lightning.kernels import rounding
 from lora_lightning.kernels.fused import plain
 
 TOKENS = 4096  # that the comparison takes at a time, in float64
@@ -140,7 +141,7 @@ def _merged_error(E: Tensor, given: tuple[Any, ...]) -> float:
     terms[:, : A.shape[1]] = base.double().abs() + B.abs() @ A.abs()
     right[:, A.shape[1] : A.shape[1] + len(A)] = B
     info = torch.finfo(dtype)
-    units = (1 if plain.dithers(base.dtype, dtype) else 0.5) * (
+    units = (1 if rounding.dithers(base.dtype, dtype) else 0.5) * (
         right.abs() * info.eps + info.smallest_normal * info.eps
     )
     return _largest(E.double(), right, units + UNITS[torch.float32] * terms)
