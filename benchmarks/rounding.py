@@ -101,10 +101,12 @@ def train(task: Task, precision: str, way: str, factor: float, seed: int, steps:
         losses = train_steps(task, module, factor, seed, 0 if way == "before" else steps, mixed)
         with torch.no_grad(), torch.autocast("cpu", HALF, enabled=mixed):
             validation = task.evaluate(module.eval())
-    float32 = adapted(task, base, torch.float32, seed, heads)
-    float32.load_state_dict(module.state_dict())
-    with torch.no_grad():
-        learned = task.evaluate(float32.eval())
+    learned = validation
+    if dtype is not torch.float32 or mixed:
+        float32 = adapted(task, base, torch.float32, seed, heads)
+        float32.load_state_dict(module.state_dict())
+        with torch.no_grad():
+            learned = task.evaluate(float32.eval())
     return {"losses": losses, "validation": validation, "learned": learned, "size": size(module)}
 
 
