@@ -50,7 +50,7 @@ def drops_alike(monkeypatch):
     def dropout(x, p=0.5, training=True, inplace=False):
         return x * mask(x) / (1 - p) if training and p else x
 
-    for module in ("dropout", "functional"):
+    for module in ("conv", "functional"):
         monkeypatch.setattr(f"lora_lightning.kernels.{module}.keep_mask", lambda x, p: mask(x))
     monkeypatch.setattr("torch.nn.functional.dropout", dropout)
     return dropout

@@ -1,6 +1,6 @@
 """The fast path of convolutions, conv(x, W) + s·B·conv(x, A), and its forms.
 
-A step takes one of four forms, by a rule over its shapes (`conv_form.choose_form`):
+A step takes one of five forms, by a rule over its shapes (`conv_form.choose_form`):
 
 - "summed", where x and y are small and calls would take longer than what they compute: W' = W + s·B·A as the
   convolution's weight in plain operations, and for a W that is not small too the reference itself.
@@ -8,8 +8,8 @@ A step takes one of four forms, by a rule over its shapes (`conv_form.choose_for
   On a CPU where a weight is no larger than its factors, depthwise and most grouped convolutions, and for DoRA
   with a bias; elsewhere nearly always.
 - "merged": W' forward and for dX; with G = s·Bᵀ·dY, dA comes from G and x, dB from dY and conv(x, A).
-- "branch": W and the factors apart: with dropout; and on a CPU in half precision, and where making W' would
-  move more memory than the low-rank passes do.
+- "branch": W and the factors apart, on a CPU: with dropout, in half precision, and where making W' would move
+  more memory than the low-rank passes do. "dropped" is the same with dropout elsewhere.
 
 On a CPU 1×1 kernels, and others with stride 1, take matrix products (`products`) for the factors, and
 1×1 kernels for dX: oneDNN's convolutions need 1.1 to 5 times as long for the shapes of a ResNet-50.
@@ -25,6 +25,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from lora_lightning.kernels.conv_dense import DenseConv
+from lora_lightning.kernels.conv_dropped import DroppedConv
 from lora_lightning.kernels.conv_products import (
     B_gradient,
     ConvSpec,
@@ -52,7 +53,7 @@ from lora_lightning.kernels.conv_reference import (
     summed,
 )
 from lora_lightning.kernels.dora import magnitude_gradient
-from lora_lightning.kernels.dropout import add_dropped, dropped, dropped_again, scale
+from lora_lightning.kernels.dropout import keep_mask, masked, scale
 from lora_lightning.kernels.half import shared_out, times
 from lora_lightning.kernels.merge_whole import Whole
 from lora_lightning.kernels.sources import RecomputeSource
@@ -78,7 +79,9 @@ class FactoredConv(Function):
         else:
             y, kept = convolve(x, weight.to(x.dtype), bias, spec), x
             if spec.dropout:
-                kept, mask = dropped(x, spec.dropout, spec.cpu)
+                mask = keep_mask(x, spec.dropout)
+                mask = mask.as_strided(x.shape, torch.empty_like(x, device="meta").stride())  # x's format
+                kept = masked(x, mask)
             down, up, divided = shared_out(A, B, _branch_step(spec).scaling, x.dtype)
             h = reduce(kept, down.to(x.dtype), spec)
             y = add_expanded(y, h, up.to(x.dtype), spec)
@@ -103,7 +106,7 @@ class FactoredConv(Function):
             mask = None if mask is None else sample(mask, spec)
             x, spec = sample(x, spec), spec._replace(stride=(1,) * len(spec.stride))
         merged, low, high = spec.form == "merged", A.to(x.dtype), B
-        kept = x if mask is None else dropped_again(x, mask, spec.dropout, spec.cpu)
+        kept = x if mask is None else masked(x, mask)
         dX = dA = dB = dm = None
         if formed is not None:
             weight = formed
@@ -127,8 +130,7 @@ class FactoredConv(Function):
             G = expand_transposed(dY, high, spec)  # (n, groups·r, *out)
             change, dA = reduce_gradients(G, kept, low, spec, need_x and not merged)
             if dX is not None and change is not None:
-                dropout = spec.dropout, spec.cpu
-                dX = dX.add_(change) if mask is None else add_dropped(dX, change, mask, *dropout)
+                dX = dX.add_(change if mask is None else masked(change, mask))
             dA = None if dA is None else dA.to(A.dtype)
         if dX is not None and sampled:
             dX = unsample(dX, whole, ctx.spec)
@@ -144,10 +146,10 @@ FORMS: dict[str, Callable[..., Tensor]] = {
     "dense": DenseConv.apply,
     "merged": FactoredConv.apply,
     "branch": FactoredConv.apply,
+    "dropped": DroppedConv.apply,
 }
 
 
 def _branch_step(spec: ConvSpec) -> ConvSpec:
-    """On a CPU with the dropout's 1 / (1 - p) in the scaling, as `dropped` does not multiply by it there."""
-    dropped = spec.dropout and spec.cpu
-    return spec._replace(scaling=spec.scaling * scale(spec.dropout)) if dropped else spec
+    """With the dropout's 1 / (1 - p) in the scaling, which spares a pass over x."""
+    return spec._replace(scaling=spec.scaling * scale(spec.dropout))

@@ -56,7 +56,7 @@ def choose_form(
     dora, across = magnitude is not None, A.shape[0] != groups * B.shape[1]
     if not cpu:
         if dropout:
-            return "reference" if dora or across else "branch"
+            return "reference" if dora or across else "dropped"
         if dora or across or dense_pays(positions, x.numel(), weight, groups, B.shape[1], dtype):
             return "dense"
         return "merged"

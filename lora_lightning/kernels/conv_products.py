@@ -76,7 +76,7 @@ def bias_gradient(dY: Tensor, needed: bool) -> Tensor | None:
 
 def reduce(x: Tensor, A: Tensor, spec: ConvSpec) -> Tensor:
     """conv(x, A): (n, groups·r, *out)."""
-    if is_pointwise(A, spec):
+    if spec.cpu and is_pointwise(A, spec):
         return products.apply(A.flatten(1), sample(x, spec))
     if is_tapwise(x, A, spec):
         return products.convolve(x, A, spec.padding, spec.dilation)
@@ -87,7 +87,7 @@ def reduce_gradients(
     G: Tensor, x: Tensor, A: Tensor, spec: ConvSpec, need_x: bool
 ) -> tuple[Tensor | None, Tensor | None]:
     """Those of `reduce` by x and A."""
-    if is_pointwise(A, spec):
+    if spec.cpu and is_pointwise(A, spec):
         dA = products.outer(G, x).view(A.shape)
         return (products.apply(A.flatten(1).t(), G) if need_x else None), dA
     if is_tapwise(x, A, spec):
@@ -119,17 +119,22 @@ def expand_transposed(dY: Tensor, B: Tensor, spec: ConvSpec) -> Tensor:
 
 def B_gradient(dY: Tensor, h: Tensor, B: Tensor, spec: ConvSpec) -> Tensor:
     """Of B's shape and dtype."""
-    if not spec.cpu:  # that of a 1×1 kernel
-        ones = [1] * len(spec.stride)
-        _, dB, _ = torch.ops.aten.convolution_backward(
-            dY, h, h.new_empty(*B.shape, *ones), None, ones, [0], ones, False, [0], spec.groups,
-            [False, True, False],
-        )  # fmt: skip
-        return torch.mul(dB.view(B.shape), spec.scaling, out=torch.empty_like(B))
+    if not spec.cpu:
+        return torch.mul(up_gradient(dY, h, B, spec), spec.scaling, out=torch.empty_like(B))
     if spec.groups == 1:
         return (spec.scaling * products.outer(h, dY).t()).to(B.dtype)
     left, right = (t.flatten(2).unflatten(1, (spec.groups, -1)) for t in (dY, h))
     return (spec.scaling * torch.matmul(left, right.mT).sum(0).flatten(0, 1)).to(B.dtype)
+
+
+def up_gradient(dY: Tensor, h: Tensor, B: Tensor, spec: ConvSpec) -> Tensor:
+    """That of `expand` by B, in dY's dtype: of a 1×1 kernel."""
+    ones = [1] * len(spec.stride)
+    _, dB, _ = torch.ops.aten.convolution_backward(
+        dY, h, h.new_empty(*B.shape, *ones), None, ones, [0], ones, False, [0], spec.groups,
+        [False, True, False],
+    )  # fmt: skip
+    return dB.view(B.shape)
 
 
 def is_pointwise(weight: Tensor, spec: ConvSpec) -> bool:

@@ -35,25 +35,5 @@ def masked(x: Tensor, mask: Tensor, out: Tensor | None = None) -> Tensor:
     return (torch.empty_like(x) if out is None else out).copy_(mask.view(torch.uint8)).mul_(x)
 
 
-def dropped(x: Tensor, dropout: float, cpu: bool) -> tuple[Tensor, Tensor]:
-    """x with entries dropped, and the mask of those kept, in x's memory format. On a CPU what is kept is not
-    scaled, which would be a pass; elsewhere the one call multiplies it by 1 / (1 - dropout)."""
-    if not cpu:
-        return torch.native_dropout(x, dropout, True)
-    mask = keep_mask(x, dropout)
-    mask = mask.as_strided(x.shape, torch.empty_like(x, device="meta").stride())
-    return masked(x, mask), mask
-
-
-def dropped_again(x: Tensor, mask: Tensor, dropout: float, cpu: bool) -> Tensor:
-    """What `dropped` gave."""
-    return masked(x, mask) if cpu else torch.ops.aten.native_dropout_backward(x, mask, scale(dropout))
-
-
-def add_dropped(y: Tensor, x: Tensor, mask: Tensor, dropout: float, cpu: bool) -> Tensor:
-    """y + `dropped_again(x, …)`, in place."""
-    return y.add_(masked(x, mask)) if cpu else y.addcmul_(x, mask, value=scale(dropout))
-
-
 def scale(dropout: float) -> float:
     return 0.0 if dropout == 1 else 1 / (1 - dropout)

@@ -188,7 +188,7 @@ def lora_conv(
             (whole,) = merge_whole([kernel], scaling, dtype)
         else:
             whole = together.take(member, kernel, scaling, dtype)
-    if rows is not None and form in ("branch", "summed"):
+    if rows is not None and form in ("branch", "dropped", "summed"):
         with without_autocast(device):
             weight, B, magnitude = times_rows(rows, weight, B, magnitude)
     elif rows is not None:
