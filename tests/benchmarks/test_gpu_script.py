@@ -35,6 +35,7 @@ def test_commands_are_understood(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(torch.cuda.is_available(), reason="would measure")
 def test_without_a_device_nothing_is_measured() -> None:
     done = subprocess.run(
