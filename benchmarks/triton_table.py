@@ -165,7 +165,7 @@ def low_rank(rank: int, dtype: torch.dtype, amd: bool, precision: str) -> Kernel
     blocks, name = launch.low_rank_blocks(rank, dtype), NAMES[dtype]
     pointers = {"x": name, "seed": "i64", "down": "fp32", "out": name}
     beside = launch.plain.width(0, rank)
-    own = {"BESIDE": beside, "R": triton.next_power_of_2(beside)}
+    own = {"BESIDE": beside, "R": triton.next_power_of_2(beside), "COPIES": True}
     return _dropping("X̃·Aᵀ", low_rank_rows, pointers, own, blocks, rank, dtype, precision)
 
 
@@ -194,7 +194,7 @@ def merging(weight: str, kind: str, rank: int, dtype: torch.dtype) -> Kernel:
     beside = -(-rank // launch.plain.ALIGNED) * launch.plain.ALIGNED
     rows, columns = launch.MERGED
     constants = {
-        "RANK": rank, "BESIDE": beside, "R": triton.next_power_of_2(beside), "KIND": kind,
+        "RANK": rank, "BESIDE": beside, "R": triton.next_power_of_2(beside), "KIND": kind, "ADDS": True,
         "DITHER": weight == name != "fp32", "DTYPE": launch.DTYPES[dtype],
         "BLOCK_M": rows, "BLOCK_N": columns,
     }  # fmt: skip

@@ -47,7 +47,7 @@ def test_dropouts_operators_read_and_write_once() -> None:
     x, G, A = made(T, IN), made(T, R), made(R, IN, dtype=torch.float32)
     drops = 0.1, made(1, dtype=torch.int64)
     with Cost(FAST) as cost:
-        H = operators.dropped_low_rank(x, A, *drops)
+        H = operators.dropped_low_rank(x, A, *drops, True)
     assert (cost.total.launches, cost.total.bytes) == (1, x.nbytes + A.nbytes + H.nbytes)
     with Cost(FAST) as cost:
         operators.dropped_sum(x, G, A, *drops)

@@ -93,8 +93,9 @@ def test_the_gradients_of_the_factors_in_any_shape(sizes, rank, source, dtype, l
 
 def dropouts_errors(case):
     x, G, A, *drops = case
-    H, dX = launch().dropped_low_rank(x, A, *drops), launch().dropped_sum(x, G, A, *drops)
-    assert trust._low_rank_error(H, (x, A, *drops)) <= 1
+    beside = len(x) % 2 == 1
+    H, dX = launch().dropped_low_rank(x, A, *drops, beside), launch().dropped_sum(x, G, A, *drops)
+    assert trust._low_rank_error(H, (x, A, *drops, beside)) <= 1
     assert trust._sum_error(dX, case) <= 1
     return dropped_errors(H, dX, case)
 
@@ -130,9 +131,11 @@ def test_the_merged_weight(weight, dtype):
     assert_merged(E, case, dtype)
     # the same random bits as in torch's operations: but for sums in another order
     assert torch.count_nonzero(plain.merge(*case, dtype) != E) <= 2
+    alone = launch().merge(*case, dtype, adds=False)
+    assert torch.equal(alone[:, :70], case[0].to(dtype)) and torch.equal(alone[:, 70:], E[:, 70:])
     unchanged = launch().merge(case[0], case[1], case[2] * 0, 0.5, weight)
     assert torch.equal(unchanged[:, :70], case[0])
-    assert trust._merged_error(E, (*case, dtype)) <= 1
+    assert trust._merged_error(E, (*case, dtype, True)) <= 1
 
 
 @kernel
@@ -149,7 +152,7 @@ def test_the_merged_weight_in_any_shape(sizes, dtypes, layout, size):
     case = merge_case(*sizes, weight, layout, DEVICE, size)
     E = launch().merge(*case, dtype)
     assert_merged(E, case, dtype)
-    assert trust._merged_error(E, (*case, dtype)) <= 1
+    assert trust._merged_error(E, (*case, dtype, True)) <= 1
 
 
 @kernel
@@ -175,7 +178,7 @@ def test_the_merged_weight_of_codes(kind, dtype, sizes):
     W = QuantizedTensor.of(W, kind)
     E = launch().merge_quantized(W.codes, W.scales, kind, A, B, scaling, dtype)
     assert_merged(E, (W.dequantize(torch.float32), A, B, scaling), dtype)
-    assert trust._merged_error(E, (W.codes, W.scales, kind, A, B, scaling, dtype)) <= 1
+    assert trust._merged_error(E, (W.codes, W.scales, kind, A, B, scaling, dtype, True)) <= 1
 
 
 @pytest.mark.gpu

@@ -49,6 +49,10 @@ def test_the_merged_weight(sizes, dtypes, layout):
     case = merge_case(*sizes, weight, layout)
     E = operators.merge(*case, dtype)
     assert_merged(E, case, dtype)
+    alone = operators.merge(*case, dtype, False)
+    assert torch.equal(alone[:, : sizes[1]], case[0].to(dtype)) and torch.equal(
+        alone[:, sizes[1] :], E[:, sizes[1] :]
+    )
     none = operators.merge(case[0], case[1], case[2] * 0, 0.5, weight)
     assert torch.equal(none[:, : sizes[1]], case[0])
 
@@ -95,21 +99,25 @@ def test_random_bits_of_neighbours_are_strangers():
 
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_dropouts_products(dtype, layout):
+@pytest.mark.parametrize("beside", [True, False])
+def test_dropouts_products(dtype, layout, beside):
     case = x, G, A, *drops = dropped_case(9, 40, 5, dtype, layout)
-    H, dX = operators.dropped_low_rank(x, A, *drops), operators.dropped_sum(x, G, A, *drops)
+    H, dX = operators.dropped_low_rank(x, A, *drops, beside), operators.dropped_sum(x, G, A, *drops)
     assert max(dropped_errors(H, dX, case)) <= 2
 
 
 @pytest.mark.parametrize("dropout", [0.001, 0.1, 0.5, 0.999])
 def test_the_mask_keeps_as_many_as_it_says(dropout):
-    keep = 1 - dropout
+    """In every place; and neighbours, squares of them, and the masks of two seeds are strangers."""
     one, other = (plain.kept(700, 600, dropout, torch.tensor([seed])).double() for seed in (5, 6))
-    pairs = one * other, one[1:] * one[:-1], one[:, 1:] * one[:, :-1]  # strangers to each other
-    for part, share in ((one, keep), (one[:, ::2], keep), (one[::2], keep), *((p, keep**2) for p in pairs)):
-        deviation = (share * (1 - share) / part.numel()) ** 0.5
-        assert part.mean().item() == pytest.approx(share, abs=5 * deviation)
     assert torch.equal(plain.kept(5, 600, dropout, torch.tensor([5]), 9).double(), one[9:14])
+    deviation = (dropout * (1 - dropout)) ** 0.5
+    one, other = ((t - (1 - dropout)) / deviation for t in (one, other))
+    near = [one[:-n, :-n] * one[n:, n:] for n in (1, 2, 64)]
+    squares = [one[:-n, :-n] * one[n:, :-n] * one[:-n, n:] * one[n:, n:] for n in (1, 64)]
+    pairs = [one * other, one[1:] * one[:-1], one[:, 1:] * one[:, :-1], *near]
+    for part in [one, one[:, ::2], one[::2], *pairs, *(squares if 0.01 < dropout < 0.99 else ())]:
+        assert abs(part.mean().item()) * part.numel() ** 0.5 < 5
 
 
 def test_no_overflow_in_float16():
@@ -130,7 +138,7 @@ def test_what_torch_asks_of_an_operator():
     case = gradients_case(7, 40, 24, 5, "layer_norm", torch.bfloat16, dropout=0.3)
     torch.library.opcheck(operators.factor_gradients, case)
     x, G, A, *drops = dropped_case(7, 40, 5, torch.bfloat16)
-    torch.library.opcheck(operators.dropped_low_rank, (x, A, *drops))
+    torch.library.opcheck(operators.dropped_low_rank, (x, A, *drops, True))
     torch.library.opcheck(operators.dropped_sum, (x, G, A, *drops))
 
 
@@ -160,7 +168,7 @@ class Launched:
 CALLS = {
     "merge": lambda dtype: (*merge_case(24, 40, 5, dtype), dtype),
     "factor_gradients": lambda dtype: gradients_case(9, 40, 24, 5, "layer_norm", dtype, dropout=0.3),
-    "dropped_low_rank": lambda dtype: (lambda x, G, A, *drops: (x, A, *drops))(
+    "dropped_low_rank": lambda dtype: (lambda x, G, A, *drops: (x, A, *drops, True))(
         *dropped_case(9, 40, 5, dtype)
     ),
     "dropped_sum": lambda dtype: dropped_case(9, 40, 5, dtype),

@@ -10,15 +10,17 @@ from lora_lightning.kernels.fused.pieces import dot, dropped, narrow
 
 @triton.jit
 def low_rank_rows(
-    x, seed, down, out, T, D, x_row, down_row, threshold, grown,
+    x, seed, down, out, T, D, x_row, down_row, out_row, threshold, grown, COPIES: tl.constexpr,
     RANK: tl.constexpr, BESIDE: tl.constexpr, R: tl.constexpr, DTYPE: tl.constexpr,
     PRECISION: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
-    """out (T, BESIDE), contiguous = dropped(x)·downᵀ, and zeros from RANK on. A program takes BLOCK_T tokens.
+    """out (T, BESIDE) = dropped(x)·downᵀ, and zeros from RANK on; with COPIES behind x itself. A program
+    takes BLOCK_T tokens.
 
     Args:
         x: (T, D), rows x_row apart.
         down: (RANK, D), rows down_row apart.
+        out: rows out_row apart.
         R: BESIDE rounded up to a power of two.
     """
     rows = tl.program_id(0).to(tl.int64) * BLOCK_T + tl.arange(0, BLOCK_T)
@@ -31,12 +33,16 @@ def low_rank_rows(
         has_column = columns < D
         inside = has_row[:, None] & has_column[None, :]
         tile = tl.load(x + rows[:, None] * x_row + columns[None, :], mask=inside, other=0.0)
+        if COPIES:
+            tl.store(out + rows[:, None] * out_row + columns[None, :], tile, mask=inside)
         tile = narrow(dropped(tile, rows, columns, random, threshold, grown), DTYPE)
         own = (r < RANK)[None, :] & has_column[:, None]
         a = narrow(tl.load(down + r[None, :] * down_row + columns[:, None], mask=own, other=0.0), DTYPE)
         total += dot(tile, a, PRECISION)
     beside = has_row[:, None] & (r < BESIDE)[None, :]
-    tl.store(out + rows[:, None] * BESIDE + r[None, :], narrow(total, DTYPE), mask=beside)
+    if COPIES:
+        out += D
+    tl.store(out + rows[:, None] * out_row + r[None, :], narrow(total, DTYPE), mask=beside)
 
 
 @triton.jit

@@ -74,18 +74,32 @@ def precision_of(dtype: torch.dtype) -> str:
     return "tf32" if tf32 else "ieee"
 
 
-def merge(W: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
-    return _merge(W, None, "float", A, B, scaling, dtype)
+def merge(W: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype, adds: bool = True) -> Tensor:
+    return _merge(W, None, "float", A, B, scaling, dtype, adds)
 
 
 def merge_quantized(
-    codes: Tensor, scales: Tensor, kind: str, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype
+    codes: Tensor,
+    scales: Tensor,
+    kind: str,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    dtype: torch.dtype,
+    adds: bool = True,
 ) -> Tensor:
-    return _merge(codes, scales, kind, A, B, scaling, dtype)
+    return _merge(codes, scales, kind, A, B, scaling, dtype, adds)
 
 
 def _merge(
-    W: Tensor, scales: Tensor | None, kind: str, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype
+    W: Tensor,
+    scales: Tensor | None,
+    kind: str,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    dtype: torch.dtype,
+    adds: bool,
 ) -> Tensor:
     W, A, B = plain.rows([W, A, B])  # type: ignore[assignment]  # none is None
     (rank, d_in), d_out = A.shape, B.shape[0]
@@ -97,8 +111,8 @@ def _merge(
     merge_weight[grid](
         W, A if scales is None else scales, table, A, B, out,
         d_out, d_in, W.stride(0), A.stride(0), B.stride(0), out.stride(0), scaling,
-        RANK=rank, BESIDE=beside, R=triton.next_power_of_2(beside), KIND=kind,
-        DITHER=kind == "float" and rounding.dithers(W.dtype, dtype), DTYPE=DTYPES[dtype],
+        RANK=rank, BESIDE=beside, R=triton.next_power_of_2(beside), KIND=kind, ADDS=adds,
+        DITHER=adds and kind == "float" and rounding.dithers(W.dtype, dtype), DTYPE=DTYPES[dtype],
         BLOCK_M=rows, BLOCK_N=columns, num_warps=4,
     )  # fmt: skip
     return out
@@ -172,14 +186,16 @@ def factor_gradients(
     return dA, dB if c is None else dB.mul_(c)
 
 
-def dropped_low_rank(x: Tensor, A: Tensor, dropout: float, seed: Tensor) -> Tensor:
+def dropped_low_rank(x: Tensor, A: Tensor, dropout: float, seed: Tensor, beside: bool) -> Tensor:
     x, A = plain.rows([x, A])  # type: ignore[assignment]  # none is None
     (T, d_in), rank = x.shape, A.shape[0]
-    out = x.new_empty(T, plain.width(0, rank))
+    width = plain.width(0, rank)
+    out = x.new_empty(T, width + d_in if beside else width)
     blocks = low_rank_blocks(rank, x.dtype)
     low_rank_rows[triton.cdiv(T, blocks.tokens),](
-        x, seed, A, out, T, d_in, x.stride(0), A.stride(0), plain.threshold(dropout), 1 / (1 - dropout),
-        RANK=rank, BESIDE=out.shape[1], R=triton.next_power_of_2(out.shape[1]), DTYPE=DTYPES[x.dtype],
+        x, seed, A, out, T, d_in, x.stride(0), A.stride(0), out.stride(0),
+        plain.threshold(dropout), 1 / (1 - dropout), COPIES=beside,
+        RANK=rank, BESIDE=width, R=triton.next_power_of_2(width), DTYPE=DTYPES[x.dtype],
         PRECISION=precision_of(x.dtype), BLOCK_T=blocks.tokens, BLOCK_D=blocks.columns,
         num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip

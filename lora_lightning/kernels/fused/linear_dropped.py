@@ -2,7 +2,7 @@
 
 Shapes as of `kernels.fused.linear`; M is the mask, which an entry's place and a seed give; X̃ = M∘x / (1 - p):
 
-    E = [W | s·B],  H = X̃·Aᵀ,  y = x·Wᵀ + b + H·(s·B)ᵀ
+    E = [W | s·B],  H = X̃·Aᵀ,  y = [x | H]·Eᵀ + b  or  x·Wᵀ + b + H·(s·B)ᵀ
     [dX' | G] = dY·E,  dX = dX' + M∘(G·A) / (1 - p),  dA = Gᵀ·X̃,  dB = s·dYᵀ·(X̃·Aᵀ)
 """
 
@@ -41,22 +41,23 @@ def dropped_forward(
 ) -> Tensor:
     """y, (..., d_out)."""
     with without_autocast(x.device.type):
-        tokens, d_in = cast(x, how.dtype).reshape(-1, x.shape[-1]), x.shape[-1]
-        y = F.linear(tokens, E[:, :d_in], None if bias is None else cast(bias, how.dtype))
-        down, up, divided = shared_out(A, B, how.scaling, how.dtype)
-        H = operators.dropped_low_rank(tokens, down, how.dropout, seed)
-        if divided is None:
-            up = E[:, d_in:]  # as wide as H, with zeros
+        tokens, (d_out, d_in) = cast(x, how.dtype).reshape(-1, x.shape[-1]), (len(B), x.shape[-1])
+        bias = None if bias is None else cast(bias, how.dtype)
+        drops = how.dropout, seed
+        if how.dtype == torch.float16:
+            y, (down, up, _) = F.linear(tokens, E[:, :d_in], bias), shared_out(A, B, how.scaling, how.dtype)
+            y.addmm_(operators.dropped_low_rank(tokens, down, *drops, False)[:, : len(A)], up.to(y.dtype).t())
+        elif d_in < 2 * d_out:  # writing x once more is less than reading and writing y
+            y = F.linear(operators.dropped_low_rank(tokens, A, *drops, True), E, bias)
         else:
-            H, up = H[:, : len(A)], up.to(how.dtype)
-        return (
-            y.addmm_(H, up.t()).view(*x.shape[:-1], len(E)).data
-        )  # as a view it could not be changed in place
+            y = F.linear(tokens, E[:, :d_in], bias)
+            y.addmm_(operators.dropped_low_rank(tokens, A, *drops, False), E[:, d_in:].t())
+        return y.view(*x.shape[:-1], d_out).data  # as a view it could not be changed in place
 
 
 def base_and_up(W: Tensor, A: Tensor, B: Tensor, how: Dropping) -> Tensor:
     """E = [W | s·B | 0]."""
-    return operators.merged(W, torch.zeros_like(A), B, how.scaling, how.dtype)
+    return operators.merged(W, A, B, how.scaling, how.dtype, adds=False)
 
 
 class FusedDroppedFunction(torch.autograd.Function):

@@ -46,10 +46,10 @@ def dithered(x, bits, DTYPE: tl.constexpr):
 @triton.jit
 def merge_weight(
     W, scales, table, A, B, out, d_out, d_in, w_row, a_row, b_row, out_row, scaling,
-    RANK: tl.constexpr, BESIDE: tl.constexpr, R: tl.constexpr, KIND: tl.constexpr, DITHER: tl.constexpr,
-    DTYPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    RANK: tl.constexpr, BESIDE: tl.constexpr, R: tl.constexpr, KIND: tl.constexpr, ADDS: tl.constexpr,
+    DITHER: tl.constexpr, DTYPE: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """out[:, :d_in] = W + scaling·B·A, the sum in float32; out[:, d_in:] = scaling·B, and zeros up to BESIDE.
+    """out[:, :d_in] = W (+ scaling·B·A), in float32; out[:, d_in:] = scaling·B, and zeros up to BESIDE.
 
     Program (column block, row block); the first of a row writes what is beside. R is BESIDE rounded up to a
     power of two. Random bits are of an entry's place alone: of no block size, no step.
@@ -58,12 +58,14 @@ def merge_weight(
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     has_row = rows < d_out
     inside = has_row[:, None] & (columns < d_in)[None, :]
-    update = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
-    for k in tl.range(0, RANK, loop_unroll_factor=8):  # exact, with neither tensor cores nor padding
-        b = tl.load(B + rows * b_row + k, mask=has_row, other=0.0).to(tl.float32)
-        a = tl.load(A + k * a_row + columns, mask=columns < d_in, other=0.0).to(tl.float32)
-        update += b[:, None] * a[None, :]
-    merged = base_weight(W, scales, table, rows, columns, inside, d_in, w_row, KIND) + scaling * update
+    merged = base_weight(W, scales, table, rows, columns, inside, d_in, w_row, KIND)
+    if ADDS:
+        update = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
+        for k in tl.range(0, RANK, loop_unroll_factor=8):  # exact, with neither tensor cores nor padding
+            b = tl.load(B + rows * b_row + k, mask=has_row, other=0.0).to(tl.float32)
+            a = tl.load(A + k * a_row + columns, mask=columns < d_in, other=0.0).to(tl.float32)
+            update += b[:, None] * a[None, :]
+        merged += scaling * update
     if DITHER:
         place = rows[:, None].to(tl.uint32) * d_in + columns[None, :].to(tl.uint32)
         low = dithered(merged, mixed(place), DTYPE)

@@ -59,8 +59,12 @@ def mixed(x):
 @triton.jit
 def dropped(x, rows, columns, seed, threshold, scale):
     """x times scale, zero where dropout drops it: by random bits of row, column and seed."""
-    row = mixed(rows.to(tl.uint32) ^ seed.to(tl.uint32))
-    bits = mixed(row[:, None] + columns.to(tl.uint32)[None, :] * 0x9E3779B9)
+    row = mixed(rows.to(tl.uint32) ^ seed.to(tl.uint32))  # once a row and a column: the rest is an entry's
+    column = mixed(
+        columns.to(tl.uint32) + 0x9E3779B9
+    )  # of other numbers than the rows', which are below 2^31
+    bits = (row[:, None] ^ column[None, :]) * 0x7FEB352D
+    bits = (bits ^ (bits >> 15)) * 0x846CA68B
     return tl.where((bits >> 1).to(tl.int32) >= threshold, x.to(tl.float32) * scale, 0.0)
 
 

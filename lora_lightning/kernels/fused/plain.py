@@ -25,12 +25,12 @@ def width(d_in: int, rank: int) -> int:
     return d_in + -(-rank // ALIGNED) * ALIGNED
 
 
-def merge(W: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
-    """E = [W + s·B·A | s·B | 0], the sum in float32 or better."""
+def merge(W: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype, adds: bool = True) -> Tensor:
+    """E = [W + s·B·A | s·B | 0], the sum in float32 or better; without `adds` W alone."""
     wide = torch.promote_types(torch.promote_types(W.dtype, dtype), torch.float32)
     up = B.to(wide) * scaling
-    merged = torch.addmm(W.to(wide), B.to(wide), A.to(wide), alpha=scaling)
-    merged = dithered_(merged, dtype) if dithers(W.dtype, dtype) else merged.to(dtype)
+    merged = torch.addmm(W.to(wide), B.to(wide), A.to(wide), alpha=scaling) if adds else W.to(wide)
+    merged = dithered_(merged, dtype) if adds and dithers(W.dtype, dtype) else merged.to(dtype)
     d_out, d_in = W.shape
     E = merged.new_zeros(d_out, width(d_in, A.shape[0]))
     E[:, :d_in] = merged
@@ -39,10 +39,17 @@ def merge(W: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -
 
 
 def merge_quantized(
-    codes: Tensor, scales: Tensor, kind: str, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype
+    codes: Tensor,
+    scales: Tensor,
+    kind: str,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    dtype: torch.dtype,
+    adds: bool = True,
 ) -> Tensor:
     """The same of a W in 8 or 4 bits."""
-    return merge(dequantized(codes, scales, kind, (B.shape[0], A.shape[1])), A, B, scaling, dtype)
+    return merge(dequantized(codes, scales, kind, (B.shape[0], A.shape[1])), A, B, scaling, dtype, adds)
 
 
 def dequantized(codes: Tensor, scales: Tensor, kind: str, shape: tuple[int, int]) -> Tensor:
@@ -74,10 +81,11 @@ def factor_gradients(
     return wide_product(G.t(), X, wide), dB if c is None else dB * c
 
 
-def dropped_low_rank(x: Tensor, A: Tensor, dropout: float, seed: Tensor) -> Tensor:
-    """X̃·Aᵀ, and zeros beside."""
+def dropped_low_rank(x: Tensor, A: Tensor, dropout: float, seed: Tensor, beside: bool) -> Tensor:
+    """X̃·Aᵀ and zeros, or x and these beside it."""
     H = dropped(x, dropout, seed) @ A.to(x.dtype).t()
-    return F.pad(H, (0, width(0, A.shape[0]) - A.shape[0]))
+    H = F.pad(H, (0, width(0, A.shape[0]) - A.shape[0]))
+    return torch.cat([x, H], dim=1) if beside else H
 
 
 def dropped_sum(dX: Tensor, G: Tensor, A: Tensor, dropout: float, seed: Tensor) -> Tensor:
@@ -94,7 +102,9 @@ def kept(rows: int, columns: int, dropout: float, seed: Tensor, first: int = 0) 
     """Dropout's mask M, (rows, columns), bool: by random bits of an entry's row, column and the seed, so that
     nobody need save it."""
     row, column = (torch.arange(n, device=seed.device) for n in (rows, columns))
-    bits = mixed(mixed((row + first) ^ seed)[:, None] + column * 0x9E3779B9)
+    low = 0xFFFFFFFF
+    bits = ((mixed((row + first) ^ seed)[:, None] ^ mixed(column + 0x9E3779B9)) * 0x7FEB352D) & low
+    bits = ((bits ^ (bits >> 15)) * 0x846CA68B) & low
     return (bits >> 1) >= threshold(dropout)
 
 

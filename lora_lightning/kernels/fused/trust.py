@@ -23,17 +23,24 @@ SAFETY = 2.0  # X, A and H are rounded: 1.5 units, were each rounded as far as i
 _compared: set[Hashable] = set()
 
 
-def merge(W: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype) -> Tensor:
+def merge(W: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype, adds: bool = True) -> Tensor:
     """`plain.merge` by Triton."""
-    given = W, A, B, scaling, dtype
+    given = W, A, B, scaling, dtype, adds
     return _run("merge", (W.dtype, dtype), W.device, given, _merged_error)
 
 
 def merge_quantized(
-    codes: Tensor, scales: Tensor, kind: str, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype
+    codes: Tensor,
+    scales: Tensor,
+    kind: str,
+    A: Tensor,
+    B: Tensor,
+    scaling: float,
+    dtype: torch.dtype,
+    adds: bool = True,
 ) -> Tensor:
     """`plain.merge_quantized` by Triton."""
-    given = codes, scales, kind, A, B, scaling, dtype
+    given = codes, scales, kind, A, B, scaling, dtype, adds
     return _run("merge_quantized", (kind, dtype), codes.device, given, _merged_error)
 
 
@@ -57,9 +64,10 @@ def factor_gradients(
     return _run("factor_gradients", form, dY.device, given, _gradients_error)
 
 
-def dropped_low_rank(x: Tensor, A: Tensor, dropout: float, seed: Tensor) -> Tensor:
+def dropped_low_rank(x: Tensor, A: Tensor, dropout: float, seed: Tensor, beside: bool) -> Tensor:
     """`plain.dropped_low_rank` by Triton."""
-    return _run("dropped_low_rank", (x.dtype,), x.device, (x, A, dropout, seed), _low_rank_error)
+    form = x.dtype, "beside x" if beside else "alone"
+    return _run("dropped_low_rank", form, x.device, (x, A, dropout, seed, beside), _low_rank_error)
 
 
 def dropped_sum(dX: Tensor, G: Tensor, A: Tensor, dropout: float, seed: Tensor) -> Tensor:
@@ -133,12 +141,12 @@ def _first_line(problem: Exception) -> str:
 
 def _merged_error(E: Tensor, given: tuple[Any, ...]) -> float:
     """Half a unit, or a whole one where the sum is dithered."""
-    *W, A, B, scaling, dtype = given
+    *W, A, B, scaling, dtype, adds = given
     base = W[0] if len(W) == 1 else plain.dequantized(W[0], W[1], W[2], (B.shape[0], A.shape[1]))
     A, B = A.double(), B.double() * scaling
     right, terms = torch.zeros_like(E, dtype=torch.float64), torch.zeros_like(E, dtype=torch.float64)
-    right[:, : A.shape[1]] = base.double() + B @ A
-    terms[:, : A.shape[1]] = base.double().abs() + B.abs() @ A.abs()
+    right[:, : A.shape[1]] = base.double() + B @ A * adds
+    terms[:, : A.shape[1]] = base.double().abs() + B.abs() @ A.abs() * adds
     right[:, A.shape[1] : A.shape[1] + len(A)] = B
     info = torch.finfo(dtype)
     units = (1 if rounding.dithers(base.dtype, dtype) else 0.5) * (
@@ -169,7 +177,10 @@ def _gradients_error(got: tuple[Tensor, Tensor], given: tuple[Any, ...]) -> floa
 
 
 def _low_rank_error(H: Tensor, given: tuple[Any, ...]) -> float:
-    x, A, dropout, seed = given
+    x, A, dropout, seed, beside = given
+    if beside:
+        same = torch.equal(H[:, : x.shape[1]].nan_to_num(), x.nan_to_num())
+        H = H[:, x.shape[1] :] if same else torch.full_like(H[:, x.shape[1] :], float("nan"))
     (unit, least), A, found = _unit(x.dtype), A.double(), [0.0]
     for first, X, h in _tokens(x, H):
         X = plain.dropped(X, dropout, seed, first)
