@@ -21,6 +21,7 @@ from lora_lightning.layers.norm import has_statistics
 RANK = 8
 CLASSES = 10
 IMPLEMENTATIONS = ("keep_inputs", "reference", "fused")  # of ours, beside the one it chooses itself
+WAYS = ("floor", "full", "peft", "ours", "folded", *IMPLEMENTATIONS)
 SIDE = 800  # pixels, of a picture for the detector
 
 

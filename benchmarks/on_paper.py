@@ -47,7 +47,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks import measure
-from benchmarks.models import IMPLEMENTATIONS, RANK, WORKLOADS, build, loss_of, sounds
+from benchmarks.models import RANK, WAYS, WORKLOADS, build, loss_of, sounds
 from benchmarks.paper_autocast import NAME, Paper
 from benchmarks.paper_cost import DEVICES, Cost
 from benchmarks.paper_host import host_row
@@ -57,7 +57,6 @@ from benchmarks.paper_tables import RESULTS, host_table, summary, table, title
 
 GIB = 2**30
 TOP = 6  # operators that are named
-WAYS = ("floor", "full", "peft", "ours", "folded", *IMPLEMENTATIONS)
 PRECISIONS = ("bf16-true", "bf16-mixed", "32")
 SIZES = {"vit_small": 128, "vit_base": 128, "swin_tiny": 128, "resnet50": 256, "lstm": 32}  # others: 16
 BY_VALUES = ("fasterrcnn_resnet50_fpn",)  # what it runs depends on numbers, which are not there

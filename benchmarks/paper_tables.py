@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from benchmarks.models import WAYS
+
 RESULTS = Path(__file__).parent / "results"
 
 
@@ -56,7 +58,7 @@ WORDS = (
 
 def _overview(found: list[dict[str, Any]]) -> list[str]:
     """A line for each setting, a column for each way."""
-    ways = list(dict.fromkeys(way for run in found for way in run["ways"]))
+    ways = [way for way in WAYS if any(way in run["ways"] for run in found)]
     lines = [f"| | {' | '.join(ways)} |", "| --- |" + " ---: |" * len(ways)]
     for run in found:
         saved = run["ways"]["floor"]["saved_gib"]
