@@ -214,6 +214,7 @@ def _planned(
         use_rslora=False,
         train_bias=max((c.train_bias for c in configs), key=("none", "lora_only", "all").index),
         train_norm="both" if len(norms) > 1 else next(iter(norms), "frozen"),
+        fold_norms=configs[0].fold_norms and not norms,
     )
     skipped = {n.removeprefix(prefix): r for n, r in records[0].plan.skipped.items() if n not in sums}
     with viewed_as_plain(model):

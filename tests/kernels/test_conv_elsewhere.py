@@ -212,3 +212,24 @@ def test_a_frozen_norm_has_second_derivatives():
     norm = frozen(lambda: nn.BatchNorm2d(3))
     x = torch.randn(2, 3, 4, 4, dtype=torch.float64, requires_grad=True)
     assert gradcheck(norm, x) and gradgradcheck(norm, x)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25])
+def test_float16_does_not_overflow(rate, drops_alike, monkeypatch):
+    """conv(x, A) would be 80,000; what it is made of is not."""
+    monkeypatch.setattr(
+        torch, "native_dropout", lambda x, p, t: (drops_alike(x, p), drops_alike(torch.ones_like(x), p) > 0)
+    )
+    torch.manual_seed(0)
+    x = (100 * torch.rand(2, 8, 6, 6)).half()
+    W, _, A, B, _ = (t if t is None else t.detach() for t in make(8, 8, (3, 3), 2, dtype=torch.float32))
+    A, B = A.abs() * 15, B * 1e-3
+    found = []
+    for dtype in (torch.float64, torch.float16):
+        given = [t.to(torch.float32 if dtype == torch.float16 else dtype).requires_grad_() for t in (A, B)]
+        source = x.to(dtype).requires_grad_()
+        way = "auto" if dtype == torch.float16 else "reference"
+        y = lora_conv(source, W.to(dtype), None, *given, dropout=rate, implementation=way)
+        found.append((y, *torch.autograd.grad((y.float() * 1e-3).sum(), (source, *given))))
+    for got, wanted in zip(found[1], found[0], strict=True):
+        assert (got - wanted).norm() <= 0.01 * wanted.norm()

@@ -242,6 +242,14 @@ class TestNobodyLooks:
         model(x)
         assert len(folded) == 6
 
+    def test_a_sum_with_an_adapter_that_trains_norms(self):
+        model = adapted(network(), True)
+        norms = {"rank": 2, "target_modules": ["conv1"], "modules_to_save": None, "train_norm": "both"}
+        ll.add_adapter(model, "other", config=norms)
+        ll.combine(model, ["default", "other"], [1.0, 1.0], into="sum")
+        ll.set_adapter(model, "sum")
+        assert all(layer.lora_norm is None for layer in ll.layers.registry.lora_layers(model).values())
+
     def test_a_norm_that_trains(self, folded):
         model = adapted(network(), True)
         model[0].bn1.weight.requires_grad_(True)
@@ -394,3 +402,16 @@ def test_what_does_not_go_together_is_refused(options):
     with pytest.raises(ll.ConfigError, match=f"folds no norm with {name}='{value}': set {name} to"):
         ll.LoRAConfig(fold_norms=True, **options)
     assert ll.LoRAConfig.problems({"fold_norms": True, **options}, "lora.")[0].startswith("lora.fold_norms=")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
+def test_on_a_gpu(last, folded):
+    models = [adapted(network(), fold).cuda() for fold in (True, False)]
+    x = torch.randn(2, 4, 6, 6, dtype=torch.float64, device="cuda")
+    if last:
+        models = [model.to(memory_format=torch.channels_last) for model in models]
+        x = x.contiguous(memory_format=torch.channels_last)
+    agree(*models, x)
+    agree(*models, x)
+    assert len(folded) == 12
