@@ -8,9 +8,11 @@ from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.plugins.precision import FSDPPrecision, MixedPrecision
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
+from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from lora_lightning.errors import ConfigError
 from lora_lightning.layers.registry import update_ids
@@ -72,11 +74,30 @@ def warmup_cosine(total_steps: int, warmup: float) -> Callable[[int], float]:
 
 
 def adamw(
-    groups: list[dict[str, Any]], config: OptimConfig, total_steps: int
+    groups: list[dict[str, Any]], config: OptimConfig, total_steps: int, fused: bool = False
 ) -> tuple[torch.optim.AdamW, LambdaLR]:
     """The optimizer of these groups and its schedule, to be stepped after each optimizer step."""
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas)
+    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused or None)
+
+    def stay(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
+        """Not as the run did that wrote the checkpoint: it may have clipped, or had another precision."""
+        return {**state, "param_groups": [{**g, "fused": fused or None} for g in state["param_groups"]]}
+
+    optimizer.register_load_state_dict_pre_hook(stay)
     return optimizer, LambdaLR(optimizer, warmup_cosine(total_steps, config.warmup))
+
+
+def may_be_fused(trainer: L.Trainer, groups: list[dict[str, Any]]) -> bool:
+    """Whether one kernel may update all parameters: a third of the time of AdamW's usual ones, on a CPU too.
+
+    Lightning refuses to clip gradients of such an optimizer under mixed precision. Parameters of other types
+    than torch's own (DTensor) keep the usual ones.
+    """
+    if trainer.gradient_clip_val and isinstance(trainer.precision_plugin, (MixedPrecision, FSDPPrecision)):
+        return False
+    devices = _get_fused_kernels_supported_devices()
+    parameters = [p for group in groups for p in group["params"]]
+    return all(type(p) is nn.Parameter and p.device.type in devices for p in parameters)
 
 
 def configured(
@@ -94,5 +115,6 @@ def configured(
             " of steps must be known. Give trainer.max_epochs or trainer.max_steps."
         )
         raise ConfigError([problem])
-    optimizer, scheduler = adamw(parameter_groups(module, head, config), config, int(steps))
+    groups = parameter_groups(module, head, config)
+    optimizer, scheduler = adamw(groups, config, int(steps), may_be_fused(module.trainer, groups))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -1,5 +1,5 @@
-"""A step of every family on the meta device, which has no values: nothing in a layer waits for a number of the
-device's or branches by one, so that steps can be captured as CUDA graphs and a host runs ahead of its GPU."""
+"""A step of every family on the meta device, which has no values: nothing in a layer waits for a number of
+the device or branches by one, so that steps can be captured as CUDA graphs and a host runs ahead of a GPU."""
 
 import pytest
 import torch

@@ -149,3 +149,13 @@ def test_a_bad_number_of_classes_is_refused(num_classes):
 def test_an_endless_fit_is_refused():
     with pytest.raises(ConfigError, match=r"trainer.max_epochs=-1"):
         trainer(max_epochs=-1).fit(classifier(), loader())
+
+
+@pytest.mark.parametrize(
+    ("precision", "clip", "fused"),
+    [("bf16-mixed", None, True), ("bf16-mixed", 1.0, False), ("32-true", 1.0, True)],
+)
+def test_updates_are_fused_where_lightning_allows(precision, clip, fused):
+    fitter = trainer(precision=precision, gradient_clip_val=clip, max_steps=1)
+    fitter.fit(classifier(), loader())
+    assert {bool(group["fused"]) for group in fitter.optimizers[0].param_groups} == {fused}

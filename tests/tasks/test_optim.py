@@ -157,3 +157,26 @@ def test_each_group_keeps_its_own_peak():
         scheduler.step()
     assert peaks == pytest.approx([1e-3, 1e-3, 1e-2, 1e-2])
     assert torch.tensor([g["lr"] for g in optimizer.param_groups]).max() < 1e-9
+
+
+def test_a_fused_step_is_the_usual_one():
+    first, second = Net(), Net()
+    second.load_state_dict(first.state_dict())
+    for model, fused in ((first, True), (second, False)):
+        optimizer, _ = adamw(list(groups_of(model, weight_decay=0.1).values()), OptimConfig(), 20, fused)
+        for step in range(3):
+            for i, parameter in enumerate(model.parameters()):
+                parameter.grad = torch.full_like(parameter, 0.1 * (i - step))
+            optimizer.step()
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("fused", [True, False])
+def test_a_checkpoint_of_a_run_that_was_not_fused_does_not_say_how_this_one_is(fused):
+    model = Net()
+    groups = list(groups_of(model).values())
+    written, _ = adamw(groups, OptimConfig(), 20, not fused)
+    optimizer, _ = adamw([dict(group) for group in groups], OptimConfig(), 20, fused)
+    optimizer.load_state_dict(written.state_dict())
+    assert {bool(group["fused"]) for group in optimizer.param_groups} == {fused}
