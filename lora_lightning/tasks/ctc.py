@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,9 +12,8 @@ from torch import Tensor, nn
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from lora_lightning.data.speech import SpeechBatch
-from lora_lightning.errors import ConfigError
 from lora_lightning.tasks.error_rates import Transcript, error_rate
-from lora_lightning.tasks.optim import adamw, head_parameters, parameter_groups
+from lora_lightning.tasks.optim import configured, head_parameters
 from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
 from lora_lightning.tasks.recognizer import Recognizer
 from lora_lightning.tasks.routing import report_together
@@ -176,9 +174,4 @@ class SpeechRecognizer(Recognizer):
         return report_together(self, data, folder)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
-        steps = self.trainer.estimated_stepping_batches
-        if math.isinf(steps):
-            raise ConfigError(["trainer.max_epochs=-1: give trainer.max_epochs or trainer.max_steps."])
-        groups = parameter_groups(self, head_parameters(self.model), self.optim)
-        optimizer, scheduler = adamw(groups, self.optim, int(steps))
-        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+        return configured(self, head_parameters(self.model), self.optim)
