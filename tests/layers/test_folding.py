@@ -404,6 +404,14 @@ def test_what_does_not_go_together_is_refused(options):
     assert ll.LoRAConfig.problems({"fold_norms": True, **options}, "lora.")[0].startswith("lora.fold_norms=")
 
 
+@pytest.mark.slow
+def test_a_compiler_sees_both_and_folds_nothing(folded):
+    model, x = adapted(network(), True), torch.randn(2, 4, 6, 6, dtype=torch.float64)
+    y = torch.compile(model, fullgraph=True, backend="eager")(x)
+    assert not folded
+    torch.testing.assert_close(y, model(x), **EXACT)
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels-last"])
 def test_on_a_gpu(last, folded):
