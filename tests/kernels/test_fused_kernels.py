@@ -53,17 +53,16 @@ def test_in_the_interpreter(which):
 
 @kernel
 @pytest.mark.parametrize(
-    ("sizes", "source", "dtype", "layout"),
+    ("sizes", "source", "dtype", "layout", "dropout"),
     [
-        ((77, 140, 65, 5), "identity", torch.bfloat16, "apart"),
-        ((33, 72, 24, 16), "layer_norm", torch.float16, "plain"),
-        ((40, 300, 24, 20), "gelu", torch.bfloat16, "transposed"),
-        ((1, 16, 1, 1), "gelu", torch.float32, "plain"),
-        ((0, 16, 8, 4), "identity", torch.bfloat16, "plain"),
+        ((77, 140, 65, 5), "identity", torch.bfloat16, "apart", 0.3),
+        ((33, 72, 24, 16), "layer_norm", torch.float16, "plain", 0.3),
+        ((20, 140, 24, 20), "gelu", torch.bfloat16, "transposed", 0.0),
+        ((1, 16, 1, 1), "gelu", torch.float32, "plain", 0.0),
+        ((0, 16, 8, 4), "identity", torch.bfloat16, "plain", 0.0),
     ],
     ids=str,
 )
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
 def test_the_gradients_of_the_factors(sizes, source, dtype, layout, dropout):
     case = gradients_case(*sizes, source, dtype, layout, device=DEVICE, dropout=dropout)
     found = launch().factor_gradients(*case)

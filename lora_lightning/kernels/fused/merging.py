@@ -58,14 +58,13 @@ def merge_weight(
     columns = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     has_row = rows < d_out
     inside = has_row[:, None] & (columns < d_in)[None, :]
-    merged = base_weight(W, scales, table, rows, columns, inside, d_in, w_row, KIND)
+    update = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
     if ADDS:
-        update = tl.zeros([BLOCK_M, BLOCK_N], tl.float32)
         for k in tl.range(0, RANK, loop_unroll_factor=8):  # exact, with neither tensor cores nor padding
             b = tl.load(B + rows * b_row + k, mask=has_row, other=0.0).to(tl.float32)
             a = tl.load(A + k * a_row + columns, mask=columns < d_in, other=0.0).to(tl.float32)
             update += b[:, None] * a[None, :]
-        merged += scaling * update
+    merged = base_weight(W, scales, table, rows, columns, inside, d_in, w_row, KIND) + scaling * update
     if DITHER:
         place = rows[:, None].to(tl.uint32) * d_in + columns[None, :].to(tl.uint32)
         low = dithered(merged, mixed(place), DTYPE)
