@@ -8,6 +8,11 @@ from lora_lightning.kernels.fused import plain
 UNITS = {torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11, torch.float32: 2.0**-20, torch.float64: 2.0**-45}
 
 
+def least(dtype):
+    """The size below which the dtype's numbers are no closer to each other."""
+    return torch.finfo(dtype).smallest_normal * torch.finfo(dtype).eps / UNITS[dtype]
+
+
 def rows_apart(tensor):
     """The same numbers as columns of a wider matrix, with NaN around them."""
     wide = tensor.new_full((tensor.shape[0], tensor.shape[1] + 24), float("nan"))
@@ -44,13 +49,13 @@ def gradients_errors(got, given):
     terms = (
         u.abs() if mean is None else 2 * (u.abs() + mean.abs()[:, None]) * rstd[:, None]
     )  # which may cancel
-    size_of_X = X.abs() + 2.0**-22 / UNITS[given[0].dtype] * terms
+    size_of_X = least(given[0].dtype) + X.abs() + 2.0**-22 / UNITS[given[0].dtype] * terms
     if seed is not None:
         X, size_of_X = (plain.dropped(t, dropout, seed) for t in (X, size_of_X))
     found = []
     for own, left, right, size in (
         (got[0], G.t(), X, size_of_X),
-        (got[1], scaling * dY.t(), X @ A.t(), size_of_X @ A.abs().t()),
+        (got[1], scaling * dY.t(), X @ A.t(), size_of_X @ (A.abs() + least(given[0].dtype)).t()),
     ):
         assert own.shape == (left.shape[0], right.shape[1])
         assert own.dtype == torch.promote_types(given[0].dtype, torch.float32)
@@ -97,12 +102,14 @@ def dropped_errors(H, dX, given):
         t.double() if isinstance(t, torch.Tensor) and t.is_floating_point() else t for t in given
     )
     assert H.dtype == dX.dtype == given[0].dtype and dX.shape == x.shape
-    if H.shape[1] > x.shape[1]:  # behind x itself
+    if H.shape[1] > -(-len(A) // 16) * 16:  # behind x itself
         assert torch.equal(H[:, : x.shape[1]], given[0])
         H = H[:, x.shape[1] :]
     assert H.shape == (len(x), -(-len(A) // 16) * 16) and not H[:, len(A) :].any()
-    X = plain.dropped(x, dropout, seed)
+    X, smallest = plain.dropped(x, dropout, seed), least(given[0].dtype)
     change, size = (plain.dropped(t, dropout, seed) for t in (G @ A, G.abs() @ A.abs()))
-    low = (H[:, : len(A)].double() - X @ A.t()).abs() / (X.abs() @ A.abs().t()).clamp_min(1e-30)
+    low = (H[:, : len(A)].double() - X @ A.t()).abs() / (
+        (X.abs() + smallest) @ (A.abs() + smallest).t() + smallest
+    )
     sum_ = (dX.double() - x - change).abs() / (x.abs() + size).clamp_min(1e-30)
     return [t.max().item() / UNITS[given[0].dtype] for t in (low, sum_)]
