@@ -92,10 +92,21 @@ def _dropped_sum(args: Any, out: Tensor) -> list[Kernel]:
     return [Kernel(moved, 2 * dX.numel() * len(A), an_entry * dX.numel())]
 
 
+def _magnitude_gradient(args: Any, out: Tensor) -> list[Kernel]:
+    """magnitude_gradient(dY, y, bias, magnitude) -> dm"""
+    from lora_lightning.kernels.fused.launch import DOTS, splits_for
+
+    dY = args[0]
+    _, splits, _ = splits_for(*dY.shape, DOTS, PROGRAMS)
+    moved = 2 * dY.numel() * dY.element_size() + splits * out.nbytes
+    return [Kernel(moved, 0, INSTRUCTIONS["dY"] * dY.numel()), Kernel((splits + 2) * out.nbytes, 0)]
+
+
 COSTS: dict[str, Callable[[Any, Any], list[Kernel]]] = {
     f"{SPACE}merge": _merge,
     f"{SPACE}merge_quantized": _merge_quantized,
     f"{SPACE}factor_gradients": _factor_gradients,
     f"{SPACE}dropped_low_rank": _dropped_low_rank,
     f"{SPACE}dropped_sum": _dropped_sum,
+    f"{SPACE}magnitude_gradient": _magnitude_gradient,
 }

@@ -27,6 +27,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
 from lora_lightning.kernels.fused import launch
+from lora_lightning.kernels.fused.dots import column_dots, divided_sum
 from lora_lightning.kernels.fused.dropping import add_dropped, low_rank_rows
 from lora_lightning.kernels.fused.merging import merge_weight
 from lora_lightning.kernels.fused.passes import factor_pass, split_sum
@@ -42,7 +43,9 @@ COLUMNS = ["target", "kernel", "warps", "registers", "spilled", "shared", "progr
 # Bytes of shared memory that one program may have, and that all on a multiprocessor share.
 SHARED = {"sm_80": (163 * 1024, 164 * 1024), "sm_90": (227 * 1024, 228 * 1024), "gfx942": (65536, 65536)}
 # Not multiples of 16 in general, of which a launcher would tell the compiler.
-ODD = frozenset({"T", "splits_one", "splits_other", "out_rank", "out_column", "left_part", "threshold"})
+ODD = frozenset(
+    {"T", "splits", "splits_one", "splits_other", "out_rank", "out_column", "left_part", "threshold"}
+)
 
 
 class Kernel(NamedTuple):
@@ -107,6 +110,16 @@ def kernels(target: str) -> Iterator[Kernel]:
                 yield second_pass(rank, dtype, parts, amd, precision)
     yield Kernel(
         "sum of the splits", split_sum, dict.fromkeys(("one", "other", "out_one", "out_other"), "fp32"),
+        {"BLOCK": 128, "DEEP": 16}, (), 4, 3,
+    )  # fmt: skip
+    for name in NAMES.values():
+        dots = launch.DOTS
+        yield Kernel(
+            f"dY∘(y - b), {name}", column_dots, {"dY": name, "y": name, "bias": "fp32", "out": "fp32"},
+            {"HAS_BIAS": True, "BLOCK_T": dots.tokens, "BLOCK_D": dots.columns}, (), dots.warps, dots.stages,
+        )  # fmt: skip
+    yield Kernel(
+        "sum over m", divided_sum, dict.fromkeys(("parts", "magnitude", "out"), "fp32"),
         {"BLOCK": 128, "DEEP": 16}, (), 4, 3,
     )  # fmt: skip
     for rank in (8, 64, 256):

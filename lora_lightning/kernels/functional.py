@@ -9,18 +9,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lora_lightning.kernels import common, compiled, linear_dropped, linear_merged, sources
-from lora_lightning.kernels.common import without_autocast
+from lora_lightning.kernels.common import product_dtype, without_autocast
 from lora_lightning.kernels.conv import FORMS, PLAIN_FORMS
 from lora_lightning.kernels.conv_form import choose_form
 from lora_lightning.kernels.conv_products import CONVOLUTIONS, ConvSpec
 from lora_lightning.kernels.conv_reference import times_rows
 from lora_lightning.kernels.dropout import keep_mask
+from lora_lightning.kernels.fused.inputs import input_of
 from lora_lightning.kernels.fused.linear import fused_linear, suits
+from lora_lightning.kernels.fused.linear_dora import FusedDoRAFunction
 from lora_lightning.kernels.linear import LoRALinearFunction, forward
 from lora_lightning.kernels.linear_dropped import DroppedLinearFunction
 from lora_lightning.kernels.linear_form import LinearSpec, dense, linear_spec, plain
 from lora_lightning.kernels.linear_merged import MergedLinearFunction
-from lora_lightning.kernels.merge import Factored, merge
+from lora_lightning.kernels.merge import Factored, Merged, merge
 from lora_lightning.kernels.merge_whole import FactoredKernel, merge_whole
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 from lora_lightning.kernels.sources import source_of
@@ -71,7 +73,9 @@ def lora_linear(
         (..., d_out), for B = 0 and dropout or not the very bits of `F.linear(x, weight, bias)`.
     """
     if implementation == "fused":
-        if merged is None and suits(x, weight, bias, A, B, magnitude):
+        if merged is None and suits(x, weight, bias, A, B, magnitude, dropout):
+            if magnitude is not None:
+                return _fused_dora(x, Factored(weight, A, B, magnitude), bias, scaling, member)
             return fused_linear(x, weight, bias, A, B, scaling, dropout)
         implementation = "auto"
     spec = linear_spec(x, weight, bias, A, B, scaling, magnitude, dropout, implementation, merged)
@@ -93,16 +97,33 @@ def lora_linear(
     return y
 
 
+def _fused_dora(
+    x: Tensor, given: Factored, bias: Tensor | None, scaling: float, member: Member | None
+) -> Tensor:
+    """The form "fused" of `lora_linear` with DoRA."""
+    spec = LinearSpec("fused", scaling, dtype=product_dtype(x))
+    merged = _formed(given, spec, member)
+    if not torch.is_grad_enabled():
+        return linear_merged.forward(x, bias, merged, spec)
+    y: Tensor = FusedDoRAFunction.apply(x, given.weight, bias, *given[1:], merged, spec, input_of(x), member)
+    return y
+
+
+def _formed(given: Factored, spec: LinearSpec, member: Member | None, added: bool = True) -> Merged:
+    """W' of a layer, with those of others where it is of a model."""
+    if member is None or type(given.weight) is QuantizedTensor:
+        return merge([given], spec.scaling, spec.dtype, added)[0]
+    merged: Merged = member.together.take(member, given, spec.scaling, spec.dtype, added)
+    return merged
+
+
 def _merged_linear(
     x: Tensor, given: Factored, bias: Tensor | None, spec: LinearSpec, member: Member | None
 ) -> Tensor:
     """The forms "merged" and "dropped" of `lora_linear`."""
     weight, A, B, magnitude = given
     added, quantized = spec.form == "merged", type(weight) is QuantizedTensor
-    if member is None or quantized:
-        (merged,) = merge([given], spec.scaling, spec.dtype, added)
-    else:
-        merged = member.together.take(member, given, spec.scaling, spec.dtype, added)
+    merged = _formed(given, spec, member, added)
     if not torch.is_grad_enabled():
         forward = linear_merged.forward if added else lambda *args: linear_dropped.forward(*args)[0]
         return forward(x, bias, merged, spec)

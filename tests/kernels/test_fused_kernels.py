@@ -180,6 +180,23 @@ def test_the_merged_weight_of_codes(kind, dtype, sizes):
     assert trust._merged_error(E, (W.codes, W.scales, kind, A, B, scaling, dtype, True)) <= 1
 
 
+@kernel
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("sizes", [(1, 1), (77, 140), (300, 5)])
+def test_the_gradient_of_magnitudes(sizes, dtype):
+    T, D = sizes
+    dY = torch.randn(T, D + 3, device=DEVICE).to(dtype)[:, :D]
+    y = torch.randn(T, 2 * D, device=DEVICE).to(dtype)[:, D:]
+    m = torch.rand(D, device=DEVICE) + 0.5
+    m[0] = 0
+    for bias in (None, torch.randn(D, device=DEVICE).to(dtype)):
+        case = dY, y, bias, m
+        dm = launch().magnitude_gradient(*case)
+        assert dm.dtype == torch.float32 and dm[0] == 0 and trust._magnitude_error(dm, case) <= 1
+        assert D == 1 or trust._magnitude_error(dm * 1.01, case) > 1
+    assert launch().magnitude_gradient(dY[:0], y[:0], None, m).eq(0).all()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize(("source", "d_in", "d_out"), [("layer_norm", 768, 2304), ("gelu", 3072, 768)])

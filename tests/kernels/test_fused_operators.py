@@ -140,6 +140,7 @@ def test_what_torch_asks_of_an_operator():
     x, G, A, *drops = dropped_case(7, 40, 5, torch.bfloat16)
     torch.library.opcheck(operators.dropped_low_rank, (x, A, *drops, True))
     torch.library.opcheck(operators.dropped_sum, (x, G, A, *drops))
+    torch.library.opcheck(operators.magnitude_gradient, (case[0], case[0], None, torch.ones(24)))
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lora_lightning.kernels import rounding
 from lora_lightning.kernels.fused import plain
+from lora_lightning.kernels.fused.dots import column_dots, divided_sum
 from lora_lightning.kernels.fused.dropping import add_dropped, low_rank_rows
 from lora_lightning.kernels.fused.merging import merge_weight
 from lora_lightning.kernels.fused.passes import factor_pass, split_sum
@@ -29,6 +30,9 @@ class Blocks(NamedTuple):
     columns: int
     warps: int
     stages: int
+
+
+DOTS = Blocks(32, 128, 4, 2)
 
 
 def blocks_for(source: str, rank: int, dtype: torch.dtype, amd: bool) -> Blocks:
@@ -213,6 +217,23 @@ def dropped_sum(dX: Tensor, G: Tensor, A: Tensor, dropout: float, seed: Tensor) 
         PRECISION=precision_of(dX.dtype), BLOCK_T=blocks.tokens, BLOCK_D=blocks.columns,
         num_warps=blocks.warps, num_stages=blocks.stages,
     )  # fmt: skip
+    return out
+
+
+def magnitude_gradient(dY: Tensor, y: Tensor, bias: Tensor | None, magnitude: Tensor) -> Tensor:
+    dY, y = plain.rows([dY, y])  # type: ignore[assignment]  # none is None
+    T, D = dY.shape
+    out = dY.new_empty(D, dtype=torch.float32)
+    if not T:
+        return out.zero_()
+    columns, splits, span = splits_for(T, D, DOTS, programs_of(dY.device))
+    parts = out.new_empty(splits, D)
+    column_dots[columns, splits](
+        dY, y, dY if bias is None else bias, parts, T, D, dY.stride(0), y.stride(0), span,
+        HAS_BIAS=bias is not None, BLOCK_T=DOTS.tokens, BLOCK_D=DOTS.columns, num_warps=DOTS.warps,
+        num_stages=DOTS.stages,
+    )  # fmt: skip
+    divided_sum[triton.cdiv(D, 128),](parts, magnitude, out, D, splits, BLOCK=128, DEEP=16, num_warps=4)
     return out
 
 

@@ -35,20 +35,28 @@ from lora_lightning.kernels.linear_form import plain
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 
 
-def suits(x: Tensor, W: Tensor, bias: Tensor | None, A: Tensor, B: Tensor, magnitude: Tensor | None) -> bool:
+def suits(
+    x: Tensor,
+    W: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    magnitude: Tensor | None,
+    dropout: float,
+) -> bool:
     """Whether `fused_linear` may compute `lora_linear` of these; everything else goes the way of "auto".
 
-    Not with DoRA, not for a W that trains, nor where an autograd function may not run; and not in
-    float64, but on a CPU, which has no kernels.
+    Not with DoRA and dropout at once, nor DoRA in float16 or of a W in few bits; not for a W that trains, nor
+    where an autograd function may not run; and not in float64, but on a CPU, which has no kernels.
     """
     quantized = type(W) is QuantizedTensor
     dtype = product_dtype(x)
     return (
-        magnitude is None
+        (magnitude is None or not (dropout or quantized or dtype == torch.float16))
         and not W.requires_grad
         and (W.dtype == x.dtype or autocasts(x.device.type))
         and (dtype != torch.float64 or common.on_cpu(x.device))
-        and is_plain(x, None if quantized else W, bias, A, B)
+        and is_plain(x, None if quantized else W, bias, A, B, magnitude)
     )
 
 
@@ -120,7 +128,7 @@ class FusedLinearFunction(torch.autograd.Function):
         rank, d_in = A.shape
         dX = G = dA = dB = None
         factors = needs[3] or needs[4]
-        if needs[0] and factors and _comes_together(given.source, d_in, len(W)):
+        if needs[0] and factors and comes_together(given.source, d_in, len(W)):
             both = dY2 @ E  # (T, d_in + r and more)
             dX, G = both[:, :d_in].view(*dY.shape[:-1], d_in), both[:, d_in : d_in + rank]
         elif needs[0]:
@@ -132,7 +140,7 @@ class FusedLinearFunction(torch.autograd.Function):
         return dX, None, dY2.sum(0) if needs[2] else None, dA, dB, *[None] * 3
 
 
-def _comes_together(source: str, d_in: int, d_out: int) -> bool:
+def comes_together(source: str, d_in: int, d_out: int) -> bool:
     """Whether dX and G are one product, which leaves dX's rows further apart. The backward of an activation
     takes them so; a norm's and attention's copy them: 2·d_in numbers a token, where G alone reads d_out."""
     return source not in ("identity", "layer_norm", "rms_norm") or d_out > 2 * d_in

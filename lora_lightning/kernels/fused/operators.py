@@ -8,6 +8,7 @@ The meta device sees one operator each. They have no gradients: autograd functio
     factor_gradients(dY, u, mean, rstd, weight, bias, source, A, G, scaling, dropout, seed) -> dA, dB
     dropped_low_rank(x, A, dropout, seed, beside) -> H, or [x | H]
     dropped_sum(dX, G, A, dropout, seed) -> dX
+    magnitude_gradient(dY, y, bias, magnitude) -> dm
 
 T tokens. W is (d_out, d_in), dithered where it and E are of half precision; or codes and scales of a
 `QuantizedTensor` of this kind. A is (r, d_in), B (d_out, r). E = [W + s·B·A | s·B | 0] is (d_out, d_in + r
@@ -17,8 +18,9 @@ is made of u (T, d_in) by `source`: "identity", "gelu", "gelu_tanh", "silu", "re
 and rstd (T,), weight and bias (d_in,) or None, "rms_norm" without mean and bias. With dropout, of
 probability p, X̃ = M∘X / (1 - p) is in X's place, with a mask M of random bits of an entry's row, column
 and the seed, (1,) int64 from 0 to 2^31: nobody saves it. H = X̃·Aᵀ, (T, r rounded up to 16), and dX +
-M∘(G·A) / (1 - p), (T, d_in), are packed. Rows may be apart. In float64 torch's operations alone
-compute.
+M∘(G·A) / (1 - p), (T, d_in), are packed. dm =
+(dY∘(y - bias)).sum(0) / magnitude, (d_out,), is float32, and 0 where the magnitude is. Rows may be apart. In
+float64 torch's operations alone compute.
 """
 
 from __future__ import annotations
@@ -41,6 +43,7 @@ _SCHEMAS = (
     " -> (Tensor, Tensor)",
     "dropped_low_rank(Tensor x, Tensor A, float dropout, Tensor seed, bool beside) -> Tensor",
     "dropped_sum(Tensor dX, Tensor G, Tensor A, float dropout, Tensor seed) -> Tensor",
+    "magnitude_gradient(Tensor dY, Tensor y, Tensor? bias, Tensor magnitude) -> Tensor",
 )
 for _schema in _SCHEMAS:
     _library.define(_schema, tags=(torch.Tag.pt2_compliant_tag,))
@@ -98,11 +101,17 @@ def _dropped_sum(dX: Tensor, G: Tensor, A: Tensor, dropout: float, seed: Tensor)
     return dX.new_empty(dX.shape)
 
 
+@torch.library.register_fake("lora_lightning::magnitude_gradient", lib=_library)
+def _magnitude_gradient(dY: Tensor, y: Tensor, bias: Tensor | None, magnitude: Tensor) -> Tensor:
+    return dY.new_empty(dY.shape[1], dtype=torch.promote_types(dY.dtype, torch.float32))
+
+
 merge = torch.ops.lora_lightning.merge.default
 merge_quantized = torch.ops.lora_lightning.merge_quantized.default
 factor_gradients = torch.ops.lora_lightning.factor_gradients.default
 dropped_low_rank = torch.ops.lora_lightning.dropped_low_rank.default
 dropped_sum = torch.ops.lora_lightning.dropped_sum.default
+magnitude_gradient = torch.ops.lora_lightning.magnitude_gradient.default
 
 
 def merged(W: Tensor, A: Tensor, B: Tensor, scaling: float, dtype: torch.dtype, adds: bool = True) -> Tensor:

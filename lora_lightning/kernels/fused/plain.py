@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from lora_lightning.kernels import dora
 from lora_lightning.kernels.common import wide_product
 from lora_lightning.kernels.half import SMALLEST
 from lora_lightning.kernels.quantized_tensor import DEQUANTIZERS
@@ -55,6 +56,13 @@ def merge_quantized(
 def dequantized(codes: Tensor, scales: Tensor, kind: str, shape: tuple[int, int]) -> Tensor:
     """W of a `QuantizedTensor`'s codes, in float32."""
     return DEQUANTIZERS[kind](codes, scales, shape, torch.float32)
+
+
+def magnitude_gradient(dY: Tensor, y: Tensor, bias: Tensor | None, magnitude: Tensor) -> Tensor:
+    """dm = (dY∘(y - b)).sum(0) / m, (d_out,), in float32 or better; 0 where m is."""
+    wide = torch.promote_types(dY.dtype, torch.float32)
+    own = y.to(wide) if bias is None else y.to(wide) - bias.to(wide)
+    return dora.magnitude_gradient((dY.to(wide) * own).sum(0), magnitude.to(wide))
 
 
 def factor_gradients(

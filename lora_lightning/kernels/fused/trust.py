@@ -75,6 +75,12 @@ def dropped_sum(dX: Tensor, G: Tensor, A: Tensor, dropout: float, seed: Tensor) 
     return _run("dropped_sum", (dX.dtype,), dX.device, (dX, G, A, dropout, seed), _sum_error)
 
 
+def magnitude_gradient(dY: Tensor, y: Tensor, bias: Tensor | None, magnitude: Tensor) -> Tensor:
+    """`plain.magnitude_gradient` by Triton."""
+    given = dY, y, bias, magnitude
+    return _run("magnitude_gradient", (dY.dtype,), dY.device, given, _magnitude_error)
+
+
 def _run(
     name: str,
     form: tuple[Any, ...],
@@ -198,6 +204,17 @@ def _sum_error(out: Tensor, given: tuple[Any, ...]) -> float:
         change, size = (plain.dropped(t, dropout, seed, first) for t in (g @ A, g.abs() @ (A.abs() + least)))
         found.append(_largest(own, dx + change, ROUNDINGS * unit * (dx.abs() + size + least)))
     return max(found)
+
+
+def _magnitude_error(dm: Tensor, given: tuple[Any, ...]) -> float:
+    dY, y, bias, magnitude = given
+    right, size = (torch.zeros_like(dm, dtype=torch.float64) for _ in range(2))
+    b, m = torch.zeros_like(right) if bias is None else bias.double(), magnitude.double()
+    for _, dy, own in _tokens(dY, y):
+        right += (dy * (own - b)).sum(0)
+        size += (dy.abs() * (own.abs() + b.abs())).sum(0)
+    tiny = torch.finfo(torch.float32).tiny
+    return _largest(dm.double() * m, right * (m != 0), UNITS[torch.float32] * size + tiny)
 
 
 def _unit(dtype: torch.dtype) -> tuple[float, float]:
