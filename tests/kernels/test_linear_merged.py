@@ -181,3 +181,16 @@ def test_a_vit_trains_as_with_the_reference():
         models.append(model.state_dict())
     for name, value in models[0].items():
         torch.testing.assert_close(value, models[1][name], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("d_out", [768, 2304])
+def test_a_layer_norm_is_given_packed_gradients(d_out):
+    """Where they come with G, their rows are further apart, which its backward on a GPU would copy."""
+    norm, strides = nn.LayerNorm(768).bfloat16(), []
+    x = norm(torch.randn(4096, 768).bfloat16().requires_grad_())
+    x.register_hook(lambda gradient: strides.append(gradient.stride()))
+    W, A, B = torch.randn(d_out, 768).bfloat16(), torch.randn(8, 768), torch.randn(d_out, 8)
+    given = x, W, None, A.requires_grad_(), B.requires_grad_()
+    assert linear_spec(*given, 1.0, None, 0.0, "auto", None).packed == (d_out > 2 * 768)
+    lora_linear(*given).sum().backward()
+    assert strides == [(768, 1)]

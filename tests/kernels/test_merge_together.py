@@ -11,6 +11,7 @@ import lora_lightning as ll
 from lora_lightning.kernels import together
 from lora_lightning.kernels.merge import Factored, merge
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
+from lora_lightning.kernels.rounding import dithered_
 from lora_lightning.layers.registry import lora_layers
 
 
@@ -55,6 +56,15 @@ def test_a_float32_weight_is_rounded_to_nearest_once(autocast):
     with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
         (found,) = merge([given], 0.5, torch.bfloat16)
     assert torch.equal(found.weight, torch.addmm(given.weight, given.B, given.A, alpha=0.5).bfloat16())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_a_weight_of_half_precision_is_dithered(dtype):
+    given = [one._replace(B=1e-3 * one.B) for one in layers(2, dtype)]
+    for one, found in zip(given, merge(given, 0.5, dtype), strict=True):
+        sum_ = torch.addmm(one.weight.float(), one.B, one.A, alpha=0.5)
+        assert torch.equal(found.weight, dithered_(sum_.clone(), dtype))
+        assert not torch.equal(found.weight, sum_.to(dtype))
 
 
 def test_a_quantized_weight_counts_as_what_it_stands_for():
