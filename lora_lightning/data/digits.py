@@ -82,7 +82,8 @@ class DigitsDataModule(L.LightningDataModule):
         if not (self.trainer and self.trainer.training):
             return batch
         scans, labels = batch
-        return render(scans, self.domain), labels
+        images = render(scans.float(), self.domain)
+        return self.trainer.precision_plugin.convert_input(images), labels
 
     def _render_fixed(self, scans: Tensor, seed: int) -> Tensor:
         return render(scans, self.domain, torch.Generator().manual_seed(seed))

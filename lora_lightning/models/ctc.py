@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from typing import Annotated, TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from typing_extensions import Self
 
 from lora_lightning.data.speech import SAMPLE_RATE
 from lora_lightning.errors import ConfigError
@@ -63,7 +64,7 @@ class ConformerCTC(nn.Module):
     ) -> None:
         super().__init__()
         # Zeros at both ends, as behind a shorter utterance in a batch.
-        self.spectrogram = MelSpectrogram(
+        self.spectrogram = _Float32Mels(
             SAMPLE_RATE, 512, 400, HOP, f_min=60.0, f_max=7600.0, n_mels=MELS, power=None, pad_mode="constant"
         )
         self.masks = nn.ModuleList(
@@ -108,7 +109,7 @@ class ConformerCTC(nn.Module):
 
     def log_mels(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """(batch, 40, frames) of mean 0 and variance 1 in each utterance, 0 behind it; frames (batch,)."""
-        spectrum = self.spectrogram.spectrogram(waves)
+        spectrum = self.spectrogram.spectrogram(waves.float())
         power = spectrum.real.square() + spectrum.imag.square()  # faster than torchaudio's abs()
         mels = (self.spectrogram.mel_scale(power) + 1e-6).log()
         frames = lengths // HOP + 1
@@ -117,7 +118,20 @@ class ConformerCTC(nn.Module):
         mean = mels.masked_fill(padding, 0.0).sum((1, 2), keepdim=True) / count
         centred = (mels - mean).masked_fill(padding, 0.0)
         deviation = (centred.square().sum((1, 2), keepdim=True) / count).sqrt()
-        return centred / (deviation + 1e-3), frames
+        bias = cast(Tensor, self.conv1.bias)  # to read an adapted weight is to form it
+        return (centred / (deviation + 1e-3)).to(bias.dtype), frames
+
+
+class _Float32Mels(MelSpectrogram):
+    """torchaudio's, in float32 also where the network is made half precision: no library has a Fourier
+    transform in bfloat16."""
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        def kept(tensor: Tensor) -> Tensor:
+            made = fn(tensor)
+            return made if made.itemsize >= 4 or not made.is_floating_point() else tensor.to(made.device)
+
+        return super()._apply(kept, recurse)
 
 
 class PaddedConformerLayer(ConformerLayer):

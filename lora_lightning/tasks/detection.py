@@ -11,6 +11,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from lora_lightning.errors import ConfigError
 from lora_lightning.planning.heads import find_heads
 from lora_lightning.tasks.average_precision import AveragePrecision, scores_of
 from lora_lightning.tasks.detection_pictures import log_to_wandb, write_report
@@ -92,6 +93,16 @@ class ObjectDetector(L.LightningModule):
         self.val_precision = AveragePrecision(masks, area_scale)
         self.test_precision = AveragePrecision(masks, area_scale, per_class=True)
         self._pictures: list[tuple[Tensor, dict[str, Any], dict[str, Tensor]]] = []
+
+    def setup(self, stage: str) -> None:
+        precision = self.trainer.precision
+        parts = {type(module).__module__ for module in self.model.modules()}
+        suppresses = any(part.startswith("torchvision.models.detection") for part in parts)
+        if suppresses and precision in ("bf16-true", "16-true"):
+            raise ConfigError([
+                f"trainer.precision={precision}: torchvision cannot suppress double boxes in half precision. "
+                f"Take {precision.removesuffix('true')}mixed, which computes it in float32."
+            ])  # fmt: skip
 
     def forward(self, images: list[Tensor]) -> list[dict[str, Tensor]]:
         """Predictions of the model in eval mode."""

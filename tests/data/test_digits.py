@@ -25,11 +25,12 @@ class Recorder(ImageClassifier):
         super().validation_step(batch, batch_idx)
 
 
-def fit(data, epochs=1):
+def fit(data, epochs=1, precision="32-true"):
     seed_everything(0, verbose=False)
     recorder = Recorder()
     trainer = Trainer(
         max_epochs=epochs,
+        precision=precision,
         accelerator="cpu",
         logger=False,
         enable_checkpointing=False,
@@ -120,6 +121,11 @@ def test_training_images_are_drawn_anew_each_epoch_and_validation_images_are_not
     assert by_image.min() > 1  # no image occurs twice
     for images, _ in recorder.val_batches:
         assert any(torch.equal(images, fixed) for fixed in data.val_set.tensors[0].split(128))
+
+
+def test_training_images_are_drawn_in_float32_and_given_in_the_precision_in_use():
+    recorder = fit(DigitsDataModule(train_size=32, batch_size=32), precision="bf16-true")
+    assert {images.dtype for images, _ in recorder.train_batches} == {torch.bfloat16}
 
 
 def test_the_same_seeds_give_the_same_training_batches_and_another_seed_another_order():

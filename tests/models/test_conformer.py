@@ -86,3 +86,14 @@ def test_weights_fit_or_are_refused(tmp_path: Path) -> None:
         conformer_ctc(VOCABULARY, checkpoint="conformer_uk", **SMALL)
     with pytest.raises(ConfigError, match="kernel"):
         conformer_ctc(VOCABULARY, kernel=4)
+
+
+def test_half_precision_hears_nearly_the_same() -> None:
+    model = conformer_ctc(VOCABULARY, **SMALL).eval()
+    _, waves = padded(LENGTHS)
+    exact, frames = model(waves, torch.tensor(LENGTHS))
+    half = model.bfloat16()
+    assert half.spectrogram.spectrogram.window.dtype == torch.float32
+    found, own = half(waves, torch.tensor(LENGTHS))
+    assert found.dtype == torch.bfloat16 and torch.equal(own, frames)
+    assert (found.float() - exact).norm() < 0.1 * exact.norm()

@@ -208,3 +208,13 @@ def test_wandb_gets_boxes_in_its_own_format(detector, tmp_path, monkeypatch):
     written = [json.loads(p.read_text()) for p in tmp_path.glob("wandb/**/*.boxes2D.json")]
     wandb.finish()
     assert {b["box_caption"] for w in written for b in w["box_data"]} == {"disc", "disc 0.90"}
+
+
+@pytest.mark.parametrize("precision", ["bf16-true", "16-true"])
+def test_what_torchvision_cannot_compute_in_half_precision_is_refused(precision):
+    from torchvision.models.detection import fcos_resnet50_fpn
+
+    model = fcos_resnet50_fpn(weights=None, weights_backbone=None, num_classes=2)
+    told = rf"trainer.precision={precision}: .* Take {precision.split('-')[0]}-mixed"
+    with pytest.raises(ConfigError, match=told):
+        trainer(max_epochs=1, precision=precision).fit(ObjectDetector(model, 1), datamodule=Scenes())
