@@ -142,7 +142,8 @@ def linear_spec(
         if dropout:
             branch = magnitude is None and dtype != torch.float16 and type(W) is not QuantizedTensor
             return spec._replace(form="dropped") if wanted and branch else spec
-        return _off_cpu(spec, x, d_out, magnitude is not None) if wanted else spec
+        dora = magnitude is not None  # which takes the sum anyway, for its norms
+        return _off_cpu(spec, x, d_out, dora) if wanted or dora else spec
     differentiates = torch.is_grad_enabled()
     small = touched < SMALL and not (again and differentiates)
     if small and implementation == "auto" and merged is None and magnitude is None:

@@ -132,6 +132,21 @@ def test_a_weight_larger_than_the_activations_is_not_formed(monkeypatch):
     assert_same(gradients(given), gradients(given, implementation="reference"), 1e-4)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
+def test_dora_of_a_weight_larger_than_the_activations(dtype, monkeypatch):
+    monkeypatch.setattr("lora_lightning.kernels.linear_form.LARGEST", 0)
+    given = arguments((2, 64), d_out=64, dtype=torch.float64, dora=True, trains=())
+    exact = {name: t.clone() for name, t in given.items()}
+    wide = torch.promote_types(dtype, torch.float32)
+    given = {n: t.to(dtype if n in ("x", "weight", "bias") else wide) for n, t in given.items()}
+    exact |= {n: given[n].double() for n in ("x", "weight", "bias")}
+    for made in (given, exact):
+        for name in ("A", "B", "magnitude"):
+            made[name] = made[name].detach().requires_grad_()
+    for one, other in zip(gradients(given), gradients(exact, implementation="reference"), strict=True):
+        assert (one.double() - other).norm() < (0.012 if dtype == torch.bfloat16 else 1e-6) * other.norm()
+
+
 def test_a_quantized_weight_is_not_kept_as_floats():
     x = torch.randn(32, 64, requires_grad=True)
     A, B = (torch.randn(*shape, requires_grad=True) for shape in ((4, 64), (48, 4)))
