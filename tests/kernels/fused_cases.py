@@ -20,6 +20,7 @@ def rows_apart(tensor):
     return wide[:, 8 : 8 + tensor.shape[1]]
 
 
+MOST = 3.01  # units of the dtype: X, A and H are rounded, each by a unit at worst
 LAYOUTS = {"plain": lambda t: t, "apart": rows_apart, "transposed": lambda t: t.t().contiguous().t()}
 
 
@@ -27,6 +28,7 @@ def gradients_case(
     T, d_in, d_out, rank, source, dtype, layout="plain", affine=(True, True), device="cpu", dropout=0.0
 ):
     """What `factor_gradients` is given; a norm with or without weight and bias."""
+    torch.manual_seed(0)  # a case is a function of its arguments
     normal = lambda *shape: torch.randn(*shape, device=device)  # noqa: E731
     u, dY, G = (LAYOUTS[layout](normal(T, n).to(dtype)) for n in (d_in, d_out, rank))
     A = normal(rank, d_in) / d_in**0.5
@@ -67,6 +69,7 @@ def gradients_errors(got, given):
 
 def merge_case(d_out, d_in, rank, weight, layout="plain", device="cpu", size=1e-3):
     """W, A, B and s; the update is about `size` of an entry of W."""
+    torch.manual_seed(0)  # a case is a function of its arguments
     W = LAYOUTS[layout]((torch.randn(d_out, d_in, device=device) / 16).to(weight))
     A, B = torch.randn(rank, d_in, device=device), torch.randn(d_out, rank, device=device) * size / 16
     return W, LAYOUTS[layout](A), LAYOUTS[layout](B), 0.5
@@ -84,13 +87,15 @@ def assert_merged(E, given, dtype):
         info.smallest_normal * info.eps
     )
     share = 1 if rounding.dithers(W.dtype, dtype) else 0.5
-    assert ((E[:, :d_in].double() - exact).abs() <= share * unit + 2.0**-21 * terms).all()
+    summed = (rank + 6) * 2.0**-24 * terms  # a rounding for each term of the sum, in float32
+    assert ((E[:, :d_in].double() - exact).abs() <= share * unit + summed).all()
     assert torch.equal(E[:, d_in : d_in + rank], (B * scaling).to(dtype))
     assert not E[:, d_in + rank :].any()
 
 
 def dropped_case(T, d_in, rank, dtype, layout="plain", device="cpu"):
     """What `dropped_low_rank` and `dropped_sum` are given."""
+    torch.manual_seed(0)  # a case is a function of its arguments
     x, G = (LAYOUTS[layout](torch.randn(T, n, device=device).to(dtype)) for n in (d_in, rank))
     A = torch.randn(rank, d_in, device=device) / d_in**0.5
     return x, G, A, 0.3, torch.randint(2**31, (1,), device=device)

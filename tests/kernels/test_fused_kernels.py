@@ -16,6 +16,7 @@ from lora_lightning.kernels.fused import operators, plain, trust
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 from tests.kernels.fused_cases import (
     LAYOUTS,
+    MOST,
     assert_merged,
     dropped_case,
     dropped_errors,
@@ -27,7 +28,6 @@ from tests.kernels.fused_cases import (
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 DEVICE = "cpu" if INTERPRETED else "cuda"
 DTYPES = [torch.bfloat16, torch.float16, torch.float32]
-MOST = 3.01  # units of the dtype: X, A and H are rounded, each by a unit at worst
 
 
 def kernel(test):
