@@ -34,8 +34,8 @@ def choose_form(
 
     On a CPU, with T positions (batch times output) and N numbers in W, the factored gradients take
     4·T·r·(columns + out) operations a group, the dense one 2·T·columns·out. Merging, twice a step, moves 4·N
-    numbers; the branch 2·T·(in + out), for it adds to the output and to dX. Half precision never merges
-    there: the small updates of the first steps would be rounded away.
+    numbers; the branch 2·T·(in + out), for it adds to the output and to dX. Half precision takes the
+    branch there.
 
     Elsewhere W' = W + s·B·A is always the weight, but with a dropout, which needs a branch: a W' is nearly
     free beside its activations. `dense_pays` says where the gradients of A and B come from.

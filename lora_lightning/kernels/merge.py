@@ -70,11 +70,11 @@ class Merged(NamedTuple):
 def merge(layers: Sequence[Factored], scaling: float, dtype: torch.dtype, added: bool = True) -> list[Merged]:
     """W' of layers of one shape, dtype and scaling.
 
+    A W of the products' own half precision is rounded by a fixed dither (`rounding`), as small updates of it
+    would else be lost; W of float32 has low bits of its own, which do the same for the rounding to nearest.
+
     Args:
         added: false leaves the update out of W', and the scaling out of s·A: [W | s·B] and A.
-
-    A W of less than float32 is rounded by a fixed dither (`rounding`), as small updates of it would else be
-    lost; W of float32 has low bits of its own, which do the same for the rounding to nearest.
     """
     if autocasts(layers[0].A.device.type):  # which would take the sum in half precision
         with torch.autocast(layers[0].A.device.type, enabled=False):

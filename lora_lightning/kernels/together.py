@@ -46,7 +46,7 @@ class _Ready(NamedTuple):
 class Together:
     """Of one model: which layers have merged weights of one shape, in the order in which they are called.
 
-    The first one that is asked for its weight forms those of the next ones as well, some 8 calls for all of
+    The first one that is asked for its weight forms those of the next ones as well, some 10 calls for all of
     them. Each is handed out once, and only if nothing was written into its parts since. When a backward
     begins, those that no layer asked for are dropped.
     """
