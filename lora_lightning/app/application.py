@@ -67,7 +67,7 @@ def _needs_hydra(config: DictConfig) -> bool:
 def _by_hydra(line: CommandLine, jobs: Jobs) -> None:
     """A sweep, with its sweeper and launcher; or what is shown."""
     application = hydra.main(config_path=str(CONF), config_name=CONFIG_NAME, version_base=VERSION_BASE)
-    with searching(line.config_dir), wrapped(line.flags.help):
+    with searching(line.own), wrapped(line.flags.help):
         application(jobs.run)()
 
 

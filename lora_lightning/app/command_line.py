@@ -15,8 +15,9 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_lightning.app.arguments import parser_of
 from lora_lightning.app.check import unimportable
-from lora_lightning.app.compose import SEARCHPATH, Configurations, plain_values, shipped
+from lora_lightning.app.compose import SEARCHPATH, Configurations, Own, plain_values, shipped
 from lora_lightning.app.overriding import with_plus
+from lora_lightning.app.recipe_file import named_file
 from lora_lightning.app.signatures import without_imports
 from lora_lightning.app.variants import check_variant, parted
 from lora_lightning.errors import ConfigError, did_you_mean
@@ -41,15 +42,16 @@ class CommandLine:
         self.flags, strays, self.problems = parser_of("train").read(arguments)
         self.problems += [_stray(word) for word in strays if word.startswith("-")]
         words = [*self.flags.words, *(word for word in strays if not word.startswith("-"))]
+        recipe, words = named_file(words, self.problems)
         self.overrides = [o for word in words if (o := _parse(word, self.problems))]
-        self.config_dir = Path(self.flags.config_dir) if self.flags.config_dir else None
-        if self.config_dir and not self.config_dir.is_dir():
-            self.problems.append(f"--config-dir {self.config_dir}: there is no such folder.")
-            self.config_dir = None
+        folder = Path(self.flags.config_dir) if self.flags.config_dir else None
+        if folder and not folder.is_dir():
+            self.problems.append(f"--config-dir {folder}: there is no such folder.")
+            folder = None
         searchpath = _searchpath(self.overrides, self.problems)
         self.overrides = [o for o in self.overrides if searchpath or o.key_or_group != SEARCHPATH]
-        own = self.config_dir or searchpath
-        self.known = Configurations(self.config_dir, searchpath) if own else shipped()
+        self.own = Own(folder, recipe)
+        self.known = Configurations(self.own, searchpath) if any(self.own) or searchpath else shipped()
         self.words = [str(override.input_line) for override in self.overrides]  # that Hydra composes
 
     @property
@@ -63,7 +65,7 @@ class CommandLine:
         return bool(self.flags.hydra_help or self.flags.version or self.flags.shell_completion)
 
     def for_hydra(self) -> list[str]:
-        """The same as Hydra's own parser reads it, flags first; `searching` knows the folder."""
+        """The same as Hydra's own parser reads it, flags first; `searching` knows what is the user's own."""
         given = {k: v for k, v in vars(self.flags).items() if v and k not in ("words", "config_dir")}
         flags = [f"--{k.replace('_', '-')}" + ("" if v is True else f"={v}") for k, v in given.items()]
         return [*flags, *self.words]

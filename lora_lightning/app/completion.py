@@ -176,7 +176,10 @@ def _inherited(
     roots: Sequence[Path], group: str, name: str, depth: int = 8
 ) -> Iterator[tuple[dict[str, Any], bool]]:
     """A choice's file and those of its group that it begins with; whether each stands at the top."""
-    file = next((f for root in roots if (f := root / group / f"{name}.yaml").is_file()), None)
+    places = [root / group / f"{name}.yaml" for root in roots]
+    if group == "recipe" and name.endswith(".yaml"):  # a file that is named itself
+        places = [Path(name).expanduser()]
+    file = next((place for place in places if place.is_file()), None)
     if file is None or not depth or group == "hydra":
         return
     content, everywhere = _read(file)

@@ -7,7 +7,7 @@ import functools
 from collections.abc import Iterator, Sequence
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 from hydra import compose, initialize_config_dir
@@ -21,6 +21,7 @@ from hydra.plugins.search_path_plugin import SearchPathPlugin
 from omegaconf import DictConfig, OmegaConf, open_dict
 from omegaconf.errors import OmegaConfBaseException
 
+from lora_lightning.app.recipe_file import RecipeFile
 from lora_lightning.errors import ConfigError, did_you_mean
 
 PACKAGE = Path(__file__).parents[1]
@@ -37,38 +38,51 @@ UNCOMPOSABLE = (
 )  # fmt: skip
 
 
-# The folder of --config-dir, for the search path that Hydra builds meanwhile.
-_CONFIG_DIR: ContextVar[Path | None] = ContextVar("_CONFIG_DIR", default=None)
+class Own(NamedTuple):
+    """What of the user's own Hydra finds beside `conf/` and `recipes/`: the folder of `--config-dir`, and the
+    file of `recipe=my.yaml`."""
+
+    folder: Path | None = None
+    recipe: Path | None = None
+
+
+# For the search path that Hydra builds meanwhile.
+_OWN: ContextVar[Own] = ContextVar("_OWN", default=Own())  # noqa: B039  # it cannot be changed
 
 
 class RecipeSearchPath(SearchPathPlugin):
-    """Lets Hydra find `recipe=NAME` in the recipes' folder, which lies beside `conf/`, and in the user's."""
+    """Lets Hydra find `recipe=NAME` in the recipes' folder, which lies beside `conf/`, and in the user's; a
+    file that the user names comes first, since that very file is meant."""
 
     def manipulate_search_path(self, search_path: ConfigSearchPath) -> None:
+        own = _OWN.get()
         search_path.append("lora_lightning", f"file://{RECIPES}")
-        if folder := _CONFIG_DIR.get():
-            search_path.append(USERS, f"file://{folder.absolute()}")
+        if own.folder:
+            search_path.append(USERS, f"file://{own.folder.absolute()}")
+        if own.recipe:
+            search_path.prepend(USERS, RecipeFile.place(own.recipe))
 
 
 @contextlib.contextmanager
-def searching(config_dir: Path | None) -> Iterator[None]:
-    """Meanwhile Hydra looks into the recipes' folder, and into this one."""
-    Plugins.instance().register(RecipeSearchPath)
-    token = _CONFIG_DIR.set(config_dir)
+def searching(own: Own) -> Iterator[None]:
+    """Meanwhile Hydra looks into the recipes' folder, and for what is the user's own."""
+    for plugin in (RecipeFile, RecipeSearchPath):
+        Plugins.instance().register(plugin)
+    token = _OWN.set(own)
     try:
         yield
     finally:
-        _CONFIG_DIR.reset(token)
+        _OWN.reset(token)
 
 
 @contextlib.contextmanager
-def initialized(config_dir: Path | None) -> Iterator[ConfigLoader]:
+def initialized(own: Own) -> Iterator[ConfigLoader]:
     """Hydra over all folders, also within an application of Hydra, which it leaves as it was."""
     outer = GlobalHydra.instance().hydra
     GlobalHydra.instance().clear()
     try:
         with (
-            searching(config_dir),
+            searching(own),
             initialize_config_dir(str(CONF), job_name=CONFIG_NAME, version_base=VERSION_BASE),
         ):
             yield GlobalHydra.instance().config_loader()
@@ -77,15 +91,15 @@ def initialized(config_dir: Path | None) -> Iterator[ConfigLoader]:
 
 
 class Configurations:
-    """What can be composed from `conf/`, `recipes/` and folders of the user's.
+    """What can be composed from `conf/`, `recipes/` and what is the user's own.
 
     Args:
-        config_dir: the folder of --config-dir.
-        searchpath: `hydra.searchpath=[…]` as it was given, for more of them.
+        own: a folder and a recipe of the user's.
+        searchpath: `hydra.searchpath=[…]` as it was given, for more folders.
     """
 
-    def __init__(self, config_dir: Path | None = None, searchpath: str | None = None) -> None:
-        self.config_dir = config_dir
+    def __init__(self, own: Own = Own(), searchpath: str | None = None) -> None:  # noqa: B008  # constant
+        self.own = own
         self._searchpath = [searchpath] if searchpath else []
         self._choices: dict[str, tuple[str, ...]] = {}
         self._composed: dict[tuple[str, ...], DictConfig | str] = {}
@@ -96,7 +110,7 @@ class Configurations:
         Raises:
             UNCOMPOSABLE: there is none.
         """
-        with initialized(self.config_dir):
+        with initialized(self.own):
             return compose(CONFIG_NAME, list(words), return_hydra_config=True)
 
     def compose_groups(self, groups: Sequence[str]) -> DictConfig | str:
@@ -122,7 +136,7 @@ class Configurations:
 
     def loader(self) -> ConfigLoader:
         """Hydra's own, for what asks it which choices there are."""
-        with initialized(self.config_dir) as loader:
+        with initialized(self.own) as loader:
             return loader
 
     def _listed(self, group: str, kind: ObjectType) -> tuple[str, ...]:

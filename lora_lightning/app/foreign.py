@@ -110,6 +110,20 @@ def refuse_foreign_recipes(folder: Path, recipes: Path) -> None:
         raise ConfigError(problems)
 
 
+def refuse_foreign_recipe(folder: Path, file: Path) -> None:
+    """Refuse the recipe that a run's folder names by its file (`recipe=my.yaml`) likewise. A file that is not
+    there is told later.
+
+    Raises:
+        ConfigError: one line.
+    """
+    if file.is_file() and (reason := _reason_of_file(file, file.parent)):
+        raise ConfigError([
+            f"resume={folder}: it began with recipe={file}: {reason}; {NOT_UNASKED}. If the recipe is yours: "
+            f"resume={folder} {shlex.quote(f'recipe={file}')}"
+        ])  # fmt: skip
+
+
 def _reason_of_file(path: Path, recipes: Path) -> str:
     if path.name.endswith(IMPORTED):
         return "it is code"

@@ -25,6 +25,7 @@ from lora_lightning.app import interrupts
 from lora_lightning.app.compose import USERS
 from lora_lightning.app.console import on_rank_zero, short_path
 from lora_lightning.app.interrupts import INTERRUPTED
+from lora_lightning.app.recipe_file import WORD, RecipeFile
 from lora_lightning.errors import UserError
 from lora_lightning.trainer.compat import is_a
 
@@ -228,11 +229,14 @@ def one_job(tracebacks: bool = False) -> Iterator[None]:
 
 def _words_of(hydra: HydraConf) -> list[str]:
     """The command line that runs this job alone."""
-    folders = [source.path for source in hydra.runtime.config_sources if source.provider == USERS]
+    own = [source for source in hydra.runtime.config_sources if source.provider == USERS]
+    folders = [source.path for source in own if source.schema == "file"]
+    recipe = next((source.path for source in own if source.schema == RecipeFile.scheme()), None)
     node: Any = hydra.overrides
     given: Any = OmegaConf.to_container(node, resolve=False)  # ${…} as it was typed
     words = [w for w in given["hydra"] if not w.lstrip("+").startswith(("hydra.mode", "hydra.sweep"))]
-    return [*(f"--config-dir={f}" for f in folders), *given["task"], *words, "hydra.mode=RUN"]
+    task = [f"{WORD}{recipe}" if recipe and w.startswith(WORD) else w for w in given["task"]]
+    return [*(f"--config-dir={f}" for f in folders), *task, *words, "hydra.mode=RUN"]
 
 
 def _end_processes() -> None:

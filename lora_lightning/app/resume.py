@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,9 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from lora_lightning.app.compose import SEARCHPATH, USERS
-from lora_lightning.app.foreign import refuse_foreign, refuse_foreign_recipes
+from lora_lightning.app.foreign import refuse_foreign, refuse_foreign_recipe, refuse_foreign_recipes
+from lora_lightning.app.recipe_file import WORD as FILE_WORD
+from lora_lightning.app.recipe_file import RecipeFile
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
 from lora_lightning.utils.mapping_file import NOTHING_RUN, read_values
 
@@ -43,28 +46,46 @@ def resumed(arguments: Sequence[str]) -> list[str]:
     replaced = {_key(word) for word in [*given, *own]}
     before = [word for word in _words(began, folder) if _key(word) not in replaced]
     refuse_foreign(folder, before, [_key(word) for word in given])
-    return [*_folders(folder, given), *given, *before, *own]
+    places = _places(folder)
+    before = _with_file(folder, before, places[RecipeFile.scheme(), USERS])
+    return [*_folders(folder, given, places), *given, *before, *own]
 
 
-def _folders(folder: Path, given: Sequence[str]) -> list[str]:
+def _with_file(folder: Path, words: Sequence[str], files: Sequence[str]) -> list[str]:
+    """The words with the recipe by its file, where it was named so."""
+    if not files or not any(word.startswith(FILE_WORD) for word in words):
+        return list(words)
+    refuse_foreign_recipe(folder, Path(files[0]))
+    return [f"{FILE_WORD}{files[0]}" if word.startswith(FILE_WORD) else word for word in words]
+
+
+def _folders(
+    folder: Path, given: Sequence[str], places: Mapping[tuple[str, str], Sequence[str]]
+) -> list[str]:
     """The folders of recipes of the command that began the run, unless others are given."""
-    about = folder / ".hydra" / "hydra.yaml"
-    if not about.is_file() or any(_key(word) in ("--config-dir", "-cd", SEARCHPATH) for word in given):
+    if any(_key(word) in ("--config-dir", "-cd", SEARCHPATH) for word in given):
         return []
-    runtime = _read(about, folder)
-    for key in ("hydra", "runtime"):
-        runtime = runtime.get(key) if isinstance(runtime, dict) else None
-    found = runtime.get("config_sources") if isinstance(runtime, dict) else None
-    sources = [s for s in found or [] if isinstance(s, dict) and s.get("schema") == "file"]
-    own, searched = (
-        [str(Path(str(runtime.get("cwd"))) / str(s.get("path"))) for s in sources if s.get("provider") == by]
-        for by in (USERS, f"{SEARCHPATH} in command-line")
-    )
+    own, searched = (places["file", by] for by in (USERS, f"{SEARCHPATH} in command-line"))
     for recipes in (*own, *searched):
         refuse_foreign_recipes(folder, Path(recipes))
     paths = ",".join(_quoted(f"file://{path}") for path in searched)
     words = [f"{SEARCHPATH}=[{paths}]"] if searched else []
     return [*(["--config-dir", own[0]] if own else []), *words]
+
+
+def _places(folder: Path) -> Mapping[tuple[str, str], list[str]]:
+    """Where the command that began the run found recipes: by kind of the place and who named it."""
+    places: defaultdict[tuple[str, str], list[str]] = defaultdict(list)
+    about = folder / ".hydra" / "hydra.yaml"
+    runtime = _read(about, folder) if about.is_file() else None
+    for key in ("hydra", "runtime"):
+        runtime = runtime.get(key) if isinstance(runtime, dict) else None
+    found = runtime.get("config_sources") if isinstance(runtime, dict) else None
+    for source in found or []:
+        if isinstance(source, dict) and isinstance(runtime, dict):
+            path = str(Path(str(runtime.get("cwd"))) / str(source.get("path")))
+            places[str(source.get("schema")), str(source.get("provider"))].append(path)
+    return places
 
 
 def _read(path: Path, folder: Path) -> Any:

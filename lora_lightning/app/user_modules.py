@@ -10,11 +10,12 @@ from pathlib import Path
 from hydra.conf import ConfigSourceInfo
 
 from lora_lightning.app.compose import CONF, RECIPES
+from lora_lightning.app.recipe_file import RecipeFile
 
 
 def find_user_modules(sources: Iterable[ConfigSourceInfo]) -> None:
     """Let `_target_: photos.Photos` mean photos.py in the current folder, in a folder of configurations that
-    the user has named, or in `recipe/` there.
+    the user has named, or in `recipe/` there, or beside a recipe that is named by its file.
 
     They come last, so that no file there takes the place of what is installed.
 
@@ -26,6 +27,8 @@ def find_user_modules(sources: Iterable[ConfigSourceInfo]) -> None:
         if source.schema == "file":
             folder = Path(source.path).absolute()
             folders += [] if folder in (CONF, RECIPES) else [folder, folder / "recipe"]
+        elif source.schema == RecipeFile.scheme():
+            folders.append(Path(source.path).parent)
     for folder in folders:
         if folder.is_dir() and str(folder) not in sys.path:
             sys.path.append(str(folder))

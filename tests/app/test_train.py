@@ -233,12 +233,15 @@ def test_a_started_process_runs_its_job_alone(monkeypatch: pytest.MonkeyPatch) -
         {
             "hydra": {
                 "overrides": {
-                    "task": ["lora.rank=${seed}"],
+                    "task": ["recipe=own", "lora.rank=${seed}"],
                     "hydra": ["hydra.mode=MULTIRUN", "hydra.sweep.dir=s"],
                 },
                 "runtime": {
                     "output_dir": "/s/1",
-                    "config_sources": [{"provider": "command-line", "path": "/mine"}],
+                    "config_sources": [
+                        {"provider": "command-line", "schema": "file", "path": "/mine"},
+                        {"provider": "command-line", "schema": "one-recipe", "path": "/a/own.yaml"},
+                    ],
                 },
                 "run": {"dir": "elsewhere"},
             }
@@ -248,7 +251,8 @@ def test_a_started_process_runs_its_job_alone(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "--config-dir", "/mine", "lora.rank=2,4"])
     monkeypatch.delenv("LOCAL_RANK", raising=False)
     with hydra_raises(), one_job():
-        assert sys.argv == [str(PROGRAM), "--config-dir=/mine", "lora.rank=${seed}", "hydra.mode=RUN"]
+        words = ["--config-dir=/mine", "recipe=/a/own.yaml", "lora.rank=${seed}", "hydra.mode=RUN"]
+        assert sys.argv == [str(PROGRAM), *words]
         assert HydraConfig.get().run.dir == "/s/1"
         assert "HYDRA_FULL_ERROR" not in os.environ
         os.environ["LOCAL_RANK"] = "0"  # as Lightning's launcher does
