@@ -150,7 +150,7 @@ RULES: dict[str, Check] = {
     "callbacks.checkpoint.dirpath": TEXT,
     "callbacks.checkpoint.filename": TEXT.or_null(),
     "callbacks.checkpoint.monitor": TEXT.or_null(),
-    "callbacks.checkpoint.mode": one_of("min", "max"),
+    "callbacks.checkpoint.mode": one_of("min", "max").or_null("whichever is better of the score"),
     "callbacks.checkpoint.save_top_k": whole(at_least(-1)),
     "callbacks.checkpoint.save_last": FLAG.or_null(),
     "callbacks.checkpoint.save_weights_only": FLAG,

@@ -17,8 +17,9 @@ from omegaconf import DictConfig
 
 from lora_lightning.adapters.inject import linear_probe
 from lora_lightning.adapters.quantize import quantize
-from lora_lightning.app.build import data_and_model, lora_config, named, optim_config
+from lora_lightning.app.build import data_and_model, lora_config, named, optim_config, plain
 from lora_lightning.app.console import on_rank_zero
+from lora_lightning.app.monitors import watching
 from lora_lightning.app.progress import Progress
 from lora_lightning.app.results import LABELS, Result
 from lora_lightning.app.signatures import provided
@@ -52,6 +53,9 @@ class Run:
         if method == "lora":
             self._keep_base(model)
         self.task = self._task(model)
+        self.callbacks = watching(
+            plain(self.config.callbacks) if self.config.get("callbacks") else {}, self.task
+        )
         self.total = sum(p.numel() for p in self.task.parameters())
         trains = method in ("full", "scratch")
         self.trained = sum(p.numel() for p in self.task.parameters() if p.requires_grad) if trains else 0
@@ -159,8 +163,7 @@ class Run:
         return [instantiate(csv, _convert_="all")] if csv else []
 
     def _trainer(self, loggers: Sequence[Logger]) -> pl.Trainer:
-        nodes = self.config.get("callbacks") or {}
-        callbacks: list[Callback] = [instantiate(n, _convert_="all") for n in nodes.values() if n]
+        callbacks: list[Callback] = [instantiate(node, _convert_="all") for node in self.callbacks]
         if not loggers:
             callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
         if self.config.trainer.get("enable_progress_bar", True):

@@ -35,6 +35,7 @@ class ImageClassifier(L.LightningModule):
     """
 
     scores = (Score("acc", "accuracy %"),)
+    monitors = ("acc", "loss")
 
     def __init__(
         self,

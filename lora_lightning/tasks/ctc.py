@@ -64,7 +64,7 @@ class SpeechRecognizer(Recognizer):
         self.vocabulary = vocabulary
         self.optim = OptimConfig.of(optim)
         self.kept = list(kept)
-        self.scores = (*self.scores, *(Score(f"wer_{a}", f"{a} WER %") for a in self.kept))
+        self.scores = (*self.scores, *(Score(f"wer_{a}", f"{a} WER %", best="min") for a in self.kept))
         self.decoder = decoder
         # Plain types, so that the checkpoint loads with weights_only=True.
         self.save_hyperparameters(

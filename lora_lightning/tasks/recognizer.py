@@ -24,7 +24,10 @@ class Recognizer(L.LightningModule):
     model: nn.Module
     vocabulary: list[str]
     kept: list[str]
-    scores: tuple[Score, ...] = (Score("wer", "WER %", fewer=True), Score("cer", "CER %"))
+    scores: tuple[Score, ...] = (
+        Score("wer", "WER %", fewer=True, best="min"),
+        Score("cer", "CER %", best="min"),
+    )
     aligns = True
 
     @abstractmethod
