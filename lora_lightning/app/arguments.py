@@ -26,7 +26,7 @@ class Page(argparse.HelpFormatter):
 
     def _format_action_invocation(self, action: argparse.Action) -> str:
         text = super()._format_action_invocation(action)
-        return text if action.nargs == 0 else re.sub(r"^--(\S+) ", r"\1=", text)
+        return text if action.nargs == 0 else re.sub(r"^--(\w+) ", r"\1=", text)
 
 
 class Parser(argparse.ArgumentParser):
@@ -105,8 +105,8 @@ class Parser(argparse.ArgumentParser):
         name = word.lstrip("-").partition("=")[0]
         if name in self.keys:
             return f"{word}: give {self.keys[name]}."
-        near = did_you_mean(name, self.keys)
-        return f"{word}: there is no such option.{near} Options: {', '.join(self.keys)}."
+        known = [*self.keys, *self.flags]
+        return f"{word}: there is no such option.{did_you_mean(name, known)} Options: {', '.join(known)}."
 
 
 def value_of(kind: Callable[[str], Any], check: Check) -> Callable[[str], Any]:
@@ -180,6 +180,16 @@ def _train(parser: Parser) -> None:
     parser.flag("--info", "-i", nargs="?", const="all", choices=kinds)
 
 
+def _recipes(parser: Parser) -> None:
+    parser.flag(
+        "--config-dir", metavar="FOLDER", help="those in FOLDER/recipe too", default=argparse.SUPPRESS
+    )
+
+
+def _copy(parser: Parser) -> None:
+    parser.add_argument("words", nargs="*", metavar="NAME FILE.yaml", help="a recipe, and the file to write")
+
+
 def _merge(parser: Parser) -> None:
     parser.key("ckpt", "PATH", "an adapter's folder (of PEFT, too) or a Trainer's checkpoint", existing, True)
     parser.key("out", "FILE.safetensors", "the file to write", needed=True)
@@ -243,6 +253,8 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], str, str]] = {
         "[recipe=NAME] [group=choice] [key=value]",
         "adapt a model",
     ),
+    "recipes": (_recipes, "[--config-dir FOLDER]", "the recipes there are, a line each"),
+    "copy": (_copy, "NAME FILE.yaml", "a recipe as a file of your own, to be changed"),
     "merge": (
         _merge,
         "ckpt=PATH out=FILE.safetensors [key=value ...]",

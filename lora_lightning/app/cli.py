@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 from lora_lightning.app import interrupts
@@ -58,6 +59,29 @@ def _train(words: Sequence[str]) -> None:
     with _extras("recipes"):  # without torch, which it loads when its own words are sound
         from lora_lightning.app import application
     application.main(words)
+
+
+def _recipes(words: Sequence[str]) -> None:
+    from lora_lightning.app.completion import home_of
+    from lora_lightning.app.recipe_list import listed
+
+    given, problems = _given("recipes", words)
+    folder = Path(given["config_dir"]) if "config_dir" in given else None
+    if folder and not folder.is_dir():
+        problems.append(f"--config-dir {folder}: there is no such folder.")
+    _refuse(problems)
+    print(listed(home_of(), folder))
+
+
+def _copy(words: Sequence[str]) -> None:
+    given, problems = _given("copy", words)
+    named = given["words"]
+    if len(named) != 2:
+        problems.append("give a recipe and a file: lora-lightning copy NAME my.yaml.")
+    _refuse(problems)
+    with _extras("recipes"):
+        from lora_lightning.app.recipe_copy import copy_recipe
+    print("\n".join(copy_recipe(named[0], Path(named[1]))))
 
 
 def _merge(words: Sequence[str]) -> None:
@@ -129,6 +153,8 @@ def _completion(words: Sequence[str]) -> None:
 
 COMMANDS = {
     "train": _train,
+    "recipes": _recipes,
+    "copy": _copy,
     "merge": _merge,
     "inspect": _inspect,
     "transcribe": _transcribe,

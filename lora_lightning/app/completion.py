@@ -62,7 +62,7 @@ def complete(words: Sequence[str]) -> list[str]:
     at = next((i for i, w in enumerate(words[:-1]) if w.rpartition("/")[2] in (PROGRAM, SCRIPT)), None)
     if at is None:
         return []
-    home = _home(Path(words[at]))
+    home = home_of(Path(words[at]))
     *before, current = words[at + 1 :]
     if words[at].endswith(PROGRAM):
         if not before:
@@ -71,6 +71,10 @@ def complete(words: Sequence[str]) -> list[str]:
             found = _of_train(home, before[1:], current)
         elif before[0] == "completion":
             found = list(SHELLS)
+        elif before[0] == "recipes":
+            found = ["--config-dir"]
+        elif before[0] == "copy" and len(before) == 1:
+            found = _choices([home / "recipes"], "recipe")
         else:
             found = [f"{name}=" for name in parser_of(before[0]).keys] if before[0] in COMMANDS else []
     else:
@@ -78,7 +82,7 @@ def complete(words: Sequence[str]) -> list[str]:
     return sorted({word for word in found if word.startswith(current)})
 
 
-def _home(program: Path) -> Path:
+def home_of(program: Path = Path(PROGRAM)) -> Path:
     """The folder of conf/ and recipes/: beside train.py, beside the package, or in it when installed."""
     beside = program.expanduser().absolute().parent
     places = [beside] if program.name == SCRIPT else []

@@ -80,15 +80,22 @@ def is_file_word(word: str) -> bool:
     return word.startswith(WORD) and word.endswith((SUFFIX, ".yml"))
 
 
-def _problem(path: Path) -> str:
+def name_problem(path: Path) -> str:
+    """Why a file cannot be named as a recipe, if it cannot."""
     if path.suffix != SUFFIX:
         return f"give a file that ends in {SUFFIX}."
+    if not path.stem.replace("-", "_").isidentifier():
+        return "give the file a name of letters, digits, _ and -."
+    return ""
+
+
+def _problem(path: Path) -> str:
+    if problem := name_problem(path):
+        return problem
     if not path.is_file():
         near = nearest(path.stem, [p.stem for p in path.parent.glob(f"*{SUFFIX}")])
         meant = " or ".join(repr(f"{name}{SUFFIX}") for name in near)
         return f"there is no such file.{meant and f' Did you mean {meant}?'}"
-    if not path.stem.replace("-", "_").isidentifier():
-        return "give the file a name of letters, digits, _ and -."
     with contextlib.suppress(AdapterFileError):  # what is wrong in a file is told when it is composed
         if path.stem in (read_mapping(path, "").get("defaults") or ()):
             return "begins with itself; give the file another name than the recipe that it begins with."

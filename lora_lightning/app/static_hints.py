@@ -47,6 +47,15 @@ def hint_of(module: str, node: ast.expr | None) -> Any:
         return Any
 
 
+def constant_of(module: str, node: ast.expr | None, otherwise: Any) -> Any:
+    """The constant that an expression in a module is, as the default of an argument; `otherwise` where only
+    an import can tell."""
+    try:
+        return otherwise if node is None else _value(module, node, DEEPEST)
+    except (Unreadable, TypeError, ValueError, ArithmeticError):
+        return otherwise
+
+
 def _type(module: str, node: ast.expr, depth: int) -> Any:
     """As `_value`, for a place where a type stands: one that is not known is any."""
     if isinstance(node, ast.BinOp) and isinstance(node.op, ast.BitOr):

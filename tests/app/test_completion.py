@@ -41,6 +41,8 @@ NAMES = shipped().choices("recipe")
         ("lora-lightning ", ["train", "merge", "completion"], []),
         ("lora-lightning merge o", ["out=", "overwrite="], ["ckpt="]),
         ("lora-lightning completion ", ["bash", "zsh"], []),
+        ("lora-lightning copy vit_", ["vit_digits"], ["resnet_digits"]),
+        ("lora-lightning copy vit_digits v", [], ["vit_digits"]),
         ("python other.py re", [], ["recipe="]),
     ],
 )  # fmt: skip

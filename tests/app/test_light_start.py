@@ -27,12 +27,17 @@ LINES = [
     ("train --help", 0),
     ("train recipe=fcos_shapes --help", 0),
     ("train --cfg job", 0),
-    *[(f"{command} --help", 0) for command in ("merge", "inspect", "transcribe", "predict")],
+    *[
+        (f"{command} --help", 0)
+        for command in ("recipes", "copy", "merge", "inspect", "transcribe", "predict")
+    ],
     ("train lora.rank=0 data.foo=1 trainer.strategy=dpp lora.quantize=int7 optim.lr=x", 2),
     ("train recipe=whisper_manifest model.foo=1", 2),
     ("train model._target_=lora_lightning.models.timm.tim_model", 2),
     ("train -m lora.rank=2,0", 2),
     ("train resume=nowhere", 2),
+    ("recipes", 0),
+    ("copy vit_digits nowhere/my.yaml", 2),
     ("trian", 2),
     ("inspect nowhere", 2),
     ("merge ckpt=nowhere", 2),
