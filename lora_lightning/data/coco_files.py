@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 from faster_coco_eval.core import mask as rle
 
-from lora_lightning.data.detection import Sample, image_size
+from lora_lightning.data.decoding import image_size
+from lora_lightning.data.detection import Sample
 from lora_lightning.data.findings import DataError, Findings
 from lora_lightning.utils.marks import is_number, is_whole
 

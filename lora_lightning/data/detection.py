@@ -13,10 +13,11 @@ import lightning as L
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_only
-from PIL import Image, UnidentifiedImageError
+from PIL import UnidentifiedImageError
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from lora_lightning.data.decoding import opened_image
 from lora_lightning.data.detection_transforms import PRESETS, DetectionTransform
 from lora_lightning.data.findings import DataError, Findings
 from lora_lightning.data.grouped import GroupedOrder, aspect_groups
@@ -77,31 +78,6 @@ def read_image(file: str | os.PathLike[str]) -> Tensor:
     except (OSError, RuntimeError, ValueError, UnidentifiedImageError) as error:
         reason = " ".join(str(error).split())[:200]
         raise DataError(f"{path} cannot be read as an image ({reason}).") from None
-
-
-def opened_image(file: str | os.PathLike[str]) -> Image.Image:
-    """PIL's image of any format but PostScript, whatever the file's name: that is a program, and PIL has
-    Ghostscript run it.
-
-    Raises:
-        OSError: it cannot be read, or is no image.
-    """
-    return Image.open(file, formats=_formats())
-
-
-@functools.cache
-def _formats() -> list[str]:
-    Image.init()
-    return [name for name in Image.ID if name != "EPS"]
-
-
-def image_size(file: str | os.PathLike[str]) -> tuple[int, int] | None:
-    """(width, height) of an image file from its first bytes, None where it is not one."""
-    try:
-        with opened_image(file) as image:
-            return image.size
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return None
 
 
 class DetectionImages(Dataset[tuple[Tensor, dict[str, Any]]]):

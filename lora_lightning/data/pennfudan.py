@@ -8,14 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from lora_lightning.data.detection import (
-    Augment,
-    DetectionDataModule,
-    Part,
-    Sample,
-    image_size,
-    opened_image,
-)
+from lora_lightning.data.decoding import image_size, opened_image
+from lora_lightning.data.detection import Augment, DetectionDataModule, Part, Sample
 from lora_lightning.data.findings import Findings
 from lora_lightning.data.options import BatchSize, Count, Folder, Seed, Workers
 from lora_lightning.errors import ConfigError, MissingFileError

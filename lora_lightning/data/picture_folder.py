@@ -9,7 +9,8 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lora_lightning.data.detection import image_size, read_image
+from lora_lightning.data.decoding import image_size
+from lora_lightning.data.detection import read_image
 from lora_lightning.errors import UserError
 from lora_lightning.utils.libraries import loading
 from lora_lightning.utils.tables import truncate_list

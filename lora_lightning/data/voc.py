@@ -11,7 +11,8 @@ from xml.etree import ElementTree
 
 import numpy as np
 
-from lora_lightning.data.detection import Augment, DetectionDataModule, Part, Sample, image_size
+from lora_lightning.data.decoding import image_size
+from lora_lightning.data.detection import Augment, DetectionDataModule, Part, Sample
 from lora_lightning.data.findings import Findings
 from lora_lightning.data.options import BatchSize, Folder, Seed, Workers
 from lora_lightning.errors import MissingFileError, did_you_mean

@@ -50,10 +50,13 @@ def checks_of(of: Callable[..., Any]) -> dict[str, Check]:
 
 
 def options_of(kind: type) -> Callable[[Function], Function]:
-    """A decorator: the `**options` of a function are those of a class in its module, which declares them."""
+    """A decorator: the `**options` of a function are those of a class, which declares them."""
 
     def name_them(function: Function) -> Function:
-        signature = with_options(inspect.signature(function), inspect.signature(kind))
+        names = inspect.unwrap(vars(kind)["__init__"]).__globals__  # where its annotations mean something
+        of = inspect.signature(kind)
+        meant = [p.replace(annotation=_hint(p.annotation, names)) for p in of.parameters.values()]
+        signature = with_options(inspect.signature(function), of.replace(parameters=meant))
         function.__signature__ = signature  # type: ignore[attr-defined]  # where `inspect` looks first
         return function
 

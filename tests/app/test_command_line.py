@@ -27,7 +27,7 @@ GOOD = [
     "",
     "recipe=resnet_digits",
     "recipe=vit_cifar data=cifar100 data.root=/datasets data.download=true",
-    "recipe=vit_cifar model.checkpoint=weights.safetensors data.num_workers=0 data.mixup=0",
+    "recipe=vit_cifar model.checkpoint=weights.safetensors data.num_workers=0 data.augment.mixup=0",
     "recipe=pretrain_vit_digits data.train_size=100",
     "lora.rank=16 lora.alpha=32 lora.target_modules=[qkv,proj] lora.rank_pattern={qkv:4}",
     "lora.target_modules='.*(qkv|proj)'",
@@ -198,7 +198,7 @@ def problems_of_line(words: list[str]) -> list[str]:
 
 PLAIN = [
     "recipe=resnet_digits lora.rank=16 lora.alpha=32 +trainer.fast_dev_run=true ++seed=3 ++trainer.new=1",
-    "recipe=vit_cifar ~data.mixup +lora.rank_pattern={qkv:4} lora.target_modules=[qkv,proj] tags=[a,b]",
+    "recipe=vit_cifar ~data.crop_pct +lora.rank_pattern={qkv:4} lora.target_modules=[qkv,proj] tags=[a,b]",
     "callbacks.learning_rate=null +callbacks.stop={_target_:a.b} '~seed=0' trainer.max_time={hours:5}",
 ]
 

@@ -82,8 +82,9 @@ def test_what_no_file_sets_needs_no_plus(folder: Path) -> None:
 
 def test_what_the_source_does_not_tell_the_class_tells_before_anything_is_built() -> None:
     with pytest.raises(ConfigError) as caught:
-        CommandLine(["recipe=vit_cifar", "data.auto_augment=randaug"]).check()
-    assert caught.value.problems[0].startswith("data.auto_augment=randaug: give a policy of timm")
+        CommandLine(["recipe=vit_cifar", "data.augment.auto_augment=randaug"]).check()
+    told = "data.augment.auto_augment=randaug: give trivialaugment or a policy of timm"
+    assert caught.value.problems[0].startswith(told)
 
 
 TARGETS = sorted(name for names in BUILDERS.values() for name in names)

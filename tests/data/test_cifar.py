@@ -11,7 +11,7 @@ import timm
 import torch
 
 from lora_lightning.data.cifar import CIFARDataModule
-from lora_lightning.data.images import stratified_split
+from lora_lightning.data.picture_sets import stratified_split
 from lora_lightning.errors import ConfigError
 from lora_lightning.tasks.classification import ImageClassifier
 
@@ -56,14 +56,18 @@ def test_parts_and_batches(cifar10):
     assert images.shape == (8, 3, 32, 32)
     assert images.dtype == torch.uint8
     assert labels.shape == (8,)
-    assert data.provides["num_classes"] == len(data.classes) == 10
+    assert data.provides["num_classes"] == len(data.class_names) == 10
 
 
 def test_cifar100(cifar100):
     data = module(cifar100, name="cifar100", val_size=100)
     assert data.provides["num_classes"] == 100
-    assert data.classes[7] == "fine 7"
-    assert torch.bincount(data.val_images[1]).tolist() == [1] * 100
+    assert data.class_names[7] == "fine 7"
+    assert torch.bincount(data.val_set.targets).tolist() == [1] * 100
+
+
+def arrays(pictures) -> np.ndarray:
+    return np.stack([np.asarray(pictures.picture(i)) for i in range(len(pictures))])
 
 
 def test_images_keep_their_labels(cifar10):
@@ -73,10 +77,10 @@ def test_images_keep_their_labels(cifar10):
 
 def test_split_is_seeded_stratified_and_complete(cifar10):
     first, again, other = (module(cifar10, seed=s) for s in (0, 0, 1))
-    assert np.array_equal(first.val_images[0], again.val_images[0])
-    assert not np.array_equal(first.val_images[0], other.val_images[0])
-    assert torch.bincount(first.val_images[1]).tolist() == [2] * 10
-    every = np.concatenate([first.train_images[0], first.val_images[0]]).reshape(100, -1)
+    assert np.array_equal(arrays(first.val_set), arrays(again.val_set))
+    assert not np.array_equal(arrays(first.val_set), arrays(other.val_set))
+    assert torch.bincount(first.val_set.targets).tolist() == [2] * 10
+    every = np.concatenate([arrays(first.train_set), arrays(first.val_set)]).reshape(100, -1)
     assert len(np.unique(every, axis=0)) == 100
 
 
@@ -102,40 +106,42 @@ def test_training_images_vary_and_evaluation_images_do_not(cifar10):
     train, val = data.train_dataloader().dataset, data.val_dataloader().dataset
     assert len({train[0][0].numpy().tobytes() for _ in range(5)}) > 1
     assert torch.equal(val[0][0], val[0][0])
-    assert np.array_equal(val[0][0].permute(1, 2, 0).numpy(), data.val_images[0][0])
+    assert np.array_equal(val[0][0].permute(1, 2, 0).numpy(), arrays(data.val_set)[0])
 
 
 def test_crop_scale_and_flip_reach_the_augmentation(cifar10):
-    data = module(cifar10, crop_scale=(1.0, 1.0), hflip=0.0)
-    data.train_images[0][:] = 0
-    data.train_images[0][:, :, 16:] = 255  # right half white
+    data = module(cifar10, augment={"crop_scale": (1.0, 1.0), "hflip": 0.0})
+    white = data.train_set.whole.data
+    white[:] = 0
+    white[:, :, 16:] = 255  # right half white
     image = data.train_dataloader().dataset[0][0].float()
     assert image[..., -4:].mean() > 250
     assert image[..., :4].mean() < 5
-    data.hflip = 1.0
+    data.augment.hflip = 1.0
     assert data.train_dataloader().dataset[0][0][..., :4].float().mean() > 250
 
 
 def test_auto_augment_changes_colours(cifar10):
-    data = module(cifar10, auto_augment="rand-m9-n3", crop_scale=(1.0, 1.0), hflip=0.0)
-    plain = module(cifar10, crop_scale=(1.0, 1.0), hflip=0.0)
+    whole = {"crop_scale": (1.0, 1.0), "hflip": 0.0}
+    data = module(cifar10, augment={**whole, "auto_augment": "rand-m9-n3"})
+    plain = module(cifar10, augment=whole)
     pairs = zip(data.train_dataloader().dataset, plain.train_dataloader().dataset, strict=True)
     assert any(not torch.equal(a, b) for (a, _), (b, _) in pairs)
 
 
 def test_finish_normalizes(cifar10):
-    data = module(cifar10, mixup=0, cutmix=0)
+    data = module(cifar10, augment={"mixup": 0, "cutmix": 0})
     images, labels = torch.full((4, 3, 32, 32), 255, dtype=torch.uint8), torch.arange(4)
     out, same = data.finish(images, labels, training=True)
-    config = data.data_config()
+    config = data.preprocessing()
     expected = (1 - torch.tensor(config["mean"])) / torch.tensor(config["std"])
     torch.testing.assert_close(out[0, :, 5, 5], expected)
     assert torch.equal(same, labels)
 
 
-@pytest.mark.parametrize("mixing", [{"mixup": 0.8, "cutmix": 0}, {"mixup": 0, "cutmix": 1.0}, {}])
+@pytest.mark.parametrize("mixing", [{"mixup": 0.8, "cutmix": 0}, {"mixup": 0, "cutmix": 1.0}, None])
 def test_mixing_gives_soft_labels_in_training_alone(cifar10, mixing):
-    data = module(cifar10, **mixing)
+    data = module(cifar10, augment=mixing)
     torch.manual_seed(0)
     images, labels = next(iter(data.val_dataloader()))
     plain, hard = data.finish(images, labels, training=False)
@@ -147,7 +153,7 @@ def test_mixing_gives_soft_labels_in_training_alone(cifar10, mixing):
 
 
 def test_cutmix_labels_match_the_area(cifar10):
-    data = module(cifar10, mixup=0)
+    data = module(cifar10, augment={"cutmix": 1.0})
     torch.manual_seed(0)
     images = torch.zeros(2, 3, 32, 32, dtype=torch.uint8)
     images[1] = 255
@@ -157,13 +163,13 @@ def test_cutmix_labels_match_the_area(cifar10):
 
 
 def test_mix_probability(cifar10):
-    data = module(cifar10, mix_prob=0.0)
+    data = module(cifar10, augment={"mixup": 0.8, "mix_prob": 0.0})
     labels = torch.arange(8)
     assert torch.equal(data.finish(torch.zeros(8, 3, 32, 32, dtype=torch.uint8), labels, True)[1], labels)
 
 
 def test_erasing_in_training_alone(cifar10):
-    data = module(cifar10, mixup=0, cutmix=0, random_erasing=1.0)
+    data = module(cifar10, augment={"random_erasing": 1.0})
     images, labels = torch.zeros(8, 3, 32, 32, dtype=torch.uint8), torch.arange(8)
     erased, plain = (data.finish(images, labels, training)[0] for training in (True, False))
     changed = (erased != plain).any(1).float().mean((1, 2))
@@ -210,7 +216,7 @@ def test_a_trainer_fits_and_tests_at_the_models_size(cifar10):
     assert images.dtype == torch.float32
     assert labels.shape == (8, 10)
     assert seen.val[0][1].shape == (8,)  # sanity check included
-    assert data.data_config()["mean"] == (0.1, 0.2, 0.3)
+    assert data.preprocessing()["mean"] == [0.1, 0.2, 0.3]
     assert "test/acc" in run.test(task, data, verbose=False)[0]
 
 
@@ -238,25 +244,24 @@ def test_every_bad_option_in_one_error():
             val_size=0,
             seed=-1,
             image_size=2.5,
-            crop_scale=(0.9, 0.3),
-            hflip=1.5,
-            auto_augment="randaug",
-            random_erasing=-0.1,
-            mixup=-1,
-            cutmix=True,
-            mix_prob=float("nan"),
+            augment={
+                "crop_scale": (0.9, 0.3),
+                "hflip": 1.5,
+                "auto_augment": "randaug",
+                "random_erasing": -0.1,
+                "mixup": -1,
+                "cutmix": True,
+                "mix_prob": float("nan"),
+            },
         )
     assert len(error.value.problems) == 15
     assert "Did you mean 'cifar10'" in error.value.problems[0]
 
 
-@pytest.mark.parametrize(
-    ("options", "match"),
-    [
-        ({"val_size": 100}, "val_size=100: there are 100"),
-        ({"batch_size": 81}, "batch_size=81: 80 training images"),
-    ],
-)
-def test_sizes_that_leave_nothing_to_train_on(cifar10, options, match):
-    with pytest.raises(ConfigError, match=match):
-        module(cifar10, **options)
+def test_a_validation_part_that_leaves_nothing_to_train_on(cifar10):
+    with pytest.raises(ConfigError, match="val_size=100: there are 100"):
+        module(cifar10, val_size=100)
+
+
+def test_a_batch_larger_than_the_training_part_is_the_whole_of_it(cifar10):
+    assert [len(labels) for _, labels in module(cifar10, batch_size=81).train_dataloader()] == [80]

@@ -28,7 +28,8 @@ import lora_lightning as ll
 from lora_lightning.app.check import checkpoint_problems
 from lora_lightning.app.inspect import inspect
 from lora_lightning.app.rebuild import merge_files
-from lora_lightning.data.detection import opened_image, read_image
+from lora_lightning.data.decoding import opened_image
+from lora_lightning.data.detection import read_image
 from lora_lightning.data.findings import DataError
 from lora_lightning.files.checkpoint_digests import KEY, add_digests
 from lora_lightning.files.locate import read_source

@@ -1,0 +1,100 @@
+"""PictureSet: pictures and their targets before any transform; its parts, and how it is seen by a model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import Dataset
+
+
+class PictureSet(Dataset[tuple[Any, ...]]):
+    """Pictures with their targets: index -> (RGB picture, target) or (RGB picture, target, weight).
+
+    A subclass sets `targets`, perhaps `weights`, and says in `picture` how one is read.
+
+    Attributes:
+        targets: (n,) int64, class indices; (n, classes) float32, of 0 and 1; or (n,) float32, numbers. Known
+            without reading a picture.
+        weights: (n,) float32, of the pictures' losses; None where all count alike.
+    """
+
+    targets: Tensor
+    weights: Tensor | None = None
+
+    def picture(self, index: int) -> Image.Image:
+        """The picture as it is on the disk, in RGB."""
+        raise NotImplementedError
+
+    def name(self, index: int) -> str:
+        """By which a person finds the picture."""
+        return str(index)
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        item = self.picture(index), self.targets[index]
+        return item if self.weights is None else (*item, self.weights[index])
+
+
+class PicturePart(PictureSet):
+    """Some pictures of a set, by their indices in it."""
+
+    def __init__(self, whole: PictureSet, indices: Tensor) -> None:
+        self.whole, self.indices = whole, indices
+        self.targets = whole.targets[indices]
+        self.weights = None if whole.weights is None else whole.weights[indices]
+
+    def picture(self, index: int) -> Image.Image:
+        return self.whole.picture(int(self.indices[index]))
+
+    def name(self, index: int) -> str:
+        return self.whole.name(int(self.indices[index]))
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        return self.whole[int(self.indices[index])]
+
+
+class Shown(Dataset[tuple[Any, ...]]):
+    """A set seen through a transform of pictures."""
+
+    def __init__(
+        self, pictures: Dataset[tuple[Any, ...]], transform: Callable[[Image.Image], Tensor]
+    ) -> None:
+        self.pictures, self.transform = pictures, transform
+
+    def __len__(self) -> int:
+        return len(self.pictures)  # type: ignore[arg-type]  # every set of pictures has a length
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        picture, *rest = self.pictures[index]
+        return self.transform(picture), *rest
+
+
+def stratified_split(labels: Tensor, val_size: int, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices for training and for validation, each class in its share of the whole.
+
+    Args:
+        labels: (n,), class indices.
+        val_size: length of the second part.
+        seed: of the shuffling; the same seed gives the same split.
+    """
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    position = torch.empty(len(labels), dtype=torch.float64)
+    for label in labels.unique():
+        members = order[labels[order] == label]
+        # The first k / n of each class come first in the common order, whatever its n.
+        position[members] = (torch.arange(len(members), dtype=torch.float64) + 0.5) / len(members)
+    ranked = order[position[order].argsort(stable=True)]
+    return ranked[val_size:].sort().values, ranked[:val_size].sort().values
+
+
+def first_shots(labels: Tensor, shots: int, seed: int) -> Tensor:
+    """Indices of `shots` pictures of each class, drawn by the seed; all of a class that has fewer."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(seed))
+    kept = [order[labels[order] == label][:shots] for label in labels.unique()]
+    return torch.cat(kept).sort().values
