@@ -145,7 +145,8 @@ def _config_dirs(words: Sequence[str]) -> list[Path]:
 def _folders(root: Path) -> Iterator[Path]:
     for folder in root.glob("*/"):
         if folder.is_dir():
-            yield from [folder] if folder.name != "hydra" else [f for f in folder.glob("*/") if f.is_dir()]
+            inner = [f for f in folder.glob("*/") if f.is_dir()]
+            yield from inner if folder.name == "hydra" else [folder, *inner]
 
 
 def _group(root: Path, folder: Path) -> str:
@@ -172,8 +173,22 @@ def _values(roots: Sequence[Path], words: Sequence[str]) -> Iterator[tuple[str, 
     yield from _leaves(main, "")
     for group, name in chosen.items():
         for content, everywhere in reversed(list(_inherited(roots, group, name))):
+            yield from _nested(roots, group, content, {**chosen, **given})
             inner = {k: v for k, v in content.items() if k not in ("defaults", "hydra")}
             yield from _leaves(inner, "" if everywhere or group == "recipe" else group)
+
+
+def _nested(
+    roots: Sequence[Path], group: str, content: Mapping[str, Any], chosen: Mapping[str, str]
+) -> Iterator[tuple[str, Any]]:
+    """The options of the groups within a group that its file chooses from, such as data/augment."""
+    for default in content.get("defaults") or []:
+        for key, name in default.items() if isinstance(default, dict) else ():
+            within = f"{group}/{key}"
+            for inner, _ in reversed(list(_inherited(roots, within, str(chosen.get(within, name))))):
+                yield from _leaves(
+                    {k: v for k, v in inner.items() if k != "defaults"}, within.replace("/", ".")
+                )
 
 
 def _inherited(

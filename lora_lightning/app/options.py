@@ -165,7 +165,11 @@ REQUIRED = ("model", "data", "task", "lora", "optim", "trainer", "peers")
 OPTIONAL = ("callbacks", "logger")
 
 # Arguments that the application passes itself, and what to do instead.
-OF_THE_DATA = dict.fromkeys(("num_classes", "class_names", "vocabulary", "kept"), "the data decides")
+FACTS = (
+    "num_classes", "class_names", "target", "class_weights", "logit_adjustment", "number_mean", "number_std",
+    "vocabulary", "kept",
+)  # fmt: skip
+OF_THE_DATA = dict.fromkeys(FACTS, "the data decides")
 PROVIDED: dict[str, dict[str, str]] = {
     "model": OF_THE_DATA,
     "task": {**OF_THE_DATA, "model": "use model=NAME", "optim": "use optim.KEY=VALUE"},

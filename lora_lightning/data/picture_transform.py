@@ -81,7 +81,7 @@ def weights_config(preset: Any) -> Facts:
     `pretrained_cfg`.
 
     Args:
-        preset: `weights.transforms()`, of torchvision's class ImageClassification.
+        preset: what `transforms()` of the weights makes, of torchvision's class ImageClassification.
     """
     crop, resize = preset.crop_size[0], preset.resize_size[0]
     return {
