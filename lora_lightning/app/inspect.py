@@ -1,4 +1,4 @@
-"""What `lora-lightning inspect` prints: an adapter, a Trainer's checkpoint or a merged file in one table."""
+"""What `lora-lightning inspect` prints: an adapter, a Trainer's checkpoint or a file of weights."""
 
 from __future__ import annotations
 
@@ -17,10 +17,12 @@ from lora_lightning.app.rebuild import base_of
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.files.alignment import aligned
+from lora_lightning.files.allowed import checked_facts
 from lora_lightning.files.fingerprint import other_tensors, short
 from lora_lightning.files.format import SavedAdapter
 from lora_lightning.files.locate import AdapterSource, read_source
 from lora_lightning.files.merge import module_names
+from lora_lightning.files.origin import Origin
 from lora_lightning.files.weights import read_weights
 from lora_lightning.planning.plan import LayerPlan
 from lora_lightning.utils.digests import digests
@@ -43,7 +45,7 @@ def inspect(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = 
         UserError, AdapterFileError: there is nothing of the kind, or it is damaged.
     """
     if Path(path).suffix == ".safetensors" and Path(path).is_file():
-        return _merged_page(Path(path))
+        return _weights_page(Path(path))
     source = read_source(path)
     weights = base_of(source, base) if base is not None or source.base_weights else {}
     if weights:
@@ -136,10 +138,31 @@ def _facts(source: AdapterSource, weights: Mapping[str, Tensor]) -> list[str]:
         ("method", method),
         ("options", ", ".join(changed) or "all at their defaults"),
         ("trained", _training_text(source.recipe(), saved.training)),
+        *facts_text(source.facts() or {}),
         ("size", f"{_size(source.path)}, {len(saved.tensors)} tensors of {values:,} values in all"),
     ]
     width = max(len(name) for name, _ in facts)
     return [f"{name:<{width}}  {text}" if name else text for name, text in facts]
+
+
+def facts_text(facts: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What travels with weights, in words: classes, pictures, the temperature."""
+    names, lines = facts.get("class_names") or [], []
+    count = len(names) or facts.get("num_classes")
+    if facts.get("target") == "number":
+        mean, std = facts.get("number_mean", 0.0), facts.get("number_std", 1.0)
+        lines.append(("predicts", f"a number; {mean:.4g} ± {std:.4g} in the training pictures"))
+    elif count:
+        several = ", of which a picture may have several" if facts.get("target") == "classes" else ""
+        listed = f": {truncate_list(names, most=8)}" if names else ", not named"
+        lines.append(("classes", f"{count}{several}{listed}"))
+    if size := facts.get("input_size"):
+        how = f", {facts['interpolation']}" if "interpolation" in facts else ""
+        kept = f", the middle {100 * facts['crop_pct']:.4g} %" if facts.get("crop_pct", 1) != 1 else ""
+        lines.append(("pictures", f"{size[2]} × {size[1]} pixels{how}{kept}"))
+    if "temperature" in facts:
+        lines.append(("temperature", f"{facts['temperature']:.3g}, by which logits are divided"))
+    return lines
 
 
 def _base_text(saved: SavedAdapter, weights: Mapping[str, Tensor]) -> str:
@@ -172,26 +195,34 @@ def _rest(saved: SavedAdapter) -> list[str]:
     return [n for n in saved.tensors if n not in updates and not n.startswith(heads)]
 
 
-def _merged_page(path: Path) -> str:
+def _weights_page(path: Path) -> str:
     tensors, metadata = read_weights(path)
     names, dtypes = list(tensors), {str(t.dtype).removeprefix("torch.") for t in tensors.values()}
+    kind = "trained weights"
     try:
         about = json.loads(metadata["lora_lightning"])
-        largest, relative = about["rounding"]
-        facts = [
-            ("merged from", about["merged_from"]),
-            ("base", f"{about['base_class']} · fingerprint {about['fingerprint'] or 'not known'}"),
-            ("trained", _training_text(about["recipe"], about["training"])),
-            ("updates", f"{about['layers']}, merged; {rounding_text(largest, relative)}"),
-        ]
-    except (KeyError, ValueError, TypeError):
+        origin = Origin.read(about.get("origin", {}))
+        facts = facts_text(checked_facts(origin.facts, path))
+        if "merged_from" in about:
+            kind, (largest, relative) = "merged weights", about["rounding"]
+            facts[:0] = [
+                ("merged from", about["merged_from"]),
+                ("base", f"{about['base_class']} · fingerprint {about['fingerprint'] or 'not known'}"),
+                ("trained", _training_text(about["recipe"], about["training"])),
+                ("updates", f"{about['layers']}, merged; {rounding_text(largest, relative)}"),
+            ]
+        elif origin:
+            facts.insert(0, ("trained", _training_text(origin.recipe, {})))
+        else:
+            raise ValueError("it says nothing of itself")
+    except (KeyError, ValueError, TypeError, AttributeError):
         raise AdapterFileError(
-            f"{path} is a plain safetensors file of {len(names)} tensors: no adapter, and not written by "
-            "lora-lightning merge."
+            f"{path} is a plain safetensors file of {len(names)} tensors: no adapter, and written neither by "
+            "a run nor by lora-lightning merge."
         ) from None
     facts.append(("size", f"{_size(path)}, {len(names)} tensors of {', '.join(sorted(dtypes))}"))
     width = max(len(name) for name, _ in facts)
-    lines = [f"{path}  (merged weights)", *(f"{name:<{width}}  {text}" for name, text in facts)]
+    lines = [f"{path}  ({kind})", *(f"{name:<{width}}  {text}" for name, text in facts)]
     return printable("\n".join(lines))
 
 

@@ -232,7 +232,7 @@ def _config(source: AdapterSource | None, words: Sequence[str]) -> Mapping[str, 
 
 def _config_of_run(source: AdapterSource) -> dict[str, Any]:
     """The sections of a run that are used here, all plain: they may have come with a download."""
-    config, where = source.run_config(), source.run_file
+    config, where = source.config(), source.config_file
     if not config:
         return {}
     target_of(config, "task", where)
@@ -257,7 +257,7 @@ def _drawing(config: Mapping[str, Any], source: AdapterSource | None) -> Lightni
     """The data that draw their pictures; None: by the user's own words."""
     if source is None:
         return instantiate(OmegaConf.create(dict(config["data"])))
-    return build(*section_of(config, "data", source.run_file))
+    return build(*section_of(config, "data", source.config_file))
 
 
 def _is_detector(target: str) -> bool:

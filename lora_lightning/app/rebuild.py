@@ -76,9 +76,9 @@ def base_of(source: AdapterSource, base: str | os.PathLike[str] | None) -> dict[
         return read_weights(path)[0]
     if source.base_weights:
         return source.base_weights
-    if kept := kept_base(source.run):
+    if kept := kept_base(source.base_folders()):
         return kept
-    config = source.run_config()
+    config = source.config()
     if not config:
         raise UserError(
             f"{source.path} does not hold the base's weights and lies in no run of the training application, "
@@ -111,7 +111,7 @@ def rebuilt_model(
             f"rebuilding the base needs {error.name}: pip install 'lora-lightning[recipes]', or give "
             "base=FILE.safetensors."
         ) from None
-    put_back_base(model, source.run)
+    put_back_base(model, source.base_folders())
     quantize_as(model, aligned(source.saved, list(named_modules(model))).quantized)
     return model, facts
 
@@ -119,7 +119,7 @@ def rebuilt_model(
 def _model_of_run(
     config: Mapping[str, Any], source: AdapterSource, facts: Mapping[str, Any] | None
 ) -> tuple[torch.nn.Module, Mapping[str, Any]]:
-    where = source.run_file
+    where = source.config_file
     target, options = section_of(config, "model", where)
     facts = source.facts() if facts is None else facts
     data = section_of(config, "data", where) if facts is None else None
@@ -131,7 +131,7 @@ def _model_of_run(
         return build(target, {**options, **given}), facts or {}
     except UserError as error:
         raise UserError(
-            f"the base cannot be rebuilt as {source.run} says: {error}\nOr give base=FILE.safetensors."
+            f"the base cannot be rebuilt as {where} says: {error}\nOr give base=FILE.safetensors."
         ) from None
 
 
@@ -188,6 +188,7 @@ def builder_of(name: str) -> Any:
 def _origin(source: AdapterSource) -> dict[str, Any]:
     saved = source.saved
     return {
+        "origin": source.origin().to_dict(),
         "recipe": source.recipe(),
         "training": saved.training,
         "base_class": saved.base_class,

@@ -31,14 +31,16 @@ def recognizer(
         MissingFileError: weights that are not on this machine.
     """
     source = read_source(adapter) if adapter else None
-    config: dict[str, Any] = recipe_config(recipe) if recipe else source.run_config() if source else {}
+    config: dict[str, Any] = recipe_config(recipe) if recipe else source.config() if source else {}
     if not config:
         raise UserError(
             f"adapter={adapter}: lies in no run of the training application, by which its model could be "
             "built: give recipe=NAME." if adapter else "give adapter=FOLDER, or recipe=NAME for its base."
         )  # fmt: skip
     where = f"recipe={recipe}" if recipe else str(adapter)
-    task = config["task"]["_target_"] if recipe or not source else target_of(config, "task", source.run_file)
+    task = (
+        config["task"]["_target_"] if recipe or not source else target_of(config, "task", source.config_file)
+    )
     if task != CTC:
         raise UserError(f"{where}: is no CTC recognizer ({task}).")
     model, facts = rebuilt_model(config, None if recipe else source)

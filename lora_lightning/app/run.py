@@ -86,7 +86,7 @@ class Run:
         """Keep random weights beside the adapter; a run that goes on begins with those that it has kept."""
         folder = Path(self.config.run_dir)
         if self.random_base and self.config.ckpt_path:
-            put_back_base(model, folder)
+            put_back_base(model, [folder])
         elif on_rank_zero():
             keep_base(model, folder) if self.random_base else forget_base(folder)
 
@@ -134,7 +134,7 @@ class Run:
         if self._sharded():  # what is tested and saved is whole again
             model = data_and_model(self.config)[1]
             if self.random_base:
-                put_back_base(model, Path(self.config.run_dir))
+                put_back_base(model, [Path(self.config.run_dir)])
             self.task = self._task(model)
         metrics = self._test(best)
         for logger in loggers:

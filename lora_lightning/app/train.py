@@ -11,7 +11,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
-from safetensors.torch import save_file
 
 from lora_lightning.adapters import quantize as quantization
 from lora_lightning.app.adapters import config_of, names_of
@@ -37,11 +36,12 @@ from lora_lightning.app.resume import (
 )
 from lora_lightning.app.run import Run
 from lora_lightning.app.sweep import Ended
+from lora_lightning.app.travels import origin_of
 from lora_lightning.files.format import read_adapter
 from lora_lightning.files.locate import FACTS_FILE
 from lora_lightning.files.random_base import BASE_FILE
 from lora_lightning.files.save_load import load_adapter, save_adapter
-from lora_lightning.utils.atomic import write_whole
+from lora_lightning.files.weights import write_weights
 from lora_lightning.utils.tables import percent
 
 FILES = {
@@ -167,7 +167,7 @@ def _compare(config: DictConfig, run: Run, plain: dict[str, Any], goes_on: bool)
         for line in filter(None, [chosen_in_words(config), *where(loggers)]):
             say(f"{line}\n")
         results = [run.train_and_test(loggers, config.ckpt_path)]
-        _save_weights(run, Path(config.run_dir))
+        _save_weights(run, plain, Path(config.run_dir))
         if config.compare:
             others = {name: _peer(config, name, goes_on) for name in ("before", "probe", "full")}
             results = [others["before"], others["probe"], *results, others["full"]]
@@ -220,14 +220,14 @@ def _write_config(plain: dict[str, Any], path: Path) -> None:
 
 
 @rank_zero_only
-def _save_weights(run: Run, folder: Path) -> None:
-    """The adapter, or the whole model where everything was trained."""
+def _save_weights(run: Run, plain: dict[str, Any], folder: Path) -> None:
+    """The adapter, or the whole model where everything was trained, and with it what it comes from."""
+    origin = origin_of(str(HydraConfig.get().runtime.choices.get("recipe")), plain, run.data, run.task)
+    _write_config(origin.facts, folder / FACTS_FILE)
     if run.method == "lora":
-        save_adapter(run.task, folder / "adapter")
+        save_adapter(run.task, folder / "adapter", origin=origin)
     else:
-        tensors = {n: t.contiguous().cpu() for n, t in run.task.model.state_dict().items()}
-        path = folder / "model.safetensors"
-        write_whole(path, lambda file: save_file(tensors, file, {"format": "pt"}))
+        write_weights(folder / "model.safetensors", run.task.model.state_dict(), {"origin": origin.to_dict()})
 
 
 @rank_zero_only

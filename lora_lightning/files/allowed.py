@@ -6,8 +6,9 @@ compared with the lists below, and everything else that could call something is 
 
 from __future__ import annotations
 
+import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from lora_lightning.errors import UserError
@@ -45,7 +46,46 @@ BUILDERS: dict[str, tuple[str, ...]] = {
 }
 TARGET = "_target_"
 RESERVED = (TARGET, "_args_", "_partial_", "_recursive_", "_convert_")  # what Hydra's instantiate obeys
-FACT_LISTS: dict[str, type] = {"class_names": str, "vocabulary": str, "kept": str, "category_ids": int}
+LARGEST_PICTURE = 8192  # pixels of a side, which a file may ask to be made of every picture
+
+
+def _is_number(value: Any, least: float = -math.inf) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(value) and value > least
+
+
+def _all(kind: Callable[[Any], bool], count: int | None = None) -> Callable[[Any], bool]:
+    return lambda v: isinstance(v, list) and all(map(kind, v)) and count in (None, len(v))
+
+
+def _is_size(value: Any) -> bool:
+    return type(value) is int and 1 <= value <= LARGEST_PICTURE
+
+
+_WORDS = ("a list of words", _all(lambda v: isinstance(v, str)))
+_NUMBERS = ("a list of numbers", _all(_is_number))
+_POSITIVE = ("a number above 0", lambda v: _is_number(v, 0))
+INTERPOLATIONS = ("nearest", "bilinear", "bicubic", "lanczos", "box", "hamming")
+# What the facts that the application itself reads may be, in words and as a test.
+FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "num_classes": ("a whole number", lambda v: type(v) is int),
+    "class_names": _WORDS,
+    "vocabulary": _WORDS,
+    "kept": _WORDS,
+    "category_ids": ("a list of whole numbers", _all(lambda v: type(v) is int)),
+    "target": ("class, classes or number", lambda v: v in ("class", "classes", "number")),
+    "number_mean": ("a number", _is_number),
+    "number_std": _POSITIVE,
+    "class_weights": _NUMBERS,
+    "logit_adjustment": _NUMBERS,
+    "temperature": _POSITIVE,
+    "input_size": (f"three numbers of 1 to {LARGEST_PICTURE}", _all(_is_size, 3)),
+    "mean": ("three numbers", _all(_is_number, 3)),
+    "std": ("three numbers above 0", _all(lambda v: _is_number(v, 0), 3)),
+    "interpolation": (f"one of {', '.join(INTERPOLATIONS)}", lambda v: v in INTERPOLATIONS),
+    "crop_pct": ("a number above 0, at most 1", lambda v: _is_number(v, 0) and v <= 1),
+    "crop_mode": ("center, squash or border", lambda v: v in ("center", "squash", "border")),
+}
 REFERENCE = re.compile(r"\$\{([A-Za-z_]\w*(?:\.\w+)*)\}", re.ASCII)
 MOST, DEEPEST = 100_000, 40  # values of a configuration, and levels: references can repeat them without end
 
@@ -133,13 +173,9 @@ def checked_facts(values: Mapping[str, Any], where: object) -> dict[str, Any]:
             f"{where}: {truncate_list(found)} is not run unasked: what data said of themselves are "
             "numbers, words and lists of them."
         )
-    for name, kind in FACT_LISTS.items():
-        items = facts.get(name, [])
-        if not (isinstance(items, list) and all(type(item) is kind for item in items)):
-            wanted = "numbers" if kind is int else "words"
-            raise UserError(f"{where}: {name}={_brief(items)}: the file is damaged: it lists {wanted} there.")
-    if type(count := facts.get("num_classes", 0)) is not int:
-        raise UserError(f"{where}: num_classes={_brief(count)}: the file is damaged: this is a whole number.")
+    for name, (wanted, test) in FACTS.items():
+        if name in facts and not test(facts[name]):
+            raise UserError(f"{where}: {name}={_brief(facts[name])}: the file is damaged: this is {wanted}.")
     return facts
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.files.fingerprint import is_fingerprint
+from lora_lightning.files.origin import Origin
 from lora_lightning.files.pair import CONFIG_FILE, TENSOR_FILE, Pair, digest_of, read_pair, write_pair
 from lora_lightning.kernels.quantized_tensor import QUANTIZERS
 from lora_lightning.layers.slot import Slot
@@ -37,6 +38,7 @@ class SavedAdapter:
         fingerprint: the base's fingerprint; empty when it is not known.
         quantized: "int8" or "nf4" by the base's parameters that were so kept.
         training: what is known of the training, such as `{"epochs": 5, "steps": 100}`.
+        origin: what builds the model again, and what its data said; empty where it is not known.
         foreign: read from PEFT's files, which leave open what only a model can tell.
     """
 
@@ -48,6 +50,7 @@ class SavedAdapter:
     fingerprint: dict[str, str] = field(default_factory=dict)
     quantized: dict[str, str] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
+    origin: Origin = field(default_factory=Origin)
     foreign: bool = False
 
     def weight_name(self, layer: LayerPlan) -> str:
@@ -80,6 +83,7 @@ class SavedAdapter:
             "slots": {name: _slot_dict(slot) for name, slot in self.slots.items()},
             "fingerprint": self.fingerprint,
             **({"quantized": self.quantized} if self.quantized else {}),
+            **({"origin": self.origin.to_dict()} if self.origin else {}),
         }
 
 
@@ -158,6 +162,7 @@ def described(about: Mapping[str, Any], tensors: dict[str, Tensor], where: str) 
             about["fingerprint"],
             quantized,
             about["training"],
+            Origin.read(about.get("origin", {})),
         )
     except (TypeError, KeyError, ValueError, AttributeError, OverflowError, RecursionError) as error:
         raise AdapterFileError(f"{where} is damaged: {error}. Save the adapter again.") from None

@@ -11,12 +11,13 @@ from typing import Any
 
 from torch import Tensor
 
-from lora_lightning.errors import AdapterFileError
-from lora_lightning.files.allowed import checked_facts
+from lora_lightning.errors import AdapterFileError, UserError
+from lora_lightning.files.allowed import checked_facts, plain_values
 from lora_lightning.files.checkpoint_read import adapter_in, read_checkpoint, require_adapter
 from lora_lightning.files.compatibility import check_tensors
 from lora_lightning.files.format import SavedAdapter, assembled
-from lora_lightning.files.pair import is_peft, read_pair
+from lora_lightning.files.origin import SECTIONS, Origin
+from lora_lightning.files.pair import CONFIG_FILE, is_peft, read_pair
 from lora_lightning.files.peft_read import assembled_peft
 from lora_lightning.utils.mapping_file import LARGEST, NOTHING_RUN, read_mapping
 
@@ -43,30 +44,54 @@ class AdapterSource:
     run: Path | None = None
 
     @property
-    def run_file(self) -> Path | None:
-        """The configuration of the run, if there is one."""
+    def config_file(self) -> Path | None:
+        """The file that says how the model is built, if one does: the adapter's own or the run's."""
+        if self.saved.origin.config:
+            return self.path / CONFIG_FILE
         return self.run / RUN_FILE if self.run else None
 
-    def run_config(self) -> dict[str, Any]:
-        """The run's configuration; empty without one.
+    def config(self) -> dict[str, Any]:
+        """The configuration that came with the adapter, else the run's; empty without one.
 
         Raises:
             AdapterFileError: it is damaged, or holds more than plain values.
         """
+        if self.saved.origin.config:
+            return self.saved.origin.config
         return read_mapping(self.run / RUN_FILE, NOTHING_RUN) if self.run else {}
 
     def facts(self) -> dict[str, Any] | None:
-        """What the run's data said of themselves; None where it is not known.
+        """What data and task said of themselves, as it came with the adapter, else with the run; None where
+        it is not known.
 
         Raises:
             AdapterFileError: the file is damaged, or holds more than plain values.
             UserError: it holds what is not run unasked.
         """
+        if self.saved.origin.facts:
+            return checked_facts(self.saved.origin.facts, self.path / CONFIG_FILE)
         path = self.run / FACTS_FILE if self.run else None
         return checked_facts(read_mapping(path, NOTHING_RUN), path) if path and path.is_file() else None
 
+    def origin(self) -> Origin:
+        """What travels on with the weights: what came with the adapter, else what its run says; nothing where
+        that is more than plain values."""
+        if self.saved.origin or not self.run:
+            return self.saved.origin
+        with contextlib.suppress(UserError):
+            config = self.config()
+            plain = {name: plain_values(config, name, self.config_file) for name in SECTIONS}
+            return Origin.of_run(self.recipe(), plain, self.facts() or {})
+        return Origin()
+
+    def base_folders(self) -> list[Path]:
+        """Where random weights may be kept to which the adapter is added."""
+        return [folder for folder in (self.path if self.path.is_dir() else None, self.run) if folder]
+
     def recipe(self) -> str:
-        """Name of the run's recipe; empty where it is not known."""
+        """Name of the recipe; empty where it is not known."""
+        if self.saved.origin.recipe:
+            return self.saved.origin.recipe
         choices: Any = {}
         if self.run:
             with contextlib.suppress(AdapterFileError):

@@ -16,6 +16,7 @@ from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import AdapterFileError, ConfigError
 from lora_lightning.files.fingerprint import is_fingerprint
 from lora_lightning.files.format import SavedAdapter
+from lora_lightning.files.origin import Origin
 from lora_lightning.files.pair import Pair, check_peft_digest
 from lora_lightning.layers.embedding import EMBEDDING_SLOT
 from lora_lightning.layers.slot import Slot
@@ -182,11 +183,9 @@ def _assembled(
     refuse_peft(problems, folder)
     config = _config(about, layers, heads)
     trainable = sum(p.parameters for p in layers) + sum(t.numel() for t in own.values())
-    fingerprint, training, base_class = _extras(metadata)
+    extras = _extras(metadata)
     plan = Plan(layers, heads, {}, "", trainable, trainable)
-    return SavedAdapter(
-        config, plan, {**ours, **own}, slots, base_class, fingerprint, {}, training, foreign=True
-    )
+    return SavedAdapter(config, plan, {**ours, **own}, slots, **extras, foreign=True)
 
 
 def _version_problems(version: Any) -> list[str]:
@@ -241,18 +240,20 @@ def _config(about: Mapping[str, Any], layers: list[LayerPlan], heads: list[str])
     )
 
 
-def _extras(metadata: Mapping[str, str]) -> tuple[dict[str, str], dict[str, Any], str]:
-    """Base, training and class of the base, where `save_adapter` wrote the file."""
+def _extras(metadata: Mapping[str, str]) -> dict[str, Any]:
+    """What a SavedAdapter knows of its base and its training, where `save_adapter` wrote the file."""
     try:
         extras = json.loads(metadata.get("lora_lightning", "{}"))
-    except (ValueError, RecursionError):
-        return {}, {}, ""
+        origin = Origin.read(extras.get("origin", {}))
+    except (ValueError, TypeError, AttributeError, RecursionError):
+        return {}
     fingerprint, training = extras.get("fingerprint"), extras.get("training")
-    return (
-        fingerprint if is_fingerprint(fingerprint) else {},
-        training if isinstance(training, dict) else {},
-        str(extras.get("base_class", "")),
-    )
+    return {
+        "base_class": str(extras.get("base_class", "")),
+        "fingerprint": fingerprint if is_fingerprint(fingerprint) else {},
+        "training": training if isinstance(training, dict) else {},
+        "origin": origin,
+    }
 
 
 def refuse_peft(problems: list[str], where: str | os.PathLike[str]) -> None:

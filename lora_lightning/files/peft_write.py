@@ -61,6 +61,7 @@ def to_peft(
         **{f"{PREFIX}{_wrapped(n, saved, modules)}": saved.tensors[n] for n in biases},
     }
     extras = {"base_class": saved.base_class, "fingerprint": saved.fingerprint, "training": saved.training}
+    extras |= {"origin": saved.origin.to_dict()} if saved.origin else {}
     tensors = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
     about = _config(saved, updates, whole, modules)
     return about, tensors, peft_metadata(about, tensors, extras)

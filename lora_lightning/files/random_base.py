@@ -6,7 +6,7 @@ download.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,25 +52,30 @@ def keep_base(model: nn.Module, folder: Path) -> None:
     write_weights(folder / BASE_FILE, model.state_dict(), {})
 
 
-def kept_base(folder: Path | None) -> dict[str, Tensor]:
-    """The weights that a run has kept; empty where it has kept none.
+def kept_base(folders: Sequence[Path]) -> dict[str, Tensor]:
+    """The weights that are kept in the first of these folders that has any; empty where none has.
 
     Raises:
         AdapterFileError: the file is damaged.
     """
-    file = folder / BASE_FILE if folder else None
-    return read_weights(file)[0] if file and file.is_file() else {}
+    file = _kept(folders)
+    return read_weights(file)[0] if file else {}
 
 
-def put_back_base(model: nn.Module, folder: Path | None) -> None:
-    """Give a network the weights that a run has kept, if it has.
+def put_back_base(model: nn.Module, folders: Sequence[Path]) -> None:
+    """Give a network the weights that are kept in one of these folders, if there are any.
 
     Raises:
         AdapterFileError: the file is damaged, or another network's.
     """
-    if folder and (state := kept_base(folder)):
+    if file := _kept(folders):
         remedy = "It is another run's, or the run's configuration was changed since."
-        load_into(model, state, folder / BASE_FILE, "the model that the run's configuration builds", remedy)
+        what = "the model that the run's configuration builds"
+        load_into(model, read_weights(file)[0], file, what, remedy)
+
+
+def _kept(folders: Sequence[Path]) -> Path | None:
+    return next((file for folder in folders if (file := folder / BASE_FILE).is_file()), None)
 
 
 def _constant(tensor: Tensor) -> bool:

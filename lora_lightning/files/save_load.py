@@ -6,7 +6,9 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -27,6 +29,7 @@ from lora_lightning.files.fingerprint import frozen_tensors
 from lora_lightning.files.format import SavedAdapter, write_adapter
 from lora_lightning.files.from_model import lora_state_dict, saved_adapter
 from lora_lightning.files.locate import read_any
+from lora_lightning.files.origin import Origin
 from lora_lightning.files.pair import write_pair
 from lora_lightning.files.peft_write import to_peft
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
@@ -42,6 +45,7 @@ def save_adapter(
     folder: str | os.PathLike[str],
     adapter: str | None = None,
     format: str = "lora_lightning",
+    origin: Origin | Mapping[str, Any] | None = None,
 ) -> Path:
     """Write `adapter_config.json` and `adapter_model.safetensors`, both complete before either takes its
     place.
@@ -54,6 +58,9 @@ def save_adapter(
         adapter: None is the first selected one.
         format: "lora_lightning", or "peft" for `peft.PeftModel.from_pretrained(base, folder)`, where the
             base of a LightningModule is the network in it.
+        origin: what travels with the adapter: a mapping with `facts`, plain values such as
+            `{"class_names": ["cat", "dog"]}`; the application adds `config` and `recipe`, by which
+            `lora-lightning predict` needs nothing else.
 
     Returns:
         The folder.
@@ -61,7 +68,8 @@ def save_adapter(
     Raises:
         UserError: the model is not adapted, has no adapter of this name, FSDP has flattened it, or an
             trained tensor holds NaN or infinity.
-        ConfigError: another format, or "peft" and what PEFT cannot express, every layer named.
+        ConfigError: another format, or "peft" and what PEFT cannot express, every layer named; or `origin`
+            holds more than plain values.
         OSError: the folder cannot be written; files that stood there before are untouched.
     """
     if format not in FORMATS:
@@ -71,7 +79,7 @@ def save_adapter(
     if is_flattened(model):
         refuse_sharded(model, "save_adapter", "Take it from a checkpoint: docs/distributed.md shows how.")
     refuse_meta(model, "save_adapter")
-    saved = saved_adapter(model, adapter)
+    saved = dataclasses.replace(saved_adapter(model, adapter), origin=Origin.of(origin))
     if is_sharded(model):
         saved = dataclasses.replace(saved, tensors=gathered(saved.tensors))
         if torch.distributed.get_rank() != 0:

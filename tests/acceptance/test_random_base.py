@@ -47,7 +47,7 @@ def test_a_run_keeps_what_its_adapter_is_added_to(recipe: str, capsys: pytest.Ca
     assert any(not torch.equal(merged[n], base[n]) for n in base)
 
     source = read_source("run/adapter")
-    model, _ = rebuilt_model(source.run_config(), source)
+    model, _ = rebuilt_model(source.config(), source)
     ll.load_adapter(model, "run/adapter")
     ll.eject(model, merged=True)
     for name, tensor in model.state_dict().items():
@@ -122,7 +122,7 @@ def test_a_kept_base_of_another_model_is_one_message(tmp_path: Path) -> None:
 
     keep_base(mlp(), tmp_path)
     with pytest.raises(AdapterFileError, match=r"base\.safetensors does not fit the model"):
-        put_back_base(cnn(), tmp_path)
+        put_back_base(cnn(), [tmp_path])
     (tmp_path / BASE_FILE).write_bytes(b"x")
     with pytest.raises(AdapterFileError):
-        put_back_base(mlp(), tmp_path)
+        put_back_base(mlp(), [tmp_path])

@@ -94,7 +94,7 @@ def test_a_quantized_base_is_merged_as_it_was_trained_on(
     x = torch.randn(4, 3, 16, 16)
     torch.testing.assert_close(merged.eval()(x), model.eval()(x), rtol=1e-4, atol=1e-5)
     source = read_source(tmp_path / "run" / "adapter")  # as `predict` and `transcribe` build it
-    rebuilt = rebuilt_model(source.run_config(), source, {"num_classes": 10})[0]
+    rebuilt = rebuilt_model(source.config(), source, {"num_classes": 10})[0]
     load_adapter(rebuilt, tmp_path / "run" / "adapter")
     assert torch.equal(rebuilt.eval()(x), model(x))
 

@@ -238,9 +238,9 @@ def test_a_run_of_ones_own_is_rebuilt(tmp_path):
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     source = read_source(tmp_path / "run" / "adapter")
     with pytest.raises(ll.UserError, match=r"data\._target_=photos\.Photos is not run unasked"):
-        rebuilt_model(source.run_config(), source)
+        rebuilt_model(source.config(), source)
     (tmp_path / "run" / "provides.yaml").write_text("num_classes: 3\nclass_names: [a, b, c]\nrate: 0.5\n")
-    rebuilt, facts = rebuilt_model(source.run_config(), source)
+    rebuilt, facts = rebuilt_model(source.config(), source)
     ll.eject(model)
     assert rebuilt.state_dict().keys() == model.state_dict().keys()
     assert facts["class_names"] == ["a", "b", "c"]
@@ -252,4 +252,4 @@ def test_a_run_of_ones_own_is_rebuilt(tmp_path):
     config["model"]["img_sze"] = 4
     (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
     with pytest.raises(ll.UserError, match=r"(?s)the base cannot be rebuilt as .*img_sze=4"):
-        rebuilt_model(source.run_config(), source)
+        rebuilt_model(source.config(), source)

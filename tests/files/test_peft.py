@@ -25,6 +25,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lora_lightning as ll
+from lora_lightning.files.locate import read_source
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -341,3 +342,14 @@ def test_layers_that_peft_computes_otherwise_are_refused(options, told, tmp_path
     with pytest.raises(ll.AdapterFileError, match=told):
         ll.load_adapter(model, tmp_path)
     assert not hasattr(model, "lora_state")
+
+
+def test_peft_reads_files_with_what_travels(tmp_path):
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3))
+    base = {n: t.clone() for n, t in model.state_dict().items()}
+    ll.inject(model, ll.LoRAConfig(rank=2, target_modules="all"))
+    ll.save_adapter(model, tmp_path, format="peft", origin={"facts": {"class_names": ["a", "b", "c"]}})
+    ll.eject(model)
+    model.load_state_dict(base)
+    assert isinstance(peft.PeftModel.from_pretrained(model, tmp_path), peft.PeftModel)
+    assert read_source(tmp_path).facts() == {"class_names": ["a", "b", "c"]}

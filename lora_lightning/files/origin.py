@@ -1,0 +1,113 @@
+"""Where trained weights come from: what builds their model again, and what data and task said of themselves.
+
+It travels with the weights, in an adapter's description or a file's metadata, so that these alone are enough
+to predict with. Whoever reads it has it from a file of anyone's: `lora_lightning.files.allowed`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from lora_lightning.errors import ConfigError, UserError
+from lora_lightning.files.allowed import checked_facts
+
+SECTIONS = ("model", "data", "task", "trainer")  # of a run's configuration
+OF_TRAINER = ("accelerator", "precision")  # what of the last one travels
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Plain values, fit for JSON.
+
+    Attributes:
+        recipe: of the application; empty where there was none.
+        config: the sections of the run's configuration that build model, data and task, and how it ran.
+        facts: what data and task said: the classes' names, what is done to a picture, the temperature.
+    """
+
+    recipe: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    facts: dict[str, Any] = field(default_factory=dict)
+
+    def __bool__(self) -> bool:
+        return bool(self.config or self.facts)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What is known, without what is not."""
+        return {name: value for name, value in asdict(self).items() if value}
+
+    @classmethod
+    def of_run(cls, recipe: str, config: Mapping[str, Any], facts: Mapping[str, Any]) -> Origin:
+        """What travels of a run.
+
+        Args:
+            config: plain values, with no references in them.
+            facts: plain values.
+        """
+        sections = {name: config[name] for name in SECTIONS if isinstance(config.get(name), Mapping)}
+        if "data" in sections:
+            sections["data"] = {k: v for k, v in sections["data"].items() if not _is_path(v)}
+        if "trainer" in sections:
+            sections["trainer"] = {k: v for k, v in sections["trainer"].items() if k in OF_TRAINER}
+        if "model" in sections:
+            sections["model"] = {k: _found_from_anywhere(v) for k, v in sections["model"].items()}
+        return cls.of({"recipe": recipe, "config": sections, "facts": dict(facts)})
+
+    @classmethod
+    def of(cls, given: Origin | Mapping[str, Any] | None) -> Origin:
+        """What whoever saves weights says of them.
+
+        Raises:
+            ConfigError: it is of another kind, or holds more than plain values.
+        """
+        if given is None or isinstance(given, Origin):
+            return given or cls()
+        try:
+            made = cls.read(json.loads(json.dumps(given)))
+            checked_facts(made.facts, "origin")
+            return made
+        except UserError as error:
+            raise ConfigError([str(error)]) from None
+        except (TypeError, ValueError, RecursionError) as error:
+            names = ", ".join(one.name for one in fields(cls))
+            told = f"give a mapping of {names}, the last two with plain values."
+            raise ConfigError([f"origin={given!r}: {told} ({error})"]) from None
+
+    @classmethod
+    def read(cls, values: object) -> Origin:
+        """The inverse of `to_dict`, of values from a file, whose insides are looked at when they are used.
+
+        Raises:
+            TypeError: they are of another kind.
+        """
+        if not isinstance(values, Mapping) or not values.keys() <= set(cls.__dataclass_fields__):
+            raise TypeError("its origin is of another kind")
+        made = cls(**values)
+        if not (
+            isinstance(made.recipe, str) and isinstance(made.config, dict) and isinstance(made.facts, dict)
+        ):
+            raise TypeError("its origin is of another kind")
+        return made
+
+
+def _is_path(value: Any) -> bool:
+    """Whether a value of the data says where they lie, which is nobody else's business."""
+    if isinstance(value, list):
+        return any(map(_is_path, value))
+    return isinstance(value, str) and (value.startswith(("~", ".")) or "/" in value or _is_there(value))
+
+
+def _found_from_anywhere(value: Any) -> Any:
+    """A file of weights by its whole path, so that the base is found from another folder."""
+    return str(Path(value).absolute()) if isinstance(value, str) and _is_there(value) else value
+
+
+def _is_there(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except (OSError, ValueError):  # too long for a name
+        return False
