@@ -32,7 +32,8 @@ from benchmarks.rounding_report import draw, summary, survival_table, table
 from benchmarks.rounding_survival import survival
 from benchmarks.rounding_tasks import TASKS, Task, adapted
 from lora_lightning.layers.registry import lora_layers
-from lora_lightning.tasks.optim import warmup_cosine
+from lora_lightning.tasks.optim_config import ScheduleConfig
+from lora_lightning.tasks.schedules import schedule_of
 
 RESULTS = Path(__file__).parent / "results" / "rounding.json"
 WAYS = {
@@ -124,7 +125,7 @@ def train_steps(task: Task, module: Any, factor: float, seed: int, steps: int, a
     """By the recipe's AdamW with warm-up and cosine decay; the loss of each step."""
     trained = [p for p in module.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=task.lr, weight_decay=0.0)
-    rate, losses = warmup_cosine(steps, 0.1), []
+    rate, losses = schedule_of(ScheduleConfig(), steps), []
     module.train()
     for step, batch in enumerate(islice(task.batches(seed), steps)):
         with torch.autocast("cpu", HALF, enabled=autocast):

@@ -149,6 +149,27 @@ def _blocks(model: nn.Module, layers: list[str]) -> tuple[list[str], list[str]]:
     return blocks, flat
 
 
+def blocks_in_order(model: nn.Module) -> list[str]:
+    """The blocks in the order of registration, a stage of blocks taken apart: a ResNet's, a transformer's."""
+    layers = [name for name, module in named_modules(model).items() if slots_of(name, module)]
+    blocks, flat = _blocks(model, layers)
+    found = [*blocks, *(name for name in flat if any(inside(layer, [name]) for layer in layers))]
+
+    def parts(among: list[str]) -> list[str]:
+        outer = [n for n in among if not inside(n, [o for o in among if o != n])]
+        return [part for name in outer for part in apart(name, [n for n in among if inside(n, [name])])]
+
+    def apart(name: str, among: list[str]) -> list[str]:
+        """A block, or the blocks within it where they hold most of its layers: a squeeze-and-excitation does
+        not."""
+        within = [n for n in among if n != name]
+        own = [layer for layer in layers if inside(layer, [name])]
+        most = sum(inside(layer, within) for layer in own) * 2 > len(own)
+        return parts(within) if within and most else [name]
+
+    return parts(found)
+
+
 def _holds_blocks(module: nn.Module) -> bool:
     """Whether there is a list of several modules with children in it."""
     lists = [m for m in module.modules() if isinstance(m, LISTS)]

@@ -1,9 +1,8 @@
-"""AdamW with warm-up and cosine decay, and which parameters get which rate."""
+"""The optimizer and its schedule of a task: which parameters get which rate, and how it goes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import lightning as L
@@ -16,7 +15,10 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from lora_lightning.errors import ConfigError
 from lora_lightning.layers.registry import update_ids
+from lora_lightning.tasks.layer_rates import layers_of
 from lora_lightning.tasks.optim_config import OptimConfig
+from lora_lightning.tasks.optimizers import KINDS, class_of, options_for
+from lora_lightning.tasks.schedules import needs_an_end, schedule_of
 
 
 def head_parameters(model: nn.Module) -> set[nn.Parameter]:
@@ -32,59 +34,74 @@ def parameter_groups(module: nn.Module, head: set[nn.Parameter], config: OptimCo
 
     Returns:
         The groups "backbone", "backbone_no_decay", "head" and "head_no_decay", the empty ones left
-        out. Updates and parameters of fewer than two dimensions are not decayed.
+        out. Updates and parameters of fewer than two dimensions are not decayed. With `layer_decay` the
+        backbone's are so many for each layer, "backbone.00" the first.
 
     Raises:
-        ConfigError: nothing trains, or `head_lr` is given and no part of the head trains.
+        ConfigError: nothing trains; `head_lr` is given and no part of the head trains; or `layer_decay`, and
+            no blocks are found.
     """
-    groups: dict[str, dict[str, Any]] = {
-        part + suffix: {"name": part + suffix, "params": [], "lr": lr, "weight_decay": decay}
-        for part, lr in (("backbone", config.lr), ("head", config.head_lr or config.lr))
-        for suffix, decay in (("", config.weight_decay), ("_no_decay", 0.0))
-    }
+    layers, last = _layers(module, config)
+    groups: dict[str, dict[str, Any]] = {}
     updates = update_ids(module)
     for parameter in module.parameters():
         if parameter.requires_grad:
-            part = "head" if parameter in head else "backbone"
-            suffix = "_no_decay" if id(parameter) in updates or parameter.ndim < 2 else ""
-            groups[part + suffix]["params"].append(parameter)
-    kept = [group for group in groups.values() if group["params"]]
-    if not kept:
+            undecayed = id(parameter) in updates or parameter.ndim < 2
+            part, lr = "head", config.head_lr or config.lr
+            if parameter not in head:
+                part, lr = "backbone", config.lr
+                if config.layer_decay is not None:
+                    layer = layers[id(parameter)]
+                    part, lr = f"backbone.{layer:02}", lr * config.layer_decay ** (last - layer)
+            name, decay = (f"{part}_no_decay", 0.0) if undecayed else (part, config.weight_decay)
+            new = {"name": name, "params": [], "lr": lr, "weight_decay": decay}
+            groups.setdefault(name, new)["params"].append(parameter)
+    if not groups:
         raise ConfigError([f"no parameter of {type(module).__name__} requires a gradient."])
-    if config.head_lr is not None and not any("head" in group["name"] for group in kept):
+    if config.head_lr is not None and not any("head" in name for name in groups):
         problem = (
             f"head_lr={config.head_lr}: no head trains in {type(module).__name__}: its model has no"
             " get_classifier(), or the head is frozen. Give head_lr=null."
         )
         raise ConfigError([problem])
-    return kept
+    return [groups[name] for name in sorted(groups)]
 
 
-def warmup_cosine(total_steps: int, warmup: float) -> Callable[[int], float]:
-    """step -> fraction of the peak rate: linear to 1, then a half cosine to 0 at the end."""
-    climb = round(warmup * total_steps)
+def _layers(module: nn.Module, config: OptimConfig) -> tuple[dict[int, int], int]:
+    """As `layers_of`, where the rate depends on it."""
+    if config.layer_decay is None:
+        return {}, 0
+    layers, last = layers_of(module)
+    if last < 2:
+        problem = (
+            f"layer_decay={config.layer_decay}: no blocks are found in {type(module).__name__}. Give null."
+        )
+        raise ConfigError([problem])
+    return layers, last
 
-    def factor(step: int) -> float:
-        if step < climb:
-            return (step + 1) / climb
-        progress = (step - climb) / max(1, total_steps - climb)
-        return 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
 
-    return factor
+def optimizer_of(
+    groups: list[dict[str, Any]], config: OptimConfig, total_steps: float, fused: bool = False
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
+    """The optimizer of these groups and its schedule, to be stepped after each optimizer step.
 
-
-def adamw(
-    groups: list[dict[str, Any]], config: OptimConfig, total_steps: int, fused: bool = False
-) -> tuple[torch.optim.AdamW, LambdaLR]:
-    """The optimizer of these groups and its schedule, to be stepped after each optimizer step."""
-    optimizer = torch.optim.AdamW(groups, lr=config.lr, betas=config.betas, fused=fused or None)
+    Raises:
+        LibraryError: the optimizer's library is missing or too old.
+    """
+    options = options_for(config.name, vars(config))
+    if config.name == "muon":  # it is for hidden matrices
+        groups = [{**g, "use_fallback": g["name"].startswith("head")} for g in groups]
+    if KINDS[config.name].fused:
+        options["fused"] = fused or None
+    optimizer = class_of(config.name)(groups, lr=config.lr, **options)
 
     def stay(_: torch.optim.Optimizer, state: dict[str, Any]) -> dict[str, Any]:
         """Not as the run did that wrote the checkpoint: it may have clipped, or had another precision."""
         return {**state, "param_groups": [{**g, "fused": fused or None} for g in state["param_groups"]]}
 
-    optimizer.register_load_state_dict_pre_hook(stay)
-    return optimizer, LambdaLR(optimizer, warmup_cosine(total_steps, config.warmup))
+    if KINDS[config.name].fused:
+        optimizer.register_load_state_dict_pre_hook(stay)
+    return optimizer, LambdaLR(optimizer, schedule_of(config.schedule, total_steps))
 
 
 def may_be_fused(trainer: L.Trainer, groups: list[dict[str, Any]]) -> bool:
@@ -103,18 +120,26 @@ def may_be_fused(trainer: L.Trainer, groups: list[dict[str, Any]]) -> bool:
 def configured(
     module: L.LightningModule, head: set[nn.Parameter], config: OptimConfig
 ) -> OptimizerLRScheduler:
-    """What `configure_optimizers` of a task returns: AdamW on what trains, its rate set at each step.
+    """What `configure_optimizers` of a task returns: the optimizer of what trains, its rate set at each step.
 
     Raises:
-        ConfigError: the number of steps is not known; nothing trains.
+        ConfigError: the number of steps is not known and the schedule needs it; nothing trains; the optimizer
+            takes no sharded parameters.
+        LibraryError: the optimizer's library is missing or too old.
     """
     steps = module.trainer.estimated_stepping_batches
-    if math.isinf(steps):
+    if math.isinf(steps) and needs_an_end(config.schedule):
         problem = (
-            "trainer.max_epochs=-1: the learning rate falls to 0 at the last step, so the number"
-            " of steps must be known. Give trainer.max_epochs or trainer.max_steps."
+            "trainer.max_epochs=-1: the learning rate follows the number of steps, so it must be known. Give"
+            " trainer.max_epochs or trainer.max_steps, or schedule=constant schedule.warmup=0."
         )
         raise ConfigError([problem])
     groups = parameter_groups(module, head, config)
-    optimizer, scheduler = adamw(groups, config, int(steps), may_be_fused(module.trainer, groups))
+    sharded = any(type(p) is not nn.Parameter for group in groups for p in group["params"])
+    if sharded and KINDS[config.name].library != "torch":
+        raise ConfigError([
+            f"optim.name={config.name}: {KINDS[config.name].library} takes no parameters that are sharded over "
+            "processes; take adamw, or trainer=ddp."
+        ])  # fmt: skip
+    optimizer, scheduler = optimizer_of(groups, config, steps, may_be_fused(module.trainer, groups))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

@@ -146,13 +146,23 @@ class Options:
     def __post_init__(self) -> None:
         for one in fields(self):
             setattr(self, one.name, self.plain(one.name, getattr(self, one.name)))
-        if found := problems(type(self), vars(self)):
+        if found := problems(type(self), vars(self)) or [*self.apart(vars(self), "")]:
             raise ConfigError(found)
 
     @classmethod
     def plain(cls, name: str, value: Any) -> Any:
         """A value as it is kept: of plain types, which every checkpoint can hold."""
         return value
+
+    @classmethod
+    def apart(cls, options: Mapping[str, Any], prefix: str) -> Iterable[str]:
+        """One line for each fault of options taken together, each of which is sound.
+
+        Args:
+            options: all of them.
+            prefix: as in `problems`.
+        """
+        return ()
 
     @classmethod
     def stray(cls, name: str, value: Any, prefix: str, known: Sequence[str]) -> str:
@@ -171,7 +181,8 @@ class Options:
         known = [*beside, *own]
         found = [cls.stray(name, v, prefix, known) for name, v in options.items() if name not in own]
         plain = {name: cls.plain(name, value) for name, value in options.items() if name in own}
-        return found + problems(cls, plain, prefix)
+        found += problems(cls, plain, prefix)
+        return found or [*cls.apart({one.name: one.default for one in fields(cls)} | plain, prefix)]
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types only, fit for JSON and for `weights_only` loading."""

@@ -86,7 +86,7 @@ def test_label_smoothing_is_for_training_alone():
 
 def test_the_schedule_is_stepped_each_step_over_the_whole_fit():
     recorder = Rates()
-    module = classifier(optim={"lr": 0.01, "warmup": 0.2})
+    module = classifier(optim={"lr": 0.01, "schedule": {"warmup": 0.2}})
     trainer(max_epochs=4, callbacks=[recorder]).fit(module, loader())
     assert len(recorder.rates) == 20
     assert recorder.rates[:4] == pytest.approx([0.0025, 0.005, 0.0075, 0.01])
@@ -133,7 +133,7 @@ def test_all_bad_options_are_named_in_one_error():
     model = nn.Linear(2, 3)
     model.num_classes = 3
     with pytest.raises(ConfigError) as error:
-        ImageClassifier(model, 10, optim={"lr": -1, "momentum": 0.9}, label_smoothing=1)
+        ImageClassifier(model, 10, optim={"lr": -1, "moment": 0.9}, label_smoothing=1)
     problems = error.value.problems
     assert len(problems) == 4
     assert any("num_classes=10: the model gives 3 logits" in p for p in problems)

@@ -1,0 +1,194 @@
+"""Every optimizer by its name: the library's own class with its own options, and a run that goes on exactly."""
+
+from importlib.util import find_spec
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from lightning.pytorch.callbacks import ModelCheckpoint
+from small import loader, mlp, pretrained, trainer, vit
+from torch import nn
+
+import lora_lightning as ll
+from lora_lightning.errors import ConfigError
+from lora_lightning.tasks import optimizers
+from lora_lightning.tasks.classification import ImageClassifier
+from lora_lightning.tasks.layer_rates import layers_of
+from lora_lightning.tasks.optim import head_parameters, optimizer_of, parameter_groups
+from lora_lightning.tasks.optim_config import OptimConfig
+from lora_lightning.tasks.optimizers import KINDS, class_of
+
+EIGHT_BITS = find_spec("bitsandbytes") is not None
+NAMES = [
+    pytest.param(name, marks=[] if kind.library != "bitsandbytes" or EIGHT_BITS else pytest.mark.xfail(
+        reason="bitsandbytes is not installed", raises=ConfigError, strict=True))
+    for name, kind in KINDS.items()
+]  # fmt: skip
+
+
+def steps_of(optimizer, parameters, steps=3):
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(steps):
+        for parameter in parameters:
+            parameter.grad = torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_it_is_the_librarys_class_with_its_own_options(name):
+    """What ours does is what the class by itself does."""
+    config = OptimConfig(name=name, lr=1e-2, weight_decay=0.1, schedule={"name": "constant", "warmup": 0})
+    ours, theirs = ([nn.Parameter(pretrained(mlp)[0].weight.detach().clone())] for _ in range(2))
+    optimizer, _ = optimizer_of([{"name": "a", "params": ours, "weight_decay": 0.1}], config, 10)
+    assert type(optimizer) is class_of(name)
+    assert f"{type(optimizer).__name__}" == KINDS[name].target.rpartition(".")[2]
+    steps_of(optimizer, ours)
+    plain = class_of(name)(theirs, lr=1e-2, weight_decay=0.1, **KINDS[name].given)
+    steps_of(plain, theirs)
+    torch.testing.assert_close(ours[0], theirs[0], rtol=1e-6, atol=1e-7)
+    assert not torch.equal(ours[0], pretrained(mlp)[0].weight)
+
+
+def classifier(**options):
+    torch.manual_seed(3)
+    model = vit()
+    model.num_classes = 3
+    return ImageClassifier(model, 3, optim={"lr": 1e-2, "weight_decay": 0.05, **options})
+
+
+QUICK = ("adamw", "sgd", "muon", "adamw8bit")
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        p if p.values[0] in QUICK else pytest.param(*p.values, marks=[*p.marks, pytest.mark.slow])
+        for p in NAMES
+    ],
+)
+def test_a_run_that_goes_on_ends_the_same(name, tmp_path):
+    def fit(folder, path=None):
+        module = classifier(name=name)
+        save = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=3)
+        run = trainer(folder, ll.LoRACallback(rank=2, verbose=False), save, max_epochs=2)
+        data = ll.ResumableLoader(loader(vit, size=8).dataset, 2)
+        run.fit(module, data, ckpt_path=path, weights_only=True)
+        return module.state_dict()
+
+    wanted = fit(tmp_path / "straight")
+    found = fit(tmp_path / "resumed", tmp_path / "straight" / "step=3.ckpt")
+    assert all(torch.equal(wanted[n], found[n]) for n in wanted)
+    start = classifier(name=name)
+    before = dict(start.named_parameters())
+    assert any(not torch.equal(wanted[n], before[n]) for n in wanted if n in before)
+
+
+def test_eight_bits_are_kept_where_it_pays():
+    if not EIGHT_BITS:
+        pytest.skip("bitsandbytes is not installed")
+    large, small = nn.Parameter(torch.randn(64, 64)), nn.Parameter(torch.randn(8, 64))
+    optimizer, _ = optimizer_of([{"params": [large, small]}], OptimConfig(name="adamw8bit"), 10)
+    steps_of(optimizer, [large, small])
+    assert optimizer.state[large]["state1"].dtype == torch.uint8
+    assert optimizer.state[small]["state1"].dtype == torch.float32
+
+
+def test_options_go_to_the_class_and_others_are_refused():
+    parameters = [nn.Parameter(torch.zeros(2, 2))]
+    config = OptimConfig(name="sgd", momentum=0.8, nesterov=True)
+    optimizer, _ = optimizer_of([{"params": parameters}], config, 10)
+    (group,) = optimizer.param_groups
+    assert (group["momentum"], group["nesterov"]) == (0.8, True)
+    default, _ = optimizer_of([{"params": parameters}], OptimConfig(name="sgd"), 10)
+    assert default.param_groups[0]["momentum"] == 0.9
+    adam, _ = optimizer_of([{"params": parameters}], OptimConfig(betas=[0.8, 0.9], eps=1e-6), 10)
+    assert (adam.param_groups[0]["betas"], adam.param_groups[0]["eps"]) == ((0.8, 0.9), 1e-6)
+    with pytest.raises(ConfigError, match=r"momentum=0\.9: adamw has no momentum; it has betas, eps"):
+        OptimConfig(momentum=0.9)
+    with pytest.raises(ConfigError, match="needs a momentum above 0"):
+        OptimConfig(name="sgd", momentum=0, nesterov=True)
+    with pytest.raises(ConfigError, match=r"Did you mean .*'adamw8bit'"):
+        OptimConfig(name="adam8bit")
+    (problem,) = OptimConfig.problems({"name": "lion", "eps": 1e-3}, "optim.")
+    assert problem.startswith("optim.eps=0.001: lion has no eps")
+
+
+def test_a_missing_library_is_one_message_before_anything_is_built(monkeypatch):
+    monkeypatch.setattr(optimizers, "find_spec", lambda name: None)
+    with pytest.raises(ConfigError) as caught:
+        OptimConfig(name="adamw8bit")
+    assert caught.value.problems == [
+        "name='adamw8bit': needs bitsandbytes, which is not installed: pip install 'lora-lightning[nf4]'"
+    ]
+
+
+def test_muon_takes_the_head_for_none_of_its_matrices():
+    model = vit()
+    config = OptimConfig(name="muon")
+    optimizer, _ = optimizer_of(parameter_groups(model, head_parameters(model), config), config, 10)
+    assert {g["name"]: g["use_fallback"] for g in optimizer.param_groups} == {
+        "backbone": False, "backbone_no_decay": False, "head": True, "head_no_decay": True,
+    }  # fmt: skip
+
+
+def rates(model, groups):
+    names = {id(p): n for n, p in model.named_parameters()}
+    return {names[id(p)]: g["lr"] for g in groups for p in g["params"]}
+
+
+@pytest.mark.parametrize("name", ["vit", "test_resnet", "test_convnext", "swin_tiny_patch4_window7_224"])
+def test_layer_decay_is_timms(name):
+    import timm
+    from timm.optim import param_groups_layer_decay
+
+    small = {"embed_dim": 24, "num_heads": (1, 1, 2, 2), "depths": (1, 1, 2, 1)} if "swin" in name else {}
+    model = vit() if name == "vit" else timm.create_model(name, num_classes=3, **small)
+    config = OptimConfig(lr=1e-2, layer_decay=0.75)
+    found = rates(model, parameter_groups(model, head_parameters(model), config))
+    theirs = param_groups_layer_decay(model, layer_decay=0.75)
+    wanted = rates(model, [{**g, "lr": 1e-2 * g["lr_scale"]} for g in theirs])
+    assert found == pytest.approx(wanted)
+    assert len(set(found.values())) > 3
+
+
+def test_layer_decay_of_updates_and_of_a_head_with_a_rate_of_its_own():
+    model = vit()
+    ll.inject(model, ll.LoRAConfig(rank=2))
+    config = OptimConfig(lr=1e-2, head_lr=0.5, layer_decay=0.5)
+    groups = parameter_groups(model, head_parameters(model), config)
+    found = rates(model, groups)
+    assert found["blocks.1.mlp.fc1.lora.default.weight.lora_A"] == pytest.approx(5e-3)
+    assert found["blocks.0.attn.qkv.lora.default.weight.lora_B"] == pytest.approx(2.5e-3)
+    assert found["head.weight"] == found["head.bias"] == 0.5
+    assert [g["name"] for g in groups] == [
+        "backbone.01_no_decay",
+        "backbone.02_no_decay",
+        "head",
+        "head_no_decay",
+    ]
+
+
+def test_layer_decay_by_blocks_where_no_model_says():
+    from torchvision.models import resnet18
+
+    model = nn.Sequential(resnet18())
+    layers, last = layers_of(model)
+    by_name = {n: layers[id(p)] for n, p in model.named_parameters()}
+    assert last == 9
+    assert (by_name["0.conv1.weight"], by_name["0.bn1.bias"]) == (0, 0)
+    assert (by_name["0.layer1.0.conv1.weight"], by_name["0.layer4.1.bn2.weight"]) == (1, 8)
+    assert by_name["0.layer2.0.downsample.0.weight"] == 3
+    assert by_name["0.fc.weight"] == 9
+    with pytest.raises(ConfigError, match=r"layer_decay=0\.5: no blocks are found in Linear"):
+        parameter_groups(nn.Linear(2, 2), set(), OptimConfig(layer_decay=0.5))
+
+
+def test_a_fit_without_an_end_needs_a_constant_rate(tmp_path):
+    stop = pl.callbacks.EarlyStopping("train/loss", patience=0, check_on_train_epoch_end=True, mode="max")
+    options = {"max_epochs": -1, "limit_train_batches": 2}
+    with pytest.raises(ConfigError, match=r"schedule=constant schedule\.warmup=0"):
+        trainer(tmp_path, stop, **options).fit(classifier(), loader(vit))
+    stop.patience, stop.wait_count = 1, 0
+    trainer(tmp_path, stop, **options).fit(
+        classifier(schedule={"name": "constant", "warmup": 0}), loader(vit)
+    )
