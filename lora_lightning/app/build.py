@@ -35,7 +35,7 @@ def lora_config(config: DictConfig) -> LoRAConfig:
 def optim_config(config: DictConfig, method: str) -> OptimConfig:
     """The group `optim`, which is meant for the method that the recipe is about; its peers have their own
     rates."""
-    options = plain(config.optim)
+    options = plain(config.optim) | {"schedule": plain(config.schedule)}
     if method in config.peers and method != main_method(config):
         options |= {"lr": config.peers[method].lr, "head_lr": None}
     return OptimConfig(**options)

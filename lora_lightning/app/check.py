@@ -13,7 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.adapters import adapters_problems, config_of, names_of
 from lora_lightning.app.matching import mismatches
-from lora_lightning.app.options import OPTIONAL, OWN, REQUIRED, RULES, STRATEGIES, devices_of
+from lora_lightning.app.options import OPTIONAL, OWN, PROVIDED, REQUIRED, RULES, STRATEGIES, devices_of
 from lora_lightning.app.resume import epochs_done
 from lora_lightning.app.signatures import (
     RESERVED,
@@ -62,7 +62,11 @@ def problems_of(config: DictConfig) -> list[str]:
     ]
     for section, own in OWN.items():
         if isinstance(node := values.get(section), dict):
-            beside = [name for name in node if name in RESERVED or f"{section}.{name}" in RULES]
+            provided = PROVIDED.get(section, {})
+            problems += [
+                f"{section}.{n}: is set by the application; {provided[n]}." for n in node if n in provided
+            ]
+            beside = [n for n in node if n in RESERVED or n in provided or f"{section}.{n}" in RULES]
             options = {name: value for name, value in node.items() if name not in beside}
             problems += own.problems(options, f"{section}.")
     for path, node in _targets(values, ""):

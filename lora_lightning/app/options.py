@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_lightning.app.static_signatures import static_checks, static_signature
 from lora_lightning.config import LoRAConfig
-from lora_lightning.tasks.optim_config import OptimConfig
+from lora_lightning.tasks.optim_config import OptimConfig, ScheduleConfig
 from lora_lightning.utils.checks import Options, checks_of
 from lora_lightning.utils.marks import (
     FLAG,
@@ -161,7 +161,7 @@ RULES: dict[str, Check] = {
     "logger.wandb": MAPPING,
 }
 
-REQUIRED = ("model", "data", "task", "lora", "optim", "trainer", "peers")
+REQUIRED = ("model", "data", "task", "lora", "optim", "schedule", "trainer", "peers")
 OPTIONAL = ("callbacks", "logger")
 
 # Arguments that the application passes itself, and what to do instead.
@@ -172,6 +172,7 @@ FACTS = (
 OF_THE_DATA = dict.fromkeys(FACTS, "the data decides")
 PROVIDED: dict[str, dict[str, str]] = {
     "model": OF_THE_DATA,
+    "optim": {"schedule": "use schedule=NAME"},
     "task": {**OF_THE_DATA, "model": "use model=NAME", "optim": "use optim.KEY=VALUE"},
     "trainer": {
         "logger": "use logger=NAME",
@@ -183,7 +184,7 @@ PROVIDED: dict[str, dict[str, str]] = {
 }
 
 # Sections whose options are a class's fields, and what else may be written there.
-OWN: dict[str, type[Options]] = {"lora": LoRAConfig, "optim": OptimConfig}
+OWN: dict[str, type[Options]] = {"lora": LoRAConfig, "optim": OptimConfig, "schedule": ScheduleConfig}
 
 
 def options_in(section: str, target: Any = None) -> dict[str, Check | None]:
@@ -196,7 +197,8 @@ def options_in(section: str, target: Any = None) -> dict[str, Check | None]:
     """
     if section in OWN:
         own: Any = OWN[section]
-        return {one.name: checks_of(own).get(one.name) for one in fields(own)}
+        names = [one.name for one in fields(own) if one.name not in PROVIDED.get(section, {})]
+        return {name: checks_of(own).get(name) for name in names}
     signature = static_signature(target) if isinstance(target, str) else None
     return {
         name: check_of(parameter.annotation)

@@ -14,10 +14,10 @@ from lora_lightning.utils.names import inside, named_modules, named_parameters
 def layers_of(model: nn.Module) -> tuple[dict[int, int], int]:
     """The layer of each parameter by its identity, and the greatest there is.
 
-    In models of timm it is as `timm.optim.param_groups_layer_decay` counts: by `group_matcher`. Elsewhere 0 is
-    what stands before the blocks, then each block counts one, and what stands behind them one more.
+    In models of timm it is as `timm.optim.param_groups_layer_decay` counts, by `group_matcher`. Elsewhere 0
+    is what stands before the blocks, then each block counts one, and what stands behind them one more.
     """
-    for name, module in named_modules(model).items():
+    for module in named_modules(model).values():
         matcher = getattr(type(module), "group_matcher", None)  # wrappers have the methods of what they wrap
         if callable(matcher):
             return _timm_layers(model, module)

@@ -101,7 +101,7 @@ def optimizer_of(
 
     if KINDS[config.name].fused:
         optimizer.register_load_state_dict_pre_hook(stay)
-    return optimizer, LambdaLR(optimizer, schedule_of(config.schedule, total_steps))
+    return optimizer, LambdaLR(optimizer, schedule_of(config.rate_schedule, total_steps))
 
 
 def may_be_fused(trainer: L.Trainer, groups: list[dict[str, Any]]) -> bool:
@@ -128,7 +128,7 @@ def configured(
         LibraryError: the optimizer's library is missing or too old.
     """
     steps = module.trainer.estimated_stepping_batches
-    if math.isinf(steps) and needs_an_end(config.schedule):
+    if math.isinf(steps) and needs_an_end(config.rate_schedule):
         problem = (
             "trainer.max_epochs=-1: the learning rate follows the number of steps, so it must be known. Give"
             " trainer.max_epochs or trainer.max_steps, or schedule=constant schedule.warmup=0."
@@ -138,8 +138,8 @@ def configured(
     sharded = any(type(p) is not nn.Parameter for group in groups for p in group["params"])
     if sharded and KINDS[config.name].library != "torch":
         raise ConfigError([
-            f"optim.name={config.name}: {KINDS[config.name].library} takes no parameters that are sharded over "
-            "processes; take adamw, or trainer=ddp."
+            f"optim.name={config.name}: {KINDS[config.name].library} takes no parameters that are sharded "
+            "over processes; take adamw, or trainer=ddp."
         ])  # fmt: skip
     optimizer, scheduler = optimizer_of(groups, config, steps, may_be_fused(module.trainer, groups))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}

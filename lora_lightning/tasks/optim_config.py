@@ -50,7 +50,7 @@ class ScheduleConfig(Options):
         name, floor, warmup = options["name"], options["floor"], options["warmup"]
         warmup = WARMUP[name] if warmup is None else warmup
         if floor is not None and name not in FLOOR:
-            yield f"{prefix}floor={floor}: {name} ends where it is defined to; give null, or take cosine or wsd."
+            yield f"{prefix}floor={floor}: {name} ends where it is defined to; give null."
         if name == "wsd" and floor == 0:
             yield f"{prefix}floor=0: wsd falls exponentially, never to 0; 0.01 is usual."
         if name == "wsd" and warmup + options["decay"] > 1:
@@ -65,11 +65,12 @@ class OptimConfig(Options):
     """The optimizer, and the rate of each part; the rate is set anew at each step.
 
     Args:
-        name: of the optimizer. Of torch: "adamw" (Loshchilov and Hutter 2019, arXiv 1711.05101), "adam", "sgd"
-            with momentum. Of timm: "lion" (Chen et al. 2023, arXiv 2302.06675), "lamb" (You et al. 2020, arXiv
-            1904.00962), "adafactor" (Shazeer and Stern 2018, arXiv 1804.04235), "muon" (Jordan et al. 2024) for
-            matrices, with AdamW for the head and whatever is no matrix. Of bitsandbytes, with states in 8 bits
-            (Dettmers et al. 2022, arXiv 2110.02861): "adamw8bit", "paged_adamw8bit", "sgd8bit", "lion8bit".
+        name: of the optimizer. Of torch: "adamw" (Loshchilov and Hutter 2019, arXiv 1711.05101), "adam",
+            "sgd" with momentum. Of timm: "lion" (Chen et al. 2023, arXiv 2302.06675), "lamb" (You et al.
+            2020, arXiv 1904.00962), "adafactor" (Shazeer and Stern 2018, arXiv 1804.04235), "muon" (Jordan
+            et al. 2024) for matrices, with AdamW for the head and whatever is no matrix. Of bitsandbytes,
+            with states in 8 bits (Dettmers et al. 2022, arXiv 2110.02861): "adamw8bit", "paged_adamw8bit",
+            "sgd8bit", "lion8bit".
         lr: peak learning rate of everything that trains but the head.
         head_lr: peak learning rate of the head; None means `lr`.
         weight_decay: not applied to updates, biases and normalization layers.
@@ -99,10 +100,15 @@ class OptimConfig(Options):
     nesterov: bool | None = None
     schedule: Annotated[ScheduleConfig | Mapping[str, Any] | None, fields_of(ScheduleConfig)] = None
 
+    @property
+    def rate_schedule(self) -> ScheduleConfig:
+        """The schedule, which may be given as a plain mapping."""
+        given = self.schedule
+        return given if isinstance(given, ScheduleConfig) else ScheduleConfig(**(given or {}))
+
     def __post_init__(self) -> None:
         super().__post_init__()
-        if not isinstance(self.schedule, ScheduleConfig):
-            self.schedule = ScheduleConfig(**(self.schedule or {}))
+        self.schedule = self.rate_schedule
 
     @classmethod
     def of(cls, given: OptimConfig | Mapping[str, Any] | None) -> OptimConfig:

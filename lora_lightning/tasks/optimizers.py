@@ -52,7 +52,7 @@ PACKAGES = {**EXTRAS, "bitsandbytes": "nf4"}  # the extra that brings each libra
 
 
 def missing_library(name: str) -> str | None:
-    """What to install for the optimizer of this name; None where its library is there. Nothing is imported."""
+    """What to install for the optimizer of this name, None where it is there. Nothing is imported."""
     library = KINDS[name].library
     if find_spec(library) is not None:
         return None

@@ -33,7 +33,7 @@ GOOD = [
     "lora.target_modules='.*(qkv|proj)'",
     "-m lora.rank=2,4,8 seed=range(0,3)",
     "lora.rank=2,4 --multirun model=glob(*_digits)",
-    "hparams_search=grid optim.warmup=0",
+    "hparams_search=grid schedule.warmup=0",
     "trainer=ddp_sim trainer.devices=3 logger=many tags=[a,b]",
     "+trainer.fast_dev_run=true ~recipe logger=none",
     "trainer.fast_dev_run=true lora.implementation=reference",  # in no file: what the classes take

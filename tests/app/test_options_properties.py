@@ -53,8 +53,14 @@ OPTIM = {
     "lr": (0, -1e-3, "fast", None),
     "head_lr": (0, "x"),
     "weight_decay": (-1, "x", None),
+    "name": ("adamx", 1, None),
+    "layer_decay": (0, 2, "x"),
+    "betas": (0.9, [0.9], [0.9, 1]),
+}
+SCHEDULE = {
+    "name": ("wds", None),
     "warmup": (1, -0.5, "x"),
-    "betas": (0.9, [0.9], [0.9, 1], None),
+    "floor": (1, -0.5, "x"),
 }
 typos = st.text(string.ascii_lowercase + "_", min_size=3, max_size=9).filter(lambda t: t not in NAMES)
 
@@ -103,7 +109,7 @@ def out_of_range(draw: st.DrawFn) -> tuple[str, str, str]:
 
 @st.composite
 def bad_lora_or_optim(draw: st.DrawFn) -> tuple[str, str, str]:
-    group, table = draw(st.sampled_from([("lora", LORA), ("optim", OPTIM)]))
+    group, table = draw(st.sampled_from([("lora", LORA), ("optim", OPTIM), ("schedule", SCHEDULE)]))
     name = draw(st.sampled_from(sorted(table)))
     return f"{group}.{name}", f"{group}.{name}={write(draw(st.sampled_from(table[name])))}", f"{group}.{name}"
 

@@ -1,4 +1,4 @@
-"""Every optimizer by its name: the library's own class with its own options, and a run that goes on exactly."""
+"""Every optimizer by its name: the library's own class and options, and a run that goes on exactly."""
 
 from importlib.util import find_spec
 
