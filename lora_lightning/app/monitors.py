@@ -14,8 +14,8 @@ PREFIX = "val/"
 def watching(callbacks: Mapping[str, Any], task: Any) -> list[dict[str, Any]]:
     """The nodes of the group `callbacks` with what they watch filled in.
 
-    `monitor: auto` is the task's first score in validation. `mode: null` is min or max, whichever is better of the
-    score, min of a loss.
+    `monitor: auto` is the task's first score in validation. `mode: null` is min or max, whichever is better
+    of that score; of a loss, min.
 
     Args:
         callbacks: the group, resolved; null nodes are left out.

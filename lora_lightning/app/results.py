@@ -18,6 +18,7 @@ LABELS = {
     "full": "full fine-tuning",
     "scratch": "from scratch",
 }
+WIDEST = 120  # characters of a table
 COSTS = ("trained parameters", "% of total", "seconds", "checkpoint MB")
 
 
@@ -56,14 +57,21 @@ class Result:
 def header(scores: Sequence[Score], before: Result | None = None) -> tuple[str, ...]:
     """The head of a table of results."""
     fewer = ["fewer %"] if before else []
-    labels = [label for s in scores for label in (f"test {s.label}", *(fewer if s.fewer else []))]
+    labels = [label for s in scores for label in (s.label, *(fewer if s.fewer else []))]
+    labels[:1] = [f"test {label}" for label in labels[:1]]  # and so are the others
     return ("method", *labels, *COSTS)
 
 
 def results_table(results: Sequence[Result], scores: Sequence[Score]) -> str:
-    """All results in one plain table."""
+    """All results in one plain table; in two, scores and costs, where one would be too wide for a screen."""
     head, rows = results_rows(results, scores)
-    return format_table(head, rows)
+    whole = format_table(head, rows)
+    if len(whole.splitlines()[1]) <= WIDEST:
+        return whole
+    first = len(head) - len(COSTS)
+    costs = [(row[0], *row[first:]) for row in rows]
+    values = format_table(head[:first], [row[:first] for row in rows])
+    return f"{values}\n\n{format_table((head[0], *COSTS), costs)}"
 
 
 def results_rows(
@@ -71,6 +79,7 @@ def results_rows(
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Header and rows of that table."""
     before = next((r for r in results if r.method == "before"), None)
+    scores = [s for s in scores if s.in_table and any(s.name in r.scores for r in results)]
     return header(scores, before), [result.row(scores, before) for result in results]
 
 

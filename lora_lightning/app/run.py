@@ -189,10 +189,11 @@ class Run:
             profiler=None,
             **({"strategy": "ddp"} if self._sharded() else {}),
         )
-        metrics = trainer.test(
-            self.task, datamodule=self.data, ckpt_path=checkpoint, verbose=False, weights_only=True
-        )
-        return dict(metrics[0])
+        options: dict[str, Any] = {"datamodule": self.data, "verbose": False, "weights_only": True}
+        if getattr(self.task, "calibrate", False):  # by what it sees of the validation data
+            trainer.validate(self.task, ckpt_path=checkpoint, **options)
+            checkpoint = None
+        return dict(trainer.test(self.task, ckpt_path=checkpoint, **options)[0])
 
     def _adapting(self) -> list[Callback]:
         if self.method != "lora":

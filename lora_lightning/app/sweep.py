@@ -26,7 +26,7 @@ def sweep_table(jobs: Sequence[Ended]) -> str:
     from lora_lightning.app.results import header  # with the metrics it loads torch
 
     shared = set.intersection(*(set(job.overrides) for job in jobs)) if len(jobs) > 1 else set()
-    scores = list(dict.fromkeys(score for job in jobs for score in job.scores))
+    scores = list(dict.fromkeys(score for job in jobs for score in job.scores if score.in_table))
     titles = header(scores)[1:]
     rows, reasons = [], []
     for job in jobs:

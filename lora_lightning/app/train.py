@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -55,7 +56,8 @@ FILES = {
     "wandb": "the W&B run",
     "fit-profile.txt": "seconds of each step of the loop",
     "contact_sheet.png": "what was found in the first test images, before and after",
-    "report.html": "examples from the test data, before and after, and the worst mistakes",
+    "report.html": "scores and examples of the test data, before and after, and the worst mistakes",
+    "per_class.csv": "precision, recall and F1 of each class, before and after",
     "results.json": "the table above",
     "config.yaml": "the whole configuration",
 }
@@ -172,11 +174,22 @@ def _compare(config: DictConfig, run: Run, plain: dict[str, Any], goes_on: bool)
             others = {name: _peer(config, name, goes_on) for name in ("before", "probe", "full")}
             results = [others["before"], others["probe"], *results, others["full"]]
         log_table(loggers, "results", *results_rows(results, run.task.scores))
+        _log_report(loggers, run)
         status = "success"
         return results
     finally:
         wait_no_more()
         finish(loggers, status)
+
+
+@rank_zero_only
+def _log_report(loggers: Sequence[Logger], run: Run) -> None:
+    """What the task has found in its test, in tables and, in W&B, in pictures."""
+    for name, (header, rows) in run.task.tables().items() if hasattr(run.task, "tables") else ():
+        log_table(loggers, name, header, rows)
+    for logger in loggers:
+        if isinstance(logger, WandbLogger) and hasattr(run.task, "log_report"):
+            run.task.log_report(logger, run.data)
 
 
 def _peer(config: DictConfig, method: str, goes_on: bool) -> Result:

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 import lightning as L
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from sklearn.datasets import load_digits
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
@@ -52,7 +53,7 @@ class DigitsDataModule(L.LightningDataModule):
         super().__init__()
         require(DigitsDataModule, locals())
         self.save_hyperparameters()
-        self.provides = {"num_classes": 10}
+        self.provides = {"target": "class", "num_classes": 10, "class_names": list(map(str, range(10)))}
         self.domain, self.train_size, self.batch_size, self.seed = (
             domain,
             train_size,
@@ -76,6 +77,20 @@ class DigitsDataModule(L.LightningDataModule):
 
     def test_dataloader(self) -> DataLoader:
         return DataLoader(self.test_set, EVAL_BATCH_SIZE)
+
+    def source_dataloader(self) -> DataLoader:
+        """The test images as the shipped models' pretraining has seen the digits: upright, white on black."""
+        scans, labels = load_scans()
+        test = split_indices()[2]
+        images = render(scans[test], "source", torch.Generator().manual_seed(TEST_SEED))
+        return DataLoader(TensorDataset(images, labels[test]), EVAL_BATCH_SIZE)
+
+    def show(self, part: Literal["train", "val", "test"], index: int) -> tuple[str, Image.Image]:
+        """Name and picture of a part's sample, for reports: of the training part the bare scan."""
+        image = {"train": self.train_set, "val": self.val_set, "test": self.test_set}[part][index][0]
+        image = image.expand(3, -1, -1) if part == "train" else image * STD + MEAN
+        pixels = (255 * image.clamp(0, 1)).round().byte().permute(1, 2, 0)
+        return f"{part} digit {index}", Image.fromarray(pixels.numpy())
 
     def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
         """Render the scans of a training batch; the other batches are rendered already."""

@@ -1,67 +1,130 @@
-"""ImageClassifier: cross entropy and accuracy for any model that maps images to logits."""
+"""ImageClassifier: any model that maps images to logits, for one class, several classes or a number."""
 
 from __future__ import annotations
 
-from typing import Annotated
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import lightning as L
-import torch.nn.functional as F
+import torch
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torchmetrics.classification import MulticlassAccuracy
 
+from lora_lightning.adapters.manage import adapters_off
+from lora_lightning.adapters.state import is_injected
+from lora_lightning.tasks.classification_checks import problems_of
+from lora_lightning.tasks.classification_losses import Loss
+from lora_lightning.tasks.classification_report import Tested, tables, write_report
+from lora_lightning.tasks.classification_scores import (
+    calibration_error,
+    metrics_of,
+    score_intervals,
+    scores_of,
+)
+from lora_lightning.tasks.classification_wandb import log_to_wandb
 from lora_lightning.tasks.optim import configured, head_parameters
 from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
+from lora_lightning.tasks.predictions import Collector, Predictions, numbers
 from lora_lightning.tasks.scores import Score
+from lora_lightning.tasks.temperature import fitted_temperature
 from lora_lightning.utils.checks import require
-from lora_lightning.utils.marks import at_least, is_whole
+from lora_lightning.utils.marks import TEXT, above, at_least, listed, number
+from lora_lightning.utils.sharding import is_sharded
+
+Batch = Sequence[Tensor]  # images, targets, and in training perhaps weights
+NUMBERS = listed("a number for each class", number())
 
 
 class ImageClassifier(L.LightningModule):
-    """Trains `model` on batches of images (batch, channels, height, width) and labels.
+    """Trains `model` on batches of images (batch, channels, height, width) and targets, in training perhaps
+    with weights (batch,) of their losses.
 
-    Labels are class indices (batch,) or, from mixup and cutmix, probabilities (batch, classes).
-    Logs train/loss, val/loss, val/acc, test/loss and test/acc, accuracies in [0, 1].
+    Targets are class indices (batch,) or, from mixup and cutmix, probabilities (batch, classes); of several
+    classes at once (batch, classes) in [0, 1]; or numbers (batch,). Logs train/loss, and under val/ and test/
+    loss and the `scores`: accuracy, top-5 accuracy where there are more than five classes, and macro F1; of
+    several classes mAP, macro and micro F1; of numbers MAE, RMSE and R². test/ece is the calibration error.
+
+    A `Trainer.validate` before `Trainer.test` fits the temperature that makes the validation part's
+    probabilities honest (Guo et al. 2017, arXiv 1706.04599); it changes no prediction.
 
     Args:
         model: images -> logits (batch, num_classes).
-        num_classes: how many classes there are.
+        num_classes: how many classes there are; of a number 1.
+        class_names: their names, that of class 0 first; None numbers them.
+        target: "class", each picture is of one class; "classes", of any number of them; "number".
+        class_weights: of the loss, a number a class; of several classes, the weight of those that hold.
+        logit_adjustment: added to the logits in training, a number a class (Menon et al. 2020, arXiv
+            2007.07314).
+        number_mean, number_std: by which numbers are standardized.
         optim: the optimizer's options, also as a plain mapping; None takes the defaults.
         label_smoothing: the share of each training label spread over all classes, in [0, 1).
+        test_flips: evaluate each picture and its mirror image, and take the mean of their logits.
+        calibrate: fit the temperature.
+
+    Attributes:
+        predictions: of the last test; None before.
+        source: accuracy in the domain that the base was trained on, where the data have one, by the adapter:
+            "source" with it, "source_off" without.
+        temperature: what was fitted; None before.
 
     Raises:
         ConfigError: one line for each bad option.
     """
 
-    scores = (Score("acc", "accuracy %"),)
-    monitors = ("acc", "loss")
+    scores: tuple[Score, ...] = scores_of("class", 2, calibrated=True)
 
     def __init__(
         self,
         model: nn.Module,
-        num_classes: Annotated[int, at_least(2)],
+        num_classes: Annotated[int, at_least(1)],
+        class_names: Annotated[Sequence[str] | None, listed("a list of names", TEXT)] = None,
+        target: Literal["class", "classes", "number"] = "class",
+        class_weights: Annotated[Sequence[float] | None, NUMBERS] = None,
+        logit_adjustment: Annotated[Sequence[float] | None, NUMBERS] = None,
+        number_mean: float | None = None,
+        number_std: Annotated[float | None, above(0)] = None,
         optim: OptimOptions = None,
         label_smoothing: Annotated[float, at_least(0, below=1)] = 0.0,
+        test_flips: bool = False,
+        calibrate: bool = True,
     ) -> None:
         super().__init__()
-        given = f"num_classes={num_classes}"
-        logits = getattr(model, "num_classes", num_classes)
-        other = f"{given}: the model gives {logits} logits; build it with {given}."
-        require(ImageClassifier, locals(), [other] if is_whole(num_classes) and logits != num_classes else ())
+        options = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        require(ImageClassifier, options, problems_of(options))
         self.model = model
+        self.target = target
         self.optim = OptimConfig.of(optim)
-        self.label_smoothing = label_smoothing
+        self.class_names = list(class_names or map(str, range(num_classes)))
+        self.test_flips, self.calibrate = test_flips, calibrate and target != "number"
+        self.number_mean = 0.0 if number_mean is None else float(number_mean)
+        self.number_std = 1.0 if number_std is None else float(number_std)
+        self.loss = Loss(
+            target, label_smoothing, _tensor(class_weights), _tensor(logit_adjustment),
+            self.number_mean, self.number_std,
+        )  # fmt: skip
         # Plain types, so that the checkpoint loads with weights_only=True.
-        self.save_hyperparameters(
-            {
-                "num_classes": num_classes,
-                "optim": self.optim.to_dict(),
-                "label_smoothing": label_smoothing,
-            }
+        plain = {
+            n: list(v) if isinstance(v, Sequence) and not isinstance(v, str) else v
+            for n, v in options.items()
+        }
+        self.save_hyperparameters({**plain, "optim": self.optim.to_dict()}, ignore=["model"])
+        self.scores = scores_of(target, num_classes, self.calibrate, self.number_std)
+        self.metrics = nn.ModuleDict(
+            {f"{s}_metrics": metrics_of(target, num_classes) for s in ("val", "test")}
         )
-        self.val_acc = MulticlassAccuracy(num_classes, average="micro")
-        self.test_acc = MulticlassAccuracy(num_classes, average="micro")
+        self.temperature: float | None = None
+        self.predictions: Predictions | None = None
+        self.source: dict[str, float] = {}
+        self._collected = Collector()
+
+    @property
+    def monitors(self) -> tuple[str, ...]:
+        """What validation logs under val/, the first score first."""
+        return (*self.metrics["val_metrics"].keys(keep_base=True), "loss")  # type: ignore[operator]
 
     def configure_model(self) -> None:
         """Under Lightning's ModelParallelStrategy, shard the model, which is adapted by now, over all
@@ -77,28 +140,158 @@ class ImageClassifier(L.LightningModule):
         fully_shard(self, mesh=mesh)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Logits (batch, num_classes)."""
+        """Logits (batch, num_classes); of a number, standardized, (batch, 1)."""
         return self.model(images)
 
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        images, labels = batch
-        loss = F.cross_entropy(self(images), labels, label_smoothing=self.label_smoothing)
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        images, targets, *weights = batch
+        loss = self.loss.train(self(images), targets, *weights)
         self.log("train/loss", loss)
         return loss
 
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("val", self.val_acc, batch)
+    def on_fit_start(self) -> None:
+        self.temperature = None
 
-    def test_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        self._evaluate("test", self.test_acc, batch)
+    def on_validation_start(self) -> None:
+        self._collected = Collector()
 
-    def _evaluate(self, stage: str, accuracy: MulticlassAccuracy, batch: tuple[Tensor, Tensor]) -> None:
-        images, labels = batch
-        logits = self(images)
-        accuracy.update(logits, labels if labels.ndim == 1 else labels.argmax(1))
-        size = len(images)
-        self.log(f"{stage}/loss", F.cross_entropy(logits, labels), batch_size=size, sync_dist=True)
-        self.log(f"{stage}/acc", accuracy, batch_size=size, prog_bar=True)
+    def on_test_start(self) -> None:
+        self._collected = Collector()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("test", batch)
+
+    def _evaluate(self, stage: str, batch: Batch) -> None:
+        images, targets = batch[0], self._hard(batch[1])
+        logits = self._logits(images)
+        loss = self.loss.plain(logits, targets)
+        self.log(f"{stage}/loss", loss, batch_size=len(images), sync_dist=True)
+        metrics: Any = self.metrics[f"{stage}_metrics"]
+        metrics.update(self._meant(logits), targets)
+        if stage == "test":
+            self._collected.add(logits, targets, self._logits_before(images))
+        elif self._calibrates():
+            self._collected.add(logits, targets)
+
+    def _hard(self, targets: Tensor) -> Tensor:
+        """Truths as metrics take them, of what may be probabilities."""
+        if self.target == "class":
+            return targets if targets.ndim == 1 else targets.argmax(1)
+        return (targets > 0.5).long() if self.target == "classes" else targets.reshape(-1).float()
+
+    def _meant(self, logits: Tensor) -> Tensor:
+        """Logits as metrics take them; of a number, in the units of the data (batch,)."""
+        if self.target == "number":
+            return numbers(logits, self.number_mean, self.number_std)[:, 0]
+        return logits.float().sigmoid() if self.target == "classes" else logits.float()
+
+    def _logits(self, images: Tensor) -> Tensor:
+        """Of images that are evaluated; beside a fit without their mirror images, since it is for the end."""
+        if not self.test_flips or self.trainer.state.fn == TrainerFn.FITTING:
+            return self(images)
+        return (self(images) + self(images.flip(-1))) / 2
+
+    def _logits_before(self, images: Tensor) -> Tensor | None:
+        """The same with the adapter off; None where nothing can be switched off."""
+        if not is_injected(self) or is_sharded(self):
+            return None
+        with adapters_off(self):
+            return self._logits(images)
+
+    def _calibrates(self) -> bool:
+        return self.calibrate and self.trainer.state.fn == TrainerFn.VALIDATING
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val")
+        if self._calibrates() and (found := self._collected.all(self.target, self.trainer.val_dataloaders)):
+            self.temperature = fitted_temperature(found.outputs, found.truths)
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test")
+        found = self._collected.all(self.target, self.trainer.test_dataloaders)
+        self._collected = Collector()
+        if found is None:
+            return
+        found.temperature = self.temperature or 1.0
+        if self.target == "number":
+            found = found.in_units(self.number_mean, self.number_std)
+        self.predictions = found
+        if self.target != "number":
+            self.log("test/ece", calibration_error(found, True), sync_dist=True)
+            if self.temperature is not None:
+                self.log("test/ece_raw", calibration_error(found, False), sync_dist=True)
+        self.source = self._on_source()
+        self.log_dict({f"test/{name}": share for name, share in self.source.items()}, sync_dist=True)
+
+    def _log_metrics(self, stage: str) -> None:
+        """Every process has computed the same."""
+        metrics: Any = self.metrics[f"{stage}_metrics"]
+        if not any(metric.update_called for metric in metrics.values(copy_state=False)):
+            return
+        for name, value in metrics.compute().items():
+            first = name == self.scores[0].name
+            self.log(f"{stage}/{name}", value, prog_bar=first, sync_dist=True)
+        metrics.reset()
+
+    def _on_source(self) -> dict[str, float]:
+        """Of the domain that the base was trained on, where the data have one: accuracy, and with the adapter
+        off; each process sees all of it."""
+        data: Any = getattr(self.trainer, "datamodule", None)
+        if self.target != "class" or not hasattr(data, "source_dataloader"):
+            return {}
+        right: dict[str, int] = {}
+        count = 0
+        with torch.no_grad():
+            for images, targets in self._batches(data, data.source_dataloader()):
+                count += len(targets)
+                found = {"source": self._logits(images), "source_off": self._logits_before(images)}
+                for name, logits in found.items():
+                    if logits is not None:
+                        right[name] = right.get(name, 0) + int((logits.argmax(1) == targets).sum())
+        return {name: hits / count for name, hits in right.items()}
+
+    def _batches(self, data: L.LightningDataModule, loader: Any) -> Iterator[tuple[Tensor, Tensor]]:
+        """As a Trainer gives them."""
+        for batch in loader:
+            batch = data.on_after_batch_transfer(self.trainer.strategy.batch_to_device(batch), 0)
+            yield self.trainer.precision_plugin.convert_input(batch[0]), self._hard(batch[1])
+
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95 % interval of each score of the last test, by the bootstrap over pictures."""
+        return {} if self.predictions is None else score_intervals(self.predictions)
+
+    def facts(self) -> dict[str, Any]:
+        """What was learned beside the weights, and belongs to the adapter: plain numbers and words."""
+        found: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
+        return found | ({"test_flips": True} if self.test_flips else {})
+
+    def report(self, data: Any, folder: Path) -> list[str]:
+        """Writes report.html and per_class.csv of the last test, with pictures from `data.show`.
+
+        Returns:
+            Lines to print.
+        """
+        if self.predictions is None:
+            return []
+        return write_report(
+            Tested(self.predictions, self.class_names, self.scores, self.source), data, folder
+        )
+
+    def tables(self) -> Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]]:
+        """Header and rows of what loggers show as tables, by name."""
+        return {} if self.predictions is None else tables(self.predictions, self.class_names)
+
+    def log_report(self, logger: WandbLogger, data: Any) -> None:
+        """The confusion matrix and pictures of the worst mistakes in W&B."""
+        if self.predictions is not None:
+            log_to_wandb(logger, self.predictions, self.class_names, data)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configured(self, head_parameters(self.model), self.optim)
+
+
+def _tensor(values: Sequence[float] | None) -> Tensor | None:
+    return None if values is None else torch.tensor(values, dtype=torch.float32)

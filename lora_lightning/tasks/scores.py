@@ -18,6 +18,7 @@ class Score(NamedTuple):
     digits: int = 1
     fewer: bool = False  # an error rate: the table also says how much of it the model before it has lost
     best: str = "max"  # or "min": which of two values is better, as callbacks have it
+    in_table: bool = True  # of results; else in results.json and on the page alone
 
     def show(self, value: float | None, interval: Sequence[float] | None = None) -> str:
         """The value as it stands in a table, without its unit, with its interval if there is one; a dash

@@ -278,7 +278,7 @@ def test_error_rates_have_intervals_and_say_what_has_gone() -> None:
         Result("lora", {"wer": 0.15, "wer_us": 0.2}, 50, 1050, intervals={"wer": (0.12, 0.18)}),
     ]
     lines = [re.split(r"\s{2,}", line.strip()) for line in results_table(results, scores).splitlines()]
-    assert lines[0][:4] == ["method", "test WER %", "fewer %", "test us WER %"]
+    assert lines[0][:4] == ["method", "test WER %", "fewer %", "us WER %"]
     assert lines[2][:4] == ["before adaptation", "60.0 (55.0–66.0)", "–", "5.0"]
     assert lines[3][:4] == ["LoRA", "15.0 (12.0–18.0)", "75", "20.0"]
     assert "fewer %" not in results_table(results[1:], scores)
