@@ -131,8 +131,9 @@ def _said(found: Predictions, names: Sequence[str], index: int, state: str) -> s
         right = i == int(truth) if found.target == "class" else bool(truth[i])
         said = share > 0.5 if found.target == "classes" else not bars
         kind = ("right" if right else "wrong") if said else ""
+        row, percent = "bar" if state == "now" else "bar then", f"{100 * share:.0f}"
         bars.append(
-            f'<div class="bar{"" if state == "now" else " then"}"><span class="{kind}">{text(names[i])}</span>'
-            f'<i><b style="width:{100 * share:.0f}%"></b></i><em>{100 * share:.0f} %</em></div>'
+            f'<div class="{row}"><span class="{kind}">{text(names[i])}</span>'
+            f'<i><b style="width:{percent}%"></b></i><em>{percent} %</em></div>'
         )
     return f'<p class="soft"><small>{state}</small></p>{"".join(bars)}'

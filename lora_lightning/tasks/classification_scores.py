@@ -142,9 +142,16 @@ def _of_classes(found: Predictions) -> Callable[[Array], Array]:
     def statistic(counts: Array) -> Array:
         both = class_rates(counts, truths, predicted, found.classes)[2]
         shares = counts @ columns / counts.sum(1, keepdims=True)
-        return np.concatenate([shares, np.nanmean(both, axis=1, keepdims=True)], axis=1)
+        return np.concatenate([shares, _mean_of_known(both)], axis=1)
 
     return statistic
+
+
+def _mean_of_known(values: Array) -> Array:
+    """(resamples, 1), over the classes whose value is a number; NaN where there is none."""
+    known = ~np.isnan(values)
+    with np.errstate(invalid="ignore"):
+        return np.where(known, values, 0).sum(1, keepdims=True) / known.sum(1, keepdims=True)
 
 
 def class_rates(counts: Array, truths: Array, predicted: Array, classes: int) -> tuple[Array, Array, Array]:
@@ -185,7 +192,7 @@ def _of_precision(found: Predictions) -> Callable[[Array], Array]:
     """Mean average precision over the classes that a resample has."""
 
     def statistic(counts: Array) -> Array:
-        return np.nanmean(average_precisions(counts, found), axis=1, keepdims=True)
+        return _mean_of_known(average_precisions(counts, found))
 
     return statistic
 

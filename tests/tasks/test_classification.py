@@ -53,7 +53,7 @@ def test_it_learns_and_logs_what_it_says():
     assert {"train/loss", "val/loss", "val/acc"} <= set(fitter.callback_metrics)
     assert fitter.callback_metrics["val/acc"] >= 0.9
     (test,) = fitter.test(module, loader(), verbose=False)
-    assert set(test) == {"test/loss", "test/acc"}
+    assert set(test) == {"test/loss", "test/acc", "test/f1", "test/ece"}
 
 
 def test_accuracy_and_loss_count_images_not_batches():
@@ -118,10 +118,10 @@ def test_the_checkpoint_holds_plain_types_and_rebuilds_the_module(tmp_path):
     fitter.save_checkpoint(tmp_path / "run.ckpt")
     checkpoint = torch.load(tmp_path / "run.ckpt", weights_only=True)
     assert checkpoint["hyper_parameters"] == {
-        "num_classes": 3,
-        "optim": config.to_dict(),
-        "label_smoothing": 0.1,
-    }
+        "num_classes": 3, "class_names": None, "target": "class", "class_weights": None, "number_mean": None,
+        "number_std": None, "logit_adjustment": None, "optim": config.to_dict(), "label_smoothing": 0.1,
+        "test_flips": False, "calibrate": True,
+    }  # fmt: skip
     model = nn.Sequential(nn.Flatten(), nn.Linear(12, 3))
     again = ImageClassifier.load_from_checkpoint(tmp_path / "run.ckpt", model=model)
     assert again.optim == config
