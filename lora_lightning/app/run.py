@@ -77,7 +77,7 @@ class Run:
             return instantiate(
                 self.config.task,
                 model=model,
-                optim=optim_config(self.config, self.method),
+                optim=optim_config(self.config, self.method).to_dict(),  # which Hydra can hold
                 **provided(self.data, self.config.task),
                 _convert_="all",
             )
