@@ -35,8 +35,10 @@ if TYPE_CHECKING:
     from lora_lightning.planning.targets import plan
     from lora_lightning.trainer.callback import LoRACallback
     from lora_lightning.trainer.checkpoint import load_from_checkpoint
+    from lora_lightning.trainer.ema import EMA
     from lora_lightning.trainer.exact_resume import ExactResume
     from lora_lightning.trainer.loader import ResumableLoader
+    from lora_lightning.trainer.speedups import Speedups
 
 MODULES = {  # module -> its public names, as above
     "adapters.combine": ("combine",),
@@ -63,13 +65,16 @@ MODULES = {  # module -> its public names, as above
     "planning.targets": ("plan",),
     "trainer.callback": ("LoRACallback",),
     "trainer.checkpoint": ("load_from_checkpoint",),
+    "trainer.ema": ("EMA",),
     "trainer.exact_resume": ("ExactResume",),
     "trainer.loader": ("ResumableLoader",),
+    "trainer.speedups": ("Speedups",),
 }
 LIGHT = ("config", "errors")  # these need no Lightning
 HOMES = {name: module for module, names in MODULES.items() for name in names}
 
 __all__ = [
+    "EMA",
     "AdapterFileError",
     "ConfigError",
     "ExactResume",
@@ -78,6 +83,7 @@ __all__ = [
     "LoRAConfig",
     "Plan",
     "ResumableLoader",
+    "Speedups",
     "UserError",
     "adapter_names",
     "adapters_off",

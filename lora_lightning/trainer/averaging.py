@@ -63,9 +63,9 @@ def _keeping_rates(callback: Any, trainer: Any, module: Any) -> None:
 
 def _keeping_statistics(callback: Any, trainer: Any, module: nn.Module) -> None:
     """The same in the middle of an epoch: norms have statistics of its first batches."""
-    kept = [{n: b.clone() for n, b in norm.named_buffers()} for norm in _moving_norms(module)]
+    kept = [{n: b.clone() for n, b in norm.named_buffers()} for norm in moving_norms(module)]
     _keeping_rates(callback, trainer, module)
-    for norm, buffers in zip(_moving_norms(module), kept, strict=True):
+    for norm, buffers in zip(moving_norms(module), kept, strict=True):
         for name, buffer in buffers.items():
             norm.get_buffer(name).copy_(buffer)
 
@@ -93,13 +93,14 @@ def _names(module: nn.Module) -> list[str]:
     return list(named_parameters(module))
 
 
-def _moving_norms(module: nn.Module) -> list[nn.Module]:
+def moving_norms(module: nn.Module) -> list[nn.Module]:
+    """The BatchNorm layers whose running statistics move."""
     return [m for m in module.modules() if isinstance(m, _BatchNorm) and not isinstance(m, FrozenNorm)]
 
 
 def _has_moving_norm(module: nn.Module) -> bool:
-    return bool(_moving_norms(module))
+    return bool(moving_norms(module))
 
 
 def _reset_moving(reset: Callable[[Any], None], module: Any) -> None:
-    reset(SimpleNamespace(modules=lambda: _moving_norms(module), device=module.device))
+    reset(SimpleNamespace(modules=lambda: moving_norms(module), device=module.device))
