@@ -17,6 +17,7 @@ SPEECH = ("ctc", "seq2seq", "transducer")
 FITTING = {  # the tasks that a data module or a model is for
     "data.digits.DigitsDataModule": ("classification",),
     "data.cifar.CIFARDataModule": ("classification",),
+    "data.image_folder.ImageFolderDataModule": ("classification",),
     "data.shapes.ShapesDataModule": ("detection",),
     "data.coco.CocoDataModule": ("detection",),
     "data.coco.CocoFormatDataModule": ("detection",),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,6 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
+
+from lora_lightning.data.findings import DataError
+
+TRIES = 16  # pictures that may be lost in a row before the disk is taken to be
 
 
 class PictureSet(Dataset[tuple[Any, ...]]):
@@ -60,19 +65,40 @@ class PicturePart(PictureSet):
 
 
 class Shown(Dataset[tuple[Any, ...]]):
-    """A set seen through a transform of pictures."""
+    """A set seen through a transform of pictures.
 
-    def __init__(
-        self, pictures: Dataset[tuple[Any, ...]], transform: Callable[[Image.Image], Tensor]
-    ) -> None:
+    A picture that cannot be read any more ends no run: the next one that can be takes its place, and this is
+    told when it happens first.
+
+    Attributes:
+        lost: (n,) bool, the pictures that could not be read; shared with the loading processes.
+
+    Raises:
+        DataError: TRIES pictures one after the other cannot be read.
+    """
+
+    def __init__(self, pictures: PictureSet, transform: Callable[[Image.Image], Tensor]) -> None:
         self.pictures, self.transform = pictures, transform
+        self.lost = torch.zeros(len(pictures), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
-        return len(self.pictures)  # type: ignore[arg-type]  # every set of pictures has a length
+        return len(self.pictures)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        picture, *rest = self.pictures[index]
-        return self.transform(picture), *rest
+        for step in range(TRIES):
+            place = (index + step) % len(self)
+            try:
+                picture, *rest = self.pictures[place]
+            except DataError as error:
+                if not self.lost.any():
+                    print(f"{error} The next picture takes its place.", file=sys.stderr, flush=True)
+                self.lost[place] = True
+            else:
+                return self.transform(picture), *rest
+        raise DataError(
+            f"{TRIES} pictures one after the other cannot be read, such as {self.pictures.name(index)}: are "
+            "the files still there?"
+        )
 
 
 def stratified_split(labels: Tensor, val_size: int, seed: int) -> tuple[Tensor, Tensor]:

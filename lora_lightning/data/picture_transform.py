@@ -20,6 +20,7 @@ with loading("torchvision"):
     from torchvision.transforms import v2
 
 Facts = dict[str, Any]
+LONGEST = 32  # times the shorter side
 FACTS = ("input_size", "mean", "std", "interpolation", "crop_pct", "crop_mode")
 
 
@@ -54,7 +55,7 @@ def preprocessing_of(
         )
     size = size or built or _built_size(known)
     args = {"input_size": (3, *size)} if size else {}
-    config = timm.data.resolve_data_config(args, model=known)
+    config = timm.data.resolve_data_config(args, model=known or nn.Identity())
     if crop_pct is not None:
         config["crop_pct"] = crop_pct
     return {name: _plain(config[name]) for name in FACTS}
@@ -100,12 +101,27 @@ def evaluation_transform(facts: Mapping[str, Any]) -> Callable[[Image.Image], Te
     Args:
         facts: as `preprocessing_of` gives them.
     """
-    return timm.data.create_transform(**_evaluation(facts))
+    return _whole(timm.data.create_transform(**_evaluation(facts)))
 
 
-def unfinished_evaluation_transform(facts: Mapping[str, Any]) -> Callable[[Image.Image], Tensor]:
+def unfinished_evaluation_transform(facts: Mapping[str, Any]) -> v2.Compose:
     """The same before it is made float and normalized, which a data module does on the device: uint8."""
-    return timm.data.create_transform(**_evaluation(facts), use_prefetcher=True)
+    return _whole(timm.data.create_transform(**_evaluation(facts), use_prefetcher=True))
+
+
+def _whole(transform: Any) -> v2.Compose:
+    return v2.Compose([without_ends, *transform.transforms])
+
+
+def without_ends(picture: Image.Image) -> Image.Image:
+    """A strip without its ends, which the crop in the middle would cut off anyway: scaled up as a whole by
+    its shorter side it would fill the memory."""
+    width, height = picture.size
+    most = LONGEST * min(width, height)
+    if max(width, height) <= most:
+        return picture
+    left, top = max(0, (width - most) // 2), max(0, (height - most) // 2)
+    return picture.crop((left, top, left + min(width, most), top + min(height, most)))
 
 
 def unfinished_training_transform(
@@ -115,7 +131,7 @@ def unfinished_training_transform(
     stages: list[Any] = []
     policy = augment.auto_augment
     if augment.crop_scale is None:
-        stages += unfinished_evaluation_transform(facts).transforms[:-1]  # type: ignore[attr-defined]
+        stages += unfinished_evaluation_transform(facts).transforms[:-1]  # but the one that makes tensors
     crop, policies, _ = timm.data.create_transform(
         input_size=tuple(facts["input_size"]),
         interpolation=facts["interpolation"],

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from lora_lightning.data.augment import AugmentConfig, AugmentOptions
+from lora_lightning.data.findings import DataError
 from lora_lightning.data.imbalance import Imbalance, balanced_sampler, class_weights, logit_adjustment
 from lora_lightning.data.mixing import mixed
 from lora_lightning.data.options import BatchSize, Count, Seed, Workers
@@ -31,6 +32,7 @@ from lora_lightning.trainer.loader import ResumableLoader
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.libraries import loading
 from lora_lightning.utils.marks import above, at_least, between
+from lora_lightning.utils.tables import truncate_list
 
 with loading("timm"):
     from timm.data.random_erasing import RandomErasing
@@ -94,6 +96,7 @@ class PictureDataModule(L.LightningDataModule):
         self.progressive = Progressive.of(progressive)
         self.shots, self.imbalance = shots, imbalance
         self._parts: dict[Part, PictureSet] = {}
+        self._in_use: dict[Part, Shown] = {}
         self._facts: Facts | None = None
         self._constants: dict[tuple[Any, ...], Any] = {}
 
@@ -174,13 +177,17 @@ class PictureDataModule(L.LightningDataModule):
         return self.part("test")
 
     def show(self, part: Part, index: int) -> tuple[str, Image.Image]:
-        """Name and picture of a part's sample, as it is on the disk, for reports."""
+        """Name and picture of a part's sample, as it is on the disk, for reports; a grey one where it cannot
+        be read any more, which its name says."""
         pictures = self.part(part)
-        return pictures.name(index), pictures.picture(index)
+        try:
+            return pictures.name(index), pictures.picture(index)
+        except DataError:
+            return f"{pictures.name(index)} (cannot be read any more)", Image.new("RGB", (64, 64), "grey")
 
     def train_dataloader(self) -> DataLoader:
         pictures = self.train_set
-        shown = Shown(pictures, unfinished_training_transform(self.preprocessing(), self.augment))
+        shown = self._shown("train", unfinished_training_transform(self.preprocessing(), self.augment))
         options: dict[str, Any] = {"shuffle": True}
         if self.imbalance == "balanced_sampler":
             options = {"sampler": balanced_sampler(pictures.targets, len(self.class_names))}
@@ -189,10 +196,23 @@ class PictureDataModule(L.LightningDataModule):
         return self._loader(shown, ResumableLoader, drop_last=full, seed=self.seed, **options)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(Shown(self.val_set, unfinished_evaluation_transform(self.preprocessing())))
+        return self._loader(self._shown("val", unfinished_evaluation_transform(self.preprocessing())))
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(Shown(self.test_set, unfinished_evaluation_transform(self.preprocessing())))
+        return self._loader(self._shown("test", unfinished_evaluation_transform(self.preprocessing())))
+
+    def _shown(self, part: Part, transform: Callable[[Image.Image], Tensor]) -> Shown:
+        self._in_use[part] = Shown(self.part(part), transform)
+        return self._in_use[part]
+
+    def teardown(self, stage: str) -> None:
+        """Say how many pictures could not be read, though they could be when the data were checked."""
+        for part, shown in self._in_use.items():
+            if lost := shown.lost.nonzero().flatten().tolist():
+                names = truncate_list([shown.pictures.name(place) for place in lost])
+                told = f"{len(lost):,} of {len(shown):,} {part} pictures could not be read: {names}."
+                tell(f"{told} Others took their places.")
+        self._in_use.clear()
 
     def _loader(
         self, pictures: Dataset[Any], make: Callable[..., DataLoader] = DataLoader, **options: Any

@@ -31,6 +31,7 @@ BUILDERS: dict[str, tuple[str, ...]] = {
         "lora_lightning.data.coco.CocoDataModule",
         "lora_lightning.data.coco.CocoFormatDataModule",
         "lora_lightning.data.digits.DigitsDataModule",
+        "lora_lightning.data.image_folder.ImageFolderDataModule",
         "lora_lightning.data.pennfudan.PennFudanDataModule",
         "lora_lightning.data.recordings.RecordingsDataModule",
         "lora_lightning.data.shapes.ShapesDataModule",
