@@ -202,17 +202,17 @@ def _apart(
     found = []
     if root is None and table is None:
         found.append(
-            "root=null: give root=FOLDER, which has a folder of pictures for each class, or table=FILE.csv."
+            "root=null: give root=FOLDER, which has a folder of pictures for each class, or data.table=FILE.csv."
         )
     if table is None:
         for name, value in (("label", label), ("separator", separator)):
             if value is not None:
-                found.append(f"{name}={value}: is of a table; give table=FILE.csv, or {name}=null.")
+                found.append(f"{name}={value}: is of a table; give data.table=FILE.csv, or {name}=null.")
         if target in ("classes", "number"):
-            found.append(f"target={target}: folders say one class; give table=FILE.csv with the labels.")
+            found.append(f"target={target}: folders say one class; give data.table=FILE.csv with the labels.")
     both = [val_share, test_share]
     if all(isinstance(v, (int, float)) for v in both) and test_share < 1 <= val_share + test_share:
         found.append(
-            f"test_share={test_share}: with val_share={val_share} nothing is left to train on; give less."
+            f"test_share={test_share}: with data.val_share={val_share} nothing is left to train on; give less."
         )
     return found
