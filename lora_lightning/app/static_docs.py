@@ -48,17 +48,21 @@ def _documented(module: str, name: str, depth: int) -> dict[str, Option]:
         if made is None:
             bases = [b.id for b in found.bases if isinstance(b, ast.Name)]
             return {k: v for b in bases for k, v in _documented(module, b, depth - 1).items()}
-        return _of(module, made, about)
+        return _shared(module, made, depth) | _of(module, made, about)
     if isinstance(found, ast.FunctionDef):
-        more: dict[str, Option] = {}
-        for decorator in found.decorator_list:
-            match decorator:
-                case ast.Call(func=ast.Name(id=maker), args=[ast.Name(id=kind)]) if (
-                    maker == options_of.__name__
-                ):
-                    more |= _documented(module, kind, depth - 1)
-        return more | _of(module, found, _described(ast.get_docstring(found) or ""))
+        own = _of(module, found, _described(ast.get_docstring(found) or ""))
+        return _shared(module, found, depth) | own
     return {}
+
+
+def _shared(module: str, node: ast.FunctionDef, depth: int) -> dict[str, Option]:
+    """Those that a function takes from a class, by the decorator that says so."""
+    found: dict[str, Option] = {}
+    for decorator in node.decorator_list:
+        match decorator:
+            case ast.Call(func=ast.Name(id=maker), args=[ast.Name(id=kind)]) if maker == options_of.__name__:
+                found |= _documented(module, kind, depth - 1)
+    return found
 
 
 def _of(module: str, node: ast.FunctionDef, about: dict[str, str]) -> dict[str, Option]:
