@@ -48,7 +48,9 @@ def problems_of(config: DictConfig) -> list[str]:
     for section in (*REQUIRED, *OPTIONAL):
         value = values.get(section)
         if not isinstance(value, dict) and not (value is None and section in OPTIONAL):
-            what = "a mapping of probe, full" if section == "peers" else f"{section}=NAME; --help lists them"
+            mapping = {"peers": "probe, full", "speedups": "channels_last, compile, gradient_checkpointing"}
+            known = mapping.get(section)
+            what = f"a mapping of {known}" if known else f"{section}=NAME; --help lists them"
             problems.append(f"{section}={show(value)}: give {what}.")
     for path, rule in RULES.items():
         if path not in references:

@@ -29,6 +29,7 @@ KNOWN = frozenset(
         "lightning.pytorch.callbacks.GradientAccumulationScheduler",
         "lightning.pytorch.callbacks.LearningRateMonitor",
         "lightning.pytorch.callbacks.ModelCheckpoint",
+        "lightning.pytorch.callbacks.RichModelSummary",
         "lightning.pytorch.callbacks.StochasticWeightAveraging",
         "lightning.pytorch.callbacks.Timer",
         "lightning.pytorch.loggers.CSVLogger",
@@ -41,6 +42,9 @@ KNOWN = frozenset(
         "lora_lightning.app.loggers.wandb_logger",
         "lora_lightning.app.preemption.Preemption",
         "lora_lightning.tasks.decoding.BeamDecoder",
+        "lora_lightning.trainer.ema.EMA",
+        "lora_lightning.trainer.gradient_norm.GradientNorm",
+        "lora_lightning.trainer.speedups.Speedups",
         "torch.distributed.fsdp.wrap.size_based_auto_wrap_policy",
     }
 )

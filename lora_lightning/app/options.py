@@ -154,6 +154,15 @@ RULES: dict[str, Check] = {
     "callbacks.checkpoint.save_top_k": whole(at_least(-1)),
     "callbacks.checkpoint.save_last": FLAG.or_null(),
     "callbacks.checkpoint.save_weights_only": FLAG,
+    "callbacks.early_stopping": MAPPING,
+    "callbacks.early_stopping.monitor": TEXT,
+    "callbacks.early_stopping.mode": one_of("min", "max").or_null("whichever is better of the score"),
+    "callbacks.early_stopping.patience": whole(at_least(0)),
+    "callbacks.early_stopping.min_delta": number(at_least(0)),
+    "callbacks.ema": MAPPING,
+    "callbacks.gradient_norm": MAPPING,
+    "callbacks.device_stats": MAPPING,
+    "callbacks.model_summary": MAPPING,
     "callbacks.learning_rate.logging_interval": one_of("step", "epoch").or_null(),
     "logger.choose": FLAG,
     "logger.csv": MAPPING,
@@ -162,7 +171,8 @@ RULES: dict[str, Check] = {
 }
 
 REQUIRED = ("model", "data", "task", "lora", "optim", "schedule", "trainer", "peers")
-OPTIONAL = ("callbacks", "logger")
+OPTIONAL = ("callbacks", "logger", "speedups")
+SEVERAL = ("callbacks",)  # groups of which a list may be chosen
 
 # Arguments that the application passes itself, and what to do instead.
 FACTS = (
@@ -212,7 +222,7 @@ def checks_in(values: Mapping[str, Any]) -> dict[str, Check]:
     """Every check of a configuration's options by dotted name: those of the table, and those that the classes
     of its model, its data and its task declare in their source."""
     found = dict(RULES)
-    for section in ("model", "data", "task"):
+    for section in ("model", "data", "task", "speedups"):
         if isinstance(node := values.get(section), Mapping):
             own = options_in(section, node.get("_target_"))
             found |= {f"{section}.{name}": check for name, check in own.items() if check}

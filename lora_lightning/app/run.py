@@ -168,6 +168,8 @@ class Run:
             callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
         if self.config.trainer.get("enable_progress_bar", True):
             callbacks.append(Progress(LABELS[self.method]))
+        if speedups := self.config.get("speedups"):
+            callbacks.append(instantiate(speedups))
         return self._make_trainer(
             callbacks=[*callbacks, *self._adapting()],
             logger=list(loggers) or False,

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_lightning.app.check import problems_of
 from lora_lightning.app.compose import UNCOMPOSABLE, Configurations, without_hydra
+from lora_lightning.app.options import SEVERAL
 from lora_lightning.app.overriding import apply_override, with_plus
 from lora_lightning.app.user_modules import find_user_modules
 from lora_lightning.errors import did_you_mean
@@ -115,6 +116,12 @@ def _bad_choice(override: Override, choices: Sequence[str]) -> str | None:
     group, value = override.key_or_group, override.value()
     if override.is_delete() or (isinstance(value, str) and value in choices):
         return None
+    several = group in SEVERAL
+    if several and isinstance(value, list) and value:
+        wrong = next((v for v in value if v not in choices), None)
+        if wrong is None:
+            return None
+        value = wrong if isinstance(wrong, str) else value
     if value is None:
         return f"{group}=null: give one of {', '.join(choices)}; ~{group} leaves the group out."
     near = (
@@ -122,7 +129,8 @@ def _bad_choice(override: Override, choices: Sequence[str]) -> str | None:
         if isinstance(value, str)
         else (f" To set one option: {group}.KEY=VALUE." if isinstance(value, dict) else "")
     )
-    return f"{group}={show(value)}: give one of {', '.join(choices)}.{near}"
+    more = ", or a list of them" if several else ""
+    return f"{group}={show(override.value())}: give one of {', '.join(choices)}{more}.{near}"
 
 
 def _hydra_problems(hydra: DictConfig) -> list[str]:

@@ -40,6 +40,8 @@ def checks_of(of: Callable[..., Any]) -> dict[str, Check]:
             else of
         )
         function = inspect.unwrap(made)
+        if not inspect.isfunction(function):  # the `__init__` of `object`
+            return {}
         hints = {
             name: _hint(parameter.annotation, function.__globals__)
             for name, parameter in inspect.signature(function).parameters.items()

@@ -1,0 +1,81 @@
+"""Callbacks, optimizers, schedules and speedups by a word each."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+
+from lora_lightning.app.build import optim_config
+from lora_lightning.app.command_line import CommandLine
+from lora_lightning.app.compose import shipped
+from lora_lightning.errors import ConfigError
+from lora_lightning.tasks.optim_config import FLOOR, WARMUP, ScheduleConfig
+from lora_lightning.trainer.ema import EMA
+from lora_lightning.trainer.speedups import Speedups
+
+ALWAYS = ["checkpoint", "last", "preemption", "learning_rate"]
+
+
+def composed(*words: str):
+    return CommandLine(list(words)).check()
+
+
+@pytest.mark.parametrize(
+    ("words", "more"),
+    [
+        ([], []),
+        (["callbacks=ema"], ["ema"]),
+        (["callbacks=[ema,early_stopping]"], ["ema", "early_stopping"]),
+        (["callbacks=[early_stopping]", "recipe=fcos_shapes"], ["early_stopping"]),
+    ],
+)
+def test_callbacks_are_added_to_those_of_every_run(words: list[str], more: list[str]) -> None:
+    assert list(composed(*words).callbacks) == [*ALWAYS, *more]
+
+
+def test_each_choice_is_a_callback_whose_options_are_checked() -> None:
+    for name in shipped().choices("callbacks"):
+        node = composed(f"callbacks={name}").callbacks[name]
+        given = {"monitor": "val/acc", "mode": "max"} if "monitor" in node else {}
+        assert isinstance(instantiate(node, **given), Callback), name
+    ema = instantiate(composed("callbacks=ema", "callbacks.ema.decay=0.99").callbacks.ema)
+    assert isinstance(ema, EMA) and ema.decay == 0.99
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        (
+            "callbacks=[ema,early_stoping]",
+            "callbacks=[ema,early_stoping]: give one of .* or a list .*'early_stopping'",
+        ),
+        ("callbacks=default", "callbacks=default: give one of"),
+        ("speedups.compile=fast", "speedups.compile=fast: give true, false, or a mode"),
+        ("speedups.channels_last=1", "speedups.channels_last=1: give true or false"),
+        ("+optim.schedule=wsd", "optim.schedule: is set by the application; use schedule=NAME"),
+    ],
+)
+def test_wrong_words(word: str, told: str) -> None:
+    words = [word, "callbacks=ema"] if word.startswith("speed") else [word]
+    with pytest.raises(ConfigError) as caught:
+        composed(*words)
+    (problem,) = caught.value.problems
+    assert re.match(told.replace("[", r"\["), problem), problem
+
+
+def test_every_schedule_and_its_own_values() -> None:
+    """What a file says is what the class takes where it is given nothing."""
+    assert shipped().choices("schedule") == tuple(sorted(WARMUP))
+    for name in WARMUP:
+        found = optim_config(composed(f"schedule={name}"), "lora").rate_schedule
+        assert (found.name, found.warmup) == (name, WARMUP[name])
+        assert found.floor == FLOOR.get(name) and found.decay == ScheduleConfig().decay
+
+
+def test_speedups_are_off_and_on() -> None:
+    assert vars(instantiate(composed().speedups)) == vars(Speedups())
+    on = instantiate(composed("speedups.compile=true", "speedups.gradient_checkpointing=true").speedups)
+    assert on.compile is True and on.gradient_checkpointing
