@@ -3,7 +3,7 @@ the middle of an epoch."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import Any, cast
 
 import torch.distributed as dist
@@ -159,13 +159,30 @@ class EpochOrder(DistributedSampler[Any]):
         return -(-len(cast(Sized, self.inner)) // processes()[1])
 
     def __iter__(self) -> Iterator[Key]:
+        skip, self.skip = self.skip, 0
         with seeded(self.seed, self.epoch):
-            order = list(self.inner)
-        rank, count = processes()
+            share = self._share(*processes(), skip)
+        yield from ((self.epoch, index) for index in share)
+
+    def _share(self, rank: int, count: int, skip: int) -> Iterable[int]:
+        if isinstance(self.inner, SharedSampler):
+            return self.inner.share(rank, count, skip)
+        order = list(self.inner)
         padding = len(self) * count - len(order)
         order += (order * count)[:padding]  # as DistributedSampler: every process gets as many
-        skip, self.skip = self.skip, 0
-        yield from ((self.epoch, index) for index in order[rank::count][skip:])
+        return order[rank::count][skip:]
+
+
+class SharedSampler(Sampler[int]):
+    """A sampler that gives each process its own part of the order, so that nobody holds the whole of it."""
+
+    def share(self, rank: int, count: int, skip: int) -> Iterator[int]:
+        """The indices of one of `count` processes but its first `skip`, as many for each process.
+
+        What is random is drawn from torch's global generator, which is seeded alike in all of them, before
+        this returns; the iterator may draw no more of it.
+        """
+        raise NotImplementedError
 
 
 def processes() -> tuple[int, int]:

@@ -1,0 +1,134 @@
+"""StreamedPictures: the pictures of shards as a set with indices, read when they are asked for."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from lora_lightning.data.decoding import read_picture
+from lora_lightning.data.findings import DataError
+from lora_lightning.data.picture_sets import PictureSet
+from lora_lightning.data.stream_tar import Label
+from lora_lightning.errors import did_you_mean
+from lora_lightning.utils.tables import truncate_list
+
+TOLD = 5  # damaged pictures that each process names
+
+
+class Shards(Protocol):
+    """Pictures with labels, by shard and place in it. Nothing is held of them but what is being read.
+
+    Attributes:
+        names: of the shards, for messages.
+        counts: pictures of each.
+        labels: every label there is; empty where only reading everything would tell.
+        class_names: where the files say them.
+    """
+
+    names: list[str]
+    counts: list[int]
+    labels: set[Any]
+    class_names: list[str] | None
+
+    def read(self, shard: int, place: int) -> tuple[Any, Label | None]:
+        """A picture, decoded or as the bytes of its file, and its label."""
+
+    def labels_of(self, shard: int) -> Sequence[Label | None]:
+        """The labels of a shard, without its pictures where the format allows it."""
+
+
+class StreamedPictures(PictureSet):
+    """The pictures of some shards, numbered through.
+
+    A picture that cannot be decoded ends no run: the next one of its shard takes its place, and a warning
+    names it.
+
+    Args:
+        shards: the shards.
+        numbers: which of them.
+        class_names: the classes, of class 0 first; whole numbers as labels are classes already.
+    """
+
+    def __init__(self, shards: Shards, numbers: Sequence[int], class_names: Sequence[str]) -> None:
+        self.shards, self.numbers = shards, list(numbers)
+        self.counts = [shards.counts[n] for n in self.numbers]
+        self.class_names = list(class_names)
+        self._classes = {name: i for i, name in enumerate(class_names)}
+        self._ends = np.cumsum(self.counts, dtype=np.int64)
+        self._told = 0
+
+    def __len__(self) -> int:
+        return int(self._ends[-1]) if len(self._ends) else 0
+
+    @property
+    def targets(self) -> Tensor:  # type: ignore[override]  # read when asked for: a set may fit no memory
+        """(n,) int64, class indices, of which the labels alone are read."""
+        labels = [self._class(v, n, i) for n in self.numbers for i, v in enumerate(self.shards.labels_of(n))]
+        return torch.tensor(labels, dtype=torch.int64)
+
+    def picture(self, index: int) -> Image.Image:
+        return self[index][0]
+
+    def name(self, index: int) -> str:
+        shard, place = self._where(index)
+        return f"{Path(self.shards.names[shard]).name}: {place}"
+
+    def __getitem__(self, index: int) -> tuple[Any, ...]:
+        shard, place = self._where(index)
+        count = self.shards.counts[shard]
+        for nth in range(count):
+            here = (place + nth) % count
+            data, label = self.shards.read(shard, here)
+            try:
+                picture = data if isinstance(data, Image.Image) else read_picture(bytes(data))
+            except DataError as error:
+                self._tell(shard, here, error)
+                continue
+            return picture, torch.tensor(self._class(label, shard, here))
+        raise DataError(
+            f"{self.shards.names[shard]}: none of its {count:,} pictures can be read; take it away."
+        )
+
+    def _where(self, index: int) -> tuple[int, int]:
+        nth = int(np.searchsorted(self._ends, index, side="right"))
+        return self.numbers[nth], index - int(self._ends[nth] - self.counts[nth])
+
+    def _class(self, label: Label | None, shard: int, place: int) -> int:
+        found = label if isinstance(label, int) else self._classes.get(str(label), -1)
+        if not 0 <= found < len(self.class_names):
+            where = f"{self.shards.names[shard]}: picture {place}"
+            raise DataError(f"{where}: {unknown_labels([label], self.class_names)}")
+        return found
+
+    def _tell(self, shard: int, place: int, error: DataError) -> None:
+        self._told += 1
+        if self._told <= TOLD:
+            more = ", and more of them untold" if self._told == TOLD else ""
+            warnings.warn(
+                f"{self.shards.names[shard]}: picture {place} cannot be read ({_inner(error)}); the next one "
+                f"takes its place{more}.",
+                stacklevel=2,
+            )
+
+
+def unknown_labels(labels: Sequence[Any], class_names: Sequence[str]) -> str:
+    """What is said of labels that are no class."""
+    words = sorted(map(str, labels))
+    near = did_you_mean(words[0], class_names) if not words[0].isdecimal() else ""
+    return (
+        f"the label {truncate_list(words)} is none of the {len(class_names):,} classes "
+        f"({truncate_list(class_names)}); whole numbers count from 0.{near} data.class_names=FILE names all "
+        "classes, one a line."
+    )
+
+
+def _inner(error: DataError) -> str:
+    text = str(error)
+    return text[text.find("(") + 1 : text.rfind(")")] or text
