@@ -16,8 +16,9 @@ TASKS = {  # of the group `task`: what it is about
 SPEECH = ("ctc", "seq2seq", "transducer")
 FITTING = {  # the tasks that a data module or a model is for
     "data.digits.DigitsDataModule": ("classification",),
-    "data.cifar.CIFARDataModule": ("classification",),
     "data.image_folder.ImageFolderDataModule": ("classification",),
+    "data.named_sets.NamedSetDataModule": ("classification",),
+    "data.stream.StreamDataModule": ("classification",),
     "data.shapes.ShapesDataModule": ("detection",),
     "data.coco.CocoDataModule": ("detection",),
     "data.coco.CocoFormatDataModule": ("detection",),

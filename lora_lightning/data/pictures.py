@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from lightning.pytorch.utilities import rank_zero_only
 from PIL import Image
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lora_lightning.data.augment import AugmentConfig, AugmentOptions
 from lora_lightning.data.findings import DataError
@@ -188,12 +188,17 @@ class PictureDataModule(L.LightningDataModule):
     def train_dataloader(self) -> DataLoader:
         pictures = self.train_set
         shown = self._shown("train", unfinished_training_transform(self.preprocessing(), self.augment))
-        options: dict[str, Any] = {"shuffle": True}
-        if self.imbalance == "balanced_sampler":
-            options = {"sampler": balanced_sampler(pictures.targets, len(self.class_names))}
+        order = self.training_order(pictures)
+        options: dict[str, Any] = {"shuffle": True} if order is None else {"sampler": order}
         processes = 1 if self.trainer is None else self.trainer.world_size
         full = len(pictures) // processes >= self.batch_size  # else the only batch would be dropped
         return self._loader(shown, ResumableLoader, drop_last=full, seed=self.seed, **options)
+
+    def training_order(self, pictures: PictureSet) -> Sampler[int] | None:
+        """In which order training pictures come, None for every one once, shuffled."""
+        if self.imbalance == "balanced_sampler":
+            return balanced_sampler(pictures.targets, len(self.class_names))
+        return None
 
     def val_dataloader(self) -> DataLoader:
         return self._loader(self._shown("val", unfinished_evaluation_transform(self.preprocessing())))

@@ -76,29 +76,34 @@ class LitdataShards:
         """Refuses items that are not a picture and a label, before anything of them is read."""
         formats = [str(f).partition(":")[0] for f in config["data_format"] or []]
         foreign = [f for f in formats if f not in (*PICTURES, *LABELS, "float", "bool")]
-        containers = _containers(json.loads(config["data_spec"] or "[1, {}]")[1])
-        foreign += [c for c in containers if c not in CONTAINERS]
+        spec = json.loads(config["data_spec"])[1]
+        foreign += [c for c in _containers(spec) if c not in CONTAINERS]
         if foreign or config.get("item_loader") not in (None, "PyTreeLoader"):
             raise DataError(
                 f"{folder}: its items hold {', '.join(foreign) or config['item_loader']}, which is not read: "
                 f"give a picture ({', '.join(PICTURES)}) and a label ({', '.join(LABELS)}); anything else "
                 "could run what the file says."
             )
+        self._check_keys(folder, spec)
         if config.get("encryption"):
             raise DataError(f"{folder}: is encrypted, which is not read. Optimize it without encryption.")
+
+    def _check_keys(self, folder: str, spec: Any) -> None:
+        if spec["type"] != CONTAINERS[0]:
+            if len(spec["children_spec"]) != 2:
+                raise DataError(f"{folder}: its items are no pairs of a picture and a label, and no mappings.")
+            return
+        keys = [str(key) for key in json.loads(spec["context"])]
+        for option, key in (("image", self.image), ("label", self.label)):
+            if key not in keys:
+                near = did_you_mean(key, keys)
+                raise DataError(f"data.{option}={key}: the items of {folder} have {', '.join(keys)}.{near}")
 
     def read(self, shard: int, place: int) -> tuple[Any, Label | None]:
         """The picture's file, or the picture where litdata keeps its pixels, and its label."""
         number, first = self._chunks[shard]
         item = self._set(number)[first + place]
         if isinstance(item, dict):
-            for option, key in (("image", self.image), ("label", self.label)):
-                if key not in item:
-                    there = ", ".join(map(str, item))
-                    raise DataError(
-                        f"data.{option}={key}: the items of {self.folders[number]} have {there}."
-                        f"{did_you_mean(key, item)}"
-                    )
             return item[self.image], as_label(item[self.label])
         return item[0], as_label(item[1])
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,8 +17,6 @@ from lora_lightning.data.picture_sets import PictureSet
 from lora_lightning.data.stream_tar import Label
 from lora_lightning.errors import did_you_mean
 from lora_lightning.utils.tables import truncate_list
-
-TOLD = 5  # damaged pictures that each process names
 
 
 class Shards(Protocol):
@@ -47,13 +44,13 @@ class Shards(Protocol):
 class StreamedPictures(PictureSet):
     """The pictures of some shards, numbered through.
 
-    A picture that cannot be decoded ends no run: the next one of its shard takes its place, and a warning
-    names it.
-
     Args:
         shards: the shards.
         numbers: which of them.
         class_names: the classes, of class 0 first; whole numbers as labels are classes already.
+
+    Raises:
+        DataError: when a picture is read that cannot be, or has a label that is no class.
     """
 
     def __init__(self, shards: Shards, numbers: Sequence[int], class_names: Sequence[str]) -> None:
@@ -62,7 +59,6 @@ class StreamedPictures(PictureSet):
         self.class_names = list(class_names)
         self._classes = {name: i for i, name in enumerate(class_names)}
         self._ends = np.cumsum(self.counts, dtype=np.int64)
-        self._told = 0
 
     def __len__(self) -> int:
         return int(self._ends[-1]) if len(self._ends) else 0
@@ -82,19 +78,12 @@ class StreamedPictures(PictureSet):
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         shard, place = self._where(index)
-        count = self.shards.counts[shard]
-        for nth in range(count):
-            here = (place + nth) % count
-            data, label = self.shards.read(shard, here)
-            try:
-                picture = data if isinstance(data, Image.Image) else read_picture(bytes(data))
-            except DataError as error:
-                self._tell(shard, here, error)
-                continue
-            return picture, torch.tensor(self._class(label, shard, here))
-        raise DataError(
-            f"{self.shards.names[shard]}: none of its {count:,} pictures can be read; take it away."
-        )
+        data, label = self.shards.read(shard, place)
+        try:
+            picture = data if isinstance(data, Image.Image) else read_picture(bytes(data))
+        except DataError as error:
+            raise DataError(f"{self.shards.names[shard]}: picture {place}: {error}") from None
+        return picture, torch.tensor(self._class(label, shard, place))
 
     def _where(self, index: int) -> tuple[int, int]:
         nth = int(np.searchsorted(self._ends, index, side="right"))
@@ -107,16 +96,6 @@ class StreamedPictures(PictureSet):
             raise DataError(f"{where}: {unknown_labels([label], self.class_names)}")
         return found
 
-    def _tell(self, shard: int, place: int, error: DataError) -> None:
-        self._told += 1
-        if self._told <= TOLD:
-            more = ", and more of them untold" if self._told == TOLD else ""
-            warnings.warn(
-                f"{self.shards.names[shard]}: picture {place} cannot be read ({_inner(error)}); the next one "
-                f"takes its place{more}.",
-                stacklevel=2,
-            )
-
 
 def unknown_labels(labels: Sequence[Any], class_names: Sequence[str]) -> str:
     """What is said of labels that are no class."""
@@ -127,8 +106,3 @@ def unknown_labels(labels: Sequence[Any], class_names: Sequence[str]) -> str:
         f"({truncate_list(class_names)}); whole numbers count from 0.{near} data.class_names=FILE names all "
         "classes, one a line."
     )
-
-
-def _inner(error: DataError) -> str:
-    text = str(error)
-    return text[text.find("(") + 1 : text.rfind(")")] or text

@@ -27,14 +27,15 @@ BUILDERS: dict[str, tuple[str, ...]] = {
     ),
     "data": (
         "lora_lightning.data.accents.AccentsDataModule",
-        "lora_lightning.data.cifar.CIFARDataModule",
         "lora_lightning.data.coco.CocoDataModule",
         "lora_lightning.data.coco.CocoFormatDataModule",
         "lora_lightning.data.digits.DigitsDataModule",
         "lora_lightning.data.image_folder.ImageFolderDataModule",
+        "lora_lightning.data.named_sets.NamedSetDataModule",
         "lora_lightning.data.pennfudan.PennFudanDataModule",
         "lora_lightning.data.recordings.RecordingsDataModule",
         "lora_lightning.data.shapes.ShapesDataModule",
+        "lora_lightning.data.stream.StreamDataModule",
         "lora_lightning.data.voc.VOCDataModule",
     ),
     "task": (

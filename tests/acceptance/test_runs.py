@@ -241,7 +241,7 @@ def test_cifar_with_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     save_file(base.state_dict(), tmp_path / "base.safetensors")
     words = ["model.name=vit_base_patch16_224", "model.checkpoint=base.safetensors", "data.root=sets"]
     words += [f"+model.{name}={value}" for name, value in small.items()]
-    words += ["data.val_size=20", "data.batch_size=16", "data.num_workers=0", "trainer=cpu"]
+    words += ["data.val_share=0.2", "data.batch_size=16", "data.num_workers=0", "trainer=cpu"]
     main(["recipe=vit_cifar", *words, "compare=true", "debug=fast", "logger=csv", "hydra.run.dir=run"])
     results = {r["method"]: r for r in json.loads((tmp_path / "run" / "results.json").read_text())}
     assert results["lora"]["trained"] < results["lora"]["total"]

@@ -11,13 +11,13 @@ from pathlib import Path
 import pytest
 from torchvision.datasets import CIFAR10
 
-from lora_lightning.data.cifar import CIFARDataModule
+from lora_lightning.data.named_sets import NamedSetDataModule
 from lora_lightning.errors import MissingFileError
 
 
-def module(root: str, **options) -> CIFARDataModule:
-    data = CIFARDataModule(
-        **{"root": root, "batch_size": 8, "num_workers": 0, "val_size": 20, "image_size": 32, **options}
+def module(root: str, **options) -> NamedSetDataModule:
+    data = NamedSetDataModule(
+        **{"root": root, "batch_size": 8, "num_workers": 0, "val_share": 0.2, "image_size": 32, **options}
     )
     data.prepare_data()
     data.setup()
@@ -40,7 +40,7 @@ def test_missing_files_are_named_with_every_way_to_get_them(tmp_path):
 
 
 def test_root_one_folder_too_deep(cifar10):
-    with pytest.raises(MissingFileError, match=f"near miss: +data.root={cifar10} "):
+    with pytest.raises(MissingFileError, match=f"near miss: +data.root={cifar10}\n"):
         module(f"{cifar10}/cifar-10-batches-py")
 
 
@@ -64,7 +64,7 @@ def test_download_offline_ends_at_once(tmp_path, offline):
 
 
 def test_download_with_everything_there_asks_nobody(cifar10, offline):
-    assert len(module(cifar10, download=True).classes) == 10
+    assert len(module(cifar10, download=True).class_names) == 10
 
 
 def test_download_unpacks_an_archive_that_lies_there(cifar10, offline, tmp_path, monkeypatch):
@@ -74,4 +74,4 @@ def test_download_unpacks_an_archive_that_lies_there(cifar10, offline, tmp_path,
     with tarfile.open(archive, "w:gz") as tar:
         tar.add(Path(cifar10) / "cifar-10-batches-py", "cifar-10-batches-py")
     monkeypatch.setattr(CIFAR10, "tgz_md5", hashlib.md5(archive.read_bytes()).hexdigest())
-    assert len(module(str(root), download=True).test_images[1]) == 20
+    assert len(module(str(root), download=True).test_set) == 20

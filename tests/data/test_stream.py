@@ -159,17 +159,18 @@ def test_names_of_classes(tmp_path):
         stream(str(lit), tmp_path)
 
 
-def test_a_damaged_picture_ends_no_run(tmp_path):
+def test_a_damaged_picture_ends_no_run(tmp_path, capsys):
     """Damage that only decoding shows: in Parquet nothing is looked at before."""
     pictures = [make_picture(n) if n != 4 else make_picture(4)[:40] for n in range(12)]
     table = pa.table({"image": pictures, "label": [n % 3 for n in range(12)]})
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=6)
-    data = stream(str(tmp_path / "a.parquet"), tmp_path, val_source=str(tmp_path / "a.parquet"))
-    with pytest.warns(
-        UserWarning, match=r"a.parquet: row group 0: picture 4 cannot be read \(.*the next one"
-    ):
-        picture, label = data.train_set[4]
-    assert (number_of(picture), int(label)) == (5, 2)
+    file = str(tmp_path / "a.parquet")
+    data = stream(file, tmp_path, val_source=file)
+    with pytest.raises(DataError, match=r"a.parquet: row group 0: picture 4: a file of 40 bytes cannot be read"):
+        data.train_set[4]
+    shown = [(number_of(x), int(y)) for images, labels in data.val_dataloader() for x, y in zip(images, labels)]
+    assert shown == [(n, n % 3) for n in (0, 1, 2, 3, 5, *range(5, 12))]
+    assert "picture 4: a file of 40 bytes cannot be read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

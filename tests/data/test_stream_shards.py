@@ -278,7 +278,7 @@ def test_litdata_chunks_and_keys(tmp_path):
     with pytest.raises(
         DataError, match=r"data.image=img: the items of .* have image, label. Did you mean 'image'"
     ):
-        LitdataShards([str(folder)], "img", "label", Findings("x")).read(0, 0)
+        LitdataShards([str(folder)], "img", "label", Findings("x"))
 
 
 def test_open_files_close_the_one_unused_longest(tmp_path):

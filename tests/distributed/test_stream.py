@@ -1,4 +1,4 @@
-"""A stream over two processes with two workers each: every picture once an epoch, and the same when resumed."""
+"""A stream over two processes of two workers: every picture once an epoch, and the same when resumed."""
 
 import json
 from collections import Counter

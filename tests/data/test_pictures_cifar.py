@@ -1,4 +1,4 @@
-"""CIFARDataModule on files of CIFAR's own format: options, files, split, augmentation, a Trainer."""
+"""PictureDataModule on files of CIFAR's own format: options, split, augmentation, a Trainer."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import pytest
 import timm
 import torch
 
-from lora_lightning.data.cifar import CIFARDataModule
+from lora_lightning.data.named_sets import NamedSetDataModule
 from lora_lightning.data.picture_sets import stratified_split
 from lora_lightning.errors import ConfigError
 from lora_lightning.tasks.classification import ImageClassifier
 
 
-def module(root: str, **options) -> CIFARDataModule:
-    data = CIFARDataModule(
-        **{"root": root, "batch_size": 8, "num_workers": 0, "val_size": 20, "image_size": 32, **options}
+def module(root: str, **options) -> NamedSetDataModule:
+    data = NamedSetDataModule(
+        **{"root": root, "batch_size": 8, "num_workers": 0, "val_share": 0.2, "image_size": 32, **options}
     )
     data.prepare_data()
     data.setup()
@@ -60,7 +60,7 @@ def test_parts_and_batches(cifar10):
 
 
 def test_cifar100(cifar100):
-    data = module(cifar100, name="cifar100", val_size=100)
+    data = module(cifar100, name="cifar100", val_share=0.5)
     assert data.provides["num_classes"] == 100
     assert data.class_names[7] == "fine 7"
     assert torch.bincount(data.val_set.targets).tolist() == [1] * 100
@@ -205,7 +205,7 @@ class Recorder(L.Callback):
 
 
 def test_a_trainer_fits_and_tests_at_the_models_size(cifar10):
-    data = CIFARDataModule(root=cifar10, batch_size=8, num_workers=0, val_size=20)
+    data = NamedSetDataModule(root=cifar10, batch_size=8, num_workers=0, val_share=0.2)
     seen, task = Recorder(), classifier()
     run = trainer(callbacks=[seen])
     before = task.model.patch_embed.proj.weight.clone()
@@ -222,26 +222,26 @@ def test_a_trainer_fits_and_tests_at_the_models_size(cifar10):
 
 def test_true_half_precision_reaches_the_batch(cifar10):
     seen = Recorder()
-    data = CIFARDataModule(root=cifar10, batch_size=8, num_workers=0, val_size=20)
+    data = NamedSetDataModule(root=cifar10, batch_size=8, num_workers=0, val_share=0.2)
     trainer(callbacks=[seen], precision="bf16-true", max_steps=1).fit(classifier(), data)
     assert seen.train[0][0].dtype == torch.bfloat16
 
 
 def test_image_size_against_a_model_of_fixed_size(cifar10):
-    data = CIFARDataModule(root=cifar10, batch_size=8, num_workers=0, val_size=20, image_size=64)
+    data = NamedSetDataModule(root=cifar10, batch_size=8, num_workers=0, val_share=0.2, image_size=64)
     with pytest.raises(ConfigError, match="image_size=64: VisionTransformer takes 48 x 48"):
         trainer().fit(classifier(), data)
 
 
 def test_every_bad_option_in_one_error():
     with pytest.raises(ConfigError) as error:
-        CIFARDataModule(
+        NamedSetDataModule(
             name="cifar-10",
             root="",
             download="yes",
             batch_size=0,
             num_workers=-1,
-            val_size=0,
+            val_share=0,
             seed=-1,
             image_size=2.5,
             augment={
@@ -259,8 +259,8 @@ def test_every_bad_option_in_one_error():
 
 
 def test_a_validation_part_that_leaves_nothing_to_train_on(cifar10):
-    with pytest.raises(ConfigError, match="val_size=100: there are 100"):
-        module(cifar10, val_size=100)
+    with pytest.raises(ConfigError, match=r"val_share=0.001: of 100 training pictures that is 0"):
+        module(cifar10, val_share=0.001)
 
 
 def test_a_batch_larger_than_the_training_part_is_the_whole_of_it(cifar10):
