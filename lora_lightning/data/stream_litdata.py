@@ -91,7 +91,9 @@ class LitdataShards:
     def _check_keys(self, folder: str, spec: Any) -> None:
         if spec["type"] != CONTAINERS[0]:
             if len(spec["children_spec"]) != 2:
-                raise DataError(f"{folder}: its items are no pairs of a picture and a label, and no mappings.")
+                raise DataError(
+                    f"{folder}: its items are no mappings, and no pairs of a picture and a label."
+                )
             return
         keys = [str(key) for key in json.loads(spec["context"])]
         for option, key in (("image", self.image), ("label", self.label)):

@@ -166,9 +166,13 @@ def test_a_damaged_picture_ends_no_run(tmp_path, capsys):
     pq.write_table(table, tmp_path / "a.parquet", row_group_size=6)
     file = str(tmp_path / "a.parquet")
     data = stream(file, tmp_path, val_source=file)
-    with pytest.raises(DataError, match=r"a.parquet: row group 0: picture 4: a file of 40 bytes cannot be read"):
+    with pytest.raises(
+        DataError, match=r"a.parquet: row group 0: picture 4: a file of 40 bytes cannot be read"
+    ):
         data.train_set[4]
-    shown = [(number_of(x), int(y)) for images, labels in data.val_dataloader() for x, y in zip(images, labels)]
+    shown = [
+        (number_of(x), int(y)) for images, labels in data.val_dataloader() for x, y in zip(images, labels)
+    ]
     assert shown == [(n, n % 3) for n in (0, 1, 2, 3, 5, *range(5, 12))]
     assert "picture 4: a file of 40 bytes cannot be read" in capsys.readouterr().err
 

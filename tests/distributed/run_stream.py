@@ -16,7 +16,6 @@ import lora_lightning as ll
 from lora_lightning.data.stream import StreamDataModule
 from tests.data.shards import number_of
 
-
 SAVED = (4, 13)
 
 
