@@ -227,11 +227,18 @@ def _transcribe(parser: Parser) -> None:
 def _predict(parser: Parser) -> None:
     about = "builds the model; without adapter= and ckpt=, its base alone is used"
     parser.add_argument("words", nargs="*", metavar="recipe=NAME [key=value ...]", help=about)
-    parser.key("images", "FOLDER", "the images", existing)
-    parser.key("out", "FOLDER", "where predictions and pictures go", needed=True)
-    parser.key("adapter", "FOLDER", "the adapter", existing)
-    parser.key("ckpt", "FILE", "a Trainer's checkpoint in place of the adapter's folder", existing)
-    parser.key("score", "0.5", "least score of what pictures show", value_of(float, number(between(0, 1))))
+    share = value_of(float, number(between(0, 1)))
+    parser.key("images", "FOLDER|FILE", "the pictures", existing)
+    parser.key(
+        "out", "FILE|FOLDER", "of classes a .csv, .json or .parquet; of a detector a folder", needed=True
+    )
+    parser.key("adapter", "PATH", "the adapter's folder, model.safetensors, or the run's folder", existing)
+    parser.key("ckpt", "FILE", "a Trainer's checkpoint in place of these", existing)
+    parser.key("top", "5", "of classes: how many of them, the likeliest first", some)
+    parser.key("threshold", "0.5", "of pictures of several classes: the least probability of one", share)
+    parser.key("sheet", "FILE.png", "of classes: the pictures with their classes in one picture, too")
+    parser.key("flips", "true", "of classes: the mean over each picture and its mirror image", switch)
+    parser.key("score", "0.5", "of a detector: least score of what pictures show", share)
     parser.key("batch_size", "8", "images at once", some)
     parser.key("num_workers", "4", "processes that read images", value_of(int, whole(at_least(0))))
     parser.key("overwrite", "true", "write into a folder that is not empty", switch)
@@ -268,8 +275,8 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], str, str]] = {
     ),
     "predict": (
         _predict,
-        "images=FOLDER out=FOLDER adapter=FOLDER [...]",
-        "what a detector finds: JSON and pictures",
+        "images=FOLDER out=FILE adapter=PATH [...]",
+        "what is in pictures: classes, numbers or objects",
     ),
     "completion": (_completion, "bash|zsh", "Tab completes groups, recipes and options"),
 }

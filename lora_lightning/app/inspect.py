@@ -7,6 +7,7 @@ import math
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +50,8 @@ def inspect(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = 
     source = read_source(path)
     weights = base_of(source, base) if base is not None or source.base_weights else {}
     if weights:
-        source = AdapterSource(
-            source.path, source.kind, aligned(source.saved, module_names(weights)), weights, source.run
-        )
+        fit = aligned(source.saved, module_names(weights))
+        source = replace(source, saved=fit, base_weights=weights)
     saved = source.saved
     lines = [*_facts(source, weights), "", layer_table(saved, weights)]
     if saved.plan.heads:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,41 +15,47 @@ from torch import Tensor
 
 from lora_lightning.errors import AdapterFileError, UserError
 from lora_lightning.files.allowed import checked_facts, plain_values
+from lora_lightning.files.checkpoint_digests import KEY
 from lora_lightning.files.checkpoint_read import adapter_in, read_checkpoint, require_adapter
 from lora_lightning.files.compatibility import check_tensors
 from lora_lightning.files.format import SavedAdapter, assembled
 from lora_lightning.files.origin import SECTIONS, Origin
 from lora_lightning.files.pair import CONFIG_FILE, is_peft, read_pair
 from lora_lightning.files.peft_read import assembled_peft
+from lora_lightning.files.weights import read_weights
 from lora_lightning.utils.mapping_file import LARGEST, NOTHING_RUN, read_mapping
 
 GIVE = "Give an adapter's folder or a Trainer's checkpoint."
 RUN_FILE = "config.yaml"
 FACTS_FILE = "provides.yaml"
+ADAPTER, WEIGHTS = "adapter", "model.safetensors"  # in a run's folder
+CHECKPOINT = "Trainer checkpoint"
 ABOVE = 3  # folders between a run's folder and what it saved
 
 
 @dataclass(frozen=True)
-class AdapterSource:
-    """An adapter and what stands around it.
+class Source:
+    """Trained weights wherever they are stored, and what stands around them.
 
     Attributes:
         kind: what it was read from.
-        base_weights: the base's tensors by the adapter's names, where a checkpoint holds them too.
-        run: folder of the training application's run, if it is one's.
+        came_with: what the file itself says of its origin.
     """
 
     path: Path
     kind: str
-    saved: SavedAdapter
-    base_weights: dict[str, Tensor] = field(default_factory=dict)
-    run: Path | None = None
+    came_with: Origin
+
+    @property
+    def run(self) -> Path | None:
+        """The folder of the training application's run, if the file lies in one."""
+        return _run_of(self.path)
 
     @property
     def config_file(self) -> Path | None:
         """The file that says how the model is built, if one does: the adapter's own or the run's."""
-        if self.saved.origin.config:
-            return self.path / CONFIG_FILE
+        if self.came_with.config:
+            return self._described_in()
         return self.run / RUN_FILE if self.run else None
 
     def config(self) -> dict[str, Any]:
@@ -56,8 +64,8 @@ class AdapterSource:
         Raises:
             AdapterFileError: it is damaged, or holds more than plain values.
         """
-        if self.saved.origin.config:
-            return self.saved.origin.config
+        if self.came_with.config:
+            return self.came_with.config
         return read_mapping(self.run / RUN_FILE, NOTHING_RUN) if self.run else {}
 
     def facts(self) -> dict[str, Any] | None:
@@ -68,16 +76,16 @@ class AdapterSource:
             AdapterFileError: the file is damaged, or holds more than plain values.
             UserError: it holds what is not run unasked.
         """
-        if self.saved.origin.facts:
-            return checked_facts(self.saved.origin.facts, self.path / CONFIG_FILE)
+        if self.came_with.facts:
+            return checked_facts(self.came_with.facts, self._described_in())
         path = self.run / FACTS_FILE if self.run else None
         return checked_facts(read_mapping(path, NOTHING_RUN), path) if path and path.is_file() else None
 
     def origin(self) -> Origin:
         """What travels on with the weights: what came with the adapter, else what its run says; nothing where
         that is more than plain values."""
-        if self.saved.origin or not self.run:
-            return self.saved.origin
+        if self.came_with or not self.run:
+            return self.came_with
         with contextlib.suppress(UserError):
             config = self.config()
             plain = {name: plain_values(config, name, self.config_file) for name in SECTIONS}
@@ -90,8 +98,8 @@ class AdapterSource:
 
     def recipe(self) -> str:
         """Name of the recipe; empty where it is not known."""
-        if self.saved.origin.recipe:
-            return self.saved.origin.recipe
+        if self.came_with.recipe:
+            return self.came_with.recipe
         choices: Any = {}
         if self.run:
             with contextlib.suppress(AdapterFileError):
@@ -99,6 +107,32 @@ class AdapterSource:
         for key in ("hydra", "runtime", "choices", "recipe"):
             choices = choices.get(key, {}) if isinstance(choices, dict) else {}
         return choices if isinstance(choices, str) else ""
+
+    def _described_in(self) -> Path:
+        return self.path / CONFIG_FILE if self.path.is_dir() else self.path
+
+
+@dataclass(frozen=True)
+class AdapterSource(Source):
+    """An adapter: a folder of ours or PEFT's, or in a Trainer's checkpoint.
+
+    Attributes:
+        base_weights: the base's tensors by the adapter's names, where a checkpoint holds them too.
+    """
+
+    saved: SavedAdapter
+    base_weights: dict[str, Tensor] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class WeightsSource(Source):
+    """All weights of a network: a run's or a merged `.safetensors`, or a Trainer's checkpoint without adapter.
+
+    Attributes:
+        weights: under their names in the file.
+    """
+
+    weights: dict[str, Tensor]
 
 
 def read_any(folder: str | os.PathLike[str]) -> SavedAdapter:
@@ -125,12 +159,48 @@ def read_source(path: str | os.PathLike[str], adapter: str | None = None) -> Ada
         saved = read_any(path)
         check_tensors(saved, path)
         kind = "PEFT's format" if saved.foreign else "adapter folder"
-        return AdapterSource(path, kind, saved, run=_run_of(path))
+        return AdapterSource(path, kind, saved.origin, saved)
     checkpoint = read_checkpoint(path, GIVE)
     require_adapter(checkpoint, path, GIVE)
     saved, base_weights = adapter_in(checkpoint, str(path), adapter)
     check_tensors(saved, path)
-    return AdapterSource(path, "Trainer checkpoint", saved, base_weights, _run_of(path))
+    return AdapterSource(path, CHECKPOINT, saved.origin, saved, base_weights)
+
+
+def read_trained(path: str | os.PathLike[str]) -> AdapterSource | WeightsSource:
+    """Whatever a run has saved: an adapter's folder, a Trainer's checkpoint with or without an adapter, all
+    weights as `.safetensors`; or the run's folder, whose adapter or weights are meant.
+
+    Raises:
+        AdapterFileError: there is nothing of the kind, or it is damaged; nothing in the file is executed.
+    """
+    path = Path(path)
+    if path.is_dir() and not (path / CONFIG_FILE).exists():
+        path = next((p for name in (ADAPTER, WEIGHTS) if (p := path / name).exists()), path)
+    if path.suffix == ".safetensors" and path.is_file():
+        tensors, metadata = read_weights(path)
+        return WeightsSource(path, "weights", origin_in(metadata, path), tensors)
+    if path.is_file():
+        checkpoint = read_checkpoint(path, GIVE)
+        if KEY not in checkpoint:
+            return WeightsSource(path, CHECKPOINT, Origin(), _tensors(checkpoint["state_dict"]))
+    return read_source(path)
+
+
+def origin_in(metadata: Mapping[str, str], where: Path) -> Origin:
+    """What the metadata of a safetensors file say of its origin.
+
+    Raises:
+        AdapterFileError: it is of another kind.
+    """
+    try:
+        return Origin.read(json.loads(metadata.get("lora_lightning", "{}")).get("origin", {}))
+    except (ValueError, TypeError, AttributeError, RecursionError) as error:
+        raise AdapterFileError(f"{where} is damaged: {error}.") from None
+
+
+def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    return {name: value for name, value in state.items() if isinstance(value, Tensor)}
 
 
 def _run_of(path: Path) -> Path | None:
