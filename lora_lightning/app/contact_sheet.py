@@ -1,4 +1,4 @@
-"""Pictures with what was predicted, in one picture: a grid of tiles with captions that never run into another."""
+"""Pictures with what was predicted, in one picture: tiles whose captions never run into another."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def _tile(file: Path, font: Font) -> Image.Image:
         draw.text((TILE / 2, TALL / 2), "cannot be read", FAINT, font, anchor="mm")
         return tile
     factor = min(TILE / picture.width, TALL / picture.height)
-    fitted = tuple(max(1, round(factor * side)) for side in picture.size)
+    fitted = max(1, round(factor * picture.width)), max(1, round(factor * picture.height))
     picture = picture.resize(fitted, Image.Resampling.LANCZOS if factor < 1 else Image.Resampling.NEAREST)
     tile.paste(picture, ((TILE - picture.width) // 2, (TALL - picture.height) // 2))
     return tile

@@ -1,4 +1,4 @@
-"""`lora-lightning predict` with a detector: what it finds in a folder of images, as COCO's JSON and as pictures."""
+"""`lora-lightning predict` with a detector: what it finds in images, as COCO's JSON and as pictures."""
 
 from __future__ import annotations
 

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from lora_lightning.adapters.quantize import quantize_as
-from lora_lightning.errors import UserError
+from lora_lightning.errors import MissingFileError, UserError
 from lora_lightning.files.alignment import aligned
 from lora_lightning.files.allowed import BUILDERS, checked_facts, section_of
 from lora_lightning.files.fingerprint import short
-from lora_lightning.files.locate import AdapterSource, read_source
+from lora_lightning.files.locate import AdapterSource, Source, WeightsSource, read_source
 from lora_lightning.files.merge import Merged, merge_state
 from lora_lightning.files.random_base import kept_base, put_back_base
 from lora_lightning.files.weights import read_weights, write_weights
@@ -88,7 +88,7 @@ def base_of(source: AdapterSource, base: str | os.PathLike[str] | None) -> dict[
 
 
 def rebuilt_model(
-    config: Mapping[str, Any], source: AdapterSource | None, facts: Mapping[str, Any] | None = None
+    config: Mapping[str, Any], source: Source | None, facts: Mapping[str, Any] | None = None
 ) -> tuple[torch.nn.Module, Mapping[str, Any]]:
     """The model as a configuration builds it, and what its data say of themselves (`provides`).
 
@@ -111,13 +111,14 @@ def rebuilt_model(
             f"rebuilding the base needs {error.name}: pip install 'lora-lightning[recipes]', or give "
             "base=FILE.safetensors."
         ) from None
-    put_back_base(model, source.base_folders())
-    quantize_as(model, aligned(source.saved, list(named_modules(model))).quantized)
+    if isinstance(source, AdapterSource):
+        put_back_base(model, source.base_folders())
+        quantize_as(model, aligned(source.saved, list(named_modules(model))).quantized)
     return model, facts
 
 
 def _model_of_run(
-    config: Mapping[str, Any], source: AdapterSource, facts: Mapping[str, Any] | None
+    config: Mapping[str, Any], source: Source, facts: Mapping[str, Any] | None
 ) -> tuple[torch.nn.Module, Mapping[str, Any]]:
     where = source.config_file
     target, options = section_of(config, "model", where)
@@ -128,11 +129,23 @@ def _model_of_run(
             facts = checked_facts(getattr(build(*data), "provides", {}), where)
         takes = inspect.signature(builder_of(target)).parameters
         given = {name: value for name, value in (facts or {}).items() if name in takes}
-        return build(target, {**options, **given}), facts or {}
+        return _built(target, {**options, **given}, isinstance(source, WeightsSource)), facts or {}
     except UserError as error:
         raise UserError(
             f"the base cannot be rebuilt as {where} says: {error}\nOr give base=FILE.safetensors."
         ) from None
+
+
+def _built(target: str, options: dict[str, Any], replaced: bool) -> torch.nn.Module:
+    """The model; without the weights that it begins with where these are not on this machine and are replaced
+    anyway."""
+    try:
+        return build(target, options)
+    except MissingFileError:
+        if not replaced:
+            raise
+        empty = {"pretrained": False, "checkpoint": None}
+        return build(target, options | {name: value for name, value in empty.items() if name in options})
 
 
 def _composed_model(

@@ -1,5 +1,5 @@
-"""What a user names for `predict` and `evaluate`, a run's adapter or weights or a recipe: its configuration, and
-its model with all that was trained in it."""
+"""What a user names for `predict` and `evaluate`, a run's adapter or weights or a recipe: its configuration,
+and its model with all that was trained in it."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Trained:
         """The device; full precision on a CPU, where half of it is slower."""
         trainer = {"accelerator": "auto", "precision": "32-true", **self.config.get("trainer", {})}
         here = Fabric(accelerator=trainer["accelerator"], devices=1)
-        precision = precision_of(trainer["precision"])
+        precision: Any = precision_of(trainer["precision"])
         fast = here.device.type != "cpu" and precision.endswith("mixed")
         return Fabric(
             accelerator=trainer["accelerator"], devices=1, precision=precision if fast else "32-true"

@@ -101,7 +101,7 @@ class DigitsDataModule(L.LightningDataModule):
         return self.trainer.precision_plugin.convert_input(images), labels
 
     def preprocessing(self) -> dict[str, Any]:
-        """What a model is shown of a picture, as `preprocessing_of` in `data/picture_transform.py` says it."""
+        """What a model is shown of a picture, as `data.picture_transform.preprocessing_of` says it."""
         mean_std = {"mean": [MEAN] * 3, "std": [STD] * 3}
         fitted = {"interpolation": "bilinear", "crop_pct": 1.0, "crop_mode": "center"}
         return {"input_size": [3, SIZE, SIZE], **mean_std, **fitted}

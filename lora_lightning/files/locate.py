@@ -126,7 +126,7 @@ class AdapterSource(Source):
 
 @dataclass(frozen=True)
 class WeightsSource(Source):
-    """All weights of a network: a run's or a merged `.safetensors`, or a Trainer's checkpoint without adapter.
+    """All weights of a network: of a run, merged, or of a Trainer's checkpoint without an adapter.
 
     Attributes:
         weights: under their names in the file.

@@ -157,7 +157,7 @@ def test_an_embedded_recipe_draws_its_pictures(tmp_path, monkeypatch):
         (["images=images", "out=a", "adapter=images"], "images"),
         (["images=images", "out=a", "adapter=run/adapter", "ckpt=run/config.yaml"], "give one of the two"),
         (["images=images", "out=a", "recipe=fcos_coco", "score=2", "batch_size=0"], "score=2: give a number"),
-        (["images=images", "out=a", "data.root=x"], "data.root=x: give recipe=NAME, or adapter=FOLDER of a run"),
+        (["images=images", "out=a", "data.root=x"], "data.root=x: give recipe=NAME, or adapter=FOLDER"),
         (["images=broken", "out=a", "recipe=fcos_coco"], "x.png cannot be read as images"),
     ],
 )  # fmt: skip

@@ -81,7 +81,11 @@ LINES = {
     "transcribe . adaptr": ["adaptr: there is no such file", "give adapter=FOLDER, or recipe=NAME"],
     "transcribe . recipe=x chunk=2 overlap=3": ["overlap=3: give seconds from 0 to half of chunk=2."],
     "transcribe . --form=srt recipe=x beam=0": [f"--form=srt: {NO_SUCH}", "beam=0: give a whole number"],
-    "predict score=2 batch_size=two": ["give out=FOLDER.", "score=2: give", "batch_size=two: give a whole"],
+    "predict score=2 batch_size=two": [
+        "give out=FILE|FOLDER.",
+        "score=2: give",
+        "batch_size=two: give a whole",
+    ],
     "completion fish": ["completion fish: give bash or zsh."],
 }
 
