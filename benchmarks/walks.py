@@ -30,7 +30,7 @@ PACKAGE = f"{HOME / 'lora_lightning'}/"
 TORCH = re.compile(r".*/site-packages/torch/")
 # Functions of the package that go over a whole model, or over what is frozen in it.
 WALKERS = re.compile(r"\w*(named_modules|named_parameters|base_modules|frozen|fingerprint|digest)\w*")
-COMMAND = ("recipe=vit_digits", "compare=false")
+COMMAND = ("recipe=vit_digits", "compare=[]")
 
 
 class Reached(BaseException):

@@ -29,7 +29,7 @@ from lora_lightning.layers.slot import read_weight
 from lora_lightning.layers.swap import swap_out
 from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.planning.peft_config import config_of
-from lora_lightning.planning.targets import Plan, head_alone, inside_backbone, plan, plan_probe, trained_names
+from lora_lightning.planning.targets import Plan, head_alone, inside_backbone, plan, plan_parts, trained_names
 from lora_lightning.utils.marks import Check
 from lora_lightning.utils.names import (
     inside,
@@ -225,8 +225,17 @@ def linear_probe(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     Raises:
         ConfigError: no head is found.
     """
-    config = head_alone(config_of(config))
-    planned = plan_probe(model, config)
+    return train_parts(model, head_alone(config_of(config)))
+
+
+def train_parts(model: nn.Module, config: LoRAConfig) -> Plan:
+    """Freeze the backbone but for parts of its own: the head, and biases and normalization layers as
+    `train_bias` and `train_norm` say; nothing is added. `eject` undoes it.
+
+    Raises:
+        ConfigError: nothing would train.
+    """
+    planned = plan_parts(model, config)
     apply_plan(model, config, planned)
     return planned
 

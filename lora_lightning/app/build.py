@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
@@ -18,27 +19,24 @@ from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.tasks.optim_config import OptimConfig
 
 
-def main_method(config: DictConfig) -> str:
-    """What the run itself is: LoRA, or with lora=none the training of everything."""
-    if config.lora.get("enabled", True):
-        return "lora"
-    based = config.model.get("checkpoint") or config.model.get("pretrained")
-    return "full" if based else "scratch"
-
-
 def lora_config(config: DictConfig) -> LoRAConfig:
     """The group `lora` as LoRAConfig."""
     options = plain(config.lora)
-    return LoRAConfig(**{k: v for k, v in options.items() if k not in ("enabled", "quantize")})
+    return LoRAConfig(**{k: v for k, v in options.items() if k != "quantize"})
 
 
-def optim_config(config: DictConfig, method: str) -> OptimConfig:
-    """The group `optim`, which is meant for the method that the recipe is about; its peers have their own
-    rates."""
-    options = plain(config.optim) | {"schedule": plain(config.schedule)}
-    if method in config.peers and method != main_method(config):
-        options |= {"lr": config.peers[method].lr, "head_lr": None}
-    return OptimConfig(**options)
+def optim_config(config: DictConfig) -> OptimConfig:
+    """The group `optim` as OptimConfig."""
+    return OptimConfig(**plain(config.optim), schedule=plain(config.schedule))
+
+
+def compared_config(config: DictConfig, method: str, folder: str | Path) -> DictConfig:
+    """The configuration of a method that the run's own is compared with: the same but for its rate, which is
+    that of `rates`, as `optim.lr` and `optim.head_lr` are those of the run's own."""
+    other = config.copy()
+    other.method, other.compare, other.run_dir = method, [], str(folder)
+    other.optim.lr, other.optim.head_lr = config.rates[method], None
+    return other
 
 
 def plain(node: DictConfig) -> dict[str, Any]:

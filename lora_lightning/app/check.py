@@ -13,6 +13,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.adapters import adapters_problems, config_of, names_of
 from lora_lightning.app.matching import mismatches
+from lora_lightning.app.methods import METHODS, method_problems
 from lora_lightning.app.options import OPTIONAL, OWN, PROVIDED, REQUIRED, RULES, STRATEGIES, devices_of
 from lora_lightning.app.resume import epochs_done
 from lora_lightning.app.signatures import (
@@ -37,7 +38,7 @@ def problems_of(config: DictConfig) -> list[str]:
     `_target_` by what its source declares, the resume checkpoint, and what does not go together.
     """
     problems: list[str] = []
-    values = _resolved(config, "", problems)
+    values = _resolved(_with_rate(config), "", problems)
     references = set(_references(config, ""))
     known = sorted({path.split(".")[0] for path in RULES} | {*REQUIRED, *OPTIONAL})
     problems += [
@@ -48,20 +49,17 @@ def problems_of(config: DictConfig) -> list[str]:
     for section in (*REQUIRED, *OPTIONAL):
         value = values.get(section)
         if not isinstance(value, dict) and not (value is None and section in OPTIONAL):
-            mapping = {"peers": "probe, full", "speedups": "channels_last, compile, gradient_checkpointing"}
-            known = mapping.get(section)
-            what = f"a mapping of {known}" if known else f"{section}=NAME; --help lists them"
+            mapping = {
+                "rates": "methods",
+                "speedups": "channels_last, compile, gradient_checkpointing",
+            }
+            inside = mapping.get(section)
+            what = f"a mapping of {inside}" if inside else f"{section}=NAME; --help lists them"
             problems.append(f"{section}={show(value)}: give {what}.")
     for path, rule in RULES.items():
         if path not in references:
             problems += [p for value in _at(values, path) for p in rule.problems(path, value, show)]
-    problems += _strays(values.get("peers"), "peers", ("probe", "full"))
-    problems += [
-        p
-        for name in ("probe", "full")
-        for value in _at(values, f"peers.{name}")
-        for p in _strays(value, f"peers.{name}", ("lr",))
-    ]
+    problems += _strays(values.get("rates"), "rates", tuple(METHODS))
     for section, own in OWN.items():
         if isinstance(node := values.get(section), dict):
             provided = PROVIDED.get(section, {})
@@ -75,8 +73,7 @@ def problems_of(config: DictConfig) -> list[str]:
         problems += argument_problems(path, node, references)
     problems += mismatches(values)
     problems += _trainer_problems(_section(values, "trainer"))
-    if values.get("compare") is True and _section(values, "lora").get("enabled") is False:
-        problems.append("compare=true: lora=none leaves no LoRA to compare; give compare=false.")
+    problems += method_problems(values)
     if isinstance(checkpoint := values.get("ckpt_path"), str) and checkpoint != LAST:
         problems += checkpoint_problems(checkpoint, _section(values, "trainer").get("max_epochs"))
     if adapters := values.get("adapters"):
@@ -85,9 +82,18 @@ def problems_of(config: DictConfig) -> list[str]:
             for name in names_of(config)
             for problem in _adapter_problems(config, name)
         ]
-        if _section(values, "lora").get("enabled") is False:
-            problems.append("adapters: lora=none leaves no adapters to train; give adapters=null.")
     return list(dict.fromkeys(problems))
+
+
+def _with_rate(config: DictConfig) -> DictConfig:
+    """The same, with some rate where that would follow from a method that there is not, which is told."""
+    method, optim = config.get("method"), config.get("optim")
+    known = isinstance(method, str) and method in METHODS
+    if known or not isinstance(optim, DictConfig) or not OmegaConf.is_interpolation(optim, "lr"):
+        return config
+    config = config.copy()
+    config.optim.lr = 1.0
+    return config
 
 
 def _adapter_problems(config: DictConfig, name: str) -> list[str]:

@@ -117,8 +117,6 @@ def _declared(values: Mapping[str, Any], key: str) -> dict[str, Check | None]:
     """What the classes of the sections on the way to this key take, set in a file or not."""
     found: dict[str, Check | None] = {}
     for section in itertools.accumulate(key.split(".")[:-1], lambda a, b: f"{a}.{b}"):
-        if values.get(f"{section}.enabled") is False:  # lora=none
-            continue
         own = options_in(section, values.get(f"{section}._target_"))
         found |= {f"{section}.{name}": check for name, check in own.items()}
     return found

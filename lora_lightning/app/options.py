@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import fields
 from typing import Any
 
+from lora_lightning.app.methods import METHODS
 from lora_lightning.app.static_signatures import static_checks, static_signature
 from lora_lightning.config import LoRAConfig
 from lora_lightning.tasks.optim_config import OptimConfig, ScheduleConfig
@@ -69,6 +70,12 @@ def devices_of(value: Any) -> Any:
 
 
 TEXTS = listed("a list of words, such as [first,tuned]", TEXT, least=0)
+COMPARED = listed(
+    f"a list of methods, each once, of {', '.join(METHODS)}; [] for none",
+    one_of(*METHODS),
+    least=0,
+    distinct=True,
+).or_null()
 RATE = number(above(0, note="1e-4 to 1e-1 are usual"))
 UNBOUNDED = Check(
     "a whole number of at least 1, or -1 for no limit",
@@ -106,12 +113,11 @@ RULES: dict[str, Check] = {
     "threads": whole(at_least(1)).or_null(),
     "ckpt_path": TEXT.or_null(),
     "tags": TEXTS,
-    "compare": FLAG,
+    "method": one_of(*METHODS),
+    "compare": COMPARED,
     "adapters": MAPPING,
-    "peers.probe.lr": RATE,
-    "peers.full.lr": RATE,
+    **{f"rates.{method}": RATE for method in METHODS},
     "run_dir": TEXT,
-    "lora.enabled": FLAG,
     "lora.quantize": static_checks("lora_lightning.adapters.quantize.quantize")["kind"].or_null(),
     "trainer.accelerator": one_of(*ACCELERATORS),
     "trainer.devices": DEVICES,
@@ -170,7 +176,7 @@ RULES: dict[str, Check] = {
     "logger.wandb": MAPPING,
 }
 
-REQUIRED = ("model", "data", "task", "lora", "optim", "schedule", "trainer", "peers")
+REQUIRED = ("model", "data", "task", "lora", "optim", "schedule", "trainer", "rates")
 OPTIONAL = ("callbacks", "logger", "speedups")
 SEVERAL = ("callbacks",)  # groups of which a list may be chosen
 

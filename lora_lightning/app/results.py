@@ -7,17 +7,11 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+from lora_lightning.app.methods import METHODS, SCRATCH
 from lora_lightning.tasks.scores import Score
 from lora_lightning.utils.atomic import write_whole
 from lora_lightning.utils.tables import format_table
 
-LABELS = {
-    "before": "before adaptation",
-    "probe": "linear probe",
-    "lora": "LoRA",
-    "full": "full fine-tuning",
-    "scratch": "from scratch",
-}
 WIDEST = 120  # characters of a table
 COSTS = ("trained parameters", "% of total", "seconds", "checkpoint MB")
 
@@ -34,6 +28,19 @@ class Result:
     checkpoint_bytes: int | None = None
     best_validation: float | None = None
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # of scores, by name
+    scratch: bool = False  # the base was random
+
+    @property
+    def label(self) -> str:
+        """The method in words."""
+        return label(self.method, self.scratch)
+
+    def line(self, scores: Sequence[Score]) -> str:
+        """The result in a line, as it is told when a method of several has ended."""
+        told = [f"test {s.label.removesuffix(' %')} {s.show(self.scores.get(s.name))}" for s in scores[:1]]
+        trained = f"{self.trained:,} parameters trained" if self.trained else "nothing trained"
+        seconds = [] if self.seconds is None else [f"{self.seconds:.1f} s"]
+        return f"{self.label}: {' · '.join([*told, trained, *seconds])}"
 
     def row(self, scores: Sequence[Score], before: Result | None = None) -> tuple[str, ...]:
         """The cells under `header(scores)`, and for error rates what has gone of those of `before`."""
@@ -45,13 +52,18 @@ class Result:
                 base = before.scores.get(score.name) if before is not self else None
                 cells.append(f"{100 * (1 - value / base):.0f}" if base and value is not None else "–")
         return (
-            LABELS[self.method],
+            self.label,
             *cells,
             f"{self.trained:,}",
             f"{100 * self.trained / self.total:.2f}",
             "–" if self.seconds is None else f"{self.seconds:.1f}",
             "–" if self.checkpoint_bytes is None else f"{self.checkpoint_bytes / 1e6:.2f}",
         )
+
+
+def label(method: str, scratch: bool = False) -> str:
+    """A method in words; full fine-tuning of a random base is training from scratch."""
+    return SCRATCH if scratch and method == "full" else METHODS[method].label
 
 
 def header(scores: Sequence[Score], before: Result | None = None) -> tuple[str, ...]:
@@ -78,7 +90,7 @@ def results_rows(
     results: Sequence[Result], scores: Sequence[Score]
 ) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Header and rows of that table."""
-    before = next((r for r in results if r.method == "before"), None)
+    before = next((r for r in results if r.method == "none"), None)
     scores = [s for s in scores if s.in_table and any(s.name in r.scores for r in results)]
     return header(scores, before), [result.row(scores, before) for result in results]
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,72 +13,62 @@ from lightning.pytorch.callbacks import Callback, LearningRateMonitor, ModelChec
 from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
-from lora_lightning.adapters.inject import linear_probe
-from lora_lightning.adapters.quantize import quantize
-from lora_lightning.app.build import data_and_model, lora_config, named, optim_config, plain
+from lora_lightning.app.build import data_and_model, named, optim_config, plain
 from lora_lightning.app.console import on_rank_zero
+from lora_lightning.app.methods import ADAPTING
 from lora_lightning.app.monitors import watching
+from lora_lightning.app.prepare import check_method, prepare
 from lora_lightning.app.progress import Progress
-from lora_lightning.app.results import LABELS, Result
+from lora_lightning.app.results import Result, label
 from lora_lightning.app.signatures import provided
-from lora_lightning.config import LoRAConfig
-from lora_lightning.errors import AdapterFileError, ConfigError
+from lora_lightning.errors import AdapterFileError
 from lora_lightning.files.random_base import forget_base, is_random, keep_base, put_back_base
-from lora_lightning.planning.plan import Plan
-from lora_lightning.planning.targets import plan, plan_probe
-from lora_lightning.trainer.callback import LoRACallback
 from lora_lightning.trainer.checkpoint_io import WholeCheckpointIO
 from lora_lightning.trainer.exact_resume import ExactResume
-from lora_lightning.trainer.state_dict import keep_trained_only
 
 
 class Run:
     """A task and its data, built from a configuration, to be trained by one method.
 
     Args:
-        config: the composed configuration.
-        method: a key of LABELS; "before" does not train at all.
+        config: the composed configuration, whose `method` it is.
         folder: where checkpoints and logs go.
+        keeps: whether random weights are kept there, beside the adapter that is added to them.
     """
 
-    def __init__(self, config: DictConfig, method: str, folder: str | Path) -> None:
-        self.method = method
+    def __init__(self, config: DictConfig, folder: str | Path, keeps: bool = True) -> None:
+        self.method = config.method
         self.config = config.copy()
         self.config.run_dir = str(folder)
         pl.seed_everything(config.seed, workers=True, verbose=False)
         self.data, model = data_and_model(self.config)
-        self.random_base = method == "lora" and is_random(self.config.model, model)
-        if method == "lora":
+        self.on_random = is_random(self.config.model, model)
+        self.random_base = keeps and self.on_random and self.method in ADAPTING
+        if keeps and self.method in ADAPTING:
             self._keep_base(model)
-        self.task = self._task(model)
+        self._make(model)
         self.callbacks = watching(
             plain(self.config.callbacks) if self.config.get("callbacks") else {}, self.task
         )
-        self.total = sum(p.numel() for p in self.task.parameters())
-        trains = method in ("full", "scratch")
-        self.trained = sum(p.numel() for p in self.task.parameters() if p.requires_grad) if trains else 0
-        self.plan: Plan | None = None
-        if method == "lora":
-            with named("lora"):
-                self.plan = plan(self.task, lora_config(self.config))
-                if config.compare:
-                    self._probe_config()  # raises now rather than later
-                self._quantize(self.plan)
-            self.trained, self.total = self.plan.trainable, self.plan.total
-        elif method == "probe":
-            with named("lora"):
-                self.trained = linear_probe(self.task, self._probe_config()).trainable
-            keep_trained_only(self.task)
 
-    def _task(self, model: Any) -> Any:
+    def _make(self, model: Any) -> None:
+        """The task around a model, ready for the method."""
         with named("task"):
-            return instantiate(
+            self.task = instantiate(
                 self.config.task,
                 model=model,
-                optim=optim_config(self.config, self.method).to_dict(),  # which Hydra can hold
+                optim=optim_config(self.config).to_dict(),  # which Hydra can hold
                 **provided(self.data, self.config.task),
                 _convert_="all",
             )
+        for other in self.config.compare or ():
+            check_method(self.task, other, self.config)  # now rather than after the training
+        self.prepared = prepare(self.task, self.config)
+
+    @property
+    def label(self) -> str:
+        """The method in words."""
+        return label(self.method, self.on_random)
 
     def _keep_base(self, model: Any) -> None:
         """Keep random weights beside the adapter; a run that goes on begins with those that it has kept."""
@@ -90,26 +78,6 @@ class Run:
         elif on_rank_zero():
             keep_base(model, folder) if self.random_base else forget_base(folder)
 
-    def _quantize(self, planned: Plan) -> None:
-        """Keep the weights of linear layers in fewer bits, but for what trains in full."""
-        if kind := self.config.lora.get("quantize"):
-            quantize(self.task, kind, exclude_modules=planned.heads or None)
-
-    def _probe_config(self) -> LoRAConfig:
-        """Of a linear probe: the head that the model's structure shows, since `modules_to_save` may name more
-        than the head; what that names where none is seen.
-
-        Raises:
-            ConfigError: there is no head.
-        """
-        config = lora_config(self.config)
-        with contextlib.suppress(ConfigError):
-            seen = replace(config, modules_to_save="auto")
-            plan_probe(self.task, seen)
-            return seen
-        plan_probe(self.task, config)
-        return config
-
     def train_and_test(self, loggers: Sequence[Logger] | None = None, ckpt_path: str | None = None) -> Result:
         """Fit, then test the best checkpoint, whose weights the task holds afterwards.
 
@@ -117,9 +85,8 @@ class Run:
             loggers: None makes a CSV logger in this run's own folder, if the configuration has one.
             ckpt_path: a Trainer checkpoint to resume from.
         """
-        if self.method == "before":
-            scores = self._scores(self._test(None))
-            return Result("before", scores, 0, self.total, intervals=self._intervals())
+        if self.method == "none":
+            return self._result(self._test(None))
         loggers = self._own_loggers() if loggers is None else loggers
         trainer: Any = self._trainer(loggers)
         started = time.perf_counter()
@@ -135,20 +102,27 @@ class Run:
             model = data_and_model(self.config)[1]
             if self.random_base:
                 put_back_base(model, [Path(self.config.run_dir)])
-            self.task = self._task(model)
+            self._make(model)
         metrics = self._test(best)
         for logger in loggers:
             logger.log_metrics(metrics, trainer.global_step)
             logger.save()
+        return self._result(
+            metrics,
+            seconds=seconds,
+            checkpoint_bytes=_size(Path(best)) if best else None,
+            best_validation=None if score is None else float(score),
+        )
+
+    def _result(self, metrics: Mapping[str, float], **cost: Any) -> Result:
         return Result(
             self.method,
             self._scores(metrics),
-            self.trained,
-            self.total,
-            seconds,
-            _size(Path(best)) if best else None,
-            None if score is None else float(score),
-            self._intervals(),
+            self.prepared.trained,
+            self.prepared.total,
+            **cost,
+            intervals=self._intervals(),
+            scratch=self.on_random and self.method == "full",
         )
 
     def _scores(self, metrics: Mapping[str, float]) -> dict[str, float]:
@@ -167,11 +141,11 @@ class Run:
         if not loggers:
             callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
         if self.config.trainer.get("enable_progress_bar", True):
-            callbacks.append(Progress(LABELS[self.method]))
+            callbacks.append(Progress(self.label))
         if speedups := self.config.get("speedups"):
             callbacks.append(instantiate(speedups))
         return self._make_trainer(
-            callbacks=[*callbacks, *self._adapting()],
+            callbacks=[*callbacks, *self.prepared.callbacks()],
             logger=list(loggers) or False,
             enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         )
@@ -183,7 +157,7 @@ class Run:
     def _test(self, checkpoint: str | None) -> dict[str, float]:
         """On every process the whole test set, so that no image counts twice to fill up a batch."""
         trainer = self._make_trainer(
-            callbacks=self._adapting(),
+            callbacks=self.prepared.callbacks(),
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -196,11 +170,6 @@ class Run:
             trainer.validate(self.task, ckpt_path=checkpoint, **options)
             checkpoint = None
         return dict(trainer.test(self.task, ckpt_path=checkpoint, **options)[0])
-
-    def _adapting(self) -> list[Callback]:
-        if self.method != "lora":
-            return [ExactResume()]
-        return [LoRACallback(lora_config(self.config), verbose=False)]
 
     def _make_trainer(self, **options: Any) -> pl.Trainer:
         own = strategy_name(self.config.trainer).startswith(("fsdp", "deepspeed", "modelparallel"))

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_lightning.adapters import quantize as quantization
 from lora_lightning.app.adapters import config_of, names_of
-from lora_lightning.app.build import main_method
+from lora_lightning.app.build import compared_config
 from lora_lightning.app.check import LAST, last_checkpoint
 from lora_lightning.app.console import on_rank_zero, say, short_path
 from lora_lightning.app.interrupts import wait_no_more
@@ -27,6 +27,8 @@ from lora_lightning.app.loggers import (
     log_table,
     where,
 )
+from lora_lightning.app.methods import compared
+from lora_lightning.app.prepare import in_words, save_trained
 from lora_lightning.app.results import Result, results_rows, results_table, save_results, save_together
 from lora_lightning.app.resume import (
     continue_logs,
@@ -38,12 +40,9 @@ from lora_lightning.app.resume import (
 from lora_lightning.app.run import Run
 from lora_lightning.app.sweep import Ended
 from lora_lightning.app.travels import origin_of
-from lora_lightning.files.format import read_adapter
-from lora_lightning.files.locate import FACTS_FILE
+from lora_lightning.files.locate import FACTS_FILE, read_any
 from lora_lightning.files.random_base import BASE_FILE
-from lora_lightning.files.save_load import load_adapter, save_adapter
-from lora_lightning.files.weights import write_weights
-from lora_lightning.utils.tables import percent
+from lora_lightning.files.save_load import load_adapter
 
 FILES = {
     "adapter": "the adapter: lora_lightning.load_adapter(model, FOLDER)",
@@ -61,9 +60,9 @@ FILES = {
     "results.json": "the table above",
     "config.yaml": "the whole configuration",
 }
-RANDOM_BASE = """WARNING: LoRA is added to random weights, in whole or in part, and they do not train.
-  Give model.pretrained=true or model.checkpoint=FILE.safetensors; lora=none trains everything from scratch.
-  The adapter works on these weights alone, which are kept in {}."""
+RANDOM_BASE = """WARNING: {label} is added to random weights, in whole or in part, and they do not train.
+  Give model.pretrained=true or model.checkpoint=FILE.safetensors; method=full trains everything from scratch.
+  The adapter works on these weights alone, which are kept in {path}."""
 
 
 def train(config: DictConfig, tell: Callable[[Ended], None]) -> float | None:
@@ -97,21 +96,30 @@ def _train_adapter(config: DictConfig, name: str, tell: Callable[[Ended], None])
     folder = Path(one.run_dir)
     if config.ckpt_path == LAST and is_finished(one, folder):
         say(f"\nadapter {name}: is done, in {short_path(folder)}")
-        return None, Run(one, "before", folder)
+        return None, Run(_untrained(one), folder)
     return train_one(one, tell, name)
 
 
 def _together(config: DictConfig, runs: dict[str, Run], folder: Path) -> list[str]:
     """All adapters in one model, and what the task has to say of it."""
+    if any(run.prepared.plan is None for run in runs.values()):
+        return []
     first = next(iter(runs))
-    task = Run(config_of(config, first), "before", folder).task
+    task = Run(_untrained(config_of(config, first)), folder, keeps=False).task
     if not hasattr(task, "report_together"):
         return []
-    quantization.quantize_as(task, read_adapter(folder / first / "adapter").quantized)
+    quantization.quantize_as(task, read_any(folder / first / "adapter").quantized)
     for name, run in runs.items():
         load_adapter(task, folder / name / "adapter", adapter=name)
         run.data.setup()
     return task.report_together({name: run.data for name, run in runs.items()}, folder)
+
+
+def _untrained(config: DictConfig) -> DictConfig:
+    """The same without a method, to build what it trains."""
+    bare = config.copy()
+    bare.method, bare.compare = "none", []
+    return bare
 
 
 def train_one(
@@ -128,8 +136,8 @@ def train_one(
     plain = _begin(config, folder)
     if config.threads:
         torch.set_num_threads(config.threads)
-    run = Run(config, main_method(config), folder)
-    _say_plan(run, folder)
+    run = Run(config, folder)
+    _say_plan(config, run, folder)
     results = _compare(config, run, plain, goes_on)
     _report(results, run, folder)
     result = next(r for r in results if r.method == run.method)
@@ -151,28 +159,32 @@ def _go_on(config: DictConfig, folder: Path) -> bool:
     return True
 
 
-def _say_plan(run: Run, folder: Path) -> None:
+def _say_plan(config: DictConfig, run: Run, folder: Path) -> None:
     """What trains, and on which weights; what the data say of themselves is kept beside the adapter."""
     _write_config(dict(getattr(run.data, "provides", {})), folder / FACTS_FILE)
-    lines = [str(run.plan or _full_plan(run)), quantization.summary(run.task)]
+    lines = [in_words(config, run.prepared), quantization.summary(run.task)]
     say("\n" + "\n".join(filter(None, lines)) + "\n")
     if run.random_base:
-        say(f"{RANDOM_BASE.format(short_path(folder / BASE_FILE))}\n")
+        say(f"{RANDOM_BASE.format(label=run.label, path=short_path(folder / BASE_FILE))}\n")
 
 
 def _compare(config: DictConfig, run: Run, plain: dict[str, Any], goes_on: bool) -> list[Result]:
-    """The result of the run, and with compare=true of its peers, as every logger is told."""
+    """The result of the run, and of the methods of compare, as every logger is told."""
     loggers = build_loggers(config)
     status = "failed"
     try:
-        log_start(loggers, plain, run.trained, run.total, run.plan)
+        log_start(loggers, plain, run.prepared.trained, run.prepared.total, run.prepared.plan)
         for line in filter(None, [chosen_in_words(config), *where(loggers)]):
             say(f"{line}\n")
-        results = [run.train_and_test(loggers, config.ckpt_path)]
+        order = compared(run.method, config.compare)
+        ended = {run.method: run.train_and_test(loggers, config.ckpt_path)}
         _save_weights(run, plain, Path(config.run_dir))
-        if config.compare:
-            others = {name: _peer(config, name, goes_on) for name in ("before", "probe", "full")}
-            results = [others["before"], others["probe"], *results, others["full"]]
+        for method in (run.method, *(m for m in order if m != run.method)):
+            if method not in ended:
+                ended[method] = _compared(config, method, goes_on)
+            if len(order) > 1:
+                say(ended[method].line(run.task.scores))
+        results = [ended[method] for method in order]
         log_table(loggers, "results", *results_rows(results, run.task.scores))
         _log_report(loggers, run)
         status = "success"
@@ -192,13 +204,14 @@ def _log_report(loggers: Sequence[Logger], run: Run) -> None:
             run.task.log_report(logger, run.data)
 
 
-def _peer(config: DictConfig, method: str, goes_on: bool) -> Result:
+def _compared(config: DictConfig, method: str, goes_on: bool) -> Result:
     """The result of a method that the run's own is compared with; it goes on where the run does."""
     folder = Path(config.run_dir) / method
     checkpoint = None
     if goes_on and (checkpoint := last_checkpoint(folder, config.trainer.max_epochs)) and on_rank_zero():
         put_metrics_aside(folder)
-    return Run(config, method, folder).train_and_test(ckpt_path=checkpoint)
+    one = compared_config(config, method, folder)
+    return Run(one, folder, keeps=False).train_and_test(ckpt_path=checkpoint)
 
 
 def _begin(config: DictConfig, folder: Path) -> dict[str, Any]:
@@ -222,10 +235,6 @@ def _title(config: DictConfig, folder: Path, adapter: str) -> str:
     return f"{' · '.join(words)} · {short_path(folder)}"
 
 
-def _full_plan(run: Run) -> str:
-    return f"trainable: {run.trained:,} of {run.total:,} parameters ({percent(run.trained, run.total)})"
-
-
 @rank_zero_only
 def _write_config(plain: dict[str, Any], path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -233,14 +242,12 @@ def _write_config(plain: dict[str, Any], path: Path) -> None:
 
 
 @rank_zero_only
+@rank_zero_only
 def _save_weights(run: Run, plain: dict[str, Any], folder: Path) -> None:
-    """The adapter, or the whole model where everything was trained, and with it what it comes from."""
+    """What was trained, and with it what it comes from."""
     origin = origin_of(str(HydraConfig.get().runtime.choices.get("recipe")), plain, run.data, run.task)
     _write_config(origin.facts, folder / FACTS_FILE)
-    if run.method == "lora":
-        save_adapter(run.task, folder / "adapter", origin=origin)
-    else:
-        write_weights(folder / "model.safetensors", run.task.model.state_dict(), {"origin": origin.to_dict()})
+    save_trained(run.task, run.method, run.prepared, folder, origin)
 
 
 @rank_zero_only

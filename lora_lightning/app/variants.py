@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_lightning.app.check import problems_of
 from lora_lightning.app.compose import UNCOMPOSABLE, Configurations, without_hydra
+from lora_lightning.app.methods import unused_option
 from lora_lightning.app.options import SEVERAL
 from lora_lightning.app.overriding import apply_override, with_plus
 from lora_lightning.app.user_modules import find_user_modules
@@ -44,9 +45,7 @@ def check_variant(
     if config is None and (config := from_groups(known, groups, values, problems)) is None:
         return None, None
     find_user_modules(config.hydra.runtime.config_sources)
-    if OmegaConf.select(config, "lora.enabled") is False:
-        remedy = "lora=none adapts nothing; leave out this or lora=none."
-        problems += [f"{o.input_line}: {remedy}" for o in _of_lora(values)]
+    problems += _unused(config, values)
     problems += _hydra_problems(config.hydra)
     given = any(o.key_or_group == "run_dir" for o in values)
     config = without_hydra(config, None if given else ".")
@@ -91,16 +90,20 @@ def from_groups(
         problems.append(f"{bad}: {reason if isinstance(reason, str) else config}")
         config = known.compose_groups(groups)
     config = config.copy()
-    disabled = OmegaConf.select(config, "lora.enabled") is False
     for override in values:
-        if not (disabled and override in _of_lora([override])):
-            problems += apply_override(known, config, override)
+        problems += apply_override(known, config, override)
     return config
 
 
-def _of_lora(values: Sequence[Override]) -> list[Override]:
-    keys = ((o, o.key_or_group) for o in values)
-    return [o for o, key in keys if key.startswith("lora.") and key != "lora.enabled"]
+def _unused(config: DictConfig, values: Sequence[Override]) -> list[str]:
+    """A line for each option that was given and that no method of the run uses."""
+    plain: Any = OmegaConf.to_container(config)
+    method, others = plain.get("method"), plain.get("compare")
+    return [
+        f"{o.input_line}: {reason}"
+        for o in values
+        if (reason := unused_option(o.key_or_group, method, others))
+    ]
 
 
 def _missing_launcher(override: Override) -> str | None:

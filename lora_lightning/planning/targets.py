@@ -49,13 +49,13 @@ def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     return assemble(model, config, backbone, heads, layers, skipped)
 
 
-def plan_probe(model: nn.Module, config: LoRAConfig) -> Plan:
-    """The plan of a linear probe: no layer adapted, the head alone trained, norms and biases frozen.
+def plan_parts(model: nn.Module, config: LoRAConfig) -> Plan:
+    """The plan in which no layer is adapted: of the model itself trains the head, and biases and norms as
+    `train_bias` and `train_norm` say.
 
     Raises:
         ConfigError: nothing would train.
     """
-    config = head_alone(config)
     _refuse_unfit(model)
     backbone = find_backbone(model, config)
     problems: list[str] = []

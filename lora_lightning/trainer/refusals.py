@@ -47,7 +47,8 @@ def refuse_untrained(trainer: pl.Trainer, pl_module: pl.LightningModule) -> None
         )
     groups = [g for optimizer in trainer.optimizers for g in optimizer.param_groups]
     optimized = {id(p) for group in groups for p in group["params"]}
-    if trainer.optimizers and not any(id(p) in optimized for p in updates):
+    trained = updates or [p for p in pl_module.parameters() if p.requires_grad]  # no layer may be adapted
+    if trainer.optimizers and not any(id(p) in optimized for p in trained):
         raise UserError(
             "no optimizer holds the LoRA parameters: make the optimizer in configure_optimizers, "
             "from self.parameters(), not from a list made in __init__."

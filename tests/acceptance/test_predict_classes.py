@@ -170,7 +170,7 @@ def test_whatever_a_run_has_saved(
 ) -> None:
     """Its adapter, its folder, weights and checkpoints: all alike, of every method."""
     monkeypatch.chdir(tmp_path)
-    train(["recipe=vit_digits", *QUICK, "optim.lr=1e-2", "lora=none", "compare=false", "hydra.run.dir=full"])
+    train(["recipe=vit_digits", *QUICK, "optim.lr=1e-2", "method=full", "compare=[]", "hydra.run.dir=full"])
     shutil.copytree(run / "adapter", tmp_path / "alone")
     shutil.copy(tmp_path / "full" / "model.safetensors", tmp_path / "alone.safetensors")
     command(["merge", "ckpt=alone", "out=merged.safetensors"])

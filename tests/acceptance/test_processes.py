@@ -66,7 +66,7 @@ def test_two_processes(sweep: bool, command: bool, tmp_path: Path) -> None:
     """DDP from both entries and under a sweep: both ranks run this job, rank 0 alone prints."""
     entry = (str(Path(sys.executable).parent / "lora-lightning"), "train")
     entry = entry if command else (sys.executable, str(ROOT / "train.py"))
-    words = ["trainer=ddp_sim", "debug=fast", "compare=false", "logger=many", "hydra.run.dir=run"]
+    words = ["trainer=ddp_sim", "debug=fast", "compare=[]", "logger=many", "hydra.run.dir=run"]
     words += ["-m", "lora.rank=2,4", "hydra.sweep.dir=sweep"] if sweep else ["lora.rank=4"]
     done = shell(*words, entry=entry)
     assert done.returncode == 0, done.stderr
@@ -83,7 +83,7 @@ def test_two_processes(sweep: bool, command: bool, tmp_path: Path) -> None:
 @pytest.mark.parametrize("trainer", ["cpu", "ddp_sim"])
 def test_ctrl_c(trainer: str, tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [sys.executable, "-u", str(ROOT / "train.py"), "compare=false", f"trainer={trainer}"],
+        [sys.executable, "-u", str(ROOT / "train.py"), "compare=[]", f"trainer={trainer}"],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True,
     )  # fmt: skip
     assert process.stdout is not None

@@ -50,10 +50,10 @@ def test_the_main_job_compares_four_methods(tmp_path: Path, capsys: pytest.Captu
     table = out[out.index("method ") :].splitlines()[2:6]
     assert [line.split("  ")[0] for line in table] == methods
     results = {r["method"]: r for r in json.loads((run / "results.json").read_text())}
-    assert results["before"]["trained"] == 0
-    assert results["probe"]["trained"] == 96 * 10 + 10
-    assert results["probe"]["trained"] < results["lora"]["trained"] < results["full"]["trained"]
-    assert results["full"]["trained"] == results["full"]["total"] == results["before"]["total"]
+    assert results["none"]["trained"] == 0
+    assert results["linear_probe"]["trained"] == 96 * 10 + 10
+    assert results["linear_probe"]["trained"] < results["lora"]["trained"] < results["full"]["trained"]
+    assert results["full"]["trained"] == results["full"]["total"] == results["none"]["total"]
     assert results["lora"]["checkpoint_bytes"] * 4 < results["full"]["checkpoint_bytes"]
     truncate_list = out[out.index("In run:") :].splitlines()[1:]
     assert truncate_list
@@ -67,7 +67,7 @@ def test_the_main_job_compares_four_methods(tmp_path: Path, capsys: pytest.Captu
 
 
 def test_the_adapter_gives_the_tested_model(tmp_path: Path) -> None:
-    main([*SMALL, "compare=false", "logger=none"])
+    main([*SMALL, "compare=[]", "logger=none"])
     model = timm_model("vit_tiny_patch16_224", checkpoint="vit_digits", **VIT)
     load_adapter(model, tmp_path / "run" / "adapter")
     best = torch.load(tmp_path / "run" / "checkpoints" / "best.ckpt", weights_only=True)["state_dict"]
@@ -84,7 +84,7 @@ def test_a_quantized_base_is_merged_as_it_was_trained_on(
 ) -> None:
     main([*SMALL, "logger=none", "lora.quantize=int8"])
     results = {r["method"]: r for r in json.loads((tmp_path / "run" / "results.json").read_text())}
-    assert results["full"]["trained"] == results["full"]["total"]  # its peers keep their floats
+    assert results["full"]["trained"] == results["full"]["total"]  # the others keep their floats
     assert "frozen in int8: 16 weights, 0.456 MB instead of 1.77" in capsys.readouterr().out
     merge_files(tmp_path / "run" / "adapter", tmp_path / "merged.safetensors")
     merged = timm_model("vit_tiny_patch16_224", checkpoint=str(tmp_path / "merged.safetensors"), **VIT)
@@ -124,9 +124,9 @@ def test_a_sweep_runs_each_value_and_ends_with_a_table(
 
 
 def test_resume_goes_on_where_the_run_stopped(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    main([*SMALL, "compare=false"])
+    main([*SMALL, "compare=[]"])
     last = "ckpt_path=run/checkpoints/last.ckpt"
-    main([*SMALL[:1], "trainer.max_epochs=2", "compare=false", last, "hydra.run.dir=more"])
+    main([*SMALL[:1], "trainer.max_epochs=2", "compare=[]", last, "hydra.run.dir=more"])
     out = capsys.readouterr().out
     assert "resumed from run/checkpoints/last.ckpt" in out
     assert "epoch 2/2" in out
@@ -138,10 +138,10 @@ def test_resume_goes_on_where_the_run_stopped(tmp_path: Path, capsys: pytest.Cap
             ["trainer.max_epochs=2", "lora.rank=2"],
             "ckpt_path=run/checkpoints/last.ckpt: the checkpoint does not fit",
         ),
-        (["trainer.max_epochs=2", "lora=none"], "made by another configuration"),
+        (["trainer.max_epochs=2", "method=full"], "made by another configuration"),
     ]:
         with pytest.raises(SystemExit) as caught:
-            main([*SMALL[:1], "compare=false", last, "hydra.run.dir=bad", *words])
+            main([*SMALL[:1], "compare=[]", last, "hydra.run.dir=bad", *words])
         assert caught.value.code == 2
         assert told in capsys.readouterr().err
 
@@ -149,7 +149,7 @@ def test_resume_goes_on_where_the_run_stopped(tmp_path: Path, capsys: pytest.Cap
 def test_the_last_checkpoint_is_of_the_last_epoch_the_best_or_not(tmp_path: Path) -> None:
     epochs = set()
     for mode in ("max", "min"):  # one of which has its best epoch before the last
-        words = ["trainer.max_epochs=3", "compare=false", f"hydra.run.dir={mode}"]
+        words = ["trainer.max_epochs=3", "compare=[]", f"hydra.run.dir={mode}"]
         main([SMALL[0], *words, f"callbacks.checkpoint.mode={mode}"])
         checkpoints = tmp_path / mode / "checkpoints"
         best, last = (torch.load(checkpoints / f"{n}.ckpt", weights_only=True) for n in ("best", "last"))
@@ -163,7 +163,7 @@ def test_every_logger_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     main(
         [
             "debug=fast",
-            "compare=true",
+            "compare=[none,linear_probe,lora,full]",
             "logger=many",
             "hydra.run.dir=run",
             "trainer.enable_progress_bar=false",
@@ -239,10 +239,15 @@ def test_cifar_with_local_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     small = {"img_size": 32, "embed_dim": 48, "depth": 2, "num_heads": 3}
     base = timm_model("vit_base_patch16_224", num_classes=1000, **small)
     save_file(base.state_dict(), tmp_path / "base.safetensors")
-    words = ["model.name=vit_base_patch16_224", "model.checkpoint=base.safetensors", "data.root=sets"]
+    words = [
+        "model.name=vit_base_patch16_224",
+        "model.checkpoint=base.safetensors",
+        "data.root=sets",
+        "logger=csv",
+    ]
     words += [f"+model.{name}={value}" for name, value in small.items()]
-    words += ["data.val_share=0.2", "data.batch_size=16", "data.num_workers=0", "trainer=cpu"]
-    main(["recipe=vit_cifar", *words, "compare=true", "debug=fast", "logger=csv", "hydra.run.dir=run"])
+    words += ["data.val_share=0.2", "data.batch_size=16", "data.num_workers=0", "trainer=cpu", "debug=fast"]
+    main(["recipe=vit_cifar", *words, "compare=[none,linear_probe,lora,full]", "hydra.run.dir=run"])
     results = {r["method"]: r for r in json.loads((tmp_path / "run" / "results.json").read_text())}
     assert results["lora"]["trained"] < results["lora"]["total"]
     rows = metrics(tmp_path / "run" / "csv" / "metrics.csv")

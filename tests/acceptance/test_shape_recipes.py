@@ -43,9 +43,9 @@ def test_a_run_ends_with_the_table_and_pictures(
     run = tmp_path / "run"
     results = {r["method"]: r for r in json.loads((run / "results.json").read_text())}
     assert (
-        results["probe"]["trained"] == {"fcos_shapes": 5770, "fasterrcnn_shapes": 3875}[recipe]
+        results["linear_probe"]["trained"] == {"fcos_shapes": 5770, "fasterrcnn_shapes": 3875}[recipe]
     )  # the heads'
-    assert results["probe"]["trained"] < results["lora"]["trained"] < results["full"]["trained"]
+    assert results["linear_probe"]["trained"] < results["lora"]["trained"] < results["full"]["trained"]
     assert all(0 <= r["scores"]["map"] <= r["scores"]["map_50"] <= 1 for r in results.values())
     sheet = Image.open(run / "contact_sheet.png")
     assert sheet.width > 1000 and sheet.height > 800

@@ -37,7 +37,8 @@ GOOD = [
     "trainer=ddp_sim trainer.devices=3 logger=many tags=[a,b]",
     "+trainer.fast_dev_run=true ~recipe logger=none",
     "trainer.fast_dev_run=true lora.implementation=reference",  # in no file: what the classes take
-    "debug=profile compare=false lora=none",
+    "method=full lora.rank=8",  # LoRA is compared with it
+    "debug=profile compare=[] method=full",
     "callbacks.learning_rate=null callbacks.checkpoint.save_top_k=3",
     "hydra.run.dir=somewhere --cfg job --resolve",
     "+callbacks.stop._target_=lightning.pytorch.callbacks.EarlyStopping +callbacks.stop.monitor=val/acc",
@@ -68,16 +69,23 @@ BAD = [
     ("seed=1.5", ["seed=1.5"]),
     ("seed=-1", ["seed=-1"]),
     ("tags=first", ["tags=first", "list"]),
-    ("peers.probe.lr=0", ["peers.probe.lr=0"]),
-    ("peers.prob.lr=1", ["peers.prob.lr=1", "'peers.probe.lr'"]),
+    ("rates.linear_probe=0", ["rates.linear_probe=0"]),
+    ("rates.linear_prob=1", ["rates.linear_prob=1", "'rates.linear_probe'"]),
     ("recipe=vit_cifar data.batch_size=0", ["data.batch_size=0"]),
     ("data=cifar10 data.name=cifar11", ["data.name=cifar11", "Did you mean 'cifar10'"]),
     ("data.domain=taget", ["data.domain=taget", "Did you mean 'target'"]),
     ("data=cifar10 recipe=pretrain_vit_digits", ["data.domain=source", "takes no such option"]),
     ("model._target_=nowhere.model", ["model._target_=nowhere.model", "cannot be imported"]),
     ("~task._target_ +task._target_=torch.nn.Linear", ["task.in_features", "Linear needs it"]),
-    ("lora=none lora.rank=3 compare=false", ["lora.rank=3", "lora=none"]),
-    ("lora=none", ["compare=true"]),
+    ("method=full lora.rank=3 compare=[]", ["lora.rank=3", "method=full does not use it"]),
+    ("method=bitfit compare=[none,full] lora.rank=3", ["lora.rank=3", "compare=[none,full] does not use it"]),
+    ("method=peft lora.implementation=reference compare=[]", ["lora.implementation", "method=peft does not"]),
+    ("method=none optim.lr=1e-3", ["optim.lr=1e-3", "method=none"]),
+    ("compare=[] rates.full=1e-3", ["rates.full=1e-3", "method=lora does not use it"]),
+    ("method=lorra", ["method=lorra: give one of none, linear_probe", "Did you mean 'lora'?"]),
+    ("compare=[foo,lora]", ["compare=[foo,lora]: give a list of methods"]),
+    ("compare=[lora,lora]", ["each once"]),
+    ("compare=true", ["compare=true: give a list of methods"]),
     ("lora.rank=2,4", ["lora.rank=2,4", "-m", "[2,4]"]),
     ("-m lora.rank=2,0,x", ["lora.rank=0", "lora.rank=x:"]),
     ("-m model=vit_digits,foo", ["model=foo"]),
@@ -177,7 +185,7 @@ def test_every_choice_of_every_group_composes(monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     monkeypatch.setenv("MASTER_ADDR", "localhost")
     for file in sorted(CONF.glob("*/*.yaml")):
-        words = [f"{file.parent.name}={file.stem}", "compare=false"]
+        words = [f"{file.parent.name}={file.stem}", "compare=[]"]
         if file.stem == "deepspeed" and find_spec("deepspeed") is None:
             with pytest.raises(ConfigError, match="pip install deepspeed"):
                 check_command_line(words)
@@ -241,7 +249,7 @@ def test_a_run_is_composed_once(monkeypatch: pytest.MonkeyPatch, tmp_path: Path)
 def test_a_recipe_within_an_application_of_hydra(tmp_path: Path) -> None:
     (tmp_path / "theirs.yaml").write_text("a: 1\n")
     with initialize_config_dir(str(tmp_path), version_base="1.3"):
-        assert recipe_config("vit_digits")["lora"]["enabled"]
+        assert recipe_config("vit_digits")["lora"]["rank"]
         assert compose("theirs").a == 1
 
 
@@ -265,7 +273,7 @@ def test_a_group_is_given_no_wrong_kind_of_value(value: str) -> None:
 
 @pytest.mark.parametrize("value", ["3", "[1]", "null"])
 def test_a_section_of_an_adapter_is_given_no_wrong_kind_of_value(value: str) -> None:
-    for section in ("lora", "trainer", "optim", "peers", "data"):
+    for section in ("lora", "trainer", "optim", "rates", "data"):
         problems = problems_of_line([f"adapters={{a:{{{section}:{value}}}}}"])
         assert problems and all(p.startswith("adapters.a: ") for p in problems), (section, problems)
 

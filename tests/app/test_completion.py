@@ -33,7 +33,7 @@ NAMES = shipped().choices("recipe")
         ("lora-lightning train lora.init=", ["lora.init=gaussian"], []),
         ("lora-lightning train data.domain=s", ["data.domain=source"], ["data.domain=target"]),
         ("lora-lightning train data=cifar10 data.download=", ["data.download=true"], []),
-        ("lora-lightning train lora=none lora.", ["lora.enabled="], ["lora.implementation="]),
+        ("lora-lightning train method=li", ["method=linear_probe"], ["method=lora"]),
         ("lora-lightning train lora.im", ["lora.implementation="], []),  # that no file sets
         ("python train.py trainer.accelerator=c", ["trainer.accelerator=cpu"], ["trainer.accelerator=gpu"]),
         ("lora-lightning train hydra/launcher=s", ["hydra/launcher=slurm"], []),

@@ -26,7 +26,7 @@ else:
     print("begun", flush=True)
     runpy.run_path(sys.argv[0], run_name="__main__")
 """
-TRAIN = ["compare=false", "trainer.enable_progress_bar=false", "trainer.max_epochs=99"]
+TRAIN = ["compare=[]", "trainer.enable_progress_bar=false", "trainer.max_epochs=99"]
 
 
 def interrupted(words: list[str], folder: Path, after: float, times: int = 1) -> tuple[int, str]:

@@ -24,7 +24,7 @@ from lora_lightning.app.console import short_path
 from lora_lightning.app.loggers import build_loggers, has_wandb_key, log_start, wandb_logger
 
 DEFAULT_HOST = urlparse(wandb.Settings.model_fields["base_url"].default).netloc  # wandb's own
-TINY = ["debug=fast", "compare=false", "trainer.enable_progress_bar=false"]
+TINY = ["debug=fast", "compare=[]", "trainer.enable_progress_bar=false"]
 
 
 @pytest.fixture(autouse=True)

@@ -43,7 +43,7 @@ def test_a_score_that_the_task_does_not_log_is_refused_by_name():
 
 def test_a_run_ends_before_it_trains(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    words = ["debug=fast", "compare=false", "hydra.run.dir=run", "callbacks.checkpoint.monitor=val/acu"]
+    words = ["debug=fast", "compare=[]", "hydra.run.dir=run", "callbacks.checkpoint.monitor=val/acu"]
     with pytest.raises(SystemExit):
         main(words)
     out, err = capsys.readouterr()

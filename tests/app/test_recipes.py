@@ -128,7 +128,8 @@ def test_values_are_read_with_their_comments() -> None:
 def test_options_are_described_by_their_source() -> None:
     found = documented("lora_lightning.data.named_sets.NamedSetDataModule")
     assert found["download"] == (
-        "fetch the set into `root`, or unpack its archives there, if it is not there", False
+        "fetch the set into `root`, or unpack its archives there, if it is not there",
+        False,
     )
     assert found["crop_pct"] == ("share of the shorter side that evaluation keeps", None)  # of its base class
     assert documented(LoRAConfig)["rank_pattern"].default is UNKNOWN  # made anew each time

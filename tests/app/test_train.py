@@ -41,7 +41,7 @@ from lora_lightning.errors import ConfigError, MissingFileError
 from lora_lightning.tasks.classification import ImageClassifier
 from lora_lightning.tasks.scores import Score
 
-TINY = ["debug=fast", "compare=false", "trainer.enable_progress_bar=false", "hydra.run.dir=run"]
+TINY = ["debug=fast", "compare=[]", "trainer.enable_progress_bar=false", "hydra.run.dir=run"]
 
 
 @pytest.fixture(autouse=True)
@@ -262,7 +262,7 @@ def test_a_started_process_runs_its_job_alone(monkeypatch: pytest.MonkeyPatch) -
 
 def test_the_table_of_results() -> None:
     results = [
-        Result("before", {"acc": 0.337}, 0, 1000),
+        Result("none", {"acc": 0.337}, 0, 1000),
         Result("lora", {"acc": 0.634}, 50, 1050, 12.34, 360_000),
     ]
     table = results_table(results, ImageClassifier.scores).splitlines()
@@ -274,7 +274,7 @@ def test_the_table_of_results() -> None:
 def test_error_rates_have_intervals_and_say_what_has_gone() -> None:
     scores = (Score("wer", "WER %", fewer=True), Score("wer_us", "us WER %"))
     results = [
-        Result("before", {"wer": 0.6, "wer_us": 0.05}, 0, 1000, intervals={"wer": (0.55, 0.66)}),
+        Result("none", {"wer": 0.6, "wer_us": 0.05}, 0, 1000, intervals={"wer": (0.55, 0.66)}),
         Result("lora", {"wer": 0.15, "wer_us": 0.2}, 50, 1050, intervals={"wer": (0.12, 0.18)}),
     ]
     lines = [re.split(r"\s{2,}", line.strip()) for line in results_table(results, scores).splitlines()]

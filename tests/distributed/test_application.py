@@ -15,7 +15,7 @@ from lora_lightning.app.compose import shipped
 from lora_lightning.errors import ConfigError
 
 TRAINERS = sorted(p.stem for p in (ROOT / "conf" / "trainer").glob("*.yaml"))
-TINY = ["debug=fast", "compare=false", "trainer.enable_progress_bar=false"]
+TINY = ["debug=fast", "compare=[]", "trainer.enable_progress_bar=false"]
 
 
 def compose(*words: str):

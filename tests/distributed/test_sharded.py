@@ -63,7 +63,7 @@ def test_lightnings_strategies_on_one_gpu(kind, tmp_path):
 def test_the_application_on_one_gpu(trainer, tmp_path):
     if trainer == "deepspeed":
         pytest.importorskip("deepspeed")
-    words = [f"trainer={trainer}", "trainer.devices=1", "debug=fast", "compare=false", "hydra.run.dir=run"]
+    words = [f"trainer={trainer}", "trainer.devices=1", "debug=fast", "compare=[]", "hydra.run.dir=run"]
     code, _, errors = finish(start([ROOT / "train.py", *words], cwd=tmp_path))
     assert code == 0, errors
     assert any("lora_B" in name for name in load_file(tmp_path / "run" / "adapter" / FILE))
@@ -71,7 +71,7 @@ def test_the_application_on_one_gpu(trainer, tmp_path):
 
 @pytest.mark.slow
 def test_the_application_shards_and_saves_as_one_process_does(tmp_path):
-    tiny = ["debug=fast", "compare=false", "trainer.precision=32-true", "trainer.accelerator=cpu"]
+    tiny = ["debug=fast", "compare=[]", "trainer.precision=32-true", "trainer.accelerator=cpu"]
     for trainer in TRAINERS:
         words = [f"trainer={trainer}", f"hydra.run.dir={trainer}", *tiny]
         code, _, errors = finish(start([ROOT / "train.py", *words], cwd=tmp_path, MASTER_PORT=free_port()))

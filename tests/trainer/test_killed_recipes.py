@@ -77,7 +77,7 @@ def differences(one: dict, other: dict) -> list[int]:
 
 
 def words_of(recipe: str) -> list[str]:
-    return [f"recipe={recipe}", *RECIPES[recipe][0], "compare=false", "hydra.run.dir=run"]
+    return [f"recipe={recipe}", *RECIPES[recipe][0], "compare=[]", "hydra.run.dir=run"]
 
 
 def check(recipe: str, folder: Path, wanted: dict, deaths: list[tuple[int, int]]) -> None:

@@ -18,7 +18,7 @@ from lora_lightning.app.resume import resumed, wandb_run
 
 ROOT = Path(__file__).parents[2]
 ADAPTER = Path("adapter") / "adapter_model.safetensors"
-WORDS = ["data.train_size=64", "compare=false", "logger=many", "trainer.enable_progress_bar=false"]
+WORDS = ["data.train_size=64", "compare=[]", "logger=many", "trainer.enable_progress_bar=false"]
 
 
 def test_the_words_that_began_the_run_come_back(tmp_path, monkeypatch):
@@ -58,7 +58,7 @@ def test_a_run_goes_on_in_its_folder(tmp_path, monkeypatch, capsys):
 def test_what_is_missing_is_done_and_nothing_is_trained_again(tmp_path, monkeypatch, capsys):
     """Stopped after the last epoch: before the test, the adapter, the report, or a method to compare with."""
     monkeypatch.chdir(tmp_path)
-    main([*WORDS[:1], *WORDS[3:], "logger=csv", "compare=true", "trainer.max_epochs=1", "hydra.run.dir=run"])
+    main([*WORDS[:1], *WORDS[3:], "logger=csv", "trainer.max_epochs=1", "hydra.run.dir=run"])
     run = tmp_path / "run"
     wanted, adapter = json.loads((run / "results.json").read_text()), load_file(run / ADAPTER)
     with pytest.raises(SystemExit):
@@ -67,14 +67,14 @@ def test_what_is_missing_is_done_and_nothing_is_trained_again(tmp_path, monkeypa
     assert f"{run}: the run is finished" in told and "give trainer.max_epochs above 1" in told
     (run / "results.json").unlink(), (run / ADAPTER).unlink(), shutil.rmtree(run / "full")
     written = (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns
-    probe = (run / "probe" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
+    probe = (run / "linear_probe" / "checkpoints" / "last.ckpt").stat().st_mtime_ns
     main(["resume=run"])
     assert capsys.readouterr().err == ""
     assert (run / "checkpoints" / "last.ckpt").stat().st_mtime_ns == written
-    assert (run / "probe" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == probe
+    assert (run / "linear_probe" / "checkpoints" / "last.ckpt").stat().st_mtime_ns == probe
     again = json.loads((run / "results.json").read_text())
     for one, other in zip(wanted, again, strict=True):
-        if one["method"] in ("lora", "probe"):
+        if one["method"] in ("lora", "linear_probe"):
             assert one.pop("seconds") < other.pop("seconds") * 2  # of the training, not of what came after
         assert one["scores"] == other["scores"] and one["method"] == other["method"]
     assert all((value == adapter[name]).all() for name, value in load_file(run / ADAPTER).items())

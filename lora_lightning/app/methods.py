@@ -1,0 +1,86 @@
+"""The methods by their one word: what each is called, what of the model trains, which options of the group
+`lora` it uses. How a model is prepared for one is in `prepare`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import fields
+from importlib.util import find_spec
+from typing import Any, NamedTuple
+
+from lora_lightning.config import LoRAConfig
+
+HEAD = frozenset({"modules_to_save", "backbone"})  # options that say where the head is
+OPTIONS = frozenset(field.name for field in fields(LoRAConfig)) | {"quantize"}
+PEFT_MISSING = "PEFT is not installed: pip install 'lora-lightning[peft]'"
+
+
+class Method(NamedTuple):
+    """What there is to know of a method before torch is loaded."""
+
+    label: str
+    trains: str
+    options: frozenset[str] = HEAD  # of the group `lora`
+
+
+METHODS = {
+    "none": Method("before adaptation", "nothing: the base is tested", frozenset()),
+    "linear_probe": Method("linear probe", "the head alone"),
+    "norm_only": Method("norms only", "weights and biases of normalization layers, and the head"),
+    "bitfit": Method("BitFit", "biases, and the head"),
+    "peft": Method(
+        "LoRA by PEFT", "updates of PEFT's", OPTIONS - {"quantize", "implementation", "fold_norms"}
+    ),
+    "lora": Method("LoRA", "updates", OPTIONS),
+    "full": Method("full fine-tuning", "everything", frozenset()),
+}
+SCRATCH = "from scratch"  # what full fine-tuning is called on random weights
+ADAPTING = ("linear_probe", "norm_only", "bitfit", "peft", "lora")  # leave an adapter, and the base as it was
+
+
+def compared(method: str, others: Iterable[str] | None) -> list[str]:
+    """The methods of the final table in its order: those of `compare`, the run's own among them or last."""
+    named = list(others or ())
+    return named if method in named else [*named, method]
+
+
+def method_problems(values: Mapping[str, Any]) -> list[str]:
+    """What the methods of a resolved configuration lack here."""
+    chosen = _chosen(values.get("method"), values.get("compare"))
+    if "peft" not in chosen or find_spec("peft") is not None:
+        return []
+    return [
+        f"method={values['method']}: {PEFT_MISSING}"
+        if values["method"] == "peft"
+        else f"compare: {PEFT_MISSING}"
+    ]
+
+
+def unused_option(key: str, method: Any, others: Any) -> str | None:
+    """Why an option that was given would change nothing, or None where it does, or where a method is unknown.
+
+    Args:
+        key: dotted, such as lora.rank.
+        method: of the run.
+        others: those that it is compared with.
+    """
+    chosen = _chosen(method, others)
+    section, _, name = key.partition(".")
+    if not chosen <= METHODS.keys():
+        return None
+    if section == "lora":
+        used = not name or any(name.split(".")[0] in METHODS[m].options for m in chosen)
+    elif section == "optim":
+        used = method != "none" if name in ("lr", "head_lr") else chosen != {"none"}
+    elif section == "rates":
+        used = name in chosen
+    else:
+        return None
+    if used:
+        return None
+    beside = f" compare=[{','.join(others)}]" if others else ""
+    return f"method={method}{beside} does not use it; leave it out, or give another method."
+
+
+def _chosen(method: Any, others: Any) -> set[Any]:
+    return {method, *(others if isinstance(others, (list, tuple)) else ())}

@@ -1,0 +1,152 @@
+"""A task made ready for one method: what of it trains, and what its Trainer's checkpoints hold."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from lightning import LightningModule
+from lightning.pytorch.callbacks import Callback
+from omegaconf import DictConfig
+from torch import nn
+
+from lora_lightning.adapters.inject import train_parts
+from lora_lightning.adapters.quantize import quantize
+from lora_lightning.app.build import lora_config, named
+from lora_lightning.app.methods import ADAPTING, METHODS
+from lora_lightning.app.peft_lora import PeftLoRA, planned_for_peft
+from lora_lightning.config import LoRAConfig
+from lora_lightning.errors import ConfigError
+from lora_lightning.files.origin import Origin
+from lora_lightning.files.save_load import save_adapter
+from lora_lightning.files.weights import write_weights
+from lora_lightning.planning.plan import Plan
+from lora_lightning.planning.targets import head_alone, plan, plan_parts
+from lora_lightning.trainer.callback import LoRACallback
+from lora_lightning.trainer.exact_resume import ExactResume
+from lora_lightning.utils.tables import percent
+
+
+@dataclass
+class Prepared:
+    """What a method has made of a task.
+
+    Attributes:
+        trained, total: numbers of parameters.
+        plan: what trains where the base stays as it is; None where everything trains, or nothing.
+        adapting: the configuration of the callback that adapts, or has adapted, the task.
+        peft: the task's network in PEFT's hands.
+    """
+
+    trained: int
+    total: int
+    plan: Plan | None = None
+    adapting: LoRAConfig | None = None
+    peft: PeftLoRA | None = None
+
+    def callbacks(self) -> list[Callback]:
+        """For a Trainer of the task."""
+        return [ExactResume() if self.adapting is None else LoRACallback(self.adapting, verbose=False)]
+
+
+def prepare(task: LightningModule, config: DictConfig) -> Prepared:
+    """Let train what the configuration's method trains.
+
+    Raises:
+        ConfigError: the model has nothing of the kind, or PEFT cannot adapt it.
+    """
+    method, total = config.method, sum(p.numel() for p in task.parameters())
+    if method == "none":
+        return Prepared(0, total)
+    if method == "full":
+        return Prepared(sum(p.numel() for p in task.parameters() if p.requires_grad), total)
+    with named("lora"):
+        lora = lora_config(config)
+        if method == "lora":
+            planned = plan(task, lora)
+            if kind := config.lora.get("quantize"):
+                quantize(task, kind, exclude_modules=planned.heads or None)
+            return Prepared(planned.trainable, planned.total, planned, lora)
+        if method == "peft":
+            peft = PeftLoRA(task, lora)
+            return Prepared(peft.trained, peft.plan.total, peft.plan, peft=peft)
+        parts = parts_of(task, method, lora)
+        planned = train_parts(task, parts)
+    return Prepared(planned.trainable, planned.total, planned, parts)
+
+
+def check_method(task: LightningModule, method: str, config: DictConfig) -> None:
+    """Whether a task, not yet prepared, can be trained by a method; it stays as it is.
+
+    Raises:
+        ConfigError: as `prepare`.
+    """
+    with named("lora"):
+        lora = lora_config(config)
+        if method == "lora":
+            plan(task, lora)
+        elif method == "peft":
+            planned_for_peft(task, lora)
+        elif method in ADAPTING:
+            plan_parts(task, parts_of(task, method, lora))
+
+
+def parts_of(task: nn.Module, method: str, config: LoRAConfig) -> LoRAConfig:
+    """What a method that adds nothing trains, as a configuration without targets.
+
+    The head is the one that the model's structure shows, since `modules_to_save` may name more than the head;
+    what that names where none is seen.
+
+    Raises:
+        ConfigError: the model has no such parts.
+    """
+    found = _head(task, config)
+    head = plan_parts(task, found).trainable if found else 0
+    if method == "linear_probe":
+        return found or head_alone(config)  # whose problem is told by the plan
+    bare = found or replace(head_alone(config), modules_to_save=None)
+    bias, norm = ("all", "frozen") if method == "bitfit" else ("none", "affine")
+    wanted = replace(bare, train_bias=bias, train_norm=norm)
+    with contextlib.suppress(ConfigError):
+        if plan_parts(task, wanted).trainable > head:
+            return wanted
+    what = "biases" if method == "bitfit" else "weights and biases in normalization layers"
+    raise ConfigError([
+        f"{type(getattr(task, 'model', task)).__name__} has no {what} outside of its head for "
+        f"method={method} to train: give method=linear_probe, or method=lora."
+    ])  # fmt: skip
+
+
+def _head(task: nn.Module, config: LoRAConfig) -> LoRAConfig | None:
+    """What trains the head alone, if there is one."""
+    for saved in ("auto", config.modules_to_save):
+        with contextlib.suppress(ConfigError):
+            alone = head_alone(replace(config, modules_to_save=saved))
+            plan_parts(task, alone)
+            return alone
+    return None
+
+
+def save_trained(
+    task: LightningModule, method: str, prepared: Prepared, folder: Path, origin: Origin
+) -> None:
+    """The adapter, or the whole model where everything was trained; nothing where nothing was."""
+    if prepared.peft:
+        prepared.peft.save(folder / "adapter", origin)
+    elif prepared.adapting:
+        save_adapter(task, folder / "adapter", origin=origin)
+    elif method != "none":
+        model: Any = task.model
+        write_weights(folder / "model.safetensors", model.state_dict(), {"origin": origin.to_dict()})
+
+
+def in_words(config: DictConfig, prepared: Prepared) -> str:
+    """What trains, to be printed before it does."""
+    method = METHODS[config.method]
+    lines = [f"{method.label}: trains {method.trains}"] if config.method != "lora" else []
+    if prepared.plan:
+        return "\n".join([*lines, str(prepared.plan)])
+    share = percent(prepared.trained, prepared.total)
+    return "\n".join([*lines, f"trainable: {prepared.trained:,} of {prepared.total:,} parameters ({share})"])
