@@ -36,8 +36,8 @@ def confusion(counts: np.ndarray, names: Sequence[str], label: str) -> str:
     """
     number = len(names)
     cell = 24 if number <= WRITTEN else 14
-    letters = max(3, min(14, max(len(name) for name in names)))
-    margin = 8 + 6.2 * letters
+    letters = max(3, min(12, max(len(name) for name in names)))
+    margin = 8 + 7 * letters
     size = margin + cell * number
     shares = counts / np.maximum(1, counts.sum(1, keepdims=True))
     parts = []
@@ -81,7 +81,7 @@ def class_bars(
     ]
     for row, (name, values) in enumerate(rows):
         y = 22 + row * step
-        shown = f"{text(name, 14)}<title>{text(name)}</title>"
+        shown = f"{text(name, 12)}<title>{text(name)}</title>"
         parts.append(f'<text x="{left - 6}" y="{y + 11}" text-anchor="end">{shown}</text>')
         for i, (value, interval, before) in enumerate(values):
             x = left + i * (bar + 12)

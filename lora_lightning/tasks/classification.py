@@ -18,7 +18,7 @@ from lora_lightning.adapters.manage import adapters_off
 from lora_lightning.adapters.state import is_injected
 from lora_lightning.tasks.classification_checks import problems_of
 from lora_lightning.tasks.classification_losses import Loss
-from lora_lightning.tasks.classification_report import Tested, tables, write_report
+from lora_lightning.tasks.classification_report import Outcome, tables, write_report
 from lora_lightning.tasks.classification_scores import (
     calibration_error,
     metrics_of,
@@ -124,7 +124,8 @@ class ImageClassifier(L.LightningModule):
     @property
     def monitors(self) -> tuple[str, ...]:
         """What validation logs under val/, the first score first."""
-        return (*self.metrics["val_metrics"].keys(keep_base=True), "loss")  # type: ignore[operator]
+        metrics: Any = self.metrics["val_metrics"]
+        return (*(score.name for score in self.scores if score.name in metrics), "loss")
 
     def configure_model(self) -> None:
         """Under Lightning's ModelParallelStrategy, shard the model, which is adapted by now, over all
@@ -277,7 +278,7 @@ class ImageClassifier(L.LightningModule):
         if self.predictions is None:
             return []
         return write_report(
-            Tested(self.predictions, self.class_names, self.scores, self.source), data, folder
+            Outcome(self.predictions, self.class_names, self.scores, self.source), data, folder
         )
 
     def tables(self) -> Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]]:

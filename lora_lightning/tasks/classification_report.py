@@ -14,7 +14,8 @@ from lora_lightning.tasks.bootstrap import RESAMPLES
 from lora_lightning.tasks.classification_pictures import cards, chosen
 from lora_lightning.tasks.classification_scores import score_intervals, score_values
 from lora_lightning.tasks.classification_tables import (
-    class_rates_of,
+    ClassRates,
+    both_class_rates,
     confusion_matrix,
     most_confused,
     per_class_rows,
@@ -35,7 +36,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # header and rows
 
 
 @dataclass(frozen=True)
-class Tested:
+class Outcome:
     """A classifier's last test: what it predicted, the names of its classes, its scores, and the accuracy in
     the source domain by the adapter's state."""
 
@@ -45,7 +46,7 @@ class Tested:
     source: Mapping[str, float]
 
 
-def write_report(tested: Tested, data: Any, folder: Path) -> list[str]:
+def write_report(outcome: Outcome, data: Any, folder: Path) -> list[str]:
     """report.html, and of classes per_class.csv.
 
     Args:
@@ -54,27 +55,28 @@ def write_report(tested: Tested, data: Any, folder: Path) -> list[str]:
     Returns:
         Lines to print.
     """
-    found = tested.predictions
-    parts = [_lead(tested), *_numbers(tested)]
+    found = outcome.predictions
+    parts = [_lead(outcome), *_numbers(outcome)]
     if found.target == "class":
-        parts += _confusions(found, tested.names)
+        parts += _confusions(found, outcome.names)
     if found.target == "number":
         parts += _scatter(found)
     else:
-        header, rows = per_class_rows(found, tested.names)
+        after, before = both_class_rates(found)
+        header, rows = per_class_rows(outcome.names, after, before)
         write_per_class(folder / "per_class.csv", header, rows)
-        parts += [*_classes(found, tested.names, rows, header), *_reliability(found)]
+        parts += [*_classes(outcome.names, after, before), _listed(header, rows), *_reliability(found)]
     for title, indices in chosen(found).items():
-        parts += [f"<h2>{text(title)}</h2>", cards(found, tested.names, indices, data)]
+        parts += [f"<h2>{text(title)}</h2>", cards(found, outcome.names, indices, data)]
     write_page(folder / "report.html", _title(found), parts)
-    return _lines(tested)
+    return _lines(outcome)
 
 
 def tables(found: Predictions, names: Sequence[str]) -> dict[str, Table]:
     """What loggers show as tables: the classes, and which are confused most."""
     if found.target == "number":
         return {}
-    shown: dict[str, Table] = {"per_class": per_class_rows(found, names)}
+    shown: dict[str, Table] = {"per_class": per_class_rows(names, *both_class_rates(found))}
     if found.target == "class" and (pairs := _pairs(found, names)):
         shown["confused"] = (["true", "predicted", "pictures", "% of the true"], [list(p) for p in pairs])
     return shown
@@ -84,8 +86,8 @@ def _title(found: Predictions) -> str:
     return "Numbers from pictures" if found.target == "number" else "Classified pictures"
 
 
-def _lead(tested: Tested) -> str:
-    found = tested.predictions
+def _lead(outcome: Outcome) -> str:
+    found = outcome.predictions
     classes = "" if found.target == "number" else f" of {found.classes} classes"
     words = [
         f"{len(found)} test pictures{classes}. In brackets, 95 % intervals by the bootstrap over pictures."
@@ -107,21 +109,24 @@ def text_of(words: str) -> str:
     return text(words, 1000)
 
 
-def _numbers(tested: Tested) -> list[str]:
+def _numbers(outcome: Outcome) -> list[str]:
     """The scores, after and before."""
-    states = {"after": tested.predictions}
-    if (before := tested.predictions.as_before()) is not None:
-        states = {"before": before, "after": tested.predictions}
+    states = {"after": outcome.predictions}
+    if (before := outcome.predictions.as_before()) is not None:
+        states = {"before": before, "after": outcome.predictions}
     values = {name: score_values(state) for name, state in states.items()}
     bounds = {name: score_intervals(state, RESAMPLES) for name, state in states.items()}
+    if outcome.predictions.temperature != 1 and "before" in states:  # to which none was fitted
+        values["before"]["ece_raw"] = values["before"].pop("ece")
+        bounds["before"]["ece_raw"] = bounds["before"].pop("ece")
     rows = []
-    for score in tested.scores:
+    for score in outcome.scores:
         if score.name in values["after"]:
             cells = [score.show(values[s].get(score.name), bounds[s].get(score.name)) for s in states]
             rows.append([score.label, *cells])
-    if tested.source:
+    if outcome.source:
         share = {
-            state: tested.source.get(name) for state, name in (("before", "source_off"), ("after", "source"))
+            state: outcome.source.get(name) for state, name in (("before", "source_off"), ("after", "source"))
         }
         cells = [Score(s, "").show(share[s]) for s in states]
         rows.append(["source domain, accuracy %", *cells])
@@ -152,33 +157,33 @@ def _pairs(found: Predictions, names: Sequence[str]) -> list[tuple[str, str, str
     ]
 
 
-def _classes(
-    found: Predictions, names: Sequence[str], rows: Sequence[Sequence[Any]], header: Sequence[str]
-) -> list[str]:
-    after, earlier = class_rates_of(found), found.as_before()
-    before = None if earlier is None else class_rates_of(earlier, with_intervals=False)
-    shown = ("precision", "recall") if found.target == "class" else ("precision", "recall", "ap")
+def _classes(names: Sequence[str], after: ClassRates, before: ClassRates | None) -> list[str]:
+    """Bars, in the order of the classes; of many, those with the lowest F1, the lowest first."""
+    shown = {"precision": "precision", "recall": "recall"} | ({"ap": "AP"} if "ap" in after.names else {})
     order = np.argsort(np.nan_to_num(after.of("f1"), nan=-1), kind="stable")
     order = order[after.pictures[order] > 0][:BARS]
-    if found.classes <= BARS:
+    if len(names) <= BARS:
         order = np.sort(order)
     bars = [(names[i], [_value(name, int(i), after, before) for name in shown]) for i in order]
-    title = "Classes" if len(bars) == found.classes else f"The {len(bars)} classes with the lowest F1"
+    title = "Classes" if len(names) <= BARS else f"The {len(bars)} classes with the lowest F1"
     note = "The bar is now, the thin line its interval, the mark before." if before else "With intervals."
-    listed = [
-        [row[0], row[1], *("–" if v is None else f"{100 * v:.1f}" for v in row[2 : 2 + len(after.names)])]
-        for row in rows[:ROWS]
+    return [f'<h2>{title}</h2><p class="soft">{note}</p>', charts.class_bars(bars, list(shown.values()))]
+
+
+def _listed(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
+    """Every class in numbers, folded away."""
+    last = next(i for i, name in enumerate(header) if name.endswith("_low"))
+    cells = [
+        [*row[:2], *("–" if v is None else f"{100 * v:.1f}" for v in row[2:last])] for row in rows[:ROWS]
     ]
-    every = table([*header[:2], *(f"{n} %" for n in after.names)], listed)
+    every = table([*header[:2], *(f"{name} %" for name in header[2:last])], cells)
     more = f" (the first {ROWS}; all in per_class.csv)" if len(rows) > ROWS else ""
-    return [
-        f"<h2>{title}</h2><p class='soft'>{note}</p>",
-        charts.class_bars(bars, shown),
-        f"<details><summary>All classes in numbers{more}</summary>{every}</details>",
-    ]
+    return f"<details><summary>All classes in numbers{more}</summary>{every}</details>"
 
 
-def _value(name: str, i: int, after: Any, before: Any) -> tuple[float | None, list[float], float | None]:
+def _value(
+    name: str, i: int, after: ClassRates, before: ClassRates | None
+) -> tuple[float | None, list[float], float | None]:
     """What `class_bars` takes: value, interval, value before."""
     row = after.names.index(name)
     bounds = after.bounds[row, i]
@@ -224,13 +229,13 @@ def _scatter(found: Predictions) -> list[str]:
     return ["<h2>Predicted and true</h2>", f"<figure>{chart}<figcaption>{note}</figcaption></figure>"]
 
 
-def _lines(tested: Tested) -> list[str]:
+def _lines(outcome: Outcome) -> list[str]:
     """What the table does not say."""
-    found, lines = tested.predictions, []
-    if "source_off" in tested.source:
-        shares = [f"{100 * tested.source[name]:.1f} %" for name in ("source", "source_off")]
+    found, lines = outcome.predictions, []
+    if "source_off" in outcome.source:
+        shares = [f"{100 * outcome.source[name]:.1f} %" for name in ("source", "source_off")]
         lines.append(f"Source domain: {shares[0]} with the adapter on, {shares[1]} with it off, as before.")
-    if found.target == "class" and (pairs := _pairs(found, tested.names)):
+    if found.target == "class" and (pairs := _pairs(found, outcome.names)):
         said = ", ".join(f"{true} as {predicted} ({count})" for true, predicted, count, _ in pairs[:3])
         lines.append(f"Taken for another most often: {said}.")
     if found.temperature != 1:

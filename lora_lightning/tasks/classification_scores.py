@@ -249,7 +249,8 @@ def _of_numbers(found: Predictions) -> Callable[[Array], Array]:
 
     def statistic(counts: Array) -> Array:
         absolute, squared, mean, square = (counts @ columns / counts.sum(1, keepdims=True)).T
-        with np.errstate(invalid="ignore", divide="ignore"):
-            return np.stack([absolute, np.sqrt(squared), 1 - squared / (square - mean**2)], axis=1)
+        spread = square - mean**2
+        explained = 1 - squared / np.where(spread > 0, spread, np.nan)
+        return np.stack([absolute, np.sqrt(squared), explained], axis=1)
 
     return statistic

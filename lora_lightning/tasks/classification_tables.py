@@ -46,6 +46,12 @@ class ClassRates:
         return self.values[self.names.index(name)]
 
 
+def both_class_rates(found: Predictions) -> tuple[ClassRates, ClassRates | None]:
+    """Of now, with intervals, and of before, without."""
+    earlier = found.as_before()
+    return class_rates_of(found), None if earlier is None else class_rates_of(earlier, with_intervals=False)
+
+
 def class_rates_of(found: Predictions, with_intervals: bool = True) -> ClassRates:
     """Precision, recall and F1 of each class, of several classes at once average precision too."""
     truths, predicted = found.truths.numpy(), found.predicted.numpy()
@@ -111,11 +117,10 @@ def reliability_of(found: Predictions, calibrated: bool) -> tuple[Array, Array, 
         return hits / counts, total / counts, counts
 
 
-def per_class_rows(found: Predictions, names: Sequence[str]) -> tuple[list[str], list[list[Any]]]:
+def per_class_rows(
+    names: Sequence[str], after: ClassRates, before: ClassRates | None
+) -> tuple[list[str], list[list[Any]]]:
     """Header and a row a class: pictures, rates from 0 to 1, their intervals, and the rates of before."""
-    after = class_rates_of(found)
-    earlier = found.as_before()
-    before = None if earlier is None else class_rates_of(earlier, with_intervals=False)
     header = ["class", "pictures", *after.names]
     header += [f"{name}_{bound}" for name in RATES for bound in ("low", "high")]
     header += [f"{name}_before" for name in after.names] if before else []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+import re
 from collections.abc import Sequence
 from html import escape
 from pathlib import Path
@@ -28,7 +29,7 @@ p{margin:.4rem 0;max-width:46rem}.soft,figcaption,small{color:var(--soft)}
 table{border-collapse:collapse;font-variant-numeric:tabular-nums}
 td,th{padding:.25rem .7rem .25rem 0;text-align:left;vertical-align:top}
 th{border-bottom:1px solid var(--line);font-weight:600}
-td.number,th.number{text-align:right}
+td.number,th.number{text-align:right}td.number span{white-space:nowrap}
 td.name{overflow-wrap:anywhere;min-width:4.5rem;max-width:20rem}
 @media(min-width:30rem){td.number,th.number{white-space:nowrap}}
 .two{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(100%,22rem),1fr));gap:1rem 2rem}
@@ -90,12 +91,17 @@ def table(header: Sequence[object], rows: Sequence[Sequence[object]], left: int 
     """A table that scrolls by itself where it is too wide; the first `left` columns are names."""
 
     def line(tag: str, cells: Sequence[object]) -> str:
-        kinds = ("name" if i < left else "number" for i in range(len(cells)))
-        inner = (f'<{tag} class="{k}">{text(c)}</{tag}>' for k, c in zip(kinds, cells, strict=True))
-        return f"<tr>{''.join(inner)}</tr>"
+        names = (f'<{tag} class="name">{text(cell)}</{tag}>' for cell in cells[:left])
+        numbers = (f'<{tag} class="number">{_unbroken(text(cell))}</{tag}>' for cell in cells[left:])
+        return f"<tr>{''.join((*names, *numbers))}</tr>"
 
     body = "".join(line("td", row) for row in rows)
     return f'<div class="wide"><table>{line("th", header)}{body}</table></div>'
+
+
+def _unbroken(cell: str) -> str:
+    """An interval in brackets stays on one line."""
+    return re.sub(r"\(.*?\)", lambda found: f"<span>{found[0]}</span>", cell)
 
 
 def image(picture: Image.Image, alt: str, side: int = 256) -> str:
@@ -108,4 +114,4 @@ def image(picture: Image.Image, alt: str, side: int = 256) -> str:
     picture.convert("RGB").save(buffer, "PNG" if small else "JPEG", **({} if small else {"quality": 80}))
     data = base64.b64encode(buffer.getvalue()).decode()
     kind, style = ("png", ' class="small"') if small else ("jpeg", "")
-    return f'<img{style} alt="{text(alt)}" loading="lazy" src="data:image/{kind};base64,{data}">'
+    return f'<img{style} alt="{text(alt)}" src="data:image/{kind};base64,{data}">'

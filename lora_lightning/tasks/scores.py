@@ -26,4 +26,5 @@ class Score(NamedTuple):
         if value is None:
             return "–"
         low, high = (f"{self.scale * bound:.{self.digits}f}" for bound in interval or (value, value))
-        return f"{self.scale * value:.{self.digits}f}" + (f" ({low}–{high})" if interval else "")
+        between = " to " if low.startswith("-") else "–"
+        return f"{self.scale * value:.{self.digits}f}" + (f" ({low}{between}{high})" if interval else "")

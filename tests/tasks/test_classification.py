@@ -3,14 +3,17 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from lightning import Trainer, seed_everything
+from lightning import LightningDataModule, Trainer, seed_everything
 from lightning.pytorch.callbacks import Callback
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
+from lora_lightning import LoRACallback
 from lora_lightning.errors import ConfigError
+from lora_lightning.tasks import predictions
 from lora_lightning.tasks.classification import ImageClassifier
 from lora_lightning.tasks.optim_config import OptimConfig
+from lora_lightning.tasks.temperature import fitted_temperature
 
 
 class Rates(Callback):
@@ -159,3 +162,171 @@ def test_updates_are_fused_where_lightning_allows(precision, clip, fused):
     fitter = trainer(precision=precision, gradient_clip_val=clip, max_steps=1)
     fitter.fit(classifier(), loader())
     assert {bool(group["fused"]) for group in fitter.optimizers[0].param_groups} == {fused}
+
+
+def targets_of(target, images):
+    values = images.flatten(1)
+    return {
+        "class": values[:, :3].argmax(1),
+        "classes": (values[:, :3] > 0).float(),
+        "number": 40 + 9 * values[:, 0],
+    }[target]
+
+
+def data_of(target, count=60, seed=0, weights=False):
+    images = torch.randn(count, 3, 2, 2, generator=torch.Generator().manual_seed(seed))
+    more = [torch.ones(count)] if weights else []
+    return DataLoader(TensorDataset(images, targets_of(target, images), *more), 16)
+
+
+@pytest.mark.parametrize(
+    ("target", "first", "options"),
+    [
+        ("class", "acc", {}),
+        ("classes", "map", {}),
+        ("number", "mae", {"number_mean": 40.0, "number_std": 9.0}),
+    ],
+)
+def test_each_target_is_learned_scored_and_calibrated(target, first, options, tmp_path):
+    seed_everything(0, verbose=False)
+    outputs = 1 if target == "number" else 3
+    model = nn.Sequential(nn.Flatten(), nn.Linear(12, outputs))
+    module = ImageClassifier(model, outputs, target=target, optim={"lr": 0.05}, **options)
+    fitter = trainer(max_epochs=30)
+    fitter.fit(module, data_of(target, weights=True), data_of(target, seed=1))
+    assert module.scores[0].name == first == module.monitors[0]
+    assert module.temperature is None  # until it is validated by itself
+    names = {s.name for s in module.scores} - {"ece", "ece_raw", "source", "source_off"}
+    assert {f"val/{n}" for n in names} <= set(fitter.callback_metrics)
+    value = float(fitter.callback_metrics[f"val/{first}"])
+    assert value < 2 if target == "number" else value > 0.8  # of 9
+    (plain,) = fitter.test(module, data_of(target, seed=2), verbose=False)
+    fitter.validate(module, data_of(target, seed=1), verbose=False)
+    (test,) = fitter.test(module, data_of(target, seed=2), verbose=False)
+    extra = set() if target == "number" else {"test/ece_raw"}
+    assert set(test) == set(plain) | extra
+    changed = {"test/ece", "test/ece_raw"}
+    assert {k: v for k, v in test.items() if k not in changed} == {
+        k: v for k, v in plain.items() if k not in changed
+    }
+    bounds = module.intervals()
+    assert bounds[first][0] <= test[f"test/{first}"] <= bounds[first][1]
+    if target == "number":
+        assert module.facts() == {}
+    else:
+        assert test["test/ece_raw"] == plain["test/ece"] != test["test/ece"]
+        assert module.facts() == {"temperature": module.temperature}
+        predictions = module.predictions
+        expected = fitted_temperature(*evaluated(module, data_of(target, seed=1)))
+        assert module.temperature == predictions.temperature == pytest.approx(expected, rel=1e-5)
+    assert module.report(None, tmp_path) is not None
+    assert (tmp_path / "report.html").exists()
+
+
+def evaluated(module, loader):
+    images, targets = loader.dataset.tensors
+    with torch.no_grad():
+        return module(images), targets
+
+
+def test_a_new_fit_forgets_the_temperature():
+    module = classifier()
+    trainer().validate(module, loader(), verbose=False)
+    assert module.temperature is not None
+    trainer(max_steps=1).fit(module, loader())
+    assert module.temperature is None
+    silent = classifier(calibrate=False)
+    trainer().validate(silent, loader(), verbose=False)
+    assert silent.facts() == {}
+    assert "ece_raw" not in {s.name for s in silent.scores}
+
+
+def test_mirror_images_count_in_the_test_alone():
+    module = classifier(test_flips=True)
+    images, labels = loader().dataset.tensors
+    trainer().test(module, loader(), verbose=False)
+    expected = (module(images) + module(images.flip(-1))) / 2
+    torch.testing.assert_close(module.predictions.outputs, expected)
+    assert module.facts() == {"test_flips": True}
+    fitter = trainer(max_epochs=1)
+    fitter.fit(module, loader(), loader())
+    plain = F.cross_entropy(module(images), labels)
+    assert float(fitter.callback_metrics["val/loss"]) == pytest.approx(float(plain), rel=1e-5)
+
+
+def test_what_the_model_said_before_is_kept_beside(tmp_path):
+    module = classifier()
+    images = loader().dataset.tensors[0]
+    before = module(images).detach()
+    callback = LoRACallback(rank=2, target_modules="all", verbose=False)
+    fitter = trainer(max_epochs=3, callbacks=[callback])
+    fitter.fit(module, loader())
+    fitter.test(module, loader(), verbose=False)
+    torch.testing.assert_close(module.predictions.before, before, rtol=0, atol=0)
+    torch.testing.assert_close(module.predictions.outputs, module(images))
+    assert not torch.allclose(before, module.predictions.outputs)
+
+
+def test_the_source_domain_is_tested_with_and_without_the_adapter():
+    class Digits(LightningDataModule):
+        def train_dataloader(self):
+            return loader()
+
+        test_dataloader = train_dataloader
+
+        def source_dataloader(self):
+            images, labels = loader().dataset.tensors
+            return DataLoader(TensorDataset(images * 3, labels), 7)
+
+    module = classifier(optim={"lr": 0.1})
+    images, labels = loader().dataset.tensors
+
+    def right():
+        return float((module(images * 3).argmax(1) == labels).float().mean())
+
+    before = right()
+    fitter = trainer(max_epochs=10, callbacks=[LoRACallback(rank=2, target_modules="all", verbose=False)])
+    fitter.fit(module, datamodule=Digits())
+    (test,) = fitter.test(module, datamodule=Digits(), verbose=False)
+    assert test["test/source_off"] == pytest.approx(before)
+    assert test["test/source"] == pytest.approx(right())
+    assert before != right()
+
+
+def test_what_does_not_go_together_is_named_at_once():
+    model = nn.Linear(2, 3)
+    cases = [
+        ({"num_classes": 3, "target": "number"}, "num_classes=3: target=number has one output"),
+        ({"num_classes": 1}, "num_classes=1: give a whole number of at least 2"),
+        ({"class_names": ["a"]}, "class_names: 1 entries for num_classes=3"),
+        ({"class_weights": [1, -1, 1]}, "class_weights: -1 is below 0"),
+        ({"logit_adjustment": [1.0] * 4}, "logit_adjustment: 4 entries for num_classes=3"),
+        ({"num_classes": 1, "target": "number", "label_smoothing": 0.1}, "label_smoothing=0.1: a number has"),
+        (
+            {"num_classes": 1, "target": "number", "class_weights": [1.0]},
+            "class_weights: a number has no classes",
+        ),
+        ({"target": "label"}, "target='label': give one of class, classes, number"),
+    ]
+    for options, told in cases:
+        with pytest.raises(ConfigError) as caught:
+            ImageClassifier(model, **{"num_classes": 3, **options})
+        assert len(caught.value.problems) == 1
+        assert told in caught.value.problems[0]
+
+
+def test_shares_of_several_processes_are_put_together_in_order(monkeypatch):
+    """As a distributed sampler deals them, and fills up the last share."""
+    dataset = TensorDataset(torch.arange(7))
+    samplers = [DistributedSampler(dataset, 3, rank, shuffle=False) for rank in range(3)]
+    shares = [torch.tensor(list(sampler)) for sampler in samplers]
+    monkeypatch.setattr(predictions.dist, "get_world_size", lambda: 3)
+
+    def gather(into, rows):
+        into[:] = [share.view(-1, 1).float() if rows.ndim == 2 else share for share in shares]
+
+    monkeypatch.setattr(predictions.dist, "all_gather_object", gather)
+    collector = predictions.Collector()
+    collector.add(shares[1].view(-1, 1).float(), shares[1])
+    found = collector.all("class", DataLoader(dataset, 2, sampler=samplers[1]))
+    assert found.truths.tolist() == list(range(7)) == found.outputs[:, 0].tolist()
