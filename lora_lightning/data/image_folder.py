@@ -41,8 +41,8 @@ class PictureFiles(PictureSet):
         if any(row.weight != 1 for row in rows):
             self.weights = torch.tensor([row.weight for row in rows])
 
-    def picture(self, index: int) -> Image.Image:
-        return read_picture(self.files[index])
+    def picture(self, index: int, least: int | None = None) -> Image.Image:
+        return read_picture(self.files[index], least)
 
     def name(self, index: int) -> str:
         return self.names[index]

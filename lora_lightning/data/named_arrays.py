@@ -32,7 +32,7 @@ class PictureArrays(PictureSet):
     def __init__(self, data: np.ndarray, targets: Tensor) -> None:
         self.data, self.targets = data, targets
 
-    def picture(self, index: int) -> Image.Image:
+    def picture(self, index: int, least: int | None = None) -> Image.Image:
         return Image.fromarray(self.data[index]).convert("RGB")
 
 

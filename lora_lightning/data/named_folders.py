@@ -48,8 +48,8 @@ class PictureFiles(PictureSet):
     def __init__(self, folder: Path, files: Sequence[str], targets: Tensor) -> None:
         self.folder, self.files, self.targets = folder, list(files), targets
 
-    def picture(self, index: int) -> Image.Image:
-        return read_picture(self.folder / self.files[index])
+    def picture(self, index: int, least: int | None = None) -> Image.Image:
+        return read_picture(self.folder / self.files[index], least)
 
     def name(self, index: int) -> str:
         return self.files[index]

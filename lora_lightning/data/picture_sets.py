@@ -30,8 +30,9 @@ class PictureSet(Dataset[tuple[Any, ...]]):
     targets: Tensor
     weights: Tensor | None = None
 
-    def picture(self, index: int) -> Image.Image:
-        """The picture as it is on the disk, in RGB."""
+    def picture(self, index: int, least: int | None = None) -> Image.Image:
+        """The picture as it is on the disk, in RGB; scaled down by whole steps where `least` pixels of the
+        shorter side are enough, and that is faster."""
         raise NotImplementedError
 
     def name(self, index: int) -> str:
@@ -42,7 +43,11 @@ class PictureSet(Dataset[tuple[Any, ...]]):
         return len(self.targets)
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
-        item = self.picture(index), self.targets[index]
+        return self.sample(index)
+
+    def sample(self, index: int, least: int | None = None) -> tuple[Any, ...]:
+        """As by index, with a picture that may be scaled down."""
+        item = self.picture(index, least), self.targets[index]
         return item if self.weights is None else (*item, self.weights[index])
 
 
@@ -54,14 +59,14 @@ class PicturePart(PictureSet):
         self.targets = whole.targets[indices]
         self.weights = None if whole.weights is None else whole.weights[indices]
 
-    def picture(self, index: int) -> Image.Image:
-        return self.whole.picture(int(self.indices[index]))
+    def picture(self, index: int, least: int | None = None) -> Image.Image:
+        return self.whole.picture(int(self.indices[index]), least)
 
     def name(self, index: int) -> str:
         return self.whole.name(int(self.indices[index]))
 
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
-        return self.whole[int(self.indices[index])]
+    def sample(self, index: int, least: int | None = None) -> tuple[Any, ...]:
+        return self.whole.sample(int(self.indices[index]), least)
 
 
 class Shown(Dataset[tuple[Any, ...]]):
@@ -70,6 +75,9 @@ class Shown(Dataset[tuple[Any, ...]]):
     A picture that cannot be read any more ends no run: the next one that can be takes its place, and this is
     told when it happens first.
 
+    Args:
+        least: pixels of a picture's shorter side that are enough for the transform; None takes all.
+
     Attributes:
         lost: (n,) bool, the pictures that could not be read; shared with the loading processes.
 
@@ -77,8 +85,13 @@ class Shown(Dataset[tuple[Any, ...]]):
         DataError: TRIES pictures one after the other cannot be read.
     """
 
-    def __init__(self, pictures: PictureSet, transform: Callable[[Image.Image], Tensor]) -> None:
-        self.pictures, self.transform = pictures, transform
+    def __init__(
+        self,
+        pictures: PictureSet,
+        transform: Callable[[Image.Image], Tensor],
+        least: int | None = None,
+    ) -> None:
+        self.pictures, self.transform, self.least = pictures, transform, least
         self.lost = torch.zeros(len(pictures), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
@@ -88,7 +101,7 @@ class Shown(Dataset[tuple[Any, ...]]):
         for step in range(TRIES):
             place = (index + step) % len(self)
             try:
-                picture, *rest = self.pictures[place]
+                picture, *rest = self.pictures.sample(place, self.least)
             except DataError as error:
                 if not self.lost.any():
                     print(f"{error} The next picture takes its place.", file=sys.stderr, flush=True)

@@ -9,6 +9,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lora_lightning.data.augment import TRIVIAL, AugmentConfig
+from lora_lightning.data.cropping import faster
 from lora_lightning.errors import ConfigError
 from lora_lightning.utils.libraries import loading
 
@@ -145,15 +146,21 @@ def unfinished_training_transform(
         auto_augment=None if policy == TRIVIAL else policy,
     )
     if augment.crop_scale is not None:
-        stages += crop.transforms
+        stages += map(faster, crop.transforms)
     if augment.hflip:
         stages.append(v2.RandomHorizontalFlip(augment.hflip))
     if augment.vflip:
         stages.append(v2.RandomVerticalFlip(augment.vflip))
-    stages += [v2.TrivialAugmentWide()] if policy == TRIVIAL else policies.transforms
+    policies = [v2.TrivialAugmentWide()] if policy == TRIVIAL else policies.transforms
+    if policies:  # they are drawn by PIL
+        stages += [_as_picture, *policies]
     if augment.color_jitter:
         stages.append(v2.ColorJitter(*(float(augment.color_jitter),) * 3))
     return v2.Compose([*stages, MaybePILToTensor()])
+
+
+def _as_picture(image: Image.Image | Tensor) -> Image.Image:
+    return v2.functional.to_pil_image(image) if isinstance(image, Tensor) else image
 
 
 def _pair(values: Sequence[float]) -> tuple[float, float]:

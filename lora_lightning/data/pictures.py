@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lora_lightning.data.augment import AugmentConfig, AugmentOptions
+from lora_lightning.data.cropping import least_side
 from lora_lightning.data.findings import DataError
 from lora_lightning.data.imbalance import Imbalance, balanced_sampler, class_weights, logit_adjustment
 from lora_lightning.data.mixing import mixed
@@ -187,7 +188,9 @@ class PictureDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         pictures = self.train_set
-        shown = self._shown("train", unfinished_training_transform(self.preprocessing(), self.augment))
+        facts = self.preprocessing()
+        transform = unfinished_training_transform(facts, self.augment)
+        shown = self._shown("train", transform, least_side(facts["input_size"], self.augment.crop_scale))
         order = self.training_order(pictures)
         options: dict[str, Any] = {"shuffle": True} if order is None else {"sampler": order}
         processes = 1 if self.trainer is None else self.trainer.world_size
@@ -206,8 +209,10 @@ class PictureDataModule(L.LightningDataModule):
     def test_dataloader(self) -> DataLoader:
         return self._loader(self._shown("test", unfinished_evaluation_transform(self.preprocessing())))
 
-    def _shown(self, part: Part, transform: Callable[[Image.Image], Tensor]) -> Shown:
-        self._in_use[part] = Shown(self.part(part), transform)
+    def _shown(
+        self, part: Part, transform: Callable[[Image.Image], Tensor], least: int | None = None
+    ) -> Shown:
+        self._in_use[part] = Shown(self.part(part), transform, least)
         return self._in_use[part]
 
     def teardown(self, stage: str) -> None:

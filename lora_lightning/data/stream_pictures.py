@@ -69,18 +69,18 @@ class StreamedPictures(PictureSet):
         labels = [self._class(v, n, i) for n in self.numbers for i, v in enumerate(self.shards.labels_of(n))]
         return torch.tensor(labels, dtype=torch.int64)
 
-    def picture(self, index: int) -> Image.Image:
-        return self[index][0]
+    def picture(self, index: int, least: int | None = None) -> Image.Image:
+        return self.sample(index, least)[0]
 
     def name(self, index: int) -> str:
         shard, place = self._where(index)
         return f"{Path(self.shards.names[shard]).name}: {place}"
 
-    def __getitem__(self, index: int) -> tuple[Any, ...]:
+    def sample(self, index: int, least: int | None = None) -> tuple[Any, ...]:
         shard, place = self._where(index)
         data, label = self.shards.read(shard, place)
         try:
-            picture = data if isinstance(data, Image.Image) else read_picture(bytes(data))
+            picture = data if isinstance(data, Image.Image) else read_picture(bytes(data), least)
         except DataError as error:
             raise DataError(f"{self.shards.names[shard]}: picture {place}: {error}") from None
         return picture, torch.tensor(self._class(label, shard, place))
