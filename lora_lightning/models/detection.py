@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lora_lightning.files.weights import load_into, network_state
 from lora_lightning.models.base_file import Weights, base_file, read_base
+from lora_lightning.models.torchvision_weights import backbone_weights
 from lora_lightning.utils.checks import require, strays
 from lora_lightning.utils.download import DOWNLOAD_AGAIN, url_file
 from lora_lightning.utils.libraries import loading
@@ -22,7 +23,7 @@ from lora_lightning.utils.marks import at_least, one_of
 from lora_lightning.utils.torch_file import read_torch
 
 with loading("torchvision"):
-    from torchvision.models import WeightsEnum, get_model_builder, get_model_weights
+    from torchvision.models import get_model_builder, get_model_weights
     from torchvision.models.detection import FCOS, FasterRCNN, MaskRCNN, RetinaNet
     from torchvision.models.detection.anchor_utils import AnchorGenerator
     from torchvision.models.detection.backbone_utils import BackboneWithFPN
@@ -102,7 +103,7 @@ def detector(
         path = url_file(name, get_model_weights(name).DEFAULT.url)
         return _loaded(name, num_classes, read_torch(path, DOWNLOAD_AGAIN), path, kwargs)
     if pretrained_backbone:
-        return _with_backbone(name, num_classes, kwargs)
+        return _build(name, num_classes, kwargs, weights_backbone=backbone_weights(name))
     return _build(name, num_classes, kwargs)
 
 
@@ -128,23 +129,6 @@ def _build(name: str, num_classes: int, kwargs: Mapping[str, Any], **weights: An
     else:
         build = partial(get_model_builder(name), weights=None, **{"weights_backbone": None, **weights})
     return build(num_classes=num_classes + 1, **kwargs)  # and the background
-
-
-def _with_backbone(name: str, num_classes: int, kwargs: Mapping[str, Any]) -> nn.Module:
-    default = inspect.signature(get_model_builder(name)).parameters["weights_backbone"].default
-    path = url_file(f"{name}'s backbone", default.url)
-    return _build(name, num_classes, kwargs, weights_backbone=_read_by(default, path))
-
-
-def _read_by(weights: WeightsEnum, path: Path) -> WeightsEnum:
-    """Weights of torchvision that are read from this file in our way; its own way unpickles.
-
-    torchvision takes members of its own enumerations alone: this is a copy of one, which is not listed in it.
-    """
-    copied = object.__new__(type(weights))
-    vars(copied).update(vars(weights))
-    vars(copied)["get_state_dict"] = lambda *_, **__: read_torch(path, DOWNLOAD_AGAIN)
-    return copied
 
 
 def _loaded(name: str, num_classes: int, state: State, path: Path, kwargs: Mapping[str, Any]) -> nn.Module:

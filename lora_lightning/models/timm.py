@@ -30,13 +30,13 @@ REMEDY = (
 )
 
 
-def _plain_name(name: Any) -> Any:
+def plain_name(name: Any) -> Any:
     """As timm has it, of the hub's `timm/NAME` and `hf-hub:timm/NAME`."""
     return re.sub(r"^(hf[-_]hub:)?timm/", "", name) if isinstance(name, str) else name
 
 
 def _arch(name: Any) -> str:
-    return str(_plain_name(name)).partition(".")[0]
+    return str(plain_name(name)).partition(".")[0]
 
 
 NAME = Check(
@@ -91,13 +91,13 @@ def timm_model(
         MissingFileError: weights that are not on this machine and cannot be downloaded now.
         AdapterFileError: a checkpoint that is pickled, damaged, or made for another model.
     """
-    name = _plain_name(name)
+    name = plain_name(name)
     require(timm_model, locals(), [_tag_problem(name), _pickle_problem(kwargs)])
     kwargs |= {
         "img_size": img_size, "patch_size": patch_size, "embed_dim": embed_dim, "depth": depth,
         "num_heads": num_heads, "drop_path_rate": drop_path_rate,
     }  # fmt: skip
-    kwargs = {key: _plain(value) for key, value in kwargs.items() if value is not None}
+    kwargs = plain_options(kwargs)
     if checkpoint is not None:
         path = base_file(checkpoint)
         state = read_base(path)
@@ -133,6 +133,11 @@ def _tag_problem(name: Any) -> str | None:
     tags = [t.partition(".")[2] for t in tagged]
     known = f"Tags: {', '.join(tags)}." if tags else "It has no pretrained weights at all."
     return f"name={name!r}: {arch} has no weights tagged {tag!r}.{did_you_mean(tag, tags)} {known}"
+
+
+def plain_options(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that are given, those of Hydra as plain lists and dictionaries."""
+    return {key: _plain(value) for key, value in options.items() if value is not None}
 
 
 def _plain(value: Any) -> Any:

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +16,7 @@ from torch import Tensor, nn
 
 from lora_lightning.adapters.manage import adapters_off
 from lora_lightning.layers.registry import LoRALayer
+from lora_lightning.tasks.picture_page import WIDTH, page, sheet
 from lora_lightning.utils.libraries import loading
 
 with loading("torchvision"):
@@ -26,7 +24,6 @@ with loading("torchvision"):
     from torchvision.transforms.functional import to_pil_image
 
 TRUTH, RIGHT, WRONG, MISSED = "#3d8bfd", "#2fbf4f", "#e8432e", "#f2c316"
-WIDTH = 288  # of a picture in the sheet and on the page
 EXAMINED, SHOWN, ON_SHEET = 200, 12, 6  # test images: looked at, on the page by each order, in the sheet
 Picture = Mapping[str, Any]  # boxes, labels and what belongs to them, of one image
 Box = tuple[Sequence[float], str, str]  # x1 y1 x2 y2, colour, caption
@@ -144,11 +141,16 @@ def write_report(
     worst = sorted(examples, key=lambda e: -judge(e.found[states[-1]], e.truth).mistakes)
     counts = [_counts(examples, state) for state in states]
     sections = {
-        f"The first {min(SHOWN, len(examples))} test images": examples[:SHOWN],
-        f"Of {len(examples)} test images, those with the most mistakes after training": worst[:SHOWN],
+        title: [_views(example, names) for example in shown]
+        for title, shown in (
+            (f"The first {min(SHOWN, len(examples))} test images", examples[:SHOWN]),
+            (f"Of {len(examples)} test images, those with the most mistakes after training", worst[:SHOWN]),
+        )
     }
-    (folder / "report.html").write_text(_page(sections, counts, names), encoding="utf-8")
-    _sheet(examples[:ON_SHEET], names).save(folder / "contact_sheet.png")
+    text = page("Detections", counts, LEGEND, sections)
+    (folder / "report.html").write_text(text, encoding="utf-8")
+    columns = [_views(example, names) for example in examples[:ON_SHEET]]
+    sheet(columns, LEGEND).save(folder / "contact_sheet.png")
     return [f"{counts[-1]} (scores of at least {threshold:g}, IoU of at least 0.5)", ""]
 
 
@@ -195,53 +197,7 @@ def _views(example: Example, names: Sequence[str]) -> dict[str, Image.Image]:
     return views
 
 
-def _sheet(examples: Sequence[Example], names: Sequence[str], gap: int = 6) -> Image.Image:
-    """A row for truth and for each state, a column for each image."""
-    columns = [_views(example, names) for example in examples]
-    rows = [[column[title] for column in columns] for title in columns[0]]
-    height = max(picture.height for row in rows for picture in row)
-    left, font = 64, ImageFont.load_default(size=15)
-    sheet = Image.new("RGB", (left + len(columns) * (WIDTH + gap), len(rows) * (height + gap) + 26), "white")
-    draw = ImageDraw.Draw(sheet)
-    for r, (title, row) in enumerate(zip(columns[0], rows, strict=True)):
-        draw.text((6, r * (height + gap) + 6), title, "black", font)
-        for c, picture in enumerate(row):
-            sheet.paste(picture, (left + c * (WIDTH + gap), r * (height + gap)))
-    x = left
-    for colour, meaning in LEGEND.items():
-        draw.rectangle((x, sheet.height - 19, x + 12, sheet.height - 7), fill=colour)
-        draw.text((x + 18, sheet.height - 23), meaning, "black", font)
-        x += 40 + int(draw.textlength(meaning, font))
-    return sheet
-
-
-LEGEND = {TRUTH: "truth", RIGHT: "right", WRONG: "false positive", MISSED: "missed"}
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem}
-img{display:block;width:100%}td,th{padding:3px;text-align:left;font-weight:500}table{width:100%}
-i{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 1em}"""
-
-
-def _page(sections: Mapping[str, Sequence[Example]], counts: Sequence[str], names: Sequence[str]) -> str:
-    legend = "".join(f'<i style="background:{c}"></i>{escape(m)}' for c, m in LEGEND.items())
-    parts = [f"<p>{escape(line)}</p>" for line in counts] + [f"<p>{legend}</p>"]
-    for title, examples in sections.items():
-        rows = [_views(example, names) for example in examples]
-        head = "".join(f"<th>{escape(state)}</th>" for state in rows[0])
-        body = "".join(
-            "<tr>" + "".join(f'<td><img alt="" src="{_inline(p)}"></td>' for p in row.values()) + "</tr>"
-            for row in rows
-        )
-        parts.append(f"<h2>{escape(title)}</h2><table><tr>{head}</tr>{body}</table>")
-    return (
-        '<!doctype html><html lang="en"><meta charset="utf-8"><title>Detections</title>'
-        f"<style>{STYLE}</style><h1>Detections</h1>{''.join(parts)}</html>\n"
-    )
-
-
-def _inline(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+LEGEND = ((TRUTH, "truth"), (RIGHT, "right"), (WRONG, "false positive"), (MISSED, "missed"))
 
 
 def log_to_wandb(
