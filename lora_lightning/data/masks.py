@@ -29,7 +29,7 @@ from lora_lightning.data.mask_sets import MaskedPictures, columns
 from lora_lightning.data.mask_transforms import PRESETS, TrainingTransform
 from lora_lightning.data.options import BatchSize, Folder, Seed, Workers
 from lora_lightning.data.workers import loading_workers
-from lora_lightning.errors import ConfigError
+from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.trainer.loader import ResumableLoader
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.libraries import loading
@@ -112,7 +112,7 @@ class MasksDataModule(L.LightningDataModule):
         )
         self.images, self.masks, self.mask_suffix = images, masks, mask_suffix
         self.colours = None if colours is None else Path(colours).expanduser()
-        self.subjectd, self.ignore_index = class_names, ignore_index
+        self.named, self.ignore_index = class_names, ignore_index
         self.shares = val_share, test_share
         self.image_size, self.crop_size = image_size, crop_size
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
@@ -126,8 +126,12 @@ class MasksDataModule(L.LightningDataModule):
 
     @property
     def provides(self) -> dict[str, Any]:
-        self._read()
-        names = list(self._legend.names)
+        try:
+            self._read()
+        except UserError:  # which `prepare_data` tells; what else is missing is told with it
+            if self.named is None or isinstance(self.named, str):
+                raise
+        names = list(self._legend.names or self.named or ())
         facts = {"num_classes": len(names), "class_names": names}
         return facts | ({"palette": list(self._palette)} if self._palette else {})
 
@@ -228,13 +232,13 @@ class MasksDataModule(L.LightningDataModule):
         return numbered(names, self.ignore_index)
 
     def _names(self) -> list[str] | None:
-        if not isinstance(self.subjectd, str):
-            return None if self.subjectd is None else list(self.subjectd)
-        file = Path(self.subjectd).expanduser()
+        if not isinstance(self.named, str):
+            return None if self.named is None else list(self.named)
+        file = Path(self.named).expanduser()
         try:
             names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, ValueError) as error:
-            raise DataError(f"class_names={self.subjectd}: cannot be read ({error}).") from None
+            raise DataError(f"class_names={self.named}: cannot be read ({error}).") from None
         return names
 
     def _evaluation(self, part: Part) -> DataLoader:
@@ -261,9 +265,10 @@ def _apart(
 ) -> list[str]:
     """What is wrong in options taken together."""
     found = []
-    if (root is None) == (table is None):
+    places = [p for p in (root, table) if p is not None]
+    if len(places) != 1 and all(isinstance(p, str) for p in places):
         found.append("root and table: give one of the two, a folder or a table of files.")
-    if class_names is not None and colours is not None:
+    if class_names is not None and isinstance(colours, str):
         found.append("class_names: colours=FILE names the classes, too; give one of the two.")
     if all(isinstance(s, (int, float)) for s in (val_share, test_share)) and val_share + test_share >= 1:
         found.append(f"test_share={test_share}: nothing is left to train on beside val_share={val_share}.")

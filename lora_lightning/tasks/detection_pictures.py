@@ -16,7 +16,8 @@ from torch import Tensor, nn
 
 from lora_lightning.adapters.manage import adapters_off
 from lora_lightning.layers.registry import LoRALayer
-from lora_lightning.tasks.picture_page import WIDTH, page, sheet
+from lora_lightning.tasks.page import text, write_page
+from lora_lightning.tasks.picture_page import WIDTH, key, rows_of, sheet
 from lora_lightning.utils.libraries import loading
 
 with loading("torchvision"):
@@ -141,14 +142,12 @@ def write_report(
     worst = sorted(examples, key=lambda e: -judge(e.found[states[-1]], e.truth).mistakes)
     counts = [_counts(examples, state) for state in states]
     sections = {
-        title: [_views(example, names) for example in shown]
-        for title, shown in (
-            (f"The first {min(SHOWN, len(examples))} test images", examples[:SHOWN]),
-            (f"Of {len(examples)} test images, those with the most mistakes after training", worst[:SHOWN]),
-        )
+        f"The first {min(SHOWN, len(examples))} test images": examples[:SHOWN],
+        f"Of {len(examples)} test images, those with the most mistakes after training": worst[:SHOWN],
     }
-    text = page("Detections", counts, LEGEND, sections)
-    (folder / "report.html").write_text(text, encoding="utf-8")
+    rows = [rows_of(title, [_views(e, names) for e in shown]) for title, shown in sections.items()]
+    parts = [*(f"<p>{text(line, 200)}</p>" for line in counts), key(LEGEND), *rows]
+    write_page(folder / "report.html", "Detections", parts)
     columns = [_views(example, names) for example in examples[:ON_SHEET]]
     sheet(columns, LEGEND).save(folder / "contact_sheet.png")
     return [f"{counts[-1]} (scores of at least {threshold:g}, IoU of at least 0.5)", ""]

@@ -46,6 +46,8 @@ break-inside:avoid}
 .bar i{display:block;height:.55rem;background:var(--line);border-radius:2px;overflow:hidden}
 .bar i b{display:block;height:100%;background:var(--now)}
 .bar.then i b{background:var(--then)}.bar em{font-style:normal;text-align:right}
+.rows{table-layout:fixed;width:100%;min-width:40rem}.rows td,.rows th{padding:2px}
+.rows img{display:block;width:100%}.key i{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 1em}
 .right{color:var(--good);font-weight:600}.wrong{color:var(--bad);font-weight:600}
 summary{cursor:pointer;padding:.3rem 0}
 @media print{:root{color-scheme:light;--ink:#000;--soft:#444;--line:#bbb;--ground:#fff;--card:#fff;

@@ -1,19 +1,14 @@
-"""Rows of pictures as a contact sheet and as an HTML page: what the reports on pictures have in common."""
+"""Rows of pictures as a contact sheet and in an HTML page, for detection and segmentation."""
 
 from __future__ import annotations
 
-import base64
-import io
 from collections.abc import Mapping, Sequence
-from html import escape
 
 from PIL import Image, ImageDraw, ImageFont
 
+from lora_lightning.tasks.page import image, text
+
 WIDTH = 288  # of a picture in the sheet and on the page
-STYLE = """body{font:15px/1.5 system-ui,sans-serif;margin:2rem auto;max-width:64rem;padding:0 1rem}
-img{display:block;width:100%}td,th{padding:3px;text-align:left;font-weight:500}table{width:100%}
-i{display:inline-block;width:.8em;height:.8em;margin:0 .3em 0 1em}
-.numbers{width:auto}.numbers td{padding:0 1.2em 0 3px;font-variant-numeric:tabular-nums}"""
 Views = Mapping[str, Image.Image]  # the pictures of one example by their titles
 Legend = Sequence[tuple[str, str]]  # a colour as CSS has it, and what it means
 
@@ -54,39 +49,20 @@ def _legend_places(
     return places, line + 1
 
 
-def page(
-    title: str, lines: Sequence[str], legend: Legend, sections: Mapping[str, Sequence[Views]], more: str = ""
-) -> str:
-    """An HTML page that holds its pictures: a table for each section, with a row for each example.
+def key(legend: Legend) -> str:
+    """The legend as HTML."""
+    swatches = "".join(f'<i style="background:{colour}"></i>{text(meaning)}' for colour, meaning in legend)
+    return f'<p class="key">{swatches}</p>'
 
-    Args:
-        lines: paragraphs before the pictures.
-        sections: headline -> examples.
-        more: HTML before the sections.
-    """
-    swatches = "".join(f'<i style="background:{c}"></i>{escape(m)}' for c, m in legend)
-    parts = [f"<p>{escape(line)}</p>" for line in lines] + [more, f"<p>{swatches}</p>"]
-    for headline, rows in sections.items():
-        head = "".join(f"<th>{escape(state)}</th>" for state in rows[0])
-        body = "".join(
-            "<tr>" + "".join(f'<td><img alt="" src="{_inline(p)}"></td>' for p in row.values()) + "</tr>"
-            for row in rows
-        )
-        parts.append(f"<h2>{escape(headline)}</h2><table><tr>{head}</tr>{body}</table>")
-    return (
-        f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{escape(title)}</title>'
-        f"<style>{STYLE}</style><h1>{escape(title)}</h1>{''.join(parts)}</html>\n"
+
+def rows_of(headline: str, examples: Sequence[Views]) -> str:
+    """A headline and a row of pictures for each example, as HTML for `write_page`."""
+    head = "".join(f"<th>{text(title)}</th>" for title in examples[0])
+    body = "".join(
+        "<tr>"
+        + "".join(f"<td>{image(view, title, 2 * WIDTH)}</td>" for title, view in views.items())
+        + "</tr>"
+        for views in examples
     )
-
-
-def number_table(headline: str, head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of texts and numbers as HTML, for `page`."""
-    titles = "".join(f"<th>{escape(cell)}</th>" for cell in head)
-    body = "".join("<tr>" + "".join(f"<td>{escape(c)}</td>" for c in row) + "</tr>" for row in rows)
-    return f'<h2>{escape(headline)}</h2><table class="numbers"><tr>{titles}</tr>{body}</table>'
-
-
-def _inline(picture: Image.Image) -> str:
-    buffer = io.BytesIO()
-    picture.save(buffer, "JPEG", quality=88)
-    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+    table = f'<div class="wide"><table class="rows"><tr>{head}</tr>{body}</table></div>'
+    return f"<h2>{text(headline, 200)}</h2>{table}"

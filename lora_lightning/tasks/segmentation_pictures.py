@@ -20,7 +20,8 @@ from lora_lightning.data.mask_files import IGNORED
 from lora_lightning.data.mask_pictures import BLACK, Colour, overlay
 from lora_lightning.layers.registry import LoRALayer
 from lora_lightning.tasks.confusion import Confusions, Segmentation, ious
-from lora_lightning.tasks.picture_page import WIDTH, number_table, page, sheet
+from lora_lightning.tasks.page import table, text, write_page
+from lora_lightning.tasks.picture_page import WIDTH, key, rows_of, sheet
 
 WRONG: Colour = (232, 67, 46)
 EXAMINED, SHOWN, ON_SHEET = 200, 12, 6  # test pictures: looked at, on the page by each order, in the sheet
@@ -68,13 +69,12 @@ def write_report(
     legend = [(_css(colour), name) for name, colour in zip(names, colours, strict=True) if colour != BLACK]
     legend.append((_css(WRONG), "mistakes: another class than the truth"))
     sections = {
-        f"The first {min(SHOWN, len(examples))} test pictures": list(map(views, examples[:SHOWN])),
-        f"Of {len(examples)} test pictures, those with the lowest mIoU after training": [
-            views(example) for example in worst[:SHOWN]
-        ],
+        f"The first {min(SHOWN, len(examples))} test pictures": examples[:SHOWN],
+        f"Of {len(examples)} test pictures, those with the lowest mIoU after training": worst[:SHOWN],
     }
-    text = page("Segmentation", lines, legend, sections, _tables(tested, names))
-    (folder / "report.html").write_text(text, encoding="utf-8")
+    rows = [rows_of(title, list(map(views, shown))) for title, shown in sections.items()]
+    parts = [*(f"<p>{text(line, 200)}</p>" for line in lines), *_tables(tested, names), key(legend), *rows]
+    write_page(folder / "report.html", "Segmentation", parts)
     sheet(list(map(views, examples[:ON_SHEET])), legend).save(folder / "contact_sheet.png")
     return [*_classes_in_words(tested, names), ""]
 
@@ -153,7 +153,7 @@ def _views(example: Example, picture: Image.Image, colours: Sequence[Colour]) ->
     return views
 
 
-def _tables(tested: Segmentation, names: Sequence[str]) -> str:
+def _tables(tested: Segmentation, names: Sequence[str]) -> list[str]:
     """Each class's score, and the classes that are most often taken for each other, as HTML."""
     matrix = tested.matrix()
     true, found, right = matrix.sum(1), matrix.sum(0), matrix.diagonal()
@@ -164,11 +164,11 @@ def _tables(tested: Segmentation, names: Sequence[str]) -> str:
         for n, (name, value) in enumerate(zip(names, ious(matrix).tolist(), strict=True))
     ]  # fmt: skip
     head = ("class", "IoU %", "recall %", "precision %", "% of the pixels", "found on %")
-    parts = [number_table("Classes, over all test pictures", head, rows)]
+    parts = ["<h2>Classes, over all test pictures</h2>", table(head, rows)]
     if pairs := tested.confused(CONFUSED):
         confused = [(names[t], names[f], f"{100 * count / whole:.2f}") for t, f, count in pairs]
-        parts.append(number_table("Taken for another", ("class", "taken for", "% of the pixels"), confused))
-    return "".join(parts)
+        parts += ["<h2>Taken for another</h2>", table(("class", "taken for", "% of the pixels"), confused, 2)]
+    return parts
 
 
 def _share(part: Any, whole: Any) -> float:

@@ -1,0 +1,65 @@
+"""The recipe on own pictures with masks, from folders to masks of other pictures, by the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from lora_lightning.app.application import main
+from lora_lightning.models.timm import timm_model
+from tests.data.mask_files import NAMES, write_pairs
+
+CPU = ["trainer=cpu", "trainer.precision=32-true", "logger=csv", "data.num_workers=0", "hydra.run.dir=run"]
+TINY = ["data.image_size=24", "data.crop_size=24", "data.batch_size=2", "trainer.max_epochs=1"]
+SIZE = {"embed_dim": 32, "depth": 4, "num_heads": 2}
+LIGHT = [
+    "model=timm_segmenter", "model.name=vit_tiny_patch16_224", "model.checkpoint=base.safetensors",
+    "model.head_width=16", *(f"+model.{name}={value}" for name, value in SIZE.items()),
+]  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _somewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "torch"))
+    monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
+
+
+def test_from_two_folders_to_a_report(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    torch.manual_seed(0)
+    save_file(timm_model("vit_tiny_patch16_224", **SIZE).state_dict(), tmp_path / "base.safetensors")
+    write_pairs(tmp_path / "photos", 10)
+    (tmp_path / "photos" / "masks" / "009.png").unlink()
+    names = f"data.class_names=[{','.join(NAMES)}]"
+    words = ["recipe=segment_folder", "data.root=photos", names, *LIGHT, *CPU, *TINY]
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    told = capsys.readouterr().err
+    assert caught.value.code == 2 and "picture without a mask" in told and "images/009.png" in told
+    main([*words, "data.strict=false"])
+    out, err = capsys.readouterr()
+    assert err == "" and "picture without a mask" in out and "test mIoU" in out
+    (result,) = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert 0 <= result["scores"]["miou"] <= 1 and set(result["intervals"]) == {"miou", "acc"}
+    assert (tmp_path / "run" / "contact_sheet.png").exists() and (tmp_path / "run" / "report.html").exists()
+
+
+def test_everything_missing_in_one_message(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(
+            [
+                "recipe=segment_folder",
+                "data.root=photos",
+                "data.class_names=[a,b]",
+                "trainer=cpu",
+                "logger=none",
+            ]
+        )
+    told = capsys.readouterr().err
+    assert caught.value.code == 2 and "Traceback" not in told
+    for words in ("data.root=", "photos", "there is no such folder", "deeplabv3_resnet50_coco-cd0a2569.pth"):
+        assert words in told, told
