@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -12,17 +11,11 @@ import torch
 
 from lora_lightning.data.decoding import SUFFIXES
 from lora_lightning.data.findings import DataError, Findings
+from lora_lightning.data.picture_rows import PART_NAMES
+from lora_lightning.data.picture_table import read_table
 from lora_lightning.errors import MissingFileError, did_you_mean
 
 MASK_SUFFIXES = (".png", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".jpg", ".jpeg")
-PARTS = {
-    "train": "train",
-    "training": "train",
-    "val": "val",
-    "valid": "val",
-    "validation": "val",
-    "test": "test",
-}
 WHOLE = ""  # the part of pairs that no folder and no column has put into one
 T = TypeVar("T")
 Files = tuple[Path, Path]  # a picture and its mask
@@ -63,9 +56,9 @@ def _places(root: Path, images: str, masks: str) -> dict[str, Files]:
     if not root.is_dir():
         near = did_you_mean(root.name, [p.name for p in root.parent.glob("*") if p.is_dir()])
         raise MissingFileError(f"root={root}: there is no such folder.{near}")
-    outer = {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in PARTS}
+    outer = {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in PART_NAMES}
     places = {
-        PARTS[name.lower()]: (part / images, part / masks)
+        PART_NAMES[name.lower()]: (part / images, part / masks)
         for name, part in outer.items()
         if (part / images).is_dir() and (part / masks).is_dir()
     }
@@ -78,9 +71,9 @@ def _places(root: Path, images: str, masks: str) -> dict[str, Files]:
             f"root={root}: has no folder {' and no folder '.join(gone)}, nor has a folder train, val or test "
             f"in it.{near} data.images=NAME and data.masks=NAME give others."
         )
-    inner = [p.name for p in at[0].iterdir() if p.is_dir() and p.name.lower() in PARTS]
+    inner = [p.name for p in at[0].iterdir() if p.is_dir() and p.name.lower() in PART_NAMES]
     if inner and all((at[1] / name).is_dir() for name in inner):
-        return {PARTS[name.lower()]: (at[0] / name, at[1] / name) for name in sorted(inner)}
+        return {PART_NAMES[name.lower()]: (at[0] / name, at[1] / name) for name in sorted(inner)}
     return {WHOLE: at}
 
 
@@ -114,60 +107,39 @@ def _no_pairs(root: Path, lonely: Mapping[str, list[str]], mask_suffix: str) -> 
     )
 
 
-def table_pairs(table: Path, findings: Findings) -> Parts:
-    """Pairs of a CSV or TSV with the columns `path` and `mask`, relative to its folder, and perhaps `split`.
+def table_pairs(path: Path, findings: Findings) -> Parts:
+    """Pairs of a CSV, TSV or Parquet file with the columns `path` and `mask`, relative to its folder, and
+    perhaps `split`.
 
     Raises:
         MissingFileError: there is no such file.
-        DataError: it is no such table.
+        DataError: it is no such table, or not one of its files is there.
     """
-    if not table.is_file():
-        near = did_you_mean(table.name, [p.name for p in table.parent.glob("*.?sv")])
-        raise MissingFileError(f"table={table}: there is no such file.{near}")
+    table = read_table(path)
+    columns = {str(name).strip().lower(): name for name in table.columns}
+    if gone := [c for c in ("path", "mask") if c not in columns]:
+        has = ", ".join(map(str, table.columns)) or "nothing"
+        raise DataError(
+            f"table={path}: has no column {' and no column '.join(gone)}, but {has}: it takes path, mask "
+            "and, where the parts are given, split."
+        )
     pairs: Parts = {}
-    for line, row in _rows(table):
-        where = f"{table.name}: line {line}"
-        part = row.get("split") or WHOLE
-        if part.lower() not in {*PARTS, WHOLE}:
+    for line, row in table.rows:
+        cells = {name: str(row.get(column) or "").strip() for name, column in columns.items()}
+        where = f"{path.name}: line {line}"
+        part = cells.get("split", WHOLE).lower()
+        if part and part not in PART_NAMES:
             findings.add("row of an unknown split", f"{where}: {part}", "left out")
             continue
-        files = [table.parent / Path(row[column]).expanduser() for column in ("path", "mask")]
-        gone = [f for f in files if not f.is_file()]
-        for file in gone:
+        files = [path.parent / Path(cells[column]).expanduser() for column in ("path", "mask")]
+        gone_files = [f for f in files if not f.is_file()]
+        for file in gone_files:
             findings.add("row whose file is missing", f"{where}: {file}", "left out")
-        if not gone:
-            pairs.setdefault(PARTS.get(part.lower(), WHOLE), []).append((files[0], files[1]))
+        if not gone_files:
+            pairs.setdefault(PART_NAMES.get(part, WHOLE), []).append((files[0], files[1]))
     if not any(pairs.values()):
-        raise DataError(f"table={table}: none of its pictures and masks is there.")
+        raise DataError(f"table={path}: none of its pictures and masks is there.")
     return pairs
-
-
-def _rows(table: Path) -> list[tuple[int, dict[str, str]]]:
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except ValueError as error:
-        raise DataError(f"table={table}: is no text of UTF-8 ({error}).") from None
-    lines = text.splitlines()
-    delimiter = "\t" if lines and "\t" in lines[0] else ","
-    reader = csv.DictReader(lines, delimiter=delimiter)
-    columns = [c.strip() for c in reader.fieldnames or []]
-    if gone := [c for c in ("path", "mask") if c not in columns]:
-        has = ", ".join(columns) or "nothing"
-        raise DataError(
-            f"table={table}: has no column {' and no column '.join(gone)}, but {has}: the first line names "
-            f"them: path{delimiter}mask, and split where the parts are given."
-        )
-    return [
-        (
-            number,
-            {
-                str(k).strip(): (v or "").strip()
-                for k, v in row.items()
-                if k is not None and isinstance(v, str | None)
-            },
-        )
-        for number, row in enumerate(reader, 2)
-    ]
 
 
 def split_parts(

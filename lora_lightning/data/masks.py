@@ -59,7 +59,8 @@ class MasksDataModule(L.LightningDataModule):
     Args:
         root: a folder with `images` and `masks` in it, each of them with or without train, val and test; or
             with train, val and test in it, each of them with both. None with a `table`.
-        table: a CSV or TSV with the columns path, mask and perhaps split, in place of `root`.
+        table: a CSV, TSV or Parquet file with the columns path, mask and perhaps split, in place of
+            `root`.
         images, masks: the names of these folders.
         mask_suffix: what masks' names have behind their pictures': `_mask` where `a.jpg` has `a_mask.png`.
         class_names: of index 0 first: a list, or a text file with one in each line; None numbers the classes
@@ -88,7 +89,7 @@ class MasksDataModule(L.LightningDataModule):
     def __init__(
         self,
         root: Folder | None = None,
-        table: Annotated[str | None, path("a CSV or TSV file")] = None,
+        table: Annotated[str | None, path("a CSV, TSV or Parquet file")] = None,
         images: str = "images",
         masks: str = "masks",
         mask_suffix: Annotated[str, Check("a text", lambda v: isinstance(v, str))] = "",

@@ -97,7 +97,7 @@ def test_a_table_says_files_and_parts(tmp_path):
     assert [len(data.pairs(p)) for p in ("train", "val", "test")] == [4, 1, 1]
     assert data.show("test", 0)[0] == "images/005.png"
     (tmp_path / "pairs.csv").write_text("\n".join(["path,mask,split", *rows, "gone.png,masks/000.png,train"]))
-    with pytest.raises(DataError, match=r"row whose file is missing +1 +pairs.csv: line 8"):
+    with pytest.raises(DataError, match=r"row whose file is missing +1 +pairs.csv: line 8: gone.png"):
         MasksDataModule(table=str(tmp_path / "pairs.csv"), class_names=NAMES, **SMALL).prepare_data()
     (tmp_path / "pairs.csv").write_text("picture,mask\na,b")
     with pytest.raises(DataError, match="has no column path, but picture, mask"):
