@@ -51,6 +51,7 @@ def problems_of(config: DictConfig) -> list[str]:
         if not isinstance(value, dict) and not (value is None and section in OPTIONAL):
             mapping = {
                 "rates": "methods",
+                "tuning": "points, factor, most, epochs",
                 "speedups": "channels_last, compile, gradient_checkpointing",
             }
             inside = mapping.get(section)
@@ -60,6 +61,7 @@ def problems_of(config: DictConfig) -> list[str]:
         if path not in references:
             problems += [p for value in _at(values, path) for p in rule.problems(path, value, show)]
     problems += _strays(values.get("rates"), "rates", tuple(METHODS))
+    problems += _strays(values.get("tuning"), "tuning", ("points", "factor", "most", "epochs"))
     for section, own in OWN.items():
         if isinstance(node := values.get(section), dict):
             provided = PROVIDED.get(section, {})

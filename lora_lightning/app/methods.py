@@ -9,6 +9,7 @@ from importlib.util import find_spec
 from typing import Any, NamedTuple
 
 from lora_lightning.config import LoRAConfig
+from lora_lightning.utils.marks import show
 
 HEAD = frozenset({"modules_to_save", "backbone"})  # options that say where the head is
 OPTIONS = frozenset(field.name for field in fields(LoRAConfig)) | {"quantize"}
@@ -34,6 +35,7 @@ METHODS = {
     "lora": Method("LoRA", "updates", OPTIONS),
     "full": Method("full fine-tuning", "everything", frozenset()),
 }
+RANKED = frozenset({"lora", "peft"})  # have a rank
 SCRATCH = "from scratch"  # what full fine-tuning is called on random weights
 ADAPTING = ("linear_probe", "norm_only", "bitfit", "peft", "lora")  # leave an adapter, and the base as it was
 
@@ -47,6 +49,11 @@ def compared(method: str, others: Iterable[str] | None) -> list[str]:
 def method_problems(values: Mapping[str, Any]) -> list[str]:
     """What the methods of a resolved configuration lack here."""
     chosen = _chosen(values.get("method"), values.get("compare"))
+    tune = values.get("tune")
+    if tune and chosen == {"none"}:
+        return [f"tune={show(tune)}: method=none trains nothing; give another method, or tune=null."]
+    if "rank" in (tune or ()) and chosen <= METHODS.keys() and not chosen & RANKED:
+        return [f"tune={show(tune)}: method={values['method']} has no rank; give tune=lr."]
     if "peft" not in chosen or find_spec("peft") is not None:
         return []
     return [

@@ -114,6 +114,11 @@ RULES: dict[str, Check] = {
     "ckpt_path": TEXT.or_null(),
     "tags": TEXTS,
     "method": one_of(*METHODS),
+    "tune": one_of("lr", "rank", several=True).or_null(),
+    "tuning.points": whole(between(2, 25)),
+    "tuning.factor": number(above(1, note="2 or 3 are usual")),
+    "tuning.most": whole(at_least(2)),
+    "tuning.epochs": number(between(0.001, 1, noun="a fraction")),
     "compare": COMPARED,
     "adapters": MAPPING,
     **{f"rates.{method}": RATE for method in METHODS},
@@ -176,7 +181,7 @@ RULES: dict[str, Check] = {
     "logger.wandb": MAPPING,
 }
 
-REQUIRED = ("model", "data", "task", "lora", "optim", "schedule", "trainer", "rates")
+REQUIRED = ("model", "data", "task", "lora", "optim", "schedule", "trainer", "rates", "tuning")
 OPTIONAL = ("callbacks", "logger", "speedups")
 SEVERAL = ("callbacks",)  # groups of which a list may be chosen
 

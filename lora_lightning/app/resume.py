@@ -150,6 +150,10 @@ def forget_end(folder: Path) -> None:
 def _without_place(config: Mapping[Any, Any]) -> str:
     """A resolved configuration as text, without what differs from one start of a run to the next."""
     place = str(config.get("run_dir"))
+    if config.get("tune"):  # found what these are
+        config = {k: v for k, v in config.items() if k != "rates"}
+        for section, name in (("optim", "lr"), ("lora", "rank")):
+            config[section] = {k: v for k, v in config[section].items() if k != name}
     kept = {k: v for k, v in config.items() if k not in ("run_dir", "ckpt_path", "logger", "tags")}
     return json.dumps(kept, default=str, sort_keys=True).replace(json.dumps(place)[1:-1], "")
 

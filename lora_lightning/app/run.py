@@ -88,7 +88,7 @@ class Run:
         if self.method == "none":
             return self._result(self._test(None))
         loggers = self._own_loggers() if loggers is None else loggers
-        trainer: Any = self._trainer(loggers)
+        trainer = self._trainer(loggers)
         started = time.perf_counter()
         try:
             trainer.fit(self.task, datamodule=self.data, ckpt_path=ckpt_path, weights_only=True)
@@ -97,7 +97,7 @@ class Run:
         seconds = time.perf_counter() - started
         seconds += sum((c.seconds_before for c in trainer.callbacks if isinstance(c, ExactResume)), 0.0)
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
-        score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+        score = _best_score(trainer)
         if self._sharded():  # what is tested and saved is whole again
             model = data_and_model(self.config)[1]
             if self.random_base:
@@ -111,8 +111,18 @@ class Run:
             metrics,
             seconds=seconds,
             checkpoint_bytes=_size(Path(best)) if best else None,
-            best_validation=None if score is None else float(score),
+            best_validation=score,
         )
+
+    def validated(self, callbacks: Sequence[Callback] = ()) -> float | None:
+        """Fit without loggers or a test, and return the best validation score, if there is one.
+
+        Args:
+            callbacks: beside those of the configuration.
+        """
+        trainer = self._trainer([], callbacks)
+        trainer.fit(self.task, datamodule=self.data)
+        return _best_score(trainer)
 
     def _result(self, metrics: Mapping[str, float], **cost: Any) -> Result:
         return Result(
@@ -136,7 +146,7 @@ class Run:
         csv = (self.config.get("logger") or {}).get("csv")
         return [instantiate(csv, _convert_="all")] if csv else []
 
-    def _trainer(self, loggers: Sequence[Logger]) -> pl.Trainer:
+    def _trainer(self, loggers: Sequence[Logger], beside: Sequence[Callback] = ()) -> Any:
         callbacks: list[Callback] = [instantiate(node, _convert_="all") for node in self.callbacks]
         if not loggers:
             callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
@@ -145,7 +155,7 @@ class Run:
         if speedups := self.config.get("speedups"):
             callbacks.append(instantiate(speedups))
         return self._make_trainer(
-            callbacks=[*callbacks, *self.prepared.callbacks()],
+            callbacks=[*callbacks, *beside, *self.prepared.callbacks()],
             logger=list(loggers) or False,
             enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         )
@@ -188,6 +198,11 @@ def strategy_name(trainer: Mapping[str, Any]) -> str:
     strategy = trainer["strategy"]
     name = strategy if isinstance(strategy, str) else strategy.get("_target_", "")
     return str(name).rpartition(".")[2].lower()
+
+
+def _best_score(trainer: Any) -> float | None:
+    score = getattr(trainer.checkpoint_callback, "best_model_score", None)
+    return None if score is None else float(score)
 
 
 def _size(checkpoint: Path) -> int:

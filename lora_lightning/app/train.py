@@ -40,6 +40,7 @@ from lora_lightning.app.resume import (
 from lora_lightning.app.run import Run
 from lora_lightning.app.sweep import Ended
 from lora_lightning.app.travels import origin_of
+from lora_lightning.app.tune import tuned
 from lora_lightning.files.locate import FACTS_FILE, read_any
 from lora_lightning.files.random_base import BASE_FILE
 from lora_lightning.files.save_load import load_adapter
@@ -58,6 +59,7 @@ FILES = {
     "report.html": "scores and examples of the test data, before and after, and the worst mistakes",
     "per_class.csv": "precision, recall and F1 of each class, before and after",
     "results.json": "the table above",
+    "tuning.json": "what tuning tried",
     "config.yaml": "the whole configuration",
 }
 RANDOM_BASE = """WARNING: {label} is added to random weights, in whole or in part, and they do not train.
@@ -133,9 +135,12 @@ def train_one(
     folder = Path(config.run_dir)
     goes_on = _go_on(config, folder)
     say(_title(config, folder, adapter))
-    plain = _begin(config, folder)
     if config.threads:
         torch.set_num_threads(config.threads)
+    if config.tune:
+        _begin(config, folder)
+        config = tuned(config, folder, goes_on)
+    plain = _begin(config, folder)
     run = Run(config, folder)
     _say_plan(config, run, folder)
     results = _compare(config, run, plain, goes_on)
