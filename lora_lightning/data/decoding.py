@@ -101,7 +101,7 @@ def problems_of(file: File, whole: bool = True) -> list[str]:
             return [EMPTY]
         with opened_image(_source(file)) as image:
             found = _unusual(image)
-            if not (_decodes(image) if whole else _ends(file, image.format)):
+            if not ((not whole and _ends(file, image.format)) or _decodes(image)):
                 return [TRUNCATED]
             return found
     except Image.DecompressionBombError:

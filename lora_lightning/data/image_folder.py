@@ -202,7 +202,8 @@ def _apart(
     found = []
     if root is None and table is None:
         found.append(
-            "root=null: give root=FOLDER, which has a folder of pictures for each class, or data.table=FILE.csv."
+            "root=null: give root=FOLDER, which has a folder of pictures for each class, or "
+            "data.table=FILE.csv."
         )
     if table is None:
         for name, value in (("label", label), ("separator", separator)):
@@ -213,6 +214,7 @@ def _apart(
     both = [val_share, test_share]
     if all(isinstance(v, (int, float)) for v in both) and test_share < 1 <= val_share + test_share:
         found.append(
-            f"test_share={test_share}: with data.val_share={val_share} nothing is left to train on; give less."
+            f"test_share={test_share}: with data.val_share={val_share} nothing is left to train on; give "
+            "less."
         )
     return found

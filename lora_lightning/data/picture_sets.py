@@ -99,7 +99,9 @@ class Shown(Dataset[tuple[Any, ...]]):
 
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         for step in range(TRIES):
-            place = (index + step) % len(self)
+            place = (
+                (index + step) % len(self) if step else index
+            )  # which may be one too many, as it ends a loop
             try:
                 picture, *rest = self.pictures.sample(place, self.least)
             except DataError as error:

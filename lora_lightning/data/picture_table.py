@@ -139,10 +139,11 @@ def table_rows(
         if not written:
             findings.add("row without a path", where, "left out")
             continue
-        file = _file(written, root)
-        if file is None:
+        found = _file(written, root)
+        if found is None:
             findings.add("row whose file is missing", f"{where}: {written}", "left out")
             continue
+        file, name = found
         part = _cell(record, names, "split").lower()
         if part and part not in PART_NAMES:
             findings.add("row of an unknown split", f"{where}: {part}", "left out")
@@ -153,7 +154,7 @@ def table_rows(
             continue
         label = _cell(record, names, "label")
         of = str(record.get(group) or "").strip() if group else ""
-        rows.append(PictureRow(str(file), text_of(written), (label,), PART_NAMES.get(part, ""), of, weight))
+        rows.append(PictureRow(str(file), text_of(name), (label,), PART_NAMES.get(part, ""), of, weight))
     if not rows:
         raise DataError(
             f"table={table.file}: no row has a file that is there, looked for in {root}; data.root=FOLDER "
@@ -171,16 +172,14 @@ def _cell(record: Mapping[str, Any], names: Mapping[str, str], name: str) -> str
     return "" if value is None else str(value).strip()
 
 
-def _file(written: str, root: Path) -> Path | None:
-    """Where a path leads: as it stands, with the slashes of another system, or with a suffix."""
+def _file(written: str, root: Path) -> tuple[Path, str] | None:
+    """Where a path leads, and how it should have been written: as it stands, with the slashes of another
+    system, or with a suffix."""
     for form in (written, written.replace("\\", "/")):
-        path = root / Path(form).expanduser()
-        if path.is_file():
-            return path
-        if path.suffix.lower() not in SUFFIXES:
-            for suffix in SUFFIXES:
-                if (longer := path.with_name(path.name + suffix)).is_file():
-                    return longer
+        for suffix in ("", *SUFFIXES) if Path(form).suffix.lower() not in SUFFIXES else ("",):
+            path = root / Path(form + suffix).expanduser()
+            if path.is_file():
+                return path, form + suffix
     return None
 
 

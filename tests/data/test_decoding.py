@@ -154,13 +154,19 @@ def test_what_cannot_be_read_has_a_name_and_one_message(name, tmp_path):
         assert "\n" not in str(error.value)
 
 
+def test_a_png_that_lacks_nothing_but_its_end_mark_is_whole():
+    content = WHOLE["PNG"][:-12]
+    assert problems_of(content) == problems_of(content, whole=False) == []
+    assert read_picture(content).size == (64, 64)
+
+
 @pytest.mark.parametrize("form", ["JPEG", "PNG"])
 def test_the_quick_look_finds_what_lacks_its_end(form, tmp_path):
     file = tmp_path / "photo"
     for content in (WHOLE[form], WHOLE[form] + bytes(2000)):
         file.write_bytes(content)
         assert problems_of(file, whole=False) == problems_of(content, whole=False) == []
-    file.write_bytes(WHOLE[form][:-20])
+    file.write_bytes(WHOLE[form][:-200])
     assert problems_of(file, whole=False) == [TRUNCATED]
 
 
