@@ -245,6 +245,17 @@ def _predict(parser: Parser) -> None:
     _check_base(parser)
 
 
+def _evaluate(parser: Parser) -> None:
+    about = "other data than the run's: data=NAME data.key=value; or recipe=NAME, which builds the model"
+    parser.add_argument("words", nargs="*", metavar="[data=NAME key=value ...]", help=about)
+    parser.key("adapter", "PATH", "the adapter's folder, model.safetensors, or the run's folder", existing)
+    parser.key("ckpt", "FILE", "a Trainer's checkpoint in place of these", existing)
+    parser.key("out", "FILE.json", "every score, for programs")
+    parser.key("report", "FOLDER", "where the task's own page of it goes")
+    parser.key("overwrite", "true", "replace FILE.json", switch)
+    _check_base(parser)
+
+
 def _completion(parser: Parser) -> None:
     about = 'eval "$(lora-lightning completion bash)", once or in ~/.bashrc; zsh likewise'
     parser.add_argument("shell", nargs="*", metavar="|".join(SHELLS), help=about)
@@ -277,6 +288,11 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], str, str]] = {
         _predict,
         "images=FOLDER out=FILE adapter=PATH [...]",
         "what is in pictures: classes, numbers or objects",
+    ),
+    "evaluate": (
+        _evaluate,
+        "adapter=PATH [data=NAME key=value ...]",
+        "scores on the test data, or on others",
     ),
     "completion": (_completion, "bash|zsh", "Tab completes groups, recipes and options"),
 }

@@ -141,6 +141,18 @@ def _predict(words: Sequence[str]) -> None:
         print(predict(given, of_run), flush=True)
 
 
+def _evaluate(words: Sequence[str]) -> None:
+    given, problems = _given("evaluate", words)
+    of_run = given.pop("words")
+    _refuse(problems)
+    with _extras("recipes"):
+        load_lightning()
+        from lora_lightning.app.evaluate import evaluate
+        from lora_lightning.app.launch import quiet
+    with interruptible(), quiet():
+        print(evaluate(given, of_run), flush=True)
+
+
 def _completion(words: Sequence[str]) -> None:
     from lora_lightning.app.completion import script
 
@@ -159,6 +171,7 @@ COMMANDS = {
     "inspect": _inspect,
     "transcribe": _transcribe,
     "predict": _predict,
+    "evaluate": _evaluate,
     "completion": _completion,
 }
 

@@ -13,7 +13,7 @@ from hydra.errors import HydraException
 from lightning.fabric import Fabric
 from torch import nn
 
-from lora_lightning.adapters.manage import merge as merge_adapters
+from lora_lightning.adapters.eject import eject
 from lora_lightning.app.command_line import command_config
 from lora_lightning.app.options import checks_in, precision_of
 from lora_lightning.app.rebuild import rebuilt_model
@@ -167,11 +167,11 @@ def changed(config: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
 
 
 def _adapt(model: nn.Module, source: AdapterSource, check_base: bool) -> None:
-    """Load the adapter and merge it: the same predictions, at the speed of the plain model."""
+    """Load the adapter into the weights: the same predictions, of a plain model and at its speed."""
     if source.path.is_dir():
         load_adapter(model, source.path, check_base=check_base)
     else:
         with tempfile.TemporaryDirectory() as folder:
             write_adapter(folder, source.saved)
             load_adapter(model, folder, check_base=check_base)
-    merge_adapters(model)
+    eject(model, merged=True)

@@ -29,6 +29,7 @@ from lora_lightning.utils.marks import TEXT, Check, Null, above, is_number, list
 
 MANIFEST = "manifest"
 PART = above(0, below=0.5, noun="a share")
+TEST_PART = Check("a share above 0 and below 0.5, or 1 for all", lambda v: v == 1 or PART.test(v))
 VOCABULARY = Check(
     "a pipeline of torchaudio, a list of characters with the blank first",
     lambda v: pipeline_name(v) in PIPELINES if isinstance(v, str) else isinstance(v, Sequence),
@@ -54,7 +55,7 @@ class RecordingsDataModule(L.LightningDataModule):
             several of them. Counts where the corpus has no split of its own; where the rows name no
             speakers, "text" takes the place of "speaker", and a line says so.
         val_share: share of the utterances for validation.
-        test_share: share for testing.
+        test_share: share for testing; 1 tests on all that the manifest does not give to other parts.
         train_minutes: use only so many minutes of the training part, drawn by `seed`; None takes all.
         vocabulary: the recognizer's outputs: the name of a torchaudio pipeline takes its labels; a list,
             blank first; None, or a pipeline without labels, takes the characters of the texts.
@@ -83,7 +84,7 @@ class RecordingsDataModule(L.LightningDataModule):
         ] = None,
         split_by: Annotated[str | Sequence[str], one_of(*SPLIT_BY, several=True)] = "speaker",
         val_share: Annotated[float, PART] = 0.1,
-        test_share: Annotated[float, PART] = 0.1,
+        test_share: Annotated[float, TEST_PART] = 0.1,
         train_minutes: Annotated[float | None, above(0)] = None,
         vocabulary: Annotated[str | Sequence[str] | None, VOCABULARY, Null("those of the texts")] = None,
         batch_seconds: Annotated[float, above(0)] = 60.0,
@@ -150,6 +151,8 @@ class RecordingsDataModule(L.LightningDataModule):
     def _split(self, good: Mapping[Row, float]) -> dict[str, list[Row]]:
         if not good:
             raise UserError(f"none of {len(self.rows)} utterances can be used; strict=true shows why.")
+        if self.test_share == 1:
+            return {"train": [], "val": [], "test": [row for row in good if row.split in ("", "test")]}
         by = self.split_by
         if "speaker" in by and not any(row.speaker for row in good) and not all(row.split for row in good):
             by = [field for field in by if field != "speaker"] or ["text"]

@@ -18,17 +18,10 @@ from lora_lightning.app.application import main as train
 from lora_lightning.app.cli import main as command
 from lora_lightning.data.decoding import read_picture
 from lora_lightning.data.picture_transform import evaluation_transform
-from lora_lightning.files.random_base import keep_base
 from lora_lightning.models.timm import timm_model
+from tests.acceptance.alone import NAME, NAMES, SHOWN, classifier
 
-VIT = {"img_size": 16, "patch_size": 8, "embed_dim": 24, "depth": 1, "num_heads": 2}
 QUICK = ["debug=fast", "trainer.enable_progress_bar=false", "logger=none"]
-NAME = "vit_tiny_patch16_224"
-NAMES = ["cat", "dog; or wolf", "köttur"]
-SHOWN = {
-    "input_size": [3, 16, 16], "mean": [0.5] * 3, "std": [0.5] * 3, "interpolation": "bilinear",
-    "crop_pct": 0.875, "crop_mode": "center",
-}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -43,26 +36,6 @@ def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "cut.jpg").write_bytes((folder / "a.jpg").read_bytes()[:300])
     (folder / "notes.txt").write_text("none")
     return folder
-
-
-def classifier(folder: Path, **facts: Any) -> tuple[Path, nn.Module]:
-    """An adapter's folder that lies alone, and its model, adapted."""
-    torch.manual_seed(0)
-    count = facts.get("num_classes", 3)
-    model = timm_model(NAME, num_classes=count, **VIT)
-    keep_base(model, folder)
-    ll.inject(model, ll.LoRAConfig(rank=2))
-    for parameter in ll.lora_parameters(model):
-        nn.init.normal_(parameter, std=0.5)
-    nn.init.normal_(model.get_submodule("head").weight, std=0.5)
-    config = {
-        "model": {"_target_": "lora_lightning.models.timm.timm_model", "name": NAME, **VIT},
-        "task": {"_target_": "lora_lightning.tasks.classification.ImageClassifier"},
-        "trainer": {"accelerator": "cpu"},
-    }
-    origin = {"config": config, "facts": {"num_classes": count, **SHOWN, **facts}}
-    ll.save_adapter(model, folder, origin=origin)
-    return folder, model.eval()
 
 
 def outputs(model: nn.Module, images: Path, name: str) -> torch.Tensor:
@@ -136,16 +109,6 @@ def test_numbers(images: Path, tmp_path: Path) -> None:
     found = parquet.read_table(tmp_path / "x.parquet").to_pylist()
     assert found[0]["value"] == pytest.approx(float(20 + 4 * outputs(model, images, "a.jpg")[0]), abs=1e-4)
     assert found[2]["value"] is None and "cannot be read" in found[2]["error"]
-
-
-@pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run of the application."""
-    folder = tmp_path_factory.mktemp("runs")
-    with pytest.MonkeyPatch.context() as patch:
-        patch.chdir(folder)
-        train(["recipe=vit_digits", *QUICK, "lora.rank=2", "hydra.run.dir=lora"])
-    return folder / "lora"
 
 
 def test_an_adapter_copied_out_of_its_run_is_the_trained_model(
