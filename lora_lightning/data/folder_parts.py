@@ -136,10 +136,10 @@ def _split(
     groups: list[Hashable] = [rows[p].group or (p,) for p in free]
     within = [[new[p] for p in found if p in new] for found in same]
     chosen = [rows[p] for p in free]
-    labels: Sequence[tuple[Hashable, ...]]
-    labels = (
-        binned([float(r.labels[0]) for r in chosen]) if target == "number" else [r.labels for r in chosen]
-    )
+    labels: Sequence[tuple[Hashable, ...]] = [row.labels for row in chosen]
+    if target == "number":
+        least = min(share for share in shares.values() if share > 0)
+        labels = binned([float(row.labels[0]) for row in chosen], least)
     kinds = len(set(groups))
     wanted = 1 + sum(share > 0 for share in shares.values())
     if any(row.group for row in chosen) and kinds < wanted:

@@ -8,7 +8,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import numpy as np
 
-BINS = 10  # of numbers, which are split in their shares from the least to the greatest
+BINS = 10  # of numbers
 
 
 def split(
@@ -41,10 +41,12 @@ def split(
     return _by_cluster(keys, labels, list(clusters.values()), shares)
 
 
-def binned(numbers: Sequence[float]) -> list[tuple[int]]:
-    """The tenth in which each number is, as its class for the split."""
+def binned(numbers: Sequence[float], share: float) -> list[tuple[int]]:
+    """The tenth in which each number is, from the least to the greatest, as its class for the split; of few
+    numbers fewer parts, so that a part's share of each is one at least."""
+    bins = max(1, min(BINS, int(len(numbers) * share)))
     ranks = np.argsort(np.argsort(numbers, kind="stable"), kind="stable")
-    return [(int(rank) * BINS // len(numbers),) for rank in ranks]
+    return [(int(rank) * bins // len(numbers),) for rank in ranks]
 
 
 def _key(seed: int, name: str) -> bytes:

@@ -41,7 +41,7 @@ class Drawn(PictureSet):
     def __init__(self, targets, weights=None) -> None:
         self.targets, self.weights = torch.as_tensor(targets), weights
 
-    def picture(self, index: int) -> Image.Image:
+    def picture(self, index: int, least: int | None = None) -> Image.Image:
         return photo(("disc", "square")[index % 2], index)
 
 
