@@ -85,7 +85,6 @@ FACTS: dict[str, tuple[str, Callable[[Any], bool]]] = {
     "class_weights": _NUMBERS,
     "logit_adjustment": _NUMBERS,
     "temperature": _POSITIVE,
-    "test_flips": ("true or false", lambda v: isinstance(v, bool)),
     "input_size": (f"three numbers of 1 to {LARGEST_PICTURE}", _all(_is_size, 3)),
     "mean": ("three numbers", _all(_is_number, 3)),
     "std": ("three numbers above 0", _all(lambda v: _is_number(v, 0), 3)),

@@ -266,8 +266,7 @@ class ImageClassifier(L.LightningModule):
 
     def facts(self) -> dict[str, Any]:
         """What was learned beside the weights, and belongs to the adapter: plain numbers and words."""
-        found: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
-        return found | ({"test_flips": True} if self.test_flips else {})
+        return {} if self.temperature is None else {"temperature": self.temperature}
 
     def report(self, data: Any, folder: Path) -> list[str]:
         """Writes report.html and per_class.csv of the last test, with pictures from `data.show`.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -117,6 +118,25 @@ def test_an_offline_run_carries_everything(tmp_path: Path, capsys: pytest.Captur
     assert table["columns"] == ["layer", "kind", "weight", "rank", "alpha", "parameters"]
     assert {row[3] for row in table["data"]} == {3}
     assert sum(row[5] for row in table["data"]) < counts["trainable"]  # the head trains too
+    of_the_test_in_wandb(folder / "files", history)
+
+
+def of_the_test_in_wandb(files: Path, history: dict[str, Any]) -> None:
+    """Classes, confusions and pictures of the test, read back from the run's own files."""
+    shown = json.loads((files / history["per_class/path"]).read_text())
+    assert shown["columns"][:5] == ["class", "pictures", "precision", "recall", "f1"]
+    assert [row[0] for row in shown["data"]] == list("0123456789")
+    tested = sum(row[1] for row in shown["data"])
+    confusion = next(k for k in history if k.startswith("test/confusion") and k.endswith("/path"))
+    cells = json.loads((files / history[confusion]).read_text())["data"]
+    assert len(cells) == 100
+    assert sum(row[2] for row in cells) == tested
+    right = sum(row[2] for row in cells if row[0] == row[1])
+    assert right / tested == pytest.approx(history["test/acc"])
+    names, captions = history["test/mistakes/filenames"], history["test/mistakes/captions"]
+    assert len(names) == len(captions) == min(16, tested - right)
+    assert all((files / name).is_file() for name in names)
+    assert all(re.fullmatch(r"test digit \d+: \d, predicted \d 0\.\d\d", c) for c in captions)
 
 
 def test_a_sweep_makes_one_run_a_job(tmp_path: Path) -> None:

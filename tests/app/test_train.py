@@ -39,6 +39,7 @@ from lora_lightning.app.results import Result, results_table
 from lora_lightning.app.sweep import Ended
 from lora_lightning.errors import ConfigError, MissingFileError
 from lora_lightning.tasks.classification import ImageClassifier
+from lora_lightning.tasks.classification_scores import scores_of
 from lora_lightning.tasks.scores import Score
 
 TINY = ["debug=fast", "compare=[]", "trainer.enable_progress_bar=false", "hydra.run.dir=run"]
@@ -269,6 +270,23 @@ def test_the_table_of_results() -> None:
     assert table[2].split() == ["before", "adaptation", "33.7", "0", "0.00", "–", "–"]
     assert table[3].split() == ["LoRA", "63.4", "50", "4.76", "12.3", "0.36"]
     assert len({len(line) for line in table[1:]}) == 1
+
+
+def test_a_table_too_wide_for_a_screen_is_two() -> None:
+    """Scores, then costs; without what no result has, or what is for the page alone."""
+    bounds = {"acc": (0.6, 0.7), "f1": (0.5, 0.6), "top5": (0.9, 1.0), "ece": (0.0, 0.1)}
+    values = {"acc": 0.65, "f1": 0.55, "top5": 0.95, "ece": 0.05, "ece_raw": 0.07}
+    result = Result("lora", values, 50, 1050, 12.34, 360_000, intervals=bounds)
+    scores = scores_of("class", 10, True)
+    assert {"source", "ece_raw"} < {s.name for s in scores}
+    table, costs = results_table([result], scores).split("\n\n")
+    lines = [re.split(r"\s{2,}", line) for line in (table.splitlines()[0], table.splitlines()[2])]
+    assert lines == [
+        ["method", "test accuracy %", "top-5 %", "macro F1 %", "ECE %"],
+        ["LoRA", "65.0 (60.0–70.0)", "95.0 (90.0–100.0)", "55.0 (50.0–60.0)", "5.0 (0.0–10.0)"],
+    ]
+    assert costs.splitlines()[2].split() == ["LoRA", "50", "4.76", "12.3", "0.36"]
+    assert len(results_table([result], scores[:1]).split("\n\n")) == 1
 
 
 def test_error_rates_have_intervals_and_say_what_has_gone() -> None:
