@@ -13,6 +13,7 @@ from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
+from torchmetrics import MetricCollection
 
 from lora_lightning.adapters.manage import adapters_off
 from lora_lightning.adapters.state import is_injected
@@ -113,9 +114,7 @@ class ImageClassifier(L.LightningModule):
         }
         self.save_hyperparameters({**plain, "optim": self.optim.to_dict()}, ignore=["model"])
         self.scores = scores_of(target, num_classes, self.calibrate, self.number_std)
-        self.metrics = nn.ModuleDict(
-            {f"{s}_metrics": metrics_of(target, num_classes) for s in ("val", "test")}
-        )
+        self.val_metrics: MetricCollection = metrics_of(target, num_classes)
         self.temperature: float | None = None
         self.predictions: Predictions | None = None
         self.source: dict[str, float] = {}
@@ -124,8 +123,8 @@ class ImageClassifier(L.LightningModule):
     @property
     def monitors(self) -> tuple[str, ...]:
         """What validation logs under val/, the first score first."""
-        metrics: Any = self.metrics["val_metrics"]
-        return (*(score.name for score in self.scores if score.name in metrics), "loss")
+        names = (score.name for score in self.scores)
+        return (*(name for name in names if name in self.val_metrics), "loss")
 
     def configure_model(self) -> None:
         """Under Lightning's ModelParallelStrategy, shard the model, which is adapted by now, over all
@@ -170,11 +169,11 @@ class ImageClassifier(L.LightningModule):
         logits = self._logits(images)
         loss = self.loss.plain(logits, targets)
         self.log(f"{stage}/loss", loss, batch_size=len(images), sync_dist=True)
-        metrics: Any = self.metrics[f"{stage}_metrics"]
-        metrics.update(self._meant(logits), targets)
         if stage == "test":
             self._collected.add(logits, targets, self._logits_before(images))
-        elif self._calibrates():
+            return
+        self.val_metrics.update(self._meant(logits), targets)
+        if self._calibrates():
             self._collected.add(logits, targets)
 
     def _hard(self, targets: Tensor) -> Tensor:
@@ -206,36 +205,35 @@ class ImageClassifier(L.LightningModule):
         return self.calibrate and self.trainer.state.fn == TrainerFn.VALIDATING
 
     def on_validation_epoch_end(self) -> None:
-        self._log_metrics("val")
+        if any(metric.update_called for metric in self.val_metrics.values(copy_state=False)):
+            self._log("val", self.val_metrics.compute())
+            self.val_metrics.reset()
         if self._calibrates() and (found := self._collected.all(self.target, self.trainer.val_dataloaders)):
             self.temperature = fitted_temperature(found.outputs, found.truths)
 
     def on_test_epoch_end(self) -> None:
-        self._log_metrics("test")
         found = self._collected.all(self.target, self.trainer.test_dataloaders)
         self._collected = Collector()
         if found is None:
             return
         found.temperature = self.temperature or 1.0
-        if self.target == "number":
-            found = found.in_units(self.number_mean, self.number_std)
-        self.predictions = found
+        # Of every picture once, which no process has a share of any more.
+        metrics = metrics_of(self.target, found.classes, sync_on_compute=False)
+        metrics.update(self._meant(found.outputs), found.truths)
+        self._log("test", metrics.compute())
         if self.target != "number":
-            self.log("test/ece", calibration_error(found, True), sync_dist=True)
+            self._log("test", {"ece": calibration_error(found, True)})
             if self.temperature is not None:
-                self.log("test/ece_raw", calibration_error(found, False), sync_dist=True)
+                self._log("test", {"ece_raw": calibration_error(found, False)})
         self.source = self._on_source()
-        self.log_dict({f"test/{name}": share for name, share in self.source.items()}, sync_dist=True)
+        self._log("test", self.source)
+        number = self.target == "number"
+        self.predictions = found.in_units(self.number_mean, self.number_std) if number else found
 
-    def _log_metrics(self, stage: str) -> None:
-        """Every process has computed the same."""
-        metrics: Any = self.metrics[f"{stage}_metrics"]
-        if not any(metric.update_called for metric in metrics.values(copy_state=False)):
-            return
-        for name, value in metrics.compute().items():
-            first = name == self.scores[0].name
-            self.log(f"{stage}/{name}", value, prog_bar=first, sync_dist=True)
-        metrics.reset()
+    def _log(self, stage: str, values: Mapping[str, Any]) -> None:
+        """Of scores that every process has computed alike."""
+        for name, value in values.items():
+            self.log(f"{stage}/{name}", value, prog_bar=name == self.scores[0].name, sync_dist=True)
 
     def _on_source(self) -> dict[str, float]:
         """Of the domain that the base was trained on, where the data have one: accuracy, and with the adapter

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from torchmetrics import MetricCollection
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassF1Score,
@@ -54,23 +55,32 @@ def scores_of(
     return (Score("acc", "accuracy %"), *top, Score("f1", "macro F1 %"), *errors, *source)
 
 
-def metrics_of(target: Target, num_classes: int) -> MetricCollection:
-    """torchmetrics' own, by the names of the scores: fed with raw logits or numbers, and truths."""
+def metrics_of(target: Target, num_classes: int, **options: Any) -> MetricCollection:
+    """torchmetrics' own, by the names of the scores: fed with logits, probabilities of several classes at
+    once, or numbers; and truths.
+
+    Args:
+        **options: of every metric.
+    """
     if target == "number":
-        return MetricCollection(
-            {"mae": MeanAbsoluteError(), "rmse": MeanSquaredError(squared=False), "r2": Explained()},
-            compute_groups=False,
-        )
+        return MetricCollection({
+            "mae": MeanAbsoluteError(**options),
+            "rmse": MeanSquaredError(squared=False, **options),
+            "r2": Explained(**options),
+        })  # fmt: skip
     if target == "classes":
         return MetricCollection({
-            "map": MultilabelAveragePrecision(num_classes),
-            "f1": MultilabelF1Score(num_classes, average="macro"),
-            "f1_micro": MultilabelF1Score(num_classes, average="micro"),
+            "map": MultilabelAveragePrecision(num_classes, **options),
+            "f1": MultilabelF1Score(num_classes, average="macro", **options),
+            "f1_micro": MultilabelF1Score(num_classes, average="micro", **options),
         })  # fmt: skip
-    found = {"acc": MulticlassAccuracy(num_classes, average="micro")}
+    found: dict[str, Metric | MetricCollection] = {
+        "acc": MulticlassAccuracy(num_classes, average="micro", **options),
+        "f1": MulticlassF1Score(num_classes, average="macro", **options),
+    }
     if num_classes > TOP:
-        found["top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=TOP)
-    return MetricCollection({**found, "f1": MulticlassF1Score(num_classes, average="macro")})
+        found["top5"] = MulticlassAccuracy(num_classes, average="micro", top_k=TOP, **options)
+    return MetricCollection(found)
 
 
 class Explained(R2Score):

@@ -78,6 +78,22 @@ def accuracy(folder: Path) -> float:
 
 
 @pytest.mark.slow
+def test_two_processes_test_and_calibrate_as_one_does(tmp_path):
+    """Every picture counts once: the same scores, intervals and temperature, and the same page."""
+    found = {}
+    for trainer in ("cpu", "ddp_sim"):
+        words = ["method=none", "compare=[]", f"trainer={trainer}", f"hydra.run.dir={trainer}"]
+        code, out, errors = finish(start([ROOT / "train.py", *words, "task.test_flips=true"], cwd=tmp_path))
+        assert code == 0, errors
+        (result,) = json.loads((tmp_path / trainer / "results.json").read_text())
+        temperature = next(line for line in out.splitlines() if line.startswith("Temperature"))
+        page = (tmp_path / trainer / "report.html").read_bytes()
+        found[trainer] = (result["scores"], result["intervals"], temperature, page)
+    assert found["cpu"] == found["ddp_sim"]
+    assert {"acc", "ece", "ece_raw", "source"} < found["cpu"][0].keys()
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("trainer", ["cpu", "ddp_sim"])
 def test_submitit_runs_each_job_of_a_sweep(trainer, tmp_path):
     pytest.importorskip("hydra_plugins.hydra_submitit_launcher")
