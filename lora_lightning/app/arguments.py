@@ -230,14 +230,19 @@ def _predict(parser: Parser) -> None:
     share = value_of(float, number(between(0, 1)))
     parser.key("images", "FOLDER|FILE", "the pictures", existing)
     parser.key(
-        "out", "FILE|FOLDER", "of classes a .csv, .json or .parquet; of a detector a folder", needed=True
+        "out",
+        "FILE|FOLDER",
+        "of classes a .csv, .json or .parquet; of objects or masks a folder",
+        needed=True,
     )
     parser.key("adapter", "PATH", "the adapter's folder, model.safetensors, or the run's folder", existing)
     parser.key("ckpt", "FILE", "a Trainer's checkpoint in place of these", existing)
     parser.key("top", "5", "of classes: how many of them, the likeliest first", some)
     parser.key("threshold", "0.5", "of pictures of several classes: the least probability of one", share)
     parser.key("sheet", "FILE.png", "of classes: the pictures with their classes in one picture, too")
-    parser.key("flips", "true", "of classes: the mean over each picture and its mirror image", switch)
+    parser.key(
+        "flips", "true", "of classes or masks: averaged over each picture and its mirror image", switch
+    )
     parser.key("score", "0.5", "of a detector: least score of what pictures show", share)
     parser.key("batch_size", "8", "images at once", some)
     parser.key("num_workers", "4", "processes that read images", value_of(int, whole(at_least(0))))
@@ -287,7 +292,7 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], str, str]] = {
     "predict": (
         _predict,
         "images=FOLDER out=FILE adapter=PATH [...]",
-        "what is in pictures: classes, numbers or objects",
+        "what is in pictures: classes, numbers, objects or masks",
     ),
     "evaluate": (
         _evaluate,

@@ -29,6 +29,9 @@ PREDICTORS = {
     "lora_lightning.tasks.detection.ObjectDetector": Predictor(
         "lora_lightning.app.predict_detection", ("score",)
     ),
+    "lora_lightning.tasks.segmentation.SemanticSegmenter": Predictor(
+        "lora_lightning.app.predict_masks", ("flips",)
+    ),
 }
 
 

@@ -167,6 +167,11 @@ class MasksDataModule(L.LightningDataModule):
         self._read()
         return self._pairs[part]
 
+    @property
+    def test_set(self) -> MaskedPictures:
+        """The test part, as evaluation has it."""
+        return MaskedPictures(self.pairs("test"), self._legend, None, self.image_size)
+
     def train_dataloader(self) -> DataLoader:
         pairs = self.pairs("train")
         processes = 1 if self.trainer is None else self.trainer.world_size

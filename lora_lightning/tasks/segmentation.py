@@ -20,7 +20,7 @@ from lora_lightning.tasks.optim import configured
 from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
 from lora_lightning.tasks.scores import Score
 from lora_lightning.tasks.segmentation_maps import class_maps, dice_loss, logits_of, pixel_loss
-from lora_lightning.tasks.segmentation_pictures import log_to_wandb, write_report
+from lora_lightning.tasks.segmentation_pictures import log_to_wandb, tables_of, write_report
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import TEXT, at_least, is_whole, listed, whole
 
@@ -171,6 +171,11 @@ class SemanticSegmenter(L.LightningModule):
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Of the last test's scores, by the bootstrap over pictures."""
         return self._tested.intervals() if self._tested else {}
+
+    def tables(self) -> dict[str, Any]:
+        """Of the last test, for loggers and the command line: header and rows of the classes, and of those
+        that are taken for each other."""
+        return tables_of(self._tested, self.class_names) if self._tested else {}
 
     def report(self, data: L.LightningDataModule, folder: Path) -> list[str]:
         """Pictures of the test part in `folder`: contact_sheet.png and report.html, where each picture has

@@ -153,30 +153,39 @@ def _views(example: Example, picture: Image.Image, colours: Sequence[Colour]) ->
     return views
 
 
-def _tables(tested: Segmentation, names: Sequence[str]) -> list[str]:
-    """Each class's score, and the classes that are most often taken for each other, as HTML."""
+def tables_of(tested: Segmentation, names: Sequence[str]) -> dict[str, tuple[list[str], list[list[Any]]]]:
+    """Header and rows, all numbers fractions, None where there is none: `per_class`, and `confused`, the
+    classes that are most often taken for each other."""
     matrix = tested.matrix()
     true, found, right = matrix.sum(1), matrix.sum(0), matrix.diagonal()
     whole = max(1, int(matrix.sum()))
+    with np.errstate(invalid="ignore"):  # of a class that is nowhere
+        rates = np.stack([ious(matrix), right / true, right / found, true / whole, found / whole], 1)
     rows = [
-        (name, _percent(value), _percent(_share(right[n], true[n])), _percent(_share(right[n], found[n])),
-         _percent(true[n] / whole), _percent(found[n] / whole))
-        for n, (name, value) in enumerate(zip(names, ious(matrix).tolist(), strict=True))
-    ]  # fmt: skip
-    head = ("class", "IoU %", "recall %", "precision %", "% of the pixels", "found on %")
-    parts = ["<h2>Classes, over all test pictures</h2>", table(head, rows)]
+        [name, *(None if value != value else value for value in row)]
+        for name, row in zip(names, rates.tolist(), strict=True)
+    ]
+    tables = {"per_class": (["class", "iou", "recall", "precision", "of the pixels", "found on"], rows)}
     if pairs := tested.confused(CONFUSED):
-        confused = [(names[t], names[f], f"{100 * count / whole:.2f}") for t, f, count in pairs]
-        parts += ["<h2>Taken for another</h2>", table(("class", "taken for", "% of the pixels"), confused, 2)]
+        confused = [[names[t], names[f], count / whole] for t, f, count in pairs]
+        tables["confused"] = (["true", "predicted", "of the pixels"], confused)
+    return tables
+
+
+def _tables(tested: Segmentation, names: Sequence[str]) -> list[str]:
+    """The same in percent, as HTML."""
+    titles = {"per_class": "Classes, over all test pictures", "confused": "Taken for another"}
+    parts = []
+    for name, (header, rows) in tables_of(tested, names).items():
+        words = len([cell for cell in rows[0] if isinstance(cell, str)])
+        head = [*header[:words], *(f"{title} %" for title in header[words:])]
+        cells = [[*row[:words], *map(_percent, row[words:])] for row in rows]
+        parts += [f"<h2>{text(titles[name])}</h2>", table(head, cells, words)]
     return parts
 
 
-def _share(part: Any, whole: Any) -> float:
-    return float(part / whole) if whole else float("nan")
-
-
-def _percent(value: float) -> str:
-    return f"{100 * value:.1f}" if value == value else "–"
+def _percent(value: float | None) -> str:
+    return "–" if value is None else f"{100 * value:.2f}"
 
 
 def _css(colour: Colour) -> str:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import csv
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from lora_lightning.app.application import main
+from lora_lightning.app.cli import main as predict
 from lora_lightning.models.timm import timm_model
-from tests.data.mask_files import NAMES, write_pairs
+from tests.data.mask_files import NAMES, PALETTE, write_pairs
 
 CPU = ["trainer=cpu", "trainer.precision=32-true", "logger=csv", "data.num_workers=0", "hydra.run.dir=run"]
 TINY = ["data.image_size=24", "data.crop_size=24", "data.batch_size=2", "trainer.max_epochs=1"]
@@ -46,6 +50,34 @@ def test_from_two_folders_to_a_report(tmp_path: Path, capsys: pytest.CaptureFixt
     (result,) = json.loads((tmp_path / "run" / "results.json").read_text())
     assert 0 <= result["scores"]["miou"] <= 1 and set(result["intervals"]) == {"miou", "acc"}
     assert (tmp_path / "run" / "contact_sheet.png").exists() and (tmp_path / "run" / "report.html").exists()
+    masks_of_others(tmp_path, capsys)
+
+
+def masks_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """The adapter alone, copied elsewhere, gives masks of other pictures; one that cannot be read is told."""
+    (tmp_path / "run" / "adapter").rename(tmp_path / "alone")
+    write_pairs(tmp_path / "new", 3, size=(40, 30))
+    (tmp_path / "new" / "images" / "cut.jpg").write_bytes(b"\xff\xd8\xff")
+    words = ["predict", "images=new/images", "out=found", "adapter=alone"]
+    predict(words)
+    out, _ = capsys.readouterr()
+    assert "3 pictures predicted, of 3 classes" in out and "1 cannot be read: cut.jpg" in out
+    with Image.open("found/masks/001.png") as mask:
+        assert mask.size == (40, 30) and mask.mode == "P" and mask.getpalette()[:9] == PALETTE
+        assert set(np.unique(np.asarray(mask))) <= {0, 1, 2}
+    with Image.open("found/overlays/001.png") as laid:
+        assert laid.size == (40, 30)
+    assert Path("found/classes.txt").read_text().split() == NAMES
+    header, *rows = csv.reader(Path("found/pixels.csv").read_text().splitlines())
+    assert header == ["path", *NAMES, "error"] and len(rows) == 4
+    assert all(sum(map(float, row[1:4])) == pytest.approx(1, abs=1e-4) for row in rows if not row[4])
+    with pytest.raises(SystemExit):
+        predict(words)
+    assert "out=found is not empty" in capsys.readouterr().err
+    predict([*words[:2], "out=flipped", *words[3:], "flips=true", "batch_size=2"])
+    with pytest.raises(SystemExit):
+        predict([*words[:2], "out=other", *words[3:], "score=0.4"])
+    assert "score=0.4: is an option of another kind of task; this one has flips" in capsys.readouterr().err
 
 
 def test_everything_missing_in_one_message(capsys: pytest.CaptureFixture[str]) -> None:

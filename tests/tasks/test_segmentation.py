@@ -183,6 +183,10 @@ def test_it_learns_logs_and_reports(segmenter, data, tmp_path):
     assert {f"test/iou/{name}" for name in NAMES} <= set(test)
     low, high = segmenter.intervals()["miou"]
     assert low <= test["test/miou"] <= high
+    (header, rows), (_, pairs) = segmenter.tables().values()
+    assert header[:2] == ["class", "iou"] and [row[0] for row in rows] == NAMES
+    assert [row[1] for row in rows] == pytest.approx([test[f"test/iou/{name}"] for name in NAMES], abs=1e-6)
+    assert sum(row[2] for row in pairs) == pytest.approx(1 - test["test/acc"], abs=1e-6)
     lines = segmenter.report(data, tmp_path)
     assert lines[0].startswith("lowest IoU %: ")
     page = (tmp_path / "report.html").read_text()
