@@ -39,7 +39,7 @@ with loading("timm"):
     import timm.data
 
 Part = Literal["train", "val", "test"]
-SHARE = between(0, 0.9)
+SHARE = between(0, 1)
 NAMES = Check(
     "a list of names, or a text file with one in each line",
     lambda v: (
@@ -68,7 +68,8 @@ class MasksDataModule(L.LightningDataModule):
         colours: a YAML or JSON file, name -> `'#rrggbb'`, [red, green, blue] or a grey value (or several of
             them), for masks that are not numbered 0, 1, 2, …; the name `ignore` is no class.
         ignore_index: of pixels that are neither trained on nor scored; None where there are none.
-        val_share, test_share: of the pairs that no folder and no column gives a part, drawn by the seed.
+        val_share, test_share: of the pairs that no folder and no column gives a part, drawn by the seed;
+            test_share=1 tests on all of them.
         image_size: shorter side to which pictures are resized for evaluation, and from which training
             scales and cuts; None leaves them as they are.
         crop_size: height and width of a training picture.
@@ -96,14 +97,14 @@ class MasksDataModule(L.LightningDataModule):
         class_names: Annotated[Sequence[str] | str | None, NAMES, Null("numbers")] = None,
         colours: Annotated[str | None, path("a YAML or JSON file")] = None,
         ignore_index: Annotated[int | None, between(0, 65535), Null("none")] = 255,
-        val_share: Annotated[float, SHARE] = 0.15,
-        test_share: Annotated[float, SHARE] = 0.15,
+        val_share: Annotated[float, SHARE] = 0.1,
+        test_share: Annotated[float, SHARE] = 0.1,
         image_size: Annotated[int | None, at_least(16), Null("their own")] = 520,
         crop_size: Annotated[int, at_least(16)] = 480,
         batch_size: BatchSize = 8,
         num_workers: Workers = None,
         seed: Seed = 0,
-        augment: Annotated[str, one_of(*PRESETS)] = "scale",
+        augment: Annotated[str | None, one_of(*PRESETS), Null("none")] = "scale",
         strict: bool = True,
     ) -> None:
         super().__init__()
@@ -117,7 +118,7 @@ class MasksDataModule(L.LightningDataModule):
         self.shares = val_share, test_share
         self.image_size, self.crop_size = image_size, crop_size
         self.batch_size, self.num_workers, self.seed = batch_size, num_workers, seed
-        self.augment, self.strict = augment, strict
+        self.augment, self.strict = augment or "none", strict
         self.subject = f"the masks of {self.table or self.root}"
         self.findings = ""
         self._pairs: dict[str, list[Pair]] = {}
@@ -220,13 +221,16 @@ class MasksDataModule(L.LightningDataModule):
         if legend is None:
             legend = self._numbered(pairs, findings)
         pairs = split_parts(known_codes(pairs, legend, findings), *self.shares, self.seed)
-        tell_unseen(pairs["train"], legend, findings)
+        if pairs["train"]:
+            tell_unseen(pairs["train"], legend, findings)
         self.findings = findings.settle(self.strict)
-        if gone := [part for part in ("train", "val") if not pairs[part]]:
+        needed = ("test",) if self.shares[1] == 1 else ("train", "val")
+        if gone := [part for part in needed if not pairs[part]]:
             told = f"{self.subject}: no pair is left for {' and for '.join(gone)}.\n\n{self.findings}"
             raise DataError(told.rstrip())
         self._pairs, self._legend = pairs, legend
-        self._palette = palette or palette_of(pairs["train"][0].mask, len(legend.names))
+        first = next(pair for part in ("train", "test") for pair in pairs[part])
+        self._palette = palette or palette_of(first.mask, len(legend.names))
 
     def _numbered(self, pairs: dict[str, list[Pair]], findings: Findings) -> Legend:
         names = self._names()
@@ -276,6 +280,7 @@ def _apart(
         found.append("root and table: give one of the two, a folder or a table of files.")
     if class_names is not None and isinstance(colours, str):
         found.append("class_names: colours=FILE names the classes, too; give one of the two.")
-    if all(isinstance(s, (int, float)) for s in (val_share, test_share)) and val_share + test_share >= 1:
+    shares = val_share, test_share
+    if all(isinstance(s, (int, float)) for s in shares) and sum(shares) >= 1 and test_share != 1:
         found.append(f"test_share={test_share}: nothing is left to train on beside val_share={val_share}.")
     return found

@@ -37,7 +37,7 @@ class Relabelled:
 
     Args:
         loader: of (images, targets, …). Targets are class indices, of any shape; (batch, classes) zeros and
-            ones; or dicts with `labels` from 1.
+            ones; lists of masks of indices; or dicts with `labels` from 1.
         numbers: from `by_name`.
         count: of the model's classes.
     """
@@ -56,6 +56,8 @@ class Relabelled:
     def _own(self, targets: Any) -> Any:
         if isinstance(targets, Tensor):
             return self._indices(targets) if not targets.is_floating_point() else self._several(targets)
+        if targets and isinstance(targets[0], Tensor):
+            return [self._indices(one) for one in targets]
         return [{**one, "labels": self._indices(one["labels"] - 1) + 1} for one in targets]
 
     def _indices(self, labels: Tensor) -> Tensor:

@@ -71,6 +71,11 @@ def masks_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     header, *rows = csv.reader(Path("found/pixels.csv").read_text().splitlines())
     assert header == ["path", *NAMES, "error"] and len(rows) == 4
     assert all(sum(map(float, row[1:4])) == pytest.approx(1, abs=1e-4) for row in rows if not row[4])
+    names = f"data.class_names=[{NAMES[0]},{NAMES[2]},{NAMES[1]}]"  # numbered otherwise
+    predict(["evaluate", "adapter=alone", "data.root=new", names, "out=scores.json"])
+    scores = json.loads(Path("scores.json").read_text())
+    assert scores["scores"].keys() >= {"miou", "acc"} and len(scores["per_class"]) == 3
+    assert "mIoU" in capsys.readouterr().out
     with pytest.raises(SystemExit):
         predict(words)
     assert "out=found is not empty" in capsys.readouterr().err

@@ -87,6 +87,12 @@ def test_the_split_is_the_seeds_and_nothing_is_in_two_parts(tmp_path):
     assert names_of(one, "val") != names_of(other, "val")
 
 
+def test_all_pictures_may_be_test_pictures(tmp_path):
+    data = masks(write_pairs(tmp_path, 5), class_names=NAMES, test_share=1, strict=False)
+    assert len(data.pairs("test")) == len(data.test_set) == 5 and not data.pairs("train")
+    assert data.provides["palette"] == PALETTE
+
+
 def test_a_table_says_files_and_parts(tmp_path):
     write_pairs(tmp_path, 6)
     rows = [

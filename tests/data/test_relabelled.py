@@ -26,4 +26,6 @@ def test_targets_of_every_kind_are_renumbered():
     assert pixels[0].tolist() == [[3, 0], [255, 1]]
     assert many.tolist() == [[0, 1, 0, 1], [1, 0, 0, 0]]
     assert found[0]["labels"].tolist() == [4, 2] and found[0]["boxes"].shape == (2, 4)
+    ((_, masks, places),) = Relabelled([([images[0]], list(mask), [7])], [3, 0, 1], 4)
+    assert [one.tolist() for one in masks] == [[[3, 0], [255, 1]]] * 2 and places == [7]
     assert boxes[0]["labels"].tolist() == [1, 3]  # the data's own stay
