@@ -16,6 +16,7 @@ from lora_lightning.app.matching import mismatches
 from lora_lightning.app.methods import METHODS, method_problems
 from lora_lightning.app.options import OPTIONAL, OWN, PROVIDED, REQUIRED, RULES, STRATEGIES, devices_of
 from lora_lightning.app.resume import epochs_done
+from lora_lightning.app.search_space import SEARCH, search_problems
 from lora_lightning.app.signatures import (
     RESERVED,
     argument_problems,
@@ -78,6 +79,8 @@ def problems_of(config: DictConfig) -> list[str]:
     problems += method_problems(values)
     if isinstance(checkpoint := values.get("ckpt_path"), str) and checkpoint != LAST:
         problems += checkpoint_problems(checkpoint, _section(values, "trainer").get("max_epochs"))
+    if isinstance(search := values.get("search"), dict):
+        problems += _strays(search, "search", SEARCH) + search_problems(config, values, problems_of)
     if adapters := values.get("adapters"):
         problems += adapters_problems(adapters) or [
             problem if problem in problems else f"adapters.{name}: {problem}"

@@ -24,6 +24,7 @@ from lora_lightning.utils.marks import (
     is_number,
     is_whole,
     listed,
+    matching,
     number,
     one_of,
     whole,
@@ -115,6 +116,11 @@ RULES: dict[str, Check] = {
     "tags": TEXTS,
     "method": one_of(*METHODS),
     "tune": one_of("lr", "rank", several=True).or_null(),
+    "search.study": matching(r"[\w.-]+", "a name of letters, digits, _, - and .").or_null(),
+    "search.storage": TEXT.or_null(),
+    "search.trials": whole(at_least(1)),
+    "search.epochs": number(between(0.001, 1, noun="a fraction")),
+    "search.prune": FLAG,
     "tuning.points": whole(between(2, 25)),
     "tuning.factor": number(above(1, note="2 or 3 are usual")),
     "tuning.most": whole(at_least(2)),
@@ -182,7 +188,7 @@ RULES: dict[str, Check] = {
 }
 
 REQUIRED = ("model", "data", "task", "lora", "optim", "schedule", "trainer", "rates", "tuning")
-OPTIONAL = ("callbacks", "logger", "speedups")
+OPTIONAL = ("callbacks", "logger", "speedups", "search")
 SEVERAL = ("callbacks",)  # groups of which a list may be chosen
 
 # Arguments that the application passes itself, and what to do instead.

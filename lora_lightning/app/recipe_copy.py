@@ -19,6 +19,7 @@ from lora_lightning.app.static_docs import UNKNOWN, Option, documented
 from lora_lightning.errors import UserError, did_you_mean
 from lora_lightning.utils.atomic import write_whole
 
+SWEEP = "wandb_sweep"
 LEFT_OUT = ("hydra", "logger", "run_dir", "ckpt_path")  # words of a command line rather than of a recipe
 OF_FILES = (  # of the callbacks: how the application names and fills its files
     "filename", "save_weights_only", "save_last", "save_on_train_epoch_end", "auto_insert_metric_name",
@@ -44,10 +45,10 @@ class Node:
 
 
 def copy_recipe(name: str, out: Path) -> list[str]:
-    """Write a recipe of the package into a file of the user's, which composes to the same.
+    """Write a recipe into a file of the user's, which composes to the same; or the sweep of W&B.
 
     Args:
-        name: the recipe.
+        name: the recipe, or "wandb_sweep".
         out: the file, which must not be there.
 
     Returns:
@@ -56,7 +57,7 @@ def copy_recipe(name: str, out: Path) -> list[str]:
     Raises:
         UserError: every mistake in one message; nothing is written.
     """
-    known = shipped().choices("recipe")
+    known = (*shipped().choices("recipe"), SWEEP)
     problems = []
     if name not in known:
         near = did_you_mean(name, known)
@@ -69,8 +70,11 @@ def copy_recipe(name: str, out: Path) -> list[str]:
         problems.append(f"{out}: there is no folder {out.parent}.")
     if problems:
         raise UserError("\n".join(problems))
-    text = recipe_text(name, str(out))
+    sweep = CONF / f"{SWEEP}{SUFFIX}"
+    text = sweep.read_text(encoding="utf-8") if name == SWEEP else recipe_text(name, str(out))
     write_whole(out, lambda file: Path(file).write_text(text, encoding="utf-8"))
+    if name == SWEEP:
+        return [f"{out}: a sweep of W&B. Change its command and parameters, then:", f"  wandb sweep {out}"]
     return [
         f"{out}: the recipe {name}, with its options and what they mean. Change it, then:",
         f"  lora-lightning train recipe={out}",

@@ -38,6 +38,7 @@ from lora_lightning.app.resume import (
     refuse_finished,
 )
 from lora_lightning.app.run import Run
+from lora_lightning.app.search import search
 from lora_lightning.app.sweep import Ended
 from lora_lightning.app.travels import origin_of
 from lora_lightning.app.tune import tuned
@@ -76,6 +77,8 @@ def train(config: DictConfig, tell: Callable[[Ended], None]) -> float | None:
     Returns:
         The best validation score, of several adapters the mean.
     """
+    if config.search:
+        return _search(config)
     names = names_of(config)
     if not names:
         return train_one(config, tell)[0]
@@ -90,6 +93,13 @@ def train(config: DictConfig, tell: Callable[[Ended], None]) -> float | None:
         save_together(folder, names)
     best = [score for score, _ in done.values() if score is not None]
     return sum(best) / len(best) if best else None
+
+
+def _search(config: DictConfig) -> float | None:
+    say(_title(config, Path(config.run_dir), ""))
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    return search(config)
 
 
 def _train_adapter(config: DictConfig, name: str, tell: Callable[[Ended], None]) -> tuple[float | None, Run]:

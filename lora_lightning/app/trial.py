@@ -39,6 +39,21 @@ class Tried(NamedTuple):
         return self.score > other.score if self.mode == "max" else self.score < other.score
 
 
+def watched(run: Run) -> tuple[str, str]:
+    """What the run's checkpoint watches in validation, and which is better, min or max.
+
+    Raises:
+        ConfigError: nothing.
+    """
+    for node in run.callbacks:
+        if str(node["_target_"]).endswith("ModelCheckpoint") and node.get("monitor"):
+            return node["monitor"], node["mode"]
+    raise ConfigError([
+        "callbacks.checkpoint.monitor=null: nothing tells one trial from another; give auto, or a "
+        "score of the validation."
+    ])  # fmt: skip
+
+
 def tried(config: DictConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Tried:
     """Train as configured and say what validation gives; the test data are never touched, and nothing is left
     in the folder.
@@ -50,14 +65,7 @@ def tried(config: DictConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
     one.compare, one.ckpt_path, one.run_dir = [], None, str(folder)
     one.trainer.enable_progress_bar = sys.stdout.isatty()
     run = Run(one, folder, keeps=False)
-    watched = next(
-        (c for c in run.callbacks if c["_target_"].endswith("ModelCheckpoint") and c.get("monitor")), None
-    )
-    if watched is None:
-        raise ConfigError([
-            "callbacks.checkpoint.monitor=null: nothing tells one trial from another; give auto, or a "
-            "score of the validation."
-        ])  # fmt: skip
+    monitor, mode = watched(run)
     score, reason = None, ""
     try:
         score = run.validated(callbacks)
@@ -69,8 +77,8 @@ def tried(config: DictConfig, folder: Path, callbacks: Sequence[Callback] = ()) 
         if on_rank_zero():
             shutil.rmtree(folder, ignore_errors=True)
     if score is None or not math.isfinite(score):
-        score, reason = None, reason or f"{watched['monitor']} is no number"
-    return Tried(score, watched["monitor"], watched["mode"], reason)
+        score, reason = None, reason or f"{monitor} is no number"
+    return Tried(score, monitor, mode, reason)
 
 
 def shortened(config: DictConfig, fraction: float) -> DictConfig:
