@@ -23,8 +23,8 @@ TENSORS = ("bilinear", "bicubic")  # interpolations that torchvision has for ten
 class TensorCrop:
     """timm's random crop (Szegedy et al. 2015, arXiv 1409.4842), scaled as a tensor.
 
-    PIL -> (3, height, width), uint8. PIL cuts, torchvision scales: its kernels for uint8 are some three times as fast as PIL's, and their
-    pixels differ from PIL's by rounding.
+    PIL -> (3, height, width), uint8. PIL cuts, torchvision scales: its kernels for uint8 are nearly three
+    times as fast as PIL's, and their pixels differ from PIL's by rounding.
 
     Args:
         crop: draws the places; of one interpolation of TENSORS.

@@ -35,6 +35,9 @@ CLASSES = Check(
     lambda v: v >= 2 if is_whole(v) else path().test(v),
 )
 GB = 2**30
+MANY = 100  # labels, from which on they are doubted:
+GAPS = 10  # classes to each label that is found are too many,
+ALIKE = 3  # and so are words of which each has fewer pictures
 
 
 class StreamDataModule(PictureDataModule):
@@ -180,7 +183,7 @@ class StreamDataModule(PictureDataModule):
             return shards.class_names
         numbers = [v for v in shards.labels if isinstance(v, int)]
         if numbers and len(numbers) == len(shards.labels):
-            return [str(i) for i in range(max(numbers) + 1)]
+            return _counted(max(numbers) + 1, len(numbers))
         if not shards.labels:
             raise ConfigError(
                 [
@@ -188,7 +191,7 @@ class StreamDataModule(PictureDataModule):
                     "class a line, or how many there are."
                 ]
             )
-        return sorted(map(str, shards.labels))
+        return _words(sorted(map(str, shards.labels)), sum(shards.counts))
 
     def _check_labels(self, option: str, shards: Shards) -> None:
         known = set(self.class_names)
@@ -198,6 +201,31 @@ class StreamDataModule(PictureDataModule):
         if strange:
             told = self.sources[option] or self.sources["source"]
             raise DataError(f"data.{option}={told}: {unknown_labels(strange, self.class_names)}")
+
+
+def _counted(classes: int, found: int) -> list[str]:
+    """Classes by number, of which not all need be found."""
+    if classes > MANY and classes > GAPS * found:
+        raise ConfigError(
+            [
+                f"class_names=null: {found:,} labels are found, and the greatest is {classes - 1:,}: numbers "
+                "of classes count from 0 without such gaps. Give how many there are, or labels that count."
+            ]
+        )
+    return [str(i) for i in range(classes)]
+
+
+def _words(found: list[str], pictures: int) -> list[str]:
+    """Classes by word, which captions are not."""
+    if len(found) > MANY and ALIKE * len(found) > pictures:
+        raise ConfigError(
+            [
+                f"class_names=null: {pictures:,} pictures have {len(found):,} labels, such as "
+                f"{found[0][:60]!r}: captions are no classes. Give data.label=FIELD, which holds the class, "
+                "or the names."
+            ]
+        )
+    return found
 
 
 def read_class_names(file: str) -> list[str]:

@@ -21,6 +21,7 @@ import numpy as np
 
 from lora_lightning.data.decoding import SUFFIXES, UNUSABLE, problems_of
 from lora_lightning.data.findings import Findings
+from lora_lightning.data.pictures import tell
 from lora_lightning.data.stream_sources import OpenFiles, open_shard, size_and_time
 from lora_lightning.utils.atomic import make_folder, write_whole
 
@@ -68,7 +69,11 @@ class TarShards:
     ) -> None:
         self.names = list(names)
         self.files = OpenFiles(most_open)
-        self.indices = [index_of(name, cache, field) for name in names]
+        self.indices = [index_file(name, cache, field) for name in names]
+        if new := [i for i, file in enumerate(self.indices) if not file.is_file()]:
+            tell(f"Indexing {len(new):,} tar shards, once: {cache} keeps it.")
+        for i in new:
+            write_index(self.names[i], self.indices[i], field)
         self.counts, self.labels = [], set()
         for index in self.indices:
             with np.load(index) as arrays:
@@ -101,22 +106,24 @@ def _loaded(index: Path) -> dict[str, np.ndarray]:
         return {name: arrays[name] for name in ("offsets", "sizes", "labels")}
 
 
-def index_of(name: str, cache: Path, field: str) -> Path:
-    """The file of a shard's index, which is made where there is none for the shard as it is now.
-
-    Raises:
-        WriteError: the cache folder cannot be written.
-    """
+def index_file(name: str, cache: Path, field: str) -> Path:
+    """Where the index of a shard as it is now belongs."""
     size, time = size_and_time(name)
     place = name if "://" in name else os.path.abspath(name)
     digest = sha256(repr((VERSION, place, size, time, field)).encode()).hexdigest()[:32]
-    file = cache / f"{digest}.npz"
-    if not file.is_file():
-        with open_shard(name) as opened:
-            index = make_index(opened, size, name, field)
-        make_folder(cache)
-        write_whole(file, lambda path: _save(Path(path), index))
-    return file
+    return cache / f"{digest}.npz"
+
+
+def write_index(name: str, file: Path, field: str) -> None:
+    """Make the index of a shard and keep it.
+
+    Raises:
+        WriteError: the folder cannot be written.
+    """
+    with open_shard(name) as opened:
+        index = make_index(opened, size_and_time(name)[0], name, field)
+    make_folder(file.parent)
+    write_whole(file, lambda path: _save(Path(path), index))
 
 
 def _save(path: Path, index: Index) -> None:

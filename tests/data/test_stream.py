@@ -159,6 +159,22 @@ def test_names_of_classes(tmp_path):
         stream(str(lit), tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("label", "words"),
+    [
+        (
+            lambda n: {"txt": f"a photo {n}".encode()},
+            "150 labels, such as 'a photo 0': captions are no classes",
+        ),
+        (lambda n: {"cls": str(7 * n**2).encode()}, "150 labels are found, and the greatest is 155,407"),
+    ],
+)
+def test_labels_that_are_no_classes(label, words, tmp_path):
+    pattern = write_tars(tmp_path / "s", [150, 150], lambda n: {"png": make_picture(0), **label(n % 150)})
+    with pytest.raises(ConfigError, match=words):
+        stream(pattern, tmp_path)
+
+
 def test_a_damaged_picture_ends_no_run(tmp_path, capsys):
     """Damage that only decoding shows: in Parquet nothing is looked at before."""
     pictures = [make_picture(n) if n != 4 else make_picture(4)[:40] for n in range(12)]
