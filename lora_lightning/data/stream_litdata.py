@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import json
 import os
 from collections.abc import Sequence
@@ -40,6 +41,8 @@ class LitdataShards:
     class_names: list[str] | None = None
 
     def __init__(self, folders: Sequence[str], image: str, label: str, findings: Findings) -> None:
+        with loading("litdata", "stream"), contextlib.redirect_stdout(None):  # it advertises itself
+            importlib.import_module("litdata")
         self.folders, self.image, self.label = list(folders), image, label
         self.names: list[str] = []
         self.counts: list[int] = []
@@ -126,9 +129,9 @@ class LitdataShards:
 
 def streaming_dataset(folder: str) -> Any:
     """litdata's own dataset, whose pictures are left as the files that they are."""
-    with loading("litdata", "stream"), contextlib.redirect_stdout(None):  # it advertises itself
-        from litdata import StreamingDataset
-        from litdata.streaming.serializers import BytesSerializer
+    from litdata import StreamingDataset
+    from litdata.streaming.serializers import BytesSerializer
+
     kept = BytesSerializer()
     return StreamingDataset(folder, shuffle=False, serializers={"jpeg": kept, "image": kept})
 

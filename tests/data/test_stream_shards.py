@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+import sys
 from pathlib import Path
 
 import pyarrow as pa
@@ -296,3 +297,18 @@ def test_a_packed_tar_under_a_plain_name(tmp_path):
     )
     with pytest.raises(DataError, match="a shard that is no tar"):
         tars([str(file)], tmp_path)
+
+
+@pytest.mark.parametrize("package", ["pyarrow", "litdata"])
+def test_a_missing_package_is_told_with_the_command(package, tmp_path, monkeypatch):
+    file = write_parquet(tmp_path / "a.parquet", range(4), 2)
+    folder = write_litdata(tmp_path / "l", [(b"a", 1)], 1)
+    open_shards = {
+        "pyarrow": lambda: ParquetShards([str(file)], "image", "label", 2, 1000, Findings("x")),
+        "litdata": lambda: LitdataShards([str(folder)], "image", "label", Findings("x")),
+    }
+    monkeypatch.setattr("lora_lightning.utils.libraries.find_spec", lambda name: None)
+    for name in [n for n in sys.modules if n.partition(".")[0] == package]:
+        monkeypatch.setitem(sys.modules, name, None)
+    with pytest.raises(LibraryError, match=rf"{package} is not installed: pip install '.*\[stream\]'"):
+        open_shards[package]()
