@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 from lora_lightning.utils.checks import Options, fields_of
@@ -89,4 +89,9 @@ class AugmentConfig(Options):
         return given if isinstance(given, AugmentConfig) else cls(**given)
 
 
-AugmentOptions = Annotated[AugmentConfig | Mapping[str, Any] | None, fields_of(AugmentConfig)]
+def _preset(value: Any) -> str:
+    return f" A preset is chosen by data/augment={value}." if isinstance(value, str) else ""
+
+
+OPTIONS = replace(fields_of(AugmentConfig), near=_preset)
+AugmentOptions = Annotated[AugmentConfig | Mapping[str, Any] | None, OPTIONS]

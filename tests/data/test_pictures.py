@@ -252,6 +252,7 @@ def test_pictures_grow_in_training_by_whole_patches(tmp_path):
         ({"progressive": 3}, "progressive=3: give true, null, or a mapping"),
         ({"progressive": {"start": 2, "begin": 1}}, "progressive.start=2"),
         ({"progressive": {"begin": 1}}, "progressive.begin=1 is not an option"),
+        ({"augment": "strong"}, "A preset is chosen by data/augment=strong."),
         ({"augment": {"mixupp": 1}}, "Did you mean 'mixup'"),
         ({"augment": {"auto_augment": "trivialaugmen"}}, "Did you mean 'trivialaugment'"),
         ({"imbalance": "sampler"}, "Did you mean 'balanced_sampler'"),
