@@ -27,6 +27,7 @@ FITTING = {  # the tasks that a data module or a model is for
     "data.accents.AccentsDataModule": SPEECH,
     "data.recordings.RecordingsDataModule": SPEECH,
     "models.timm.timm_model": ("classification",),
+    "models.torchvision.torchvision_model": ("classification",),
     "models.detection.detector": ("detection",),
     "models.rtdetr.rtdetr": ("detection",),
     "models.ctc.conformer_ctc": ("ctc",),

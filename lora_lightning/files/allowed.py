@@ -24,6 +24,7 @@ BUILDERS: dict[str, tuple[str, ...]] = {
         "lora_lightning.models.speech.pretrained_recognizer",
         "lora_lightning.models.timm.timm_model",
         "lora_lightning.models.timm_segmentation.timm_segmenter",
+        "lora_lightning.models.torchvision.torchvision_model",
         "lora_lightning.models.transducer.conformer_transducer",
         "lora_lightning.models.whisper.whisper",
     ),

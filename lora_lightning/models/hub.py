@@ -22,6 +22,7 @@ def hub_files(
     checkpoint: str,
     revision: str | None = None,
     cache_dir: str | None = None,
+    model_name: str | None = None,
 ) -> list[Path]:
     """Files of a repository: from the hub's cache, else downloaded, else one error at once.
 
@@ -29,6 +30,7 @@ def hub_files(
         name: of the model, for the error.
         checkpoint: what to give as model.checkpoint after a download by hand into the folder `weights`.
         cache_dir: in place of the hub's cache (HF_HOME).
+        model_name: what to give as model.name instead, where the folder as a whole is a model.
 
     Raises:
         MissingFileError: they are not here and cannot be had now.
@@ -54,9 +56,15 @@ def hub_files(
         f"  file:       {', '.join(filenames)} of {repo} on {hub.constants.ENDPOINT}\n"
         f"  looked for: {folder / entry} (HF_HOME sets another cache)\n"
         f"  to get it:  on a machine with internet, {command} --local-dir weights\n"
-        f"  then:       copy it here and give model.checkpoint={checkpoint};\n"
+        f"  then:       copy it here and give "
+        f"{f'model.name={model_name}' if model_name else f'model.checkpoint={checkpoint}'};\n"
         f"              or copy the folder {entry} from that machine's hub cache to {folder}"
     )
+
+
+def in_cache(repo: str, filename: str, revision: str | None = None, cache_dir: str | None = None) -> bool:
+    """Whether a file of a repository is in the hub's cache on this machine."""
+    return isinstance(hub.try_to_load_from_cache(repo, filename, cache_dir=cache_dir, revision=revision), str)
 
 
 def hub_failure(repo: str, filename: str, revision: str | None = None) -> str | None:

@@ -15,6 +15,7 @@ from torch import nn
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
 from lora_lightning.files.weights import load_into, network_state
 from lora_lightning.models.base_file import Weights, base_file, read_base
+from lora_lightning.models.timm_folder import is_saved, saved_model
 from lora_lightning.models.timm_weights import pretrained_file
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.libraries import loading
@@ -40,8 +41,9 @@ def _arch(name: Any) -> str:
 
 
 NAME = Check(
-    "a model of timm, such as vit_base_patch16_224 (timm.list_models() lists them)",
-    lambda v: isinstance(v, str) and timm.is_model(_arch(v)),
+    "a model of timm, such as vit_base_patch16_224 (timm.list_models() lists them), hf-hub:USER/NAME or"
+    " local-dir:FOLDER",
+    lambda v: is_saved(v) or (isinstance(v, str) and timm.is_model(_arch(v))),
     near=lambda v: did_you_mean(_arch(v), timm.list_models()),
 )
 OWN_HEAD = Null("the weights' own head")
@@ -70,8 +72,9 @@ def timm_model(
 
     Args:
         name: a name of `timm.list_models()`, with or without a tag (`resnet18.a1_in1k`); also as the hub
-            has it (`timm/resnet18.a1_in1k`, `hf-hub:timm/resnet18.a1_in1k`).
-        pretrained: load timm's weights for this name, from the local cache or the hub.
+            has it (`timm/resnet18.a1_in1k`, `hf-hub:timm/resnet18.a1_in1k`). Or a model that somebody has
+            saved with timm, config.json beside model.safetensors: `hf-hub:USER/NAME`, `local-dir:FOLDER`.
+        pretrained: load timm's weights for this name, from the local cache or the hub; or those saved.
         checkpoint: a .safetensors file, or the bare name of weights shipped in the package
             (`vit_digits`); it takes the place of `pretrained`. Keys may carry the `model.` of a
             LightningModule.
@@ -91,20 +94,34 @@ def timm_model(
         MissingFileError: weights that are not on this machine and cannot be downloaded now.
         AdapterFileError: a checkpoint that is pickled, damaged, or made for another model.
     """
+<<<<<<< HEAD
     name = plain_name(name)
     require(timm_model, locals(), [_tag_problem(name), _pickle_problem(kwargs)])
+=======
+    name = _plain_name(name)
+    require(timm_model, locals(), [None if is_saved(name) else _tag_problem(name), _pickle_problem(kwargs)])
+>>>>>>> ab160c7 (Models: any classifier of torchvision, and what somebody has saved with timm, on the hub or in a folder)
     kwargs |= {
         "img_size": img_size, "patch_size": patch_size, "embed_dim": embed_dim, "depth": depth,
         "num_heads": num_heads, "drop_path_rate": drop_path_rate,
     }  # fmt: skip
+<<<<<<< HEAD
     kwargs = plain_options(kwargs)
+=======
+    kwargs = {key: _plain(value) for key, value in kwargs.items() if value is not None}
+    saved = None
+    if is_saved(name):
+        saved = saved_model(name, pretrained and checkpoint is None, kwargs.pop("cache_dir", None))
+        name, kwargs = saved.architecture, {**saved.options, **kwargs}
+        kwargs["pretrained_cfg_overlay"] = saved.data
+>>>>>>> ab160c7 (Models: any classifier of torchvision, and what somebody has saved with timm, on the hub or in a folder)
     if checkpoint is not None:
         path = base_file(checkpoint)
         state = read_base(path)
         if num_classes is None:
             num_classes = _head_rows(name, state)
     elif pretrained:
-        path = pretrained_file(name, kwargs.get("cache_dir"))
+        path = (saved and saved.weights) or pretrained_file(name, kwargs.get("cache_dir"))
         reference = _timm_pretrained(name, path, kwargs)
         if num_classes in (None, reference.num_classes):
             return reference

@@ -15,18 +15,17 @@ from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
 from lora_lightning.errors import ConfigError
 from lora_lightning.layers.registry import update_ids
+from lora_lightning.planning.heads import find_heads
 from lora_lightning.tasks.layer_rates import layers_of
 from lora_lightning.tasks.optim_config import OptimConfig
 from lora_lightning.tasks.optimizers import KINDS, class_of, options_for
 from lora_lightning.tasks.schedules import needs_an_end, schedule_of
+from lora_lightning.utils.names import submodule
 
 
 def head_parameters(model: nn.Module) -> set[nn.Parameter]:
-    """The parameters of the head by timm's `get_classifier`; none without that method."""
-    get_classifier = getattr(model, "get_classifier", None)
-    head = get_classifier() if callable(get_classifier) else ()
-    layers = [head] if isinstance(head, nn.Module) else list(head)  # distilled models have two
-    return {p for layer in layers for p in layer.parameters()}
+    """The parameters of the output layers, by timm's `get_classifier` or the model's structure."""
+    return {p for name in find_heads(model) for p in submodule(model, name).parameters()}
 
 
 def parameter_groups(module: nn.Module, head: set[nn.Parameter], config: OptimConfig) -> list[dict[str, Any]]:
@@ -60,8 +59,8 @@ def parameter_groups(module: nn.Module, head: set[nn.Parameter], config: OptimCo
         raise ConfigError([f"no parameter of {type(module).__name__} requires a gradient."])
     if config.head_lr is not None and not any("head" in name for name in groups):
         problem = (
-            f"head_lr={config.head_lr}: no head trains in {type(module).__name__}: its model has no"
-            " get_classifier(), or the head is frozen. Give head_lr=null."
+            f"head_lr={config.head_lr}: no head trains in {type(module).__name__}: none is found, or"
+            " it is frozen. Give head_lr=null."
         )
         raise ConfigError([problem])
     return [groups[name] for name in sorted(groups)]
