@@ -27,7 +27,8 @@ def lora_config(config: DictConfig) -> LoRAConfig:
 
 def optim_config(config: DictConfig) -> OptimConfig:
     """The group `optim` as OptimConfig."""
-    return OptimConfig(**plain(config.optim), schedule=plain(config.schedule))
+    options = {name: value for name, value in plain(config.optim).items() if name != "rate_scale"}
+    return OptimConfig(**options, schedule=plain(config.schedule))
 
 
 def compared_config(config: DictConfig, method: str, folder: str | Path) -> DictConfig:
@@ -35,7 +36,8 @@ def compared_config(config: DictConfig, method: str, folder: str | Path) -> Dict
     that of `rates`, as `optim.lr` and `optim.head_lr` are those of the run's own."""
     other = config.copy()
     other.method, other.compare, other.run_dir = method, [], str(folder)
-    other.optim.lr, other.optim.head_lr = config.rates[method], None
+    other.optim.lr = config.rates[method] * config.optim.get("rate_scale", 1)
+    other.optim.head_lr = None
     return other
 
 

@@ -70,6 +70,7 @@ def problems_of(config: DictConfig) -> list[str]:
                 f"{section}.{n}: is set by the application; {provided[n]}." for n in node if n in provided
             ]
             beside = [n for n in node if n in RESERVED or n in provided or f"{section}.{n}" in RULES]
+            beside += [n for n in node if f"{section}.{n}" in references]
             options = {name: value for name, value in node.items() if name not in beside}
             problems += own.problems(options, f"{section}.")
     for path, node in _targets(values, ""):

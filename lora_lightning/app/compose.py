@@ -23,6 +23,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.recipe_file import RecipeFile
 from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.utils.marks import is_number
 
 PACKAGE = Path(__file__).parents[1]
 # Beside the package in a checkout, inside it when installed from a wheel.
@@ -45,6 +46,13 @@ class Own(NamedTuple):
     folder: Path | None = None
     recipe: Path | None = None
 
+
+def _times(value: Any, factor: Any) -> Any:
+    """`${times:A,B}` of a configuration; what is no number is left to the check of A or B."""
+    return value * factor if is_number(value) and is_number(factor) else value
+
+
+OmegaConf.register_new_resolver("times", _times, replace=True)
 
 # For the search path that Hydra builds meanwhile.
 _OWN: ContextVar[Own] = ContextVar("_OWN", default=Own())  # noqa: B039  # it cannot be changed

@@ -129,6 +129,7 @@ RULES: dict[str, Check] = {
     "adapters": MAPPING,
     **{f"rates.{method}": RATE for method in METHODS},
     "run_dir": TEXT,
+    "optim.rate_scale": number(above(0)),
     "lora.quantize": static_checks("lora_lightning.adapters.quantize.quantize")["kind"].or_null(),
     "trainer.accelerator": one_of(*ACCELERATORS),
     "trainer.devices": DEVICES,

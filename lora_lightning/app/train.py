@@ -66,6 +66,8 @@ FILES = {
 RANDOM_BASE = """WARNING: {label} is added to random weights, in whole or in part, and they do not train.
   Give model.pretrained=true or model.checkpoint=FILE.safetensors; method=full trains everything from scratch.
   The adapter works on these weights alone, which are kept in {path}."""
+RANDOM_START = """WARNING: {label} begins with random weights, in whole or in part.
+  If that is not meant, give model.pretrained=true or model.checkpoint=FILE.safetensors."""
 
 
 def train(config: DictConfig, tell: Callable[[Ended], None]) -> float | None:
@@ -181,6 +183,8 @@ def _say_plan(config: DictConfig, run: Run, folder: Path) -> None:
     say("\n" + "\n".join(filter(None, lines)) + "\n")
     if run.random_base:
         say(f"{RANDOM_BASE.format(label=run.label, path=short_path(folder / BASE_FILE))}\n")
+    elif run.on_random:
+        say(f"{RANDOM_START.format(label=run.label)}\n")
 
 
 def _compare(config: DictConfig, run: Run, plain: dict[str, Any], goes_on: bool) -> list[Result]:

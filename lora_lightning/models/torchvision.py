@@ -85,7 +85,7 @@ def torchvision_model(
     model = _build(name, classes, kwargs)
     stored = {n: t for n, t in network_state(model, state).items() if not n.startswith(AUXILIARY)}
     if isinstance(model, VisionTransformer):
-        stored = _at_size(model, stored)
+        stored = dict(_at_size(model, stored))
     built = model.state_dict()
     fresh = [head for head in find_heads(model) if _rows(stored, head) not in (0, _rows(built, head))]
     remedy = "Give the model the options that the weights were made with, or the weights of this model."

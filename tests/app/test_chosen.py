@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 
 import pytest
+import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 
-from lora_lightning.app.build import optim_config
+from lora_lightning.app.build import compared_config, optim_config
 from lora_lightning.app.command_line import CommandLine
 from lora_lightning.app.compose import shipped
 from lora_lightning.errors import ConfigError
 from lora_lightning.tasks.optim_config import FLOOR, WARMUP, ScheduleConfig
+from lora_lightning.tasks.optimizers import KINDS, class_of, missing_library, options_for
 from lora_lightning.trainer.ema import EMA
 from lora_lightning.trainer.speedups import Speedups
 
@@ -52,6 +54,7 @@ def test_each_choice_is_a_callback_whose_options_are_checked() -> None:
             "callbacks=[ema,early_stoping]",
             "callbacks=[ema,early_stoping]: give one of .* or a list .*'early_stopping'",
         ),
+        ("optim.rate_scale=2", r"optim\.rate_scale=2: there is no such option"),
         ("callbacks=default", "callbacks=default: give one of"),
         ("speedups.compile=fast", "speedups.compile=fast: give true, false, or a mode"),
         ("speedups.channels_last=1", "speedups.channels_last=1: give true or false"),
@@ -70,9 +73,31 @@ def test_every_schedule_and_its_own_values() -> None:
     """What a file says is what the class takes where it is given nothing."""
     assert shipped().choices("schedule") == tuple(sorted(WARMUP))
     for name in WARMUP:
-        found = optim_config(composed(f"schedule={name}"), "lora").rate_schedule
+        found = optim_config(composed(f"schedule={name}")).rate_schedule
         assert (found.name, found.warmup) == (name, WARMUP[name])
         assert found.floor == FLOOR.get(name) and found.decay == ScheduleConfig().decay
+
+
+OPTIMIZERS = [
+    pytest.param(
+        name, marks=[pytest.mark.xfail(raises=ConfigError, strict=True)] if missing_library(name) else []
+    )
+    for name in KINDS
+]
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_and_its_own_values(name: str) -> None:
+    """What a file says is what the class takes where it is given nothing, at the rate of the method."""
+    config = composed(f"optim={name}", "rates.lora=1e-3", "rates.full=1e-4", "optim.head_lr=0.5")
+    found = optim_config(config)
+    scale = config.optim.get("rate_scale", 1)
+    assert (found.name, found.lr) == (name, pytest.approx(1e-3 * scale))
+    assert optim_config(compared_config(config, "full", "x")).lr == pytest.approx(1e-4 * scale)
+    assert composed(f"optim={name}", "optim.lr=0.2").optim.lr == 0.2
+    parameter = [torch.nn.Parameter(torch.zeros(2))]
+    filled = class_of(name)(parameter, **options_for(name, vars(found)), lr=1).defaults
+    assert filled == class_of(name)(parameter, **KINDS[name].given, lr=1).defaults
 
 
 def test_speedups_are_off_and_on() -> None:
