@@ -78,9 +78,7 @@ def evaluate(options: Mapping[str, Any], words: Sequence[str]) -> str:
     return printable("\n".join(lines))
 
 
-def tested(
-    trained: Trained, data: L.LightningDataModule, check_base: bool
-) -> tuple[Any, dict[str, float]]:
+def tested(trained: Trained, data: L.LightningDataModule, check_base: bool) -> tuple[Any, dict[str, float]]:
     """The task after its test, and all that it has logged.
 
     Raises:

@@ -94,27 +94,18 @@ def timm_model(
         MissingFileError: weights that are not on this machine and cannot be downloaded now.
         AdapterFileError: a checkpoint that is pickled, damaged, or made for another model.
     """
-<<<<<<< HEAD
     name = plain_name(name)
-    require(timm_model, locals(), [_tag_problem(name), _pickle_problem(kwargs)])
-=======
-    name = _plain_name(name)
     require(timm_model, locals(), [None if is_saved(name) else _tag_problem(name), _pickle_problem(kwargs)])
->>>>>>> ab160c7 (Models: any classifier of torchvision, and what somebody has saved with timm, on the hub or in a folder)
     kwargs |= {
         "img_size": img_size, "patch_size": patch_size, "embed_dim": embed_dim, "depth": depth,
         "num_heads": num_heads, "drop_path_rate": drop_path_rate,
     }  # fmt: skip
-<<<<<<< HEAD
     kwargs = plain_options(kwargs)
-=======
-    kwargs = {key: _plain(value) for key, value in kwargs.items() if value is not None}
     saved = None
     if is_saved(name):
         saved = saved_model(name, pretrained and checkpoint is None, kwargs.pop("cache_dir", None))
         name, kwargs = saved.architecture, {**saved.options, **kwargs}
         kwargs["pretrained_cfg_overlay"] = saved.data
->>>>>>> ab160c7 (Models: any classifier of torchvision, and what somebody has saved with timm, on the hub or in a folder)
     if checkpoint is not None:
         path = base_file(checkpoint)
         state = read_base(path)

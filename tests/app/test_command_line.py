@@ -21,7 +21,9 @@ from lora_lightning.app.compose import CONF, RECIPES, recipe_config, shipped, wi
 from lora_lightning.app.variants import from_groups, parted
 from lora_lightning.errors import ConfigError
 
-OPEN = re.compile(r"data\.\w+=null: give ")  # what only a user can say: where the files are
+OPEN = re.compile(
+    r"(data\.\w+|model\.name)=null: give "
+)  # what only a user can say: which files, which model
 
 GOOD = [
     "",
