@@ -6,6 +6,7 @@ import inspect
 import re
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -41,10 +42,14 @@ def _arch(name: Any) -> str:
 
 
 NAME = Check(
-    "a model of timm, such as vit_base_patch16_224 (timm.list_models() lists them), hf-hub:USER/NAME or"
-    " local-dir:FOLDER",
-    lambda v: is_saved(v) or (isinstance(v, str) and timm.is_model(_arch(v))),
+    "a model of timm, such as vit_base_patch16_224 (timm.list_models() lists them)",
+    lambda v: isinstance(v, str) and timm.is_model(_arch(v)),
     near=lambda v: did_you_mean(_arch(v), timm.list_models()),
+)
+NAME_OR_SAVED = replace(
+    NAME,
+    allowed=f"{NAME.allowed}, hf-hub:USER/NAME or local-dir:FOLDER",
+    test=lambda v: is_saved(v) or NAME.test(v),
 )
 OWN_HEAD = Null("the weights' own head")
 SIDES = listed(
@@ -53,7 +58,7 @@ SIDES = listed(
 
 
 def timm_model(
-    name: Annotated[str, NAME],
+    name: Annotated[str, NAME_OR_SAVED],
     *,
     pretrained: bool = False,
     checkpoint: Weights = None,
