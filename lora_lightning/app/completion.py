@@ -19,6 +19,7 @@ from lora_lightning.utils.marks import Check
 PROGRAM, SCRIPT = "lora-lightning", "train.py"
 FLAGS = ("--help", "--multirun", "--cfg", "--resolve", "--config-dir", "--hydra-help")
 PACKAGE = Path(__file__).parents[1]
+OF_A_RUN = {"predict": ("recipe=", "model."), "evaluate": ("recipe=", "data=", "data.", "model.")}
 OPEN = ("=", ".", "/")  # after these a word goes on
 
 BASH = """\
@@ -75,8 +76,14 @@ def complete(words: Sequence[str]) -> list[str]:
             found = ["--config-dir"]
         elif before[0] == "copy" and len(before) == 1:
             found = _choices([home / "recipes"], "recipe")
+        elif before[0] in COMMANDS:
+            found = [f"{name}=" for name in parser_of(before[0]).keys]
+            if before[0] in OF_A_RUN:  # their other words are those of train
+                found += [
+                    w for w in _of_train(home, before[1:], current) if w.startswith(OF_A_RUN[before[0]])
+                ]
         else:
-            found = [f"{name}=" for name in parser_of(before[0]).keys] if before[0] in COMMANDS else []
+            found = []
     else:
         found = _of_train(home, before, current)
     return sorted({word for word in found if word.startswith(current)})

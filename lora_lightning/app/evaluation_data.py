@@ -46,7 +46,7 @@ def test_data(trained: Trained, words: Sequence[str]) -> L.LightningDataModule:
 
 def _section(trained: Trained, words: Sequence[str]) -> dict[str, Any]:
     chosen = [word.removeprefix(GROUP) for word in words if word.startswith(GROUP)]
-    section = _group(chosen[-1]) if chosen else dict(trained.config.get("data") or {})
+    section = _group(chosen[-1]) if chosen else _of_run(trained)
     if "_target_" not in section:
         raise ConfigError(
             ["data: the run does not say on which it was tested: give data=NAME data.KEY=VALUE."]
@@ -58,6 +58,12 @@ def _section(trained: Trained, words: Sequence[str]) -> dict[str, Any]:
         return section
     takes = inspect.signature(builder_of(section["_target_"])).parameters
     return section | {k: v for k, v in _fitted(section, given, trained.facts or {}).items() if k in takes}
+
+
+def _of_run(trained: Trained) -> dict[str, Any]:
+    """The run's own, which knows where its data lie; what travels with an adapter does not."""
+    own = trained.source.run_data() if trained.source and not trained.own else None
+    return dict(own or trained.config.get("data") or {})
 
 
 def _group(name: str) -> dict[str, Any]:

@@ -103,7 +103,7 @@ def _header(file: Path, name: str, out: str) -> Iterator[str]:
     lines = header(file.read_text(encoding="utf-8"))
     for line in lines:
         command = line.replace(f"python train.py recipe={name}", f"lora-lightning train recipe={out}")
-        yield f"# {command}".rstrip()
+        yield f"# {command.replace(f'outputs/{name}/', f'outputs/{Path(out).stem}/')}".rstrip()
     yield "#"
     yield from textwrap.wrap(
         ABOUT.format(name=name), WIDTH, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False

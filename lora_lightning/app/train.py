@@ -47,7 +47,7 @@ from lora_lightning.files.random_base import BASE_FILE
 from lora_lightning.files.save_load import load_adapter
 
 FILES = {
-    "adapter": "the adapter: lora_lightning.load_adapter(model, FOLDER)",
+    "adapter": "the adapter: lora-lightning predict or evaluate adapter=FOLDER; load_adapter(model, FOLDER)",
     "base.safetensors": "the random weights that the adapter is added to",
     "model.safetensors": "the trained weights: model.checkpoint=FILE",
     "checkpoints/best.ckpt": "the epoch that was tested",

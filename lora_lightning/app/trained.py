@@ -3,8 +3,9 @@ and its model with all that was trained in it."""
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,11 +18,12 @@ from lora_lightning.adapters.eject import eject
 from lora_lightning.app.command_line import command_config
 from lora_lightning.app.options import checks_in, precision_of
 from lora_lightning.app.rebuild import rebuilt_model
-from lora_lightning.errors import ConfigError, UserError, did_you_mean
+from lora_lightning.errors import AdapterFileError, ConfigError, UserError, did_you_mean
 from lora_lightning.files.allowed import plain_values, section_of, target_of
 from lora_lightning.files.format import write_adapter
 from lora_lightning.files.locate import AdapterSource, WeightsSource, read_trained
 from lora_lightning.files.origin import SECTIONS
+from lora_lightning.files.random_base import BASE_FILE, is_random, kept_base
 from lora_lightning.files.save_load import load_adapter
 from lora_lightning.files.weights import load_into
 from lora_lightning.utils.marks import show
@@ -64,7 +66,8 @@ class Trained:
         source = self.source
         model, facts = rebuilt_model(self.config, None if self.own else source, self.facts)
         if isinstance(source, AdapterSource):
-            _adapt(model, source, check_base)
+            with _of_random_base(source, self.config, model):
+                _adapt(model, source, check_base)
         elif source:
             what = f"the model that {self.where} builds"
             load_into(model, source.weights, source.path, what, "Give the recipe that it was trained by.")
@@ -164,6 +167,17 @@ def changed(config: dict[str, Any], words: Sequence[str]) -> dict[str, Any]:
     if problems:
         raise ConfigError(problems)
     return config
+
+
+@contextlib.contextmanager
+def _of_random_base(source: AdapterSource, config: Mapping[str, Any], model: nn.Module) -> Iterator[None]:
+    """An adapter of random weights that are not beside it fits no base: say so."""
+    lost = is_random(config["model"], model) and not kept_base(source.base_folders())
+    try:
+        yield
+    except AdapterFileError as error:
+        hint = f" Its base was random: copy {BASE_FILE} from its run's folder into {source.path}."
+        raise AdapterFileError(f"{error}{hint if lost else ''}") from None
 
 
 def _adapt(model: nn.Module, source: AdapterSource, check_base: bool) -> None:

@@ -19,7 +19,7 @@ from lora_lightning.files.checkpoint_digests import KEY
 from lora_lightning.files.checkpoint_read import adapter_in, read_checkpoint, require_adapter
 from lora_lightning.files.compatibility import check_tensors
 from lora_lightning.files.format import SavedAdapter, assembled
-from lora_lightning.files.origin import SECTIONS, Origin
+from lora_lightning.files.origin import SECTIONS, Origin, is_place
 from lora_lightning.files.pair import CONFIG_FILE, is_peft, read_pair
 from lora_lightning.files.peft_read import assembled_peft
 from lora_lightning.files.weights import read_weights
@@ -68,6 +68,20 @@ class Source:
             return self.came_with.config
         return read_mapping(self.run / RUN_FILE, NOTHING_RUN) if self.run else {}
 
+    def run_data(self) -> dict[str, Any] | None:
+        """The section `data` of the run, which also says where the data lie, plain; paths that were relative
+        to the folder where the run was started are whole. None without a run.
+
+        Raises:
+            AdapterFileError, UserError: it is damaged, or holds more than plain values.
+        """
+        if not self.run:
+            return None
+        file = self.run / RUN_FILE
+        data = plain_values(read_mapping(file, NOTHING_RUN), "data", file)
+        started = Path(str(self._runtime().get("cwd", "")))
+        return {k: _whole(k, v, started) for k, v in data.items()} if isinstance(data, dict) else None
+
     def facts(self) -> dict[str, Any] | None:
         """What data and task said of themselves, as it came with the adapter, else with the run; None where
         it is not known.
@@ -100,13 +114,19 @@ class Source:
         """Name of the recipe; empty where it is not known."""
         if self.came_with.recipe:
             return self.came_with.recipe
-        choices: Any = {}
+        choices = self._runtime().get("choices")
+        name = choices.get("recipe") if isinstance(choices, dict) else None
+        return name if isinstance(name, str) else ""
+
+    def _runtime(self) -> dict[str, Any]:
+        """What Hydra knew of the run; empty where it is not there."""
+        found: Any = {}
         if self.run:
             with contextlib.suppress(AdapterFileError):
-                choices = read_mapping(self.run / ".hydra" / "hydra.yaml", NOTHING_RUN)
-        for key in ("hydra", "runtime", "choices", "recipe"):
-            choices = choices.get(key, {}) if isinstance(choices, dict) else {}
-        return choices if isinstance(choices, str) else ""
+                found = read_mapping(self.run / ".hydra" / "hydra.yaml", NOTHING_RUN)
+        for key in ("hydra", "runtime"):
+            found = found.get(key, {}) if isinstance(found, dict) else {}
+        return found if isinstance(found, dict) else {}
 
     def _described_in(self) -> Path:
         return self.path / CONFIG_FILE if self.path.is_dir() else self.path
@@ -197,6 +217,15 @@ def origin_in(metadata: Mapping[str, str], where: Path) -> Origin:
         return Origin.read(json.loads(metadata.get("lora_lightning", "{}")).get("origin", {}))
     except (ValueError, TypeError, AttributeError, RecursionError) as error:
         raise AdapterFileError(f"{where} is damaged: {error}.") from None
+
+
+def _whole(option: str, value: Any, started: Path) -> Any:
+    """A path of the data that is there from the folder where a run was started."""
+    if not is_place(option, value) or not value or not started.is_absolute():
+        return value
+    with contextlib.suppress(OSError, ValueError):  # too long for a name
+        return str(started / value) if (started / value).exists() else value
+    return value
 
 
 def _tensors(state: Mapping[str, Any]) -> dict[str, Tensor]:

@@ -16,6 +16,7 @@ from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.files.allowed import checked_facts
 
 SECTIONS = ("model", "data", "task", "trainer")  # of a run's configuration
+PLACES = ("root", "table", "manifest", "source", "images", "masks", "annotations", "folder", "path", "file")
 OF_TRAINER = ("accelerator", "precision")  # what of the last one travels
 
 
@@ -50,7 +51,7 @@ class Origin:
         """
         sections = {name: config[name] for name in SECTIONS if isinstance(config.get(name), Mapping)}
         if "data" in sections:
-            sections["data"] = {k: v for k, v in sections["data"].items() if not _is_path(v)}
+            sections["data"] = {k: v for k, v in sections["data"].items() if not _is_path(k, v)}
         if "trainer" in sections:
             sections["trainer"] = {k: v for k, v in sections["trainer"].items() if k in OF_TRAINER}
         if "model" in sections:
@@ -94,11 +95,16 @@ class Origin:
         return made
 
 
-def _is_path(value: Any) -> bool:
-    """Whether a value of the data says where they lie, which is nobody else's business."""
+def is_place(option: str, value: Any) -> bool:
+    """Whether an option of the data names a file or folder: `data.root`, `data.test_images`."""
+    return isinstance(value, str) and option.rpartition("_")[2] in PLACES
+
+
+def _is_path(option: str, value: Any) -> bool:
+    """Whether an option of the data says where they lie, which is nobody else's business."""
     if isinstance(value, list):
-        return any(map(_is_path, value))
-    return isinstance(value, str) and (value.startswith(("~", ".")) or "/" in value or _is_there(value))
+        return any(_is_path(option, one) for one in value)
+    return is_place(option, value) or (isinstance(value, str) and ("/" in value or value.startswith("~")))
 
 
 def _found_from_anywhere(value: Any) -> Any:

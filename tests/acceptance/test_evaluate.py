@@ -88,7 +88,7 @@ def test_the_runs_own_test_data(run: Path, tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_the_scores_of_a_whole_run_come_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    train(["recipe=vit_digits", "compare=false", "trainer.max_epochs=1", "logger=none", "hydra.run.dir=run"])
+    train(["recipe=vit_digits", "compare=[]", "trainer.max_epochs=1", "logger=none", "hydra.run.dir=run"])
     (result,) = json.loads(Path("run/results.json").read_text())
     for words in (["adapter=run"], ["ckpt=run/checkpoints/best.ckpt", "data.batch_size=64"]):
         found = scores(words, tmp_path / "x.json")
@@ -126,3 +126,23 @@ def test_mistakes(
     message = capsys.readouterr().err
     assert caught.value.code == 2 and "Traceback" not in message
     assert all(text in message for text in told), message
+
+
+def test_a_runs_own_pictures_are_found_from_elsewhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Where they lie stands in the run's folder, not with the adapter, relative to where it was started."""
+    folder, model = classifier(tmp_path / "run" / "adapter", class_names=NAMES, target="class")
+    draw_photos(model, tmp_path / "photos")
+    (tmp_path / "run" / ".hydra").mkdir()
+    (tmp_path / "run" / ".hydra" / "hydra.yaml").write_text(f"hydra: {{runtime: {{cwd: {tmp_path}}}}}\n")
+    data = "{_target_: lora_lightning.data.image_folder.ImageFolderDataModule, root: photos, num_workers: 0}"
+    (tmp_path / "run" / "config.yaml").write_text(f"model: {{}}\ndata: {data}\n")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    command(["evaluate", f"adapter={folder}"])
+    assert "accuracy %" in capsys.readouterr().out
+    (folder / "base.safetensors").unlink()
+    with pytest.raises(SystemExit):
+        command(["evaluate", f"adapter={folder}"])
+    assert "Its base was random: copy base.safetensors from its run's folder" in capsys.readouterr().err

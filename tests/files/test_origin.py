@@ -57,8 +57,10 @@ def test_what_of_a_run_travels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
     (tmp_path / "base.safetensors").touch()
+    (tmp_path / "source").mkdir()  # a word that is also a folder's name
     data = {
         "_target_": "d",
+        "domain": "source",
         "root": "photos",
         "manifest": "/home/me/a.csv",
         "val_size": 0.1,
@@ -73,7 +75,7 @@ def test_what_of_a_run_travels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     origin = Origin.of_run("mine", config, {"num_classes": 2})
     assert origin.config == {
         "model": {"_target_": "m", "checkpoint": str(tmp_path / "base.safetensors"), "name": "photo"},
-        "data": {"_target_": "d", "val_size": 0.1},
+        "data": {"_target_": "d", "domain": "source", "val_size": 0.1},
         "trainer": {"accelerator": "cpu", "precision": 32},
     }
     assert (origin.recipe, origin.facts) == ("mine", {"num_classes": 2})
