@@ -26,11 +26,12 @@ def class_weights(targets: Tensor, num_classes: int) -> list[float]:
     """A weight of the loss a class, so that all classes together weigh alike.
 
     Of one class a picture n / (classes · n_c), as scikit-learn's "balanced" (King and Zeng 2001); of several
-    the weight of a positive, (n - n_c) / n_c. A class without pictures has 1.
+    the weight of a positive, (n - n_c) / n_c, where n - n_c is half a picture at least. A class without
+    pictures has 1.
     """
     counts = class_counts(targets, num_classes)
     n = len(targets)
-    weights = (n - counts) / counts if targets.ndim == 2 else n / (num_classes * counts)
+    weights = (n - counts).clamp(min=0.5) / counts if targets.ndim == 2 else n / (num_classes * counts)
     return torch.where(counts > 0, weights, 1.0).tolist()
 
 

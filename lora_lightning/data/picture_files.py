@@ -12,6 +12,7 @@ from torch.utils.data import Dataset
 
 from lora_lightning.data.decoding import SUFFIXES, read_picture
 from lora_lightning.data.findings import DataError
+from lora_lightning.data.picture_rows import passed_over
 from lora_lightning.errors import UserError
 
 Shown = tuple[int, Tensor | str]
@@ -59,6 +60,7 @@ def picture_files(path: str | Path) -> tuple[list[Path], list[str]]:
     if not path.is_dir():
         raise UserError(f"images={path}: there is no such file or folder.")
     files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
+    files = [f for f in files if not any(map(passed_over, f.relative_to(path).parts))]
     if not files:
         raise UserError(f"images={path}: holds no picture ({', '.join(SUFFIXES)}).")
     return files, [file.relative_to(path).as_posix() for file in files]

@@ -84,7 +84,7 @@ def folder_rows(root: Path, findings: Findings) -> list[PictureRow]:
 
 def _class_rows(root: Path, folder: Path, part: str, findings: Findings) -> Iterator[PictureRow]:
     for entry in sorted(folder.iterdir()):
-        if entry.is_dir() or _ignored(entry.name):
+        if entry.is_dir() or passed_over(entry.name):
             continue
         if entry.suffix.lower() in SUFFIXES:
             findings.add("picture in no class's folder", _relative(entry, root), "left out")
@@ -106,10 +106,10 @@ def _pictures(folder: Path, root: Path, findings: Findings) -> Iterator[Path]:
             inner.clear()
             continue
         seen.add(real)
-        inner[:] = sorted(name for name in inner if not _ignored(name))
+        inner[:] = sorted(name for name in inner if not passed_over(name))
         for name in sorted(files):
             file = Path(place, name)
-            if _ignored(name):
+            if passed_over(name):
                 continue
             if file.suffix.lower() not in SUFFIXES:
                 _tell_other(file, root, findings)
@@ -129,10 +129,11 @@ def _tell_other(file: Path, root: Path, findings: Findings) -> None:
 
 
 def _folders(folder: Path) -> list[Path]:
-    return sorted(p for p in folder.iterdir() if p.is_dir() and not _ignored(p.name))
+    return sorted(p for p in folder.iterdir() if p.is_dir() and not passed_over(p.name))
 
 
-def _ignored(name: str) -> bool:
+def passed_over(name: str) -> bool:
+    """Whether a file or folder is hidden, or what a system leaves behind, such as `Thumbs.db`."""
     low = name.lower()
     return low.startswith(".") or low in SYSTEM or low in SYSTEM_FILES
 

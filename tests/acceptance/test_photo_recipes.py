@@ -65,17 +65,24 @@ def test_a_table_of_photographs(words: list[str], tmp_path: Path, target: str) -
     assert result["method"] == "linear_probe"
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        "my_photos",
+        pytest.param("vit_imagefolder", marks=pytest.mark.slow),
+        pytest.param("cnn_imagefolder", marks=pytest.mark.slow),
+    ],
+)
 def test_all_that_is_missing_is_named_at_once(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    recipe: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "photos").mkdir()
-    for recipe in ("my_photos", "vit_imagefolder", "cnn_imagefolder"):
-        with pytest.raises(SystemExit) as caught:
-            main([f"recipe={recipe}", "data.root=photo", "logger=none", "trainer=cpu"])
-        message = capsys.readouterr().err
-        assert caught.value.code == 2
-        for words in ("data.root=", "Did you mean 'photos'", "model.checkpoint=", "pretrained weights"):
-            assert words in message
-        assert "Traceback" not in message
+    with pytest.raises(SystemExit) as caught:
+        main([f"recipe={recipe}", "data.root=photo", "logger=none", "trainer=cpu"])
+    message = capsys.readouterr().err
+    assert caught.value.code == 2
+    for words in ("data.root=", "Did you mean 'photos'", "model.checkpoint=", "pretrained weights"):
+        assert words in message
+    assert "Traceback" not in message

@@ -14,6 +14,7 @@ from PIL import Image
 from lora_lightning.data import picture_check
 from lora_lightning.data.findings import DataError
 from lora_lightning.data.image_folder import ImageFolderDataModule
+from lora_lightning.data.picture_files import picture_files
 from lora_lightning.data.pictures import PARTS
 from lora_lightning.errors import ConfigError, MissingFileError
 from tests.data.drawn import folders, photo
@@ -192,6 +193,13 @@ def test_one_table_of_all_that_is_wrong(tmp_path):
     assert {"Disc/Größe – 日本.png", "disc/more/deeper.WEBP", "disc/print.tif", "square/again.png"} < set(
         kept
     )
+
+
+def test_what_systems_leave_behind_is_not_predicted_either(tmp_path):
+    messy(tmp_path)
+    found = picture_files(tmp_path)[1]
+    assert "disc/more/deeper.WEBP" in found and "Disc/Größe – 日本.png" in found
+    assert not any("._" in name or "__MACOSX" in name for name in found)
 
 
 def test_harmless_findings_stop_nothing(photos):
