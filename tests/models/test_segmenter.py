@@ -17,9 +17,9 @@ from lora_lightning.tasks.segmentation import SemanticSegmenter
 QUICK = "lraspp_mobilenet_v3_large"
 # One of each kind of backbone that timm has: a pyramid, a transformer of one stride, windows in NHWC.
 TIMM = {
-    "resnet10t": {},
+    "resnet10t": {"zero_init_last": False},  # a gate of zero would hide what lies behind it
     "vit_tiny_patch16_224": {"embed_dim": 48, "num_heads": 2, "depth": 4},
-    "swin_tiny_patch4_window7_224": {"embed_dim": 12, "num_heads": [1, 2, 2, 4], "depths": [1, 1, 1, 1]},
+    "swin_tiny_patch4_window7_224": {"embed_dim": 24, "depths": [1, 1, 1, 1]},
     "convnext_atto": {"dims": [8, 16, 24, 32], "depths": [1, 1, 1, 1]},
 }
 EACH = [

@@ -264,3 +264,23 @@ def test_colours_differ_and_a_background_is_left_as_it_is():
     assert (laid[0, 0] == 100).all() and (laid[1, 1] == 100).all() and laid[0, 1, 0] > 150 > laid[1, 0, 0]
     saved = indexed(mask, colours)
     assert np.array_equal(np.asarray(saved), mask)
+
+
+def test_processes_count_together_and_a_picture_of_two_of_them_once(monkeypatch):
+    pictures = list(maps())
+    shares = [Confusions(4), Confusions(4)]
+    for number, found, truth in pictures:
+        shares[number % 2].add(number, found, truth)
+    shares[0].add(*pictures[5])  # which fills up the first one's last batch
+
+    def gather(into, own):
+        into[:] = [share._pictures for share in shares]
+
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    together = [share.all() for share in shares]
+    monkeypatch.undo()
+    alone = counted(pictures)
+    for one in together:
+        assert np.array_equal(one.matrix(), alone.matrix()) and one.intervals() == alone.intervals()
