@@ -16,6 +16,7 @@ from __future__ import annotations
 import argparse
 import io
 import json
+import math
 import tarfile
 import tempfile
 import time
@@ -40,7 +41,7 @@ import lora_lightning as ll
 from benchmarks.measure import interleaved, machine, ratios
 from benchmarks.models import BLOCKS
 from lora_lightning.data.augment import AugmentConfig
-from lora_lightning.data.cropping import least_side
+from lora_lightning.data.cropping import enough_for
 from lora_lightning.data.decoding import read_picture
 from lora_lightning.data.image_folder import ImageFolderDataModule
 from lora_lightning.data.picture_transform import preprocessing_of, unfinished_training_transform
@@ -54,7 +55,7 @@ AUGMENTS = {"light: crops from 0.08": {}, "small_pictures: crops from 0.7": {"cr
 MODELS = ("vit_small_patch16_224", "resnet50")
 ON_PAPER = {"vit_base_patch16_224": "on_paper_vit_base_128_bf16-mixed.json"}
 BASE = "PIL whole, crop by PIL"
-OURS = "this library: PIL scaled, crop as a tensor"
+OURS = "this library: PIL scaled for each crop, as a tensor"
 INTRODUCTION = (
     "`python -m benchmarks.picture_loading`: two photographs as JPEG, each made a random crop of 224 pixels, "
     "mirrored, uint8, on one thread, in CPU time; the ratio is the median (and quartiles) over interleaved "
@@ -108,8 +109,8 @@ def ways(augment: AugmentConfig) -> dict[str, Way]:
     """Name -> JPEG file to (3, 224, 224) of uint8."""
     facts = preprocessing_of(None, SIZE)
     scale = tuple(augment.crop_scale or (1, 1))
-    least = least_side(facts["input_size"], scale)
     ours = unfinished_training_transform(facts, augment)
+    enough, least = enough_for(ours), math.ceil(SIZE / math.sqrt(scale[0]))
     crop = RandomResizedCropAndInterpolation(SIZE, scale, interpolation="bicubic")
     pils = v2.Compose([crop, v2.RandomHorizontalFlip(), v2.PILToTensor()])
     tensors = v2.Compose(
@@ -120,9 +121,11 @@ def ways(augment: AugmentConfig) -> dict[str, Way]:
     )
     found: dict[str, Way] = {
         BASE: lambda file: pils(read_picture(file)),
-        OURS: lambda file: ours(read_picture(file, least)),
+        OURS: lambda file: ours(read_picture(file, enough)),
         "PIL whole, crop as a tensor": lambda file: ours(read_picture(file)),
-        "PIL scaled, crop by PIL": lambda file: pils(read_picture(file, least)),
+        "PIL scaled for the smallest crop, crop by PIL": lambda file: pils(
+            read_picture(file, lambda *size: least)
+        ),
         "PIL scaled for each crop, crop by PIL": lambda file: _scaled_crop(file, crop),
         "torchvision's decode_jpeg and v2": lambda file: tensors(
             decode_jpeg(torch.frombuffer(bytearray(file), dtype=torch.uint8), ImageReadMode.RGB)

@@ -1,14 +1,15 @@
-"""Random crops of training pictures, in less than half of PIL's time, and how much of a JPEG they need."""
+"""Random crops of training pictures: faster than PIL's, and of JPEGs decoded as far as they need."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
+import torch
 from PIL import Image
 from torch import Tensor
 
+from lora_lightning.data.decoding import Enough
 from lora_lightning.utils.libraries import loading
 
 with loading("timm"):
@@ -24,7 +25,8 @@ class TensorCrop:
     """timm's random crop (Szegedy et al. 2015, arXiv 1409.4842), scaled as a tensor.
 
     PIL -> (3, height, width), uint8. PIL cuts, torchvision scales: its kernels for uint8 are nearly three
-    times as fast as PIL's, and their pixels differ from PIL's by rounding.
+    times as fast as PIL's, and their pixels differ from PIL's by rounding. The crop may be drawn before its
+    picture is decoded, which then need not be decoded whole.
 
     Args:
         crop: draws the places; of one interpolation of TENSORS.
@@ -32,11 +34,25 @@ class TensorCrop:
 
     def __init__(self, crop: RandomResizedCropAndInterpolation) -> None:
         self.crop = crop
+        self._drawn: tuple[float, ...] | None = None  # of the next picture, in shares of its width and height
+
+    def draw(self, width: int, height: int) -> int:
+        """Draw the next picture's crop; how many pixels of the picture's shorter side are enough for it."""
+        size = torch.empty((3, height, width), device="meta")  # the crop's place follows from it alone
+        y, x, h, w = self.crop.get_params(size, self.crop.scale, self.crop.ratio)
+        self._drawn = x / width, y / height, (x + w) / width, (y + h) / height
+        by = max(self.crop.size[0] / h, self.crop.size[1] / w)
+        return math.ceil(min(width, height) * by)
 
     def __call__(self, picture: Image.Image) -> Tensor:
-        top, left, height, width = self.crop.get_params(picture, self.crop.scale, self.crop.ratio)
-        part = F.pil_to_tensor(picture.crop((left, top, left + width, top + height)))
-        return F.resize(part, list(self.crop.size), F.InterpolationMode(_name(self.crop)), antialias=True)
+        if self._drawn is None:
+            self.draw(*picture.size)
+        drawn, self._drawn = self._drawn or (0, 0, 1, 1), None
+        sides = picture.size * 2
+        left, top, right, bottom = (round(share * side) for share, side in zip(drawn, sides, strict=True))
+        part = picture.crop((left, top, max(right, left + 1), max(bottom, top + 1)))
+        size, interpolation = list(self.crop.size), F.InterpolationMode(_name(self.crop))
+        return F.resize(F.pil_to_tensor(part), size, interpolation, antialias=True)
 
 
 def faster(crop: Any) -> Any:
@@ -46,15 +62,11 @@ def faster(crop: Any) -> Any:
     return crop
 
 
-def least_side(size: Sequence[int], crop_scale: Sequence[float] | None) -> int | None:
-    """Pixels of a picture's shorter side that the smallest crop does not have to be scaled up from, about;
-    None where a picture is shown whole, as in evaluation.
-
-    Args:
-        size: [3, height, width] that the model takes.
-        crop_scale: least and greatest share of the area that a crop keeps.
-    """
-    return None if crop_scale is None else math.ceil(max(size[1:]) / math.sqrt(crop_scale[0]))
+def enough_for(transform: Any) -> Enough | None:
+    """What a training transform needs of a picture, asked before it is decoded: of its crop's pixels as many
+    as the model takes. None where a picture is shown whole, as in evaluation, or PIL scales it."""
+    first = transform.transforms[0]
+    return first.draw if isinstance(first, TensorCrop) else None
 
 
 def _name(crop: RandomResizedCropAndInterpolation) -> str:

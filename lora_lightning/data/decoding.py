@@ -12,6 +12,7 @@ import io
 import math
 import os
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from PIL import Image
 
 from lora_lightning.data.findings import DataError
 
+Enough = Callable[[int, int], int]  # upright width and height -> pixels of the shorter side that are enough
 File = str | os.PathLike[str] | bytes
 SUFFIXES = (
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".webp", ".avif", ".bmp", ".gif", ".tif", ".tiff",
@@ -33,6 +35,7 @@ TURNS: dict[object, Image.Transpose] = {  # by its value, as PIL's exif_transpos
     5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_270, 7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
+SIDEWAYS = (5, 6, 7, 8)  # of these, those that exchange width and height
 TAIL = 4096  # bytes in which a file's end mark is looked for
 FRAMES = ("GIF", "PNG", "WEBP", "AVIF")  # an MPO, which phones write, is one photograph with a preview
 
@@ -63,7 +66,7 @@ UNREADABLE = (
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 
 
-def read_picture(file: File, least: int | None = None) -> Image.Image:
+def read_picture(file: File, enough: Enough | None = None) -> Image.Image:
     """A picture as RGB of 8 bits, as a person would see it.
 
     It is turned upright by its EXIF mark, laid on white where it is transparent; of an animation the first
@@ -71,8 +74,8 @@ def read_picture(file: File, least: int | None = None) -> Image.Image:
 
     Args:
         file: a path, or the bytes of a file.
-        least: pixels of the shorter side that are enough: a JPEG is then decoded at a half, a quarter or an
-            eighth, in a third to a sixth of the time (`python -m benchmarks.picture_loading`).
+        enough: says how many pixels of the shorter side are: a JPEG is then decoded at a half, a quarter or
+            an eighth, a large one in a sixth of the time (`python -m benchmarks.picture_loading`).
 
     Raises:
         DataError: it is missing, damaged, no picture, or of more than MOST_PIXELS pixels. PostScript is
@@ -80,8 +83,9 @@ def read_picture(file: File, least: int | None = None) -> Image.Image:
     """
     try:
         with opened_image(_source(file)) as image:
-            if least is not None:
-                by = least / min(image.size)
+            if enough is not None:
+                turned = _orientation(image) in SIDEWAYS
+                by = enough(*(image.size[::-1] if turned else image.size)) / min(image.size)
                 image.draft(None, (math.ceil(image.width * by), math.ceil(image.height * by)))
             return _upright(_rgb(image), image)
     except UNREADABLE as error:

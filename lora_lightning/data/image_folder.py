@@ -9,7 +9,7 @@ from typing import Annotated, Any, Literal
 import torch
 from PIL import Image
 
-from lora_lightning.data.decoding import read_picture
+from lora_lightning.data.decoding import Enough, read_picture
 from lora_lightning.data.findings import DataError, Findings
 from lora_lightning.data.folder_parts import assigned, class_names_of, grouped, labelled, one_spelling
 from lora_lightning.data.options import Folder
@@ -41,8 +41,8 @@ class PictureFiles(PictureSet):
         if any(row.weight != 1 for row in rows):
             self.weights = torch.tensor([row.weight for row in rows])
 
-    def picture(self, index: int, least: int | None = None) -> Image.Image:
-        return read_picture(self.files[index], least)
+    def picture(self, index: int, enough: Enough | None = None) -> Image.Image:
+        return read_picture(self.files[index], enough)
 
     def name(self, index: int) -> str:
         return self.names[index]

@@ -12,6 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from lora_lightning.data.decoding import Enough
 from lora_lightning.data.picture_sets import PictureSet
 from lora_lightning.utils.libraries import loading
 
@@ -32,7 +33,7 @@ class PictureArrays(PictureSet):
     def __init__(self, data: np.ndarray, targets: Tensor) -> None:
         self.data, self.targets = data, targets
 
-    def picture(self, index: int, least: int | None = None) -> Image.Image:
+    def picture(self, index: int, enough: Enough | None = None) -> Image.Image:
         return Image.fromarray(self.data[index]).convert("RGB")
 
 

@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lora_lightning.data.decoding import SUFFIXES, read_picture
+from lora_lightning.data.decoding import SUFFIXES, Enough, read_picture
 from lora_lightning.data.named_arrays import Part, Read
 from lora_lightning.data.picture_sets import PicturePart, PictureSet, stratified_split
 from lora_lightning.utils.libraries import loading
@@ -48,8 +48,8 @@ class PictureFiles(PictureSet):
     def __init__(self, folder: Path, files: Sequence[str], targets: Tensor) -> None:
         self.folder, self.files, self.targets = folder, list(files), targets
 
-    def picture(self, index: int, least: int | None = None) -> Image.Image:
-        return read_picture(self.folder / self.files[index], least)
+    def picture(self, index: int, enough: Enough | None = None) -> Image.Image:
+        return read_picture(self.folder / self.files[index], enough)
 
     def name(self, index: int) -> str:
         return self.files[index]

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from lora_lightning.data.decoding import Enough
 from lora_lightning.data.findings import DataError
 
 TRIES = 16  # pictures that may be lost in a row before the disk is taken to be
@@ -30,9 +31,9 @@ class PictureSet(Dataset[tuple[Any, ...]]):
     targets: Tensor
     weights: Tensor | None = None
 
-    def picture(self, index: int, least: int | None = None) -> Image.Image:
-        """The picture as it is on the disk, in RGB; scaled down by whole steps where `least` pixels of the
-        shorter side are enough, and that is faster."""
+    def picture(self, index: int, enough: Enough | None = None) -> Image.Image:
+        """The picture as it is on the disk, in RGB; scaled down where fewer pixels are `enough` and that is
+        faster, as `read_picture` does."""
         raise NotImplementedError
 
     def name(self, index: int) -> str:
@@ -45,9 +46,9 @@ class PictureSet(Dataset[tuple[Any, ...]]):
     def __getitem__(self, index: int) -> tuple[Any, ...]:
         return self.sample(index)
 
-    def sample(self, index: int, least: int | None = None) -> tuple[Any, ...]:
+    def sample(self, index: int, enough: Enough | None = None) -> tuple[Any, ...]:
         """As by index, with a picture that may be scaled down."""
-        item = self.picture(index, least), self.targets[index]
+        item = self.picture(index, enough), self.targets[index]
         return item if self.weights is None else (*item, self.weights[index])
 
 
@@ -59,14 +60,14 @@ class PicturePart(PictureSet):
         self.targets = whole.targets[indices]
         self.weights = None if whole.weights is None else whole.weights[indices]
 
-    def picture(self, index: int, least: int | None = None) -> Image.Image:
-        return self.whole.picture(int(self.indices[index]), least)
+    def picture(self, index: int, enough: Enough | None = None) -> Image.Image:
+        return self.whole.picture(int(self.indices[index]), enough)
 
     def name(self, index: int) -> str:
         return self.whole.name(int(self.indices[index]))
 
-    def sample(self, index: int, least: int | None = None) -> tuple[Any, ...]:
-        return self.whole.sample(int(self.indices[index]), least)
+    def sample(self, index: int, enough: Enough | None = None) -> tuple[Any, ...]:
+        return self.whole.sample(int(self.indices[index]), enough)
 
 
 class Shown(Dataset[tuple[Any, ...]]):
@@ -76,7 +77,7 @@ class Shown(Dataset[tuple[Any, ...]]):
     told when it happens first.
 
     Args:
-        least: pixels of a picture's shorter side that are enough for the transform; None takes all.
+        enough: what the transform will need of a picture, as for `read_picture`; None takes all.
 
     Attributes:
         lost: (n,) bool, the pictures that could not be read; shared with the loading processes.
@@ -89,9 +90,9 @@ class Shown(Dataset[tuple[Any, ...]]):
         self,
         pictures: PictureSet,
         transform: Callable[[Image.Image], Tensor],
-        least: int | None = None,
+        enough: Enough | None = None,
     ) -> None:
-        self.pictures, self.transform, self.least = pictures, transform, least
+        self.pictures, self.transform, self.enough = pictures, transform, enough
         self.lost = torch.zeros(len(pictures), dtype=torch.bool).share_memory_()
 
     def __len__(self) -> int:
@@ -103,7 +104,7 @@ class Shown(Dataset[tuple[Any, ...]]):
                 (index + step) % len(self) if step else index
             )  # which may be one too many, as it ends a loop
             try:
-                picture, *rest = self.pictures.sample(place, self.least)
+                picture, *rest = self.pictures.sample(place, self.enough)
             except DataError as error:
                 if not self.lost.any():
                     print(f"{error} The next picture takes its place.", file=sys.stderr, flush=True)

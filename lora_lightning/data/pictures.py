@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lora_lightning.data.augment import AugmentConfig, AugmentOptions
-from lora_lightning.data.cropping import least_side
+from lora_lightning.data.cropping import enough_for
+from lora_lightning.data.decoding import Enough
 from lora_lightning.data.findings import DataError
 from lora_lightning.data.imbalance import Imbalance, balanced_sampler, class_weights, logit_adjustment
 from lora_lightning.data.mixing import mixed
@@ -188,9 +189,8 @@ class PictureDataModule(L.LightningDataModule):
 
     def train_dataloader(self) -> DataLoader:
         pictures = self.train_set
-        facts = self.preprocessing()
-        transform = unfinished_training_transform(facts, self.augment)
-        shown = self._shown("train", transform, least_side(facts["input_size"], self.augment.crop_scale))
+        transform = unfinished_training_transform(self.preprocessing(), self.augment)
+        shown = self._shown("train", transform, enough_for(transform))
         order = self.training_order(pictures)
         options: dict[str, Any] = {"shuffle": True} if order is None else {"sampler": order}
         processes = 1 if self.trainer is None else self.trainer.world_size
@@ -210,9 +210,9 @@ class PictureDataModule(L.LightningDataModule):
         return self._loader(self._shown("test", unfinished_evaluation_transform(self.preprocessing())))
 
     def _shown(
-        self, part: Part, transform: Callable[[Image.Image], Tensor], least: int | None = None
+        self, part: Part, transform: Callable[[Image.Image], Tensor], enough: Enough | None = None
     ) -> Shown:
-        self._in_use[part] = Shown(self.part(part), transform, least)
+        self._in_use[part] = Shown(self.part(part), transform, enough)
         return self._in_use[part]
 
     def teardown(self, stage: str) -> None:

@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lora_lightning.data.decoding import read_picture
+from lora_lightning.data.decoding import Enough, read_picture
 from lora_lightning.data.findings import DataError
 from lora_lightning.data.picture_sets import PictureSet
 from lora_lightning.data.stream_tar import Label
@@ -69,18 +69,18 @@ class StreamedPictures(PictureSet):
         labels = [self._class(v, n, i) for n in self.numbers for i, v in enumerate(self.shards.labels_of(n))]
         return torch.tensor(labels, dtype=torch.int64)
 
-    def picture(self, index: int, least: int | None = None) -> Image.Image:
-        return self.sample(index, least)[0]
+    def picture(self, index: int, enough: Enough | None = None) -> Image.Image:
+        return self.sample(index, enough)[0]
 
     def name(self, index: int) -> str:
         shard, place = self._where(index)
         return f"{Path(self.shards.names[shard]).name}: {place}"
 
-    def sample(self, index: int, least: int | None = None) -> tuple[Any, ...]:
+    def sample(self, index: int, enough: Enough | None = None) -> tuple[Any, ...]:
         shard, place = self._where(index)
         data, label = self.shards.read(shard, place)
         try:
-            picture = data if isinstance(data, Image.Image) else read_picture(bytes(data), least)
+            picture = data if isinstance(data, Image.Image) else read_picture(bytes(data), enough)
         except DataError as error:
             raise DataError(f"{self.shards.names[shard]}: picture {place}: {error}") from None
         return picture, torch.tensor(self._class(label, shard, place))

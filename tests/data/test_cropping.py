@@ -15,8 +15,8 @@ from torchvision.transforms.v2 import functional as F
 
 from lora_lightning.data import decoding
 from lora_lightning.data.augment import AugmentConfig
-from lora_lightning.data.cropping import TensorCrop, faster, least_side
-from lora_lightning.data.decoding import read_picture
+from lora_lightning.data.cropping import TensorCrop, faster
+from lora_lightning.data.decoding import Enough, read_picture
 from lora_lightning.data.picture_sets import PictureSet
 from lora_lightning.data.picture_transform import preprocessing_of, unfinished_training_transform
 from lora_lightning.data.pictures import PictureDataModule
@@ -55,15 +55,24 @@ def test_interpolations_that_torchvision_lacks_stay_timms():
         assert faster(crop) is crop
 
 
-def test_as_much_as_the_smallest_crop_needs():
-    assert least_side([3, 224, 224], (0.25, 1.0)) == 448
-    assert least_side([3, 224, 224], None) is None
+def test_a_crop_drawn_before_is_the_one_that_is_taken():
+    """Of a picture decoded at a half as of the whole one, but for half a pixel."""
+    crop = TensorCrop(RandomResizedCropAndInterpolation(32, scale=(0.1, 1.0), interpolation="bicubic"))
+    for seed in range(5):
+        random.seed(seed)
+        at_once, after = crop(waves(800, 600)), random.getstate()
+        random.seed(seed)
+        assert 32 <= crop.draw(800, 600) <= 32 / 0.1
+        assert random.getstate() == after
+        later = crop(waves(400, 300))
+        assert random.getstate() == after
+        assert float((later.float() - at_once.float()).abs().mean()) < 3
 
 
 @pytest.mark.parametrize(("least", "side"), [(None, 800), (500, 800), (400, 400), (150, 200), (1, 100)])
 def test_a_jpeg_is_decoded_at_whole_steps_that_are_enough(least, side):
     file = jpeg(waves(1200, 800))
-    found = read_picture(file, least)
+    found = read_picture(file, least and (lambda *size: least))
     assert found.size == (side * 3 // 2, side)
     exact = np.asarray(waves(1200, 800).resize(found.size, Image.Resampling.BOX)).astype(int)
     assert np.abs(np.asarray(found).astype(int) - exact).mean() < 2
@@ -72,12 +81,14 @@ def test_a_jpeg_is_decoded_at_whole_steps_that_are_enough(least, side):
 def test_other_formats_and_marks_are_as_they_were():
     png = io.BytesIO()
     waves(300, 200).save(png, "PNG")
-    assert read_picture(png.getvalue(), 10).size == (300, 200)
+    assert read_picture(png.getvalue(), lambda *size: 10).size == (300, 200)
     exif = Image.Exif()
     exif[decoding.ROTATED] = 6
-    assert read_picture(jpeg(waves(800, 400), exif=exif), 100).size == (100, 200)
-    assert read_picture(jpeg(waves(800, 400).convert("CMYK")), 100).mode == "RGB"
-    assert read_picture(jpeg(waves(800, 400).convert("L")), 100).size == (200, 100)
+    asked = []
+    upright = read_picture(jpeg(waves(800, 400), exif=exif), lambda *size: asked.append(size) or 100)
+    assert upright.size == (100, 200) and asked == [(400, 800)]
+    assert read_picture(jpeg(waves(800, 400).convert("CMYK")), lambda *size: 100).mode == "RGB"
+    assert read_picture(jpeg(waves(800, 400).convert("L")), lambda *size: 100).size == (200, 100)
 
 
 @pytest.mark.parametrize("policy", [None, "trivialaugment", "rand-m9-mstd0.5-inc1"])
@@ -93,12 +104,12 @@ class Photographs(PictureSet):
 
     def __init__(self) -> None:
         self.targets = torch.zeros(4, dtype=torch.int64)
-        self.asked: list[int | None] = []
+        self.asked: list[bool] = []
         self.file = jpeg(waves(600, 400))
 
-    def picture(self, index: int, least: int | None = None) -> Image.Image:
-        self.asked.append(least)
-        return read_picture(self.file, least)
+    def picture(self, index: int, enough: Enough | None = None) -> Image.Image:
+        self.asked.append(enough is not None)
+        return read_picture(self.file, enough)
 
 
 def test_training_alone_takes_scaled_photographs():
@@ -111,5 +122,5 @@ def test_training_alone_takes_scaled_photographs():
     data = Data(batch_size=2, num_workers=0, image_size=32, augment={"crop_scale": (0.25, 1.0)})
     assert next(iter(data.train_dataloader()))[0].shape == (2, 3, 32, 32)
     assert isinstance(next(iter(data.val_dataloader()))[0], Tensor)
-    assert set(data.train_set.asked) == {64} and set(data.val_set.asked) == {None}
+    assert set(data.train_set.asked) == {True} and set(data.val_set.asked) == {False}
     assert data.show("train", 0)[1].size == (600, 400)
