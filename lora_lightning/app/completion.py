@@ -177,10 +177,16 @@ def _values(roots: Sequence[Path], words: Sequence[str]) -> Iterator[tuple[str, 
                     chosen[group] = str(value)
     yield from _leaves(main, "")
     for group, name in chosen.items():
-        for content, everywhere in reversed(list(_inherited(roots, group, name))):
+        found = [file for one in _names(name) for file in reversed(list(_inherited(roots, group, one)))]
+        for content, everywhere in found:
             yield from _nested(roots, group, content, {**chosen, **given})
             inner = {k: v for k, v in content.items() if k not in ("defaults", "hydra")}
             yield from _leaves(inner, "" if everywhere or group == "recipe" else group)
+
+
+def _names(choice: str) -> list[str]:
+    """One name, or those of a list."""
+    return [name.strip(" '\"") for name in choice.strip("[]").split(",")]
 
 
 def _nested(

@@ -62,7 +62,7 @@ def torchvision_model(
         checkpoint: a .safetensors file; it takes the place of `pretrained`. Keys may carry the `model.` of a
             LightningModule.
         num_classes: outputs of the head; None keeps the weights' own.
-        **kwargs: the model's own options (`dropout`, `stochastic_depth_prob`, `image_size` of a ViT, …).
+        **kwargs: the model's own options (`dropout`, `image_size` of a ViT, …).
 
     Raises:
         ConfigError: an unknown name, or bad options.

@@ -11,6 +11,7 @@ from lightning.pytorch.callbacks import Callback
 
 from lora_lightning.app.build import compared_config, optim_config
 from lora_lightning.app.command_line import CommandLine
+from lora_lightning.app.completion import complete
 from lora_lightning.app.compose import shipped
 from lora_lightning.errors import ConfigError
 from lora_lightning.tasks.optim_config import FLOOR, WARMUP, ScheduleConfig
@@ -104,3 +105,10 @@ def test_speedups_are_off_and_on() -> None:
     assert vars(instantiate(composed().speedups)) == vars(Speedups())
     on = instantiate(composed("speedups.compile=true", "speedups.gradient_checkpointing=true").speedups)
     assert on.compile is True and on.gradient_checkpointing
+
+
+def test_the_options_of_a_list_of_callbacks_are_completed() -> None:
+    line = ["lora-lightning", "train", "callbacks=[early_stopping,ema]"]
+    assert complete([*line, "callbacks.ema."]) == ["callbacks.ema.decay=", "callbacks.ema.warmup="]
+    assert complete([*line[:2], "callbacks=e"]) == ["callbacks=early_stopping", "callbacks=ema"]
+    assert "speedups.channels_last=true" in complete([*line, "speedups.channels_last="])
