@@ -107,7 +107,7 @@ class SemanticSegmenter(L.LightningModule):
         truth = masks.long()
         outputs = self._outputs(pictures)
         loss = self._loss(logits_of(outputs), truth)
-        if isinstance(outputs, Mapping) and "aux" in outputs and self.aux_weight:
+        if isinstance(outputs, Mapping) and "aux" in outputs:  # with a weight of 0 too: DDP needs it used
             aux = self._loss(outputs["aux"], truth)
             self.log("train/aux", aux.detach())
             loss = loss + self.aux_weight * aux

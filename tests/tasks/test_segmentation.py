@@ -213,6 +213,21 @@ def test_a_model_that_gives_logits_alone_and_head_lr(data):
     assert rates[id(model[2].weight)] == 0.1 and rates[id(model[0].weight)] == 0.01
 
 
+def test_the_auxiliary_loss_counts_by_its_weight(monkeypatch):
+    torch.manual_seed(0)
+    batch = torch.randn(2, 3, 8, 8), torch.randint(0, 3, (2, 8, 8), dtype=torch.uint8), torch.arange(2)
+    losses, model = {}, Pixels()
+    for weight in (0.0, 0.5, 1.0):
+        task = SemanticSegmenter(model, 3, aux_weight=weight)
+        monkeypatch.setattr(task, "log", lambda *_, **__: None)
+        losses[weight] = task.training_step(batch, 0)
+    assert losses[0.5] - losses[0.0] == pytest.approx((losses[1.0] - losses[0.5]).item(), abs=1e-5)
+    assert losses[0.5] > losses[0.0]
+    losses[0.0].backward()
+    assert model.aux_classifier.weight.grad is not None, "used, as DDP asks of every trained parameter"
+    assert not model.aux_classifier.weight.grad.any()
+
+
 def test_wandbs_masks_have_their_names():
     seen = {}
     logger = SimpleNamespace(log_image=lambda key, images, masks: seen.update({key: (images, masks)}))
