@@ -15,6 +15,7 @@ from lora_lightning.utils.libraries import loading
 
 with loading("timm"):
     import timm.data
+    from timm.data import auto_augment
     from timm.data.transforms import MaybePILToTensor
 
 with loading("torchvision"):
@@ -151,12 +152,26 @@ def unfinished_training_transform(
         stages.append(v2.RandomHorizontalFlip(augment.hflip))
     if augment.vflip:
         stages.append(v2.RandomVerticalFlip(augment.vflip))
-    policies = [v2.TrivialAugmentWide()] if policy == TRIVIAL else policies.transforms
+    policies = [v2.TrivialAugmentWide()] if policy == TRIVIAL else list(map(_one_bit, policies.transforms))
     if policies:  # they are drawn by PIL
         stages += [_as_picture, *policies]
     if augment.color_jitter:
         stages.append(v2.ColorJitter(*(float(augment.color_jitter),) * 3))
     return v2.Compose([*stages, MaybePILToTensor()])
+
+
+def _one_bit(policy: Any) -> Any:
+    """A policy of timm whose strongest posterizing keeps one bit: by none a picture is black, and newer
+    Pillows refuse it."""
+    operations = getattr(policy, "ops", None) or [op for several in policy.policy for op in several]
+    for operation in operations:
+        if operation.aug_fn is auto_augment.posterize:
+            operation.aug_fn = _posterized
+    return policy
+
+
+def _posterized(picture: Image.Image, bits: int, **options: Any) -> Image.Image:
+    return auto_augment.posterize(picture, max(1, bits), **options)
 
 
 def _as_picture(image: Image.Image | Tensor) -> Image.Image:

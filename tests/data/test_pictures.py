@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 
 import lightning as L
@@ -16,7 +17,7 @@ from lightning.pytorch.callbacks import Callback
 from PIL import Image
 from torchvision.models import ResNet50_Weights
 
-from lora_lightning.data.augment import AugmentConfig
+from lora_lightning.data.augment import POLICIES, AugmentConfig
 from lora_lightning.data.imbalance import balanced_sampler, class_weights, logit_adjustment
 from lora_lightning.data.mixing import mixed
 from lora_lightning.data.picture_sets import PictureSet
@@ -88,6 +89,16 @@ def test_the_presets_differ_as_they_say():
     torch.manual_seed(0)
     assert len(colours("light")) == 1
     assert all(len(colours(name)) > 1 for name in ("randaugment", "trivialaugment", "strong"))
+
+
+@pytest.mark.parametrize("policy", [*POLICIES, "rand-m10-n4-inc1"])
+def test_policies_at_their_strongest(policy):
+    """timm's posterizing to no bits at all, among others, which Pillow refuses."""
+    transform = unfinished_training_transform(preprocessing_of(None, 16), AugmentConfig(auto_augment=policy))
+    picture = photo("disc", 0, 16)
+    torch.manual_seed(0)
+    random.seed(0)
+    assert all(transform(picture).shape == (3, 16, 16) for _ in range(100))
 
 
 def test_facts_alone_make_what_evaluation_shows(tmp_path):
