@@ -52,7 +52,7 @@ def problems_of(config: DictConfig) -> list[str]:
         if not isinstance(value, dict) and not (value is None and section in OPTIONAL):
             mapping = {
                 "rates": "methods",
-                "tuning": "points, factor, most, epochs",
+                "tuning": "points, factor, most, fraction",
                 "speedups": "channels_last, compile, gradient_checkpointing",
             }
             inside = mapping.get(section)
@@ -62,7 +62,7 @@ def problems_of(config: DictConfig) -> list[str]:
         if path not in references:
             problems += [p for value in _at(values, path) for p in rule.problems(path, value, show)]
     problems += _strays(values.get("rates"), "rates", tuple(METHODS))
-    problems += _strays(values.get("tuning"), "tuning", ("points", "factor", "most", "epochs"))
+    problems += _strays(values.get("tuning"), "tuning", ("points", "factor", "most", "fraction"))
     for section, own in OWN.items():
         if isinstance(node := values.get(section), dict):
             provided = PROVIDED.get(section, {})
@@ -70,7 +70,7 @@ def problems_of(config: DictConfig) -> list[str]:
                 f"{section}.{n}: is set by the application; {provided[n]}." for n in node if n in provided
             ]
             beside = [n for n in node if n in RESERVED or n in provided or f"{section}.{n}" in RULES]
-            beside += [n for n in node if f"{section}.{n}" in references]
+            beside += [n for n in node if f"{section}.{n}" in references]  # checked where they point
             options = {name: value for name, value in node.items() if name not in beside}
             problems += own.problems(options, f"{section}.")
     for path, node in _targets(values, ""):

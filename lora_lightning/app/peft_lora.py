@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import dataclass
 from typing import Any
@@ -44,13 +45,12 @@ class PeftLoRA:
     """
 
     def __init__(self, task: LightningModule, config: LoRAConfig) -> None:
-        from peft import LoraConfig, PeftModel
-
         self._planned = planned = planned_for_peft(task, config)
+        peft = _imported()
         self.plan = planned.plan
         top = network_of(task, self.plan)
         options = {k: v for k, v in planned.about.items() if k not in NOT_PEFTS}
-        self.model = PeftModel(submodule(task, top), LoraConfig(**options, inference_mode=False))
+        self.model = peft.PeftModel(submodule(task, top), peft.LoraConfig(**options, inference_mode=False))
         for name, parameter in named_parameters(task).items():
             if ".lora_" not in name:
                 parameter.requires_grad_(_plain(name) in planned.trained and UNUSED not in name)
@@ -66,15 +66,27 @@ class PeftLoRA:
         Args:
             origin: what travels with it.
         """
-        from peft import get_peft_model_state_dict
-
-        state: dict[str, Tensor] = get_peft_model_state_dict(self.model, save_embedding_layers=False)
+        state: dict[str, Tensor] = _imported().get_peft_model_state_dict(
+            self.model, save_embedding_layers=False
+        )
         whole = self.model.state_dict()  # PEFT leaves out what it cannot name without naming others too
         state |= {key: whole[key] for key in self._planned.keys - state.keys()}
         tensors = {n: t.detach().cpu().contiguous().clone() for n, t in state.items()}
         about = self._planned.about
         metadata = peft_metadata(about, tensors, {**self._planned.extras, "origin": origin.to_dict()})
         write_pair(folder, json.dumps(about, indent=2) + "\n", tensors, metadata)
+
+
+def _imported() -> Any:
+    """PEFT, without what bitsandbytes, which it imports, says of products that are not used here."""
+    logger = logging.getLogger("bitsandbytes.backends.cpu.ops")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        import peft
+    finally:
+        logger.setLevel(level)
+    return peft
 
 
 @dataclass(frozen=True)

@@ -142,10 +142,13 @@ def save_trained(
         write_weights(folder / "model.safetensors", model.state_dict(), {"origin": origin.to_dict()})
 
 
-def in_words(config: DictConfig, prepared: Prepared) -> str:
-    """What trains, to be printed before it does."""
-    method = METHODS[config.method]
-    lines = [f"{method.label}: trains {method.trains}"] if config.method != "lora" else []
+def in_words(method: str, label: str, prepared: Prepared) -> str:
+    """What trains, to be printed before it does.
+
+    Args:
+        label: the method in words.
+    """
+    lines = [f"{label}: trains {METHODS[method].trains}"] if method != "lora" else []
     if prepared.plan:
         return "\n".join([*lines, str(prepared.plan)])
     share = percent(prepared.trained, prepared.total)

@@ -115,7 +115,7 @@ def _study(config: DictConfig, monitor: str, mode: str) -> tuple[Any, Path]:
 
 
 def _proposed(config: DictConfig, trial: Any) -> DictConfig:
-    one = shortened(config, config.search.epochs)
+    one = shortened(config, config.search.fraction)
     OmegaConf.set_struct(one, False)
     for name, leaf in leaves(plain(config.search.space)):
         OmegaConf.update(one, name, suggested(trial, name, leaf))

@@ -11,7 +11,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.utils.marks import is_number, is_whole, show
 
-SEARCH = ("study", "storage", "trials", "epochs", "prune", "space")  # options of a search
+SEARCH = ("study", "storage", "trials", "fraction", "prune", "space")  # options of a search
 KEYS = ("low", "high", "log", "step")
 FORM = "give a list of choices, or a range such as {low: 1e-4, high: 1e-2, log: true}"
 

@@ -154,7 +154,7 @@ def train_one(
         config = tuned(config, folder, goes_on)
     plain = _begin(config, folder)
     run = Run(config, folder)
-    _say_plan(config, run, folder)
+    _say_plan(run, folder)
     results = _compare(config, run, plain, goes_on)
     _report(results, run, folder)
     result = next(r for r in results if r.method == run.method)
@@ -176,10 +176,10 @@ def _go_on(config: DictConfig, folder: Path) -> bool:
     return True
 
 
-def _say_plan(config: DictConfig, run: Run, folder: Path) -> None:
+def _say_plan(run: Run, folder: Path) -> None:
     """What trains, and on which weights; what the data say of themselves is kept beside the adapter."""
     _write_config(dict(getattr(run.data, "provides", {})), folder / FACTS_FILE)
-    lines = [in_words(config, run.prepared), quantization.summary(run.task)]
+    lines = [in_words(run.method, run.label, run.prepared), quantization.summary(run.task)]
     say("\n" + "\n".join(filter(None, lines)) + "\n")
     if run.random_base:
         say(f"{RANDOM_BASE.format(label=run.label, path=short_path(folder / BASE_FILE))}\n")

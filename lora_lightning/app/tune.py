@@ -56,7 +56,7 @@ class Trials:
         for entry in self.entries:
             if (entry.method, entry.option, entry.value) == (method, option, value):
                 return entry.tried
-        one = shortened(config, config.tuning.epochs)
+        one = shortened(config, config.tuning.fraction)
         _set(one, option, value)
         found = tried(one, self.folder / "tuning" / f"{method}_{option}_{value:g}")
         self.entries.append(Entry(method, option, value, *found))
@@ -90,7 +90,7 @@ def tuned(config: DictConfig, folder: Path, goes_on: bool) -> DictConfig:
     wanted = [wanted] if isinstance(wanted, str) else wanted
     config = config.copy()
     trials = Trials(folder, goes_on)
-    epochs = shortened(config, config.tuning.epochs).trainer.max_epochs
+    epochs = shortened(config, config.tuning.fraction).trainer.max_epochs
     say(f"\nTuning {' and '.join(wanted)} on validation data, {epochs} epochs a trial:")
     for option in [o for o in NAMES if o in wanted]:
         for method in _methods(config, option):

@@ -72,6 +72,7 @@ BAD = [
     ("seed=-1", ["seed=-1"]),
     ("tags=first", ["tags=first", "list"]),
     ("rates.linear_probe=0", ["rates.linear_probe=0"]),
+    ("rates.lora=0", ["1 problem", "rates.lora=0"]),
     ("rates.linear_prob=1", ["rates.linear_prob=1", "'rates.linear_probe'"]),
     ("recipe=vit_cifar data.batch_size=0", ["data.batch_size=0"]),
     ("data=cifar10 data.name=cifar11", ["data.name=cifar11", "Did you mean 'cifar10'"]),

@@ -41,7 +41,7 @@ def proposed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
 def test_a_study_is_searched_gone_on_with_and_told(
     proposed: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = [*WORDS, "search.epochs=0.2", "hydra.run.dir=run"]
+    words = [*WORDS, "search.fraction=0.2", "hydra.run.dir=run"]
     main([*words, "search.trials=6"])
     told = capsys.readouterr().out
     assert len(proposed) == 6 and {p["epochs"] for p in proposed} == {5}

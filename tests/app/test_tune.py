@@ -25,7 +25,7 @@ def _somewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 
 
 def config(**tuning: Any) -> Any:
-    tuning = {"points": 3, "factor": 2.0, "most": 9, "epochs": 1.0} | tuning
+    tuning = {"points": 3, "factor": 2.0, "most": 9, "fraction": 1.0} | tuning
     return OmegaConf.create({"optim": {"lr": 1e-3}, "lora": {"rank": 2}, "tuning": tuning})
 
 
@@ -123,7 +123,7 @@ def test_mistakes(capsys: pytest.CaptureFixture[str]) -> None:
         (["tune=lr", "method=none"], "tune=lr: method=none trains nothing"),
         (["tune=[lr,rank]", "method=full"], "tune=[lr,rank]: method=full has no rank"),
         (["tune=lr", "tuning.points=1"], "tuning.points=1"),
-        (["tuning.epochs=2"], "tuning.epochs=2"),
+        (["tuning.fraction=2"], "tuning.fraction=2"),
     ):
         with pytest.raises(SystemExit):
             main([*words, "compare=[]"])
