@@ -228,3 +228,14 @@ def test_what_cannot_be_split_is_said_before_a_model_is_built(tmp_path):
     data = RecordingsDataModule(manifest=str(without_speakers(tmp_path, ["red"] * 99)), **QUIET)
     with pytest.raises(ConfigError, match=r"split_by=text: .* 1 different; .* Give split_by=utterance"):
         data.prepare_data()
+
+
+def test_all_are_test_utterances_where_they_are_evaluated_alone(tmp_path):
+    path = speech_files.manifest(tmp_path)
+    data = module(path, test_share=1)
+    assert set(data.parts["test"]) == set(data.rows) and not data.parts["train"] and not data.parts["val"]
+    assert sum(len(batch.ids) for batch in data.test_dataloader()) == len(data.rows)
+    with pytest.raises(
+        ConfigError, match=r"test_share=0\.7: give a share above 0 and below 0\.5, or 1 for all"
+    ):
+        module(path, test_share=0.7)
