@@ -101,7 +101,11 @@ def _class_rows(root: Path, folder: Path, part: str, findings: Findings) -> Iter
 def _pictures(folder: Path, root: Path, findings: Findings) -> Iterator[Path]:
     """Every file with a picture's name below a folder, in order; each folder once, whatever leads to it."""
     seen: set[str] = set()
-    for place, inner, files in os.walk(folder, followlinks=True):
+
+    def closed(error: OSError) -> None:
+        findings.add("folder that cannot be opened", f"{error.filename}: {error.strerror}", "left out")
+
+    for place, inner, files in os.walk(folder, onerror=closed, followlinks=True):
         if (real := os.path.realpath(place)) in seen:
             inner.clear()
             continue

@@ -202,6 +202,19 @@ def test_what_systems_leave_behind_is_not_predicted_either(tmp_path):
     assert not any("._" in name or "__MACOSX" in name for name in found)
 
 
+def test_a_folder_that_cannot_be_opened_is_told(photos, monkeypatch):
+    opened = os.scandir
+
+    def scandir(place):
+        if str(place).endswith("triangle"):  # a number, where shutil removes a folder
+            raise PermissionError(13, "Permission denied", str(place))
+        return opened(place)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    with pytest.raises(DataError, match=r"folder that cannot be opened +1 +.*triangle: Permission denied"):
+        module(photos)
+
+
 def test_harmless_findings_stop_nothing(photos):
     photo("disc", 9000).convert("L").save(photos / "disc" / "grey.png")
     assert "grey picture" in module(photos).findings
