@@ -121,7 +121,7 @@ def run(name: str, method: str, lr: float) -> Trial:
 
 def classifier(name: str, lr: float) -> ImageClassifier:
     model = timm_model(**MODELS[name], num_classes=CLASSES)
-    return ImageClassifier(model, CLASSES, OptimConfig(lr=lr))
+    return ImageClassifier(model, CLASSES, optim=OptimConfig(lr=lr))
 
 
 def test_accuracy(module: ImageClassifier) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_lightning.adapters.base_values import refuse_meta, refuse_replaced
 from lora_lightning.adapters.eject import eject
-from lora_lightning.adapters.manage import adapters_off, lora_parameters, merge, unmerge
+from lora_lightning.adapters.manage import adapters_off, merge, unmerge
 from lora_lightning.adapters.state import state_of, update_of
 from lora_lightning.layers.registry import LoRALayer, lora_layers, update_ids
 from lora_lightning.utils.names import named_parameters, own_buffers, submodule
@@ -96,11 +96,15 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def _randomized(model: nn.Module) -> nn.Module:
-    """A copy in which every update changes something: a fresh B is zero and would hide a fault."""
+    """A copy in which every update changes something: a fresh B is zero, a fresh head may be, and would hide
+    a fault."""
     model = copy.deepcopy(model)
     unmerge(model)
-    for parameter in lora_parameters(model):
-        if parameter.dim() > 1:
+    updates = update_ids(model)
+    for parameter in model.parameters():
+        if parameter.dim() > 1 and (
+            id(parameter) in updates or (parameter.requires_grad and not parameter.any())
+        ):
             noise = torch.randn_like(parameter)
             parameter.add_(noise * (0.02 if parameter.any() else 0.1 / parameter.shape[1] ** 0.5))
     return model

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError, MissingFileError, did_you_mean
 from lora_lightning.files.weights import read_weights
@@ -74,3 +75,10 @@ def read_base(path: Path) -> dict[str, Tensor]:
     if path.stat().st_size == 0:
         raise AdapterFileError(f"{path} is empty (0 bytes): copy or download it again.")
     return read_weights(path)[0]
+
+
+def begin_at_zero(model: nn.Module, heads: Iterable[str]) -> None:
+    """Fresh heads over pretrained layers, which then get no gradient through random numbers."""
+    for head in heads:
+        for parameter in model.get_submodule(head).parameters():
+            nn.init.zeros_(parameter)

@@ -15,7 +15,7 @@ from torch import nn
 
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
 from lora_lightning.files.weights import load_into, network_state
-from lora_lightning.models.base_file import Weights, base_file, read_base
+from lora_lightning.models.base_file import Weights, base_file, begin_at_zero, read_base
 from lora_lightning.models.timm_folder import is_saved, saved_model
 from lora_lightning.models.timm_weights import pretrained_file
 from lora_lightning.utils.checks import require
@@ -73,7 +73,9 @@ def timm_model(
 ) -> nn.Module:
     """Build a timm model, (batch, channels, height, width) -> (batch, num_classes).
 
-    Weights are loaded whole or not at all; only the head may differ, and is then a fresh one.
+    Weights are loaded whole or not at all; only the head may differ, and is then a fresh one, which begins at
+    zero: the pretrained layers get no gradient through a head of random numbers (Dosovitskiy et al. 2021,
+    arXiv 2010.11929, section 3.2; Kolesnikov et al. 2020, arXiv 1912.11370).
 
     Args:
         name: a name of `timm.list_models()`, with or without a tag (`resnet18.a1_in1k`); also as the hub
@@ -128,6 +130,7 @@ def timm_model(
     stored, built = network_state(model, state), model.state_dict()
     fresh = [h for h in _head_names(model) if _rows(stored, h) != _rows(built, h)]
     load_into(model, stored, path, f"{name} as it was built", REMEDY, fresh)
+    begin_at_zero(model, fresh)
     return model
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from lora_lightning.errors import ConfigError, did_you_mean
 from lora_lightning.files.weights import load_into, network_state
-from lora_lightning.models.base_file import Weights, base_file, read_base
+from lora_lightning.models.base_file import Weights, base_file, begin_at_zero, read_base
 from lora_lightning.planning.heads import find_heads
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.download import DOWNLOAD_AGAIN, url_file
@@ -51,8 +51,8 @@ def torchvision_model(
     """Build a classifier of torchvision, (batch, channels, height, width) -> (batch, num_classes).
 
     Weights are loaded whole or not at all; only the head may differ, whatever it is called, and is then a
-    fresh one. Auxiliary heads are left out. The model says as `pretrained_cfg`, as timm's do, which pictures
-    its weights were made for.
+    fresh one, which begins at zero. Auxiliary heads are left out. The model says as `pretrained_cfg`, as
+    timm's do, which pictures its weights were made for.
 
     Args:
         name: a name of `torchvision.models.list_models()`, also as `torchvision/resnet50`.
@@ -90,6 +90,7 @@ def torchvision_model(
     fresh = [head for head in find_heads(model) if _rows(stored, head) not in (0, _rows(built, head))]
     remedy = "Give the model the options that the weights were made with, or the weights of this model."
     load_into(model, stored, path, f"{name} as it was built", remedy, fresh)
+    begin_at_zero(model, fresh)
     return _described(model, chosen)
 
 

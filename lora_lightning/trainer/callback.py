@@ -19,6 +19,7 @@ from lora_lightning.planning.peft_config import config_of
 from lora_lightning.planning.plan import Plan
 from lora_lightning.trainer.averaging import keep_equal_values
 from lora_lightning.trainer.checkpoint_io import write_checkpoints_whole
+from lora_lightning.trainer.collapse import CollapseWatch
 from lora_lightning.trainer.compat import is_a
 from lora_lightning.trainer.exact_resume import ExactResume
 from lora_lightning.trainer.first_steps import GradientMonitor
@@ -35,7 +36,14 @@ from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import one_of
 
 CHECKPOINTS = ("adapter", "full")
-OWN_OPTIONS = ("adapter", "checkpoint", "verbose", "verify_strict", "check_base")  # beside LoRAConfig's
+OWN_OPTIONS = (  # beside LoRAConfig's
+    "adapter",
+    "checkpoint",
+    "verbose",
+    "verify_strict",
+    "check_base",
+    "watch_collapse",
+)
 
 
 class LoRACallback(ExactResume):
@@ -55,6 +63,9 @@ class LoRACallback(ExactResume):
         verify_strict: the first training steps check that every update is used and gets a finite
             gradient, and warn with the names of those that do not; true makes it an error.
         check_base: refuse checkpoints of a run whose frozen weights had other values.
+        watch_collapse: end a training that has collapsed with an error that says what to change: its loss is
+            not finite, stays above where it began, has lost what it had gained, or has gained nothing while
+            the updates outgrew their weights. False trains on.
         **options: fields of LoRAConfig, instead of `config`.
 
     Attributes:
@@ -63,7 +74,7 @@ class LoRACallback(ExactResume):
     Raises:
         ConfigError: at construction for bad options, at setup when nothing can be adapted.
         UserError: at setup for quantized weights under a strategy that shards; when training begins and no
-            optimizer holds the updates; after the first steps with `verify_strict`.
+            optimizer holds the updates; after the first steps with `verify_strict`; when it collapses.
 
     Example::
 
@@ -80,6 +91,7 @@ class LoRACallback(ExactResume):
         verbose: bool = True,
         verify_strict: bool = False,
         check_base: bool = True,
+        watch_collapse: bool = True,
         **options: Any,
     ) -> None:
         if config is not None and options:
@@ -89,9 +101,10 @@ class LoRACallback(ExactResume):
         self.config = LoRAConfig(**options) if config is None else config_of(config)
         self.adapter = adapter
         self.checkpoint, self.verbose, self.verify_strict = checkpoint, verbose, verify_strict
-        self.check_base = check_base
+        self.check_base, self.watch_collapse = check_base, watch_collapse
         self._injector: Injector | None = None
         self._first_steps: GradientMonitor | None = None
+        self._collapse: CollapseWatch | None = None
         self._logged: tuple[list[int], dict[str, Any]] | None = None
 
     @property
@@ -133,6 +146,7 @@ class LoRACallback(ExactResume):
         if is_a(trainer.strategy, *UNSHARDED):  # sharded ones hand other tensors to the optimizer
             refuse_untrained(trainer, pl_module)
             begin_training(pl_module)
+        self._collapse = CollapseWatch(pl_module) if self.watch_collapse else None
         super().on_train_start(trainer, pl_module)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -140,10 +154,14 @@ class LoRACallback(ExactResume):
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             self._first_steps.after_backward(scaled=scaler is not None)
 
-    def on_train_batch_end(self, trainer: pl.Trainer, *args: Any) -> None:
-        super().on_train_batch_end(trainer, *args)
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any
+    ) -> None:
+        super().on_train_batch_end(trainer, pl_module, outputs, *args)
         if self._first_steps is not None and self._first_steps.after_step():
             self._conclude(trainer)
+        if self._collapse is not None and (fault := self._collapse.after_batch(outputs, trainer)):
+            raise UserError(fault)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)

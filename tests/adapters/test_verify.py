@@ -20,6 +20,15 @@ def test_a_sound_model_passes_and_is_not_touched(build, options):
     assert all(p.grad is None for p in model.parameters())
 
 
+def test_a_head_that_begins_at_zero_hides_nothing():
+    """As a fresh one over pretrained weights does: no gradient would pass it."""
+    model = vit()
+    for parameter in model.get_classifier().parameters():
+        nn.init.zeros_(parameter)
+    ll.inject(model, ll.LoRAConfig(rank=2))
+    assert ll.verify(model, BATCHES[vit]()) == []
+
+
 def test_a_layer_that_is_never_used_is_named():
     class Unused(nn.Module):
         def __init__(self) -> None:

@@ -100,6 +100,7 @@ def test_head_of_another_size_is_replaced(base, classes):
     loaded = tiny(checkpoint=path, num_classes=classes).state_dict()
     assert ("head.weight" in loaded) == (classes > 0)
     assert classes == 0 or loaded["head.weight"].shape == (classes, 24)
+    assert classes == 0 or not (loaded["head.weight"].any() or loaded["head.bias"].any())
     body = {k: v for k, v in model.state_dict().items() if not k.startswith("head.")}
     assert same({k: v for k, v in loaded.items() if not k.startswith("head.")}, body)
 
@@ -110,6 +111,7 @@ def test_every_head_of_a_distilled_model_is_replaced(tmp_path):
     path = save(timm_model(name, num_classes=5, **options), tmp_path / "d.safetensors")
     model = timm_model(name, checkpoint=path, num_classes=3, **options)
     assert model.head.out_features == model.head_dist.out_features == 3
+    assert not model.head.weight.any() and not model.head_dist.weight.any()
 
 
 def test_convolutional_model_with_a_file_that_lacks_step_counters(tmp_path):
