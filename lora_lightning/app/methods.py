@@ -52,7 +52,8 @@ def method_problems(values: Mapping[str, Any]) -> list[str]:
     tune = values.get("tune")
     if tune and chosen == {"none"}:
         return [f"tune={show(tune)}: method=none trains nothing; give another method, or tune=null."]
-    if "rank" in (tune or ()) and chosen <= METHODS.keys() and not chosen & RANKED:
+    words = tune if isinstance(tune, (str, list, tuple)) else ()
+    if "rank" in words and chosen <= METHODS.keys() and not chosen & RANKED:
         return [f"tune={show(tune)}: method={values['method']} has no rank; give tune=lr."]
     if "peft" not in chosen or find_spec("peft") is not None:
         return []
@@ -71,10 +72,12 @@ def unused_option(key: str, method: Any, others: Any) -> str | None:
         method: of the run.
         others: those that it is compared with.
     """
-    chosen = _chosen(method, others)
-    section, _, name = key.partition(".")
-    if not chosen <= METHODS.keys():
+    words = [method, *others] if isinstance(others, (list, tuple)) else [method]
+    listed = others is None or isinstance(others, (list, tuple))
+    if not listed or not all(isinstance(word, str) and word in METHODS for word in words):
         return None
+    chosen = set(words)
+    section, _, name = key.partition(".")
     if section == "lora":
         used = not name or any(name.split(".")[0] in METHODS[m].options for m in chosen)
     elif section == "optim":
@@ -89,5 +92,7 @@ def unused_option(key: str, method: Any, others: Any) -> str | None:
     return f"method={method}{beside} does not use it; leave it out, or give another method."
 
 
-def _chosen(method: Any, others: Any) -> set[Any]:
-    return {method, *(others if isinstance(others, (list, tuple)) else ())}
+def _chosen(method: Any, others: Any) -> set[str]:
+    """What is no word is told by the check of `method` and `compare`."""
+    words = (method, *(others if isinstance(others, (list, tuple)) else ()))
+    return {word for word in words if isinstance(word, str)}

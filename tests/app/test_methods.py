@@ -15,7 +15,7 @@ import lora_lightning as ll
 from lora_lightning.app.application import main
 from lora_lightning.app.build import compared_config, optim_config
 from lora_lightning.app.compose import shipped, without_hydra
-from lora_lightning.app.methods import ADAPTING, METHODS, compared
+from lora_lightning.app.methods import ADAPTING, METHODS, compared, method_problems, unused_option
 from lora_lightning.app.run import Run
 from lora_lightning.errors import AdapterFileError, ConfigError
 from lora_lightning.layers.norm import is_norm
@@ -194,3 +194,13 @@ def test_a_comparison_of_all(capsys: pytest.CaptureFixture[str]) -> None:
             )
     with pytest.raises(AdapterFileError):  # of another method
         ll.load_adapter(base(), "run/linear_probe")
+
+
+@pytest.mark.parametrize(
+    ("method", "others"),
+    [("none", 16), ("none", ["full", 3]), ([], ["full"]), ("none", [{}]), ("lora", "full")],
+)
+def test_what_no_method_is_leaves_the_question_to_the_check_of_methods(method, others):
+    assert unused_option("lora.rank", method, others) is None
+    assert unused_option("lora.rank", "none", None) is not None
+    assert method_problems({"method": method, "compare": others, "tune": None}) == []
