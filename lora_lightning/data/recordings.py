@@ -29,7 +29,9 @@ from lora_lightning.utils.marks import TEXT, Check, Null, above, is_number, list
 
 MANIFEST = "manifest"
 PART = above(0, below=0.5, noun="a share")
-TEST_PART = Check("a share above 0 and below 0.5, or 1 for all", lambda v: v == 1 or PART.test(v))
+TEST_PART = Check(
+    "a share above 0 and below 0.5, or 1 for all", lambda v: is_number(v) and (v == 1 or PART.test(v))
+)
 VOCABULARY = Check(
     "a pipeline of torchaudio, a list of characters with the blank first",
     lambda v: pipeline_name(v) in PIPELINES if isinstance(v, str) else isinstance(v, Sequence),
