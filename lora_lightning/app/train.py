@@ -66,7 +66,7 @@ FILES = {
 RANDOM_BASE = """WARNING: {label} is added to random weights, in whole or in part, and they do not train.
   Give model.pretrained=true or model.checkpoint=FILE.safetensors; method=full trains everything from scratch.
   The adapter works on these weights alone, which are kept in {path}."""
-RANDOM_START = """WARNING: {label} begins with random weights, in whole or in part.
+RANDOM_START = """WARNING: the model begins with random weights, in whole or in part.
   If that is not meant, give model.pretrained=true or model.checkpoint=FILE.safetensors."""
 
 
@@ -184,7 +184,7 @@ def _say_plan(run: Run, folder: Path) -> None:
     if run.random_base:
         say(f"{RANDOM_BASE.format(label=run.label, path=short_path(folder / BASE_FILE))}\n")
     elif run.on_random:
-        say(f"{RANDOM_START.format(label=run.label)}\n")
+        say(f"{RANDOM_START}\n")
 
 
 def _compare(config: DictConfig, run: Run, plain: dict[str, Any], goes_on: bool) -> list[Result]:

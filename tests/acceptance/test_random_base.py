@@ -126,3 +126,13 @@ def test_a_kept_base_of_another_model_is_one_message(tmp_path: Path) -> None:
     (tmp_path / BASE_FILE).write_bytes(b"x")
     with pytest.raises(AdapterFileError):
         put_back_base(mlp(), [tmp_path])
+
+
+@pytest.mark.parametrize("method", ["full", "none"])
+def test_random_weights_are_told_where_nothing_is_added_to_them(method, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    words = [f"method={method}", "debug=fast", "compare=[]", "hydra.run.dir=run"]
+    main(["model.checkpoint=null", *words])
+    assert "WARNING: the model begins with random weights, in whole or in part." in capsys.readouterr().out
+    main(words)
+    assert "WARNING" not in capsys.readouterr().out
