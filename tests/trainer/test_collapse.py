@@ -165,3 +165,24 @@ def test_every_process_gives_the_same_verdict():
     watch = collapse.CollapseWatch(model)
     said = [watch.after_batch({"loss": torch.tensor(1.0)}, Two()) for _ in range(EVERY)]
     assert said[:-1] == [None] * (EVERY - 1) and "its loss is not finite" in said[-1]
+
+
+@pytest.mark.slow
+def test_the_application_ends_with_one_message_and_exit_code_2(tmp_path, monkeypatch, capsys):
+    from lora_lightning.app.application import main
+
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit) as caught:
+        main(
+            [
+                "recipe=resnet_digits",
+                "rates.lora=3.0",
+                "compare=[]",
+                "trainer.max_epochs=40",
+                "hydra.run.dir=run",
+            ]
+        )
+    assert caught.value.code == 2
+    error = capsys.readouterr().err
+    assert error.strip().startswith("the training has collapsed at step") and "Traceback" not in error
+    assert "learning rate of 3 is too high here" in error and not (tmp_path / "run" / "adapter").exists()
