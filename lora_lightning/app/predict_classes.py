@@ -122,7 +122,8 @@ class OneClass:
 
     def rows(self, outputs: Tensor) -> list[dict[str, Any]]:
         """Of a batch's logits (n, classes)."""
-        best = probabilities(outputs, "class", self.temperature).topk(self.top)
+        ranked = probabilities(outputs, "class", self.temperature).sort(descending=True, stable=True)
+        best = (ranked.indices[:, : self.top].tolist(), ranked.values[:, : self.top].tolist())
         return [
             dict(
                 zip(
@@ -131,7 +132,7 @@ class OneClass:
                     strict=True,
                 )
             )
-            for at, ps in zip(best.indices.tolist(), best.values.tolist(), strict=True)
+            for at, ps in zip(*best, strict=True)
         ]
 
     def caption(self, row: Row) -> Caption:

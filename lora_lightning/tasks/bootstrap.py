@@ -40,9 +40,9 @@ def intervals(
         statistic: of the counts; NaN where a resample has none, which is left out.
         count: how many pictures there are.
         seed: of the draws: the same draws for every statistic of as many pictures.
-        basic: mirrored at the value itself, and not below 0 (Davison and Hinkley 1997, "Bootstrap Methods and
-            their Application", 5.2.1): of what sampling makes greater, once in the value and twice in the
-            resamples, such as a mean of absolute values.
+        basic: mirrored at the value itself, not below 0, and up to the value at least (Davison and Hinkley
+            1997, "Bootstrap Methods and their Application", 5.2.1): of what sampling makes greater, once in
+            the value and twice in the resamples, such as a mean of absolute values.
 
     Returns:
         (values, 2): the lower and the upper bound; NaN for a value that no resample has.
@@ -55,7 +55,8 @@ def intervals(
         found[some] = np.nanquantile(values[:, some], (tail, 1 - tail), axis=0).T
     if basic:
         once = statistic(np.ones((1, count), dtype=np.float32))[0]
-        found = np.maximum(0, 2 * once[:, None] - found[:, ::-1])
+        mirrored = 2 * once[:, None] - found[:, ::-1]
+        found = np.stack([mirrored[:, 0].clip(0, None), np.maximum(mirrored[:, 1], once)], axis=1)
     return found
 
 

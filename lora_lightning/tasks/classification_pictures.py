@@ -124,10 +124,10 @@ def _said(found: Predictions, names: Sequence[str], index: int, state: str) -> s
         off = float(found.predicted[index] - found.truths[index])
         return f"<p>{state} {float(found.predicted[index]):.4g} <small>({off:+.3g})</small></p>"
     probabilities = found.probabilities_of(index)
-    best = probabilities.topk(min(NAMED, found.classes))
+    best = probabilities.sort(descending=True, stable=True)  # of equal ones the first, which is predicted
     truth = found.truths[index]
     bars: list[str] = []
-    for share, i in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+    for share, i in zip(best.values[:NAMED].tolist(), best.indices[:NAMED].tolist(), strict=True):
         right = i == int(truth) if found.target == "class" else bool(truth[i])
         said = share > 0.5 if found.target == "classes" else not bars
         kind = ("right" if right else "wrong") if said else ""

@@ -129,8 +129,9 @@ class LoRACallback(ExactResume):
         freeze_norms(pl_module)
         prepare_saving(trainer, pl_module)
         keep_equal_values(trainer)
-        if all(m.training or isinstance(m, FrozenNorm) for m in pl_module.modules()):
-            # Lightning warns of every module in eval mode; these are meant to be.
+        meant = {m for norm in pl_module.modules() if isinstance(norm, FrozenNorm) for m in norm.modules()}
+        if all(m.training or m in meant for m in pl_module.modules()):
+            # Lightning warns of every module in eval mode; frozen norms are meant, and what timm puts in one.
             warnings.filterwarnings("ignore", message=r"Found \d+ module\(s\) in eval mode")
         if is_a(trainer.strategy, *UNSHARDED):
             self._first_steps = GradientMonitor(pl_module)

@@ -29,6 +29,17 @@ def test_an_interval_is_that_of_resamples_drawn_one_by_one():
     assert found == pytest.approx(np.quantile(means, (0.025, 0.975)), rel=0.03)
 
 
+def test_a_mirrored_interval_holds_its_value():
+    differences = np.linspace(-1, 1, 30)  # whose mean is 0, as hardly any resample's
+
+    def far(counts):
+        return np.abs(counts @ differences)[:, None] / counts.sum(1, keepdims=True)
+
+    value = abs(differences.mean())
+    low, high = intervals(far, 30, basic=True)[0]
+    assert 0 <= low <= value <= high
+
+
 def test_sums_of_groups():
     generator = np.random.default_rng(0)
     counts, groups = (

@@ -7,6 +7,7 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 from small import Classifier, cnn, loader, mlp, save_checkpoint, trainer, vit
+from timm.layers import BatchNormAct2d
 from torch import nn
 
 import lora_lightning as ll
@@ -255,7 +256,9 @@ def test_frozen_batchnorm_stays_in_eval_through_the_trainer(tmp_path):
 
 
 def test_no_warning_of_eval_mode_for_what_is_meant_and_one_for_the_rest(tmp_path, recwarn):
-    fit(tmp_path, Classifier(), ll.LoRACallback(rank=2))
+    module = Classifier()
+    module.model[1] = BatchNormAct2d(module.model[1].num_features)  # which holds an activation
+    fit(tmp_path, module, ll.LoRACallback(rank=2))
     assert not any("eval mode" in str(w.message) for w in recwarn)
     module = Classifier()
     module.model[2].eval()
