@@ -146,7 +146,7 @@ def write(runs: Runs) -> None:
 
 
 def tables(done: list[dict[str, Any]], untrained: float) -> list[str]:
-    """A table for each number of pictures a class."""
+    """A table for each number of pictures a class that something was trained on."""
     lines = []
     for shots in EPOCHS:
         rows: list[tuple[str, ...]] = [("before, a fresh head", "", f"{untrained:.1f}", "0", "0")]
@@ -154,6 +154,8 @@ def tables(done: list[dict[str, Any]], untrained: float) -> list[str]:
             tested = [r for r in done if (r["shots"], r["method"]) == (shots, name) and "test" in r]
             if tested:
                 rows += _rows(method.label, tested)
+        if len(rows) == 1:
+            continue
         head = ("", "rate", "test accuracy %", "trained", "CPU s")
         lines += [f"{shots} pictures a class, {EPOCHS[shots]} epochs:", "", markdown(head, rows), ""]
     return lines

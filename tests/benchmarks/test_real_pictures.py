@@ -1,6 +1,7 @@
 """The benchmark of real pictures: what is missing, which rates are tried, and that nothing is done twice."""
 
 import gzip
+import json
 import struct
 
 import pytest
@@ -84,3 +85,11 @@ def test_pictures_and_labels_are_read(tmp_path):
         (folder / f"t10k-{name}-ubyte.gz").write_bytes(gzip.compress(data))
     read, labels = real_files.fashion("t10k", tmp_path)
     assert torch.equal(read.long(), images) and labels.tolist() == [3, 9]
+
+
+def test_the_written_results_are_what_the_runs_say():
+    """Whatever the document shows can be found in the file of single runs."""
+    results = real_pictures.RESULTS
+    stored = json.loads((results / "real_pictures.json").read_text())
+    lines = "\n".join(real_pictures.tables(stored["runs"], stored["before"]))
+    assert (results / "real_pictures.md").read_text().strip() == lines.strip()
