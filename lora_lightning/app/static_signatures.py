@@ -75,6 +75,8 @@ def _of_class(module: str, node: ast.ClassDef, depth: int) -> inspect.Signature 
     if "__init__" in methods:
         whole = _of_function(module, methods["__init__"])
         return whole and whole.replace(parameters=list(whole.parameters.values())[1:])
+    if not node.bases:
+        return inspect.Signature()
     if len(node.bases) == 1 and isinstance(base := node.bases[0], ast.Name):
         return _signature(module, base.id, depth - 1)
     return None

@@ -27,7 +27,7 @@ from lora_lightning.app.loggers import (
     log_table,
     where,
 )
-from lora_lightning.app.methods import compared
+from lora_lightning.app.methods import ADAPTING, compared
 from lora_lightning.app.prepare import in_words, save_trained
 from lora_lightning.app.results import Result, results_rows, results_table, save_results, save_together
 from lora_lightning.app.resume import (
@@ -116,7 +116,7 @@ def _train_adapter(config: DictConfig, name: str, tell: Callable[[Ended], None])
 
 def _together(config: DictConfig, runs: dict[str, Run], folder: Path) -> list[str]:
     """All adapters in one model, and what the task has to say of it."""
-    if any(run.prepared.plan is None for run in runs.values()):
+    if any(config_of(config, name).method not in ADAPTING for name in runs):
         return []
     first = next(iter(runs))
     task = Run(_untrained(config_of(config, first)), folder, keeps=False).task

@@ -9,6 +9,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
@@ -91,7 +92,8 @@ def same_pictures(files: Sequence[str]) -> list[list[int]]:
         by_size[os.stat(file).st_size].append(place)
     for whole in (False, True):
         places = [place for group in by_size.values() if len(group) > 1 for place in group]
-        digests = _in_threads(lambda place: _digest(files[place], whole), places, "comparing pictures")  # noqa: B023
+        same = [files[place] for place in places]
+        digests = _in_threads(partial(_digest, whole=whole), same, "comparing pictures")
         by_size = defaultdict(list)
         for place, digest in zip(places, digests, strict=True):
             by_size[digest].append(place)

@@ -100,7 +100,7 @@ class Collector:
             return None
         columns = [torch.cat(column) for column in (self.outputs, self.truths, self.before) if column]
         if isinstance(sampler := getattr(loader, "sampler", None), DistributedSampler):
-            columns = [_together(column, len(sampler.dataset)) for column in columns]  # type: ignore[arg-type]
+            columns = [_together(column, len(sampler.dataset)) for column in columns]  # type: ignore[arg-type]  # it has one
         return Predictions(target, columns[0], columns[1], columns[2] if len(columns) > 2 else None)
 
 

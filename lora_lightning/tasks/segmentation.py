@@ -134,7 +134,7 @@ class SemanticSegmenter(L.LightningModule):
         if self._wandb() and (room := LOGGED_PICTURES - len(self._pictures)) > 0:
             _, masks, places = batch
             for place, truth, one in list(zip(places, masks, found, strict=True))[:room]:
-                picture = self.trainer.datamodule.show("val", place)[1]  # type: ignore[attr-defined]
+                picture = self.trainer.datamodule.show("val", place)[1]  # type: ignore[attr-defined]  # as MasksDataModule
                 self._pictures.append((picture, truth.cpu(), one.cpu()))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch.callbacks import Callback
 from torch.nn.utils import get_total_norm
 from torch.optim import Optimizer
 
 
-class GradientNorm(pl.Callback):
+class GradientNorm(Callback):
     """Logs `train/gradient_norm`, the 2-norm over all parameters of the optimizer, before clipping."""
 
     def on_before_optimizer_step(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -39,7 +40,8 @@ def test_a_run_ends_with_the_table_and_pictures(
     assert [row.split("  ")[0] for row in rows] == [
         "before adaptation", "linear probe", "LoRA", "full fine-tuning",
     ]  # fmt: skip
-    assert all(f"test {name}" in head for name in ("mAP", "AP50", "AP small", "AP medium", "AP large"))
+    scores = ["test mAP", "AP50", "AP medium", "AP large"]  # these few pictures have no small object
+    assert re.split(" {2,}", head)[:5] == ["method", *scores]
     run = tmp_path / "run"
     results = {r["method"]: r for r in json.loads((run / "results.json").read_text())}
     assert (

@@ -258,7 +258,10 @@ def test_the_page_of_an_adapter_a_checkpoint_and_a_merged_file(tmp_path, capsys)
     ll.save_adapter(trained(vit), tmp_path / "peft", format="peft")
     main(["inspect", str(tmp_path / "peft")])
     assert "(PEFT's format)" in capsys.readouterr().out
-    for file, told in ((base, "not written by lora-lightning merge"), (tmp_path / "x.ckpt", "holds code")):
+    for file, told in (
+        (base, "written neither by a run nor by lora-lightning merge"),
+        (tmp_path / "x.ckpt", "holds code"),
+    ):
         torch.save({"state_dict": main}, tmp_path / "x.ckpt")
         with pytest.raises(ll.AdapterFileError, match=told):
             inspect(file)

@@ -12,7 +12,7 @@ import pycocotools.cocoeval
 import pytest
 from pycocotools import mask as rle
 
-from lora_lightning.app.predict import coco_results
+from lora_lightning.app.predict_detection import coco_results
 from lora_lightning.tasks.average_precision import AveragePrecision, scores_of
 from tests.tasks.frozen_detections import CLASSES, HEIGHT, WIDTH, frozen
 
