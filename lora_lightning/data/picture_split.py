@@ -22,7 +22,8 @@ def split(
 
     A picture's place depends on its name, not on the order of the list, so that few change their part when
     pictures are added. Without groups of several pictures every class has its share of each part, rounded,
-    and at least one where it has enough; with groups the shares are met as the groups allow.
+    one for training at least, and in the others where it has enough; with groups the shares are met as the
+    groups allow.
 
     Args:
         names: different for each picture.
@@ -62,7 +63,7 @@ def _by_class(keys: Sequence[bytes], labels: Sequence[Hashable], shares: Mapping
         start = 0
         for number, (part, share) in enumerate(shares.items(), 2):
             least = 1 if share > 0 and len(places) >= number else 0
-            count = max(least, round(share * len(places)))
+            count = min(max(least, round(share * len(places))), len(places) - start - 1)
             for place in places[start : start + count]:
                 parts[place] = part
             start += count

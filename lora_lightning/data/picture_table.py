@@ -135,6 +135,10 @@ def table_rows(
     rows = []
     for number, record in table.rows:
         where = f"{table.file.name}, row {number}"
+        if any(map(str.strip, record.get(None) or ())):  # type: ignore[call-overload]  # where csv puts them
+            told = f"{where}: {', '.join(record[None])}"  # type: ignore[index]
+            findings.add("row with more cells than the header (quote what holds a comma)", told, "left out")
+            continue
         written = _cell(record, names, "path")
         if not written:
             findings.add("row without a path", where, "left out")
@@ -167,6 +171,8 @@ def _cell(record: Mapping[str, Any], names: Mapping[str, str], name: str) -> str
     value = record.get(names[name]) if name in names else None
     if isinstance(value, (list, tuple)):  # of Parquet
         return SEPARATORS[0].join(map(str, value))
+    if isinstance(value, float) and math.isnan(value):  # a gap, too
+        return ""
     if isinstance(value, float) and value.is_integer():  # what pandas makes of whole numbers beside gaps
         value = int(value)
     return "" if value is None else str(value).strip()

@@ -117,13 +117,15 @@ class StreamDataModule(PictureDataModule):
             numbers = list(range(len(shards.counts)))
         else:
             shards = self._shards["source"]
-            train, val = self._split(len(shards.counts))
+            train, val = self._split([n for n, count in enumerate(shards.counts) if count])
             numbers = train if part == "train" else val
         self._check_labels(option, shards)
-        return StreamedPictures(shards, [n for n in numbers if shards.counts[n]], self.class_names)
+        numbers = [n for n in numbers if shards.counts[n]]
+        return StreamedPictures(shards, numbers, self.class_names, self._by_name())
 
-    def _split(self, count: int) -> tuple[list[int], list[int]]:
+    def _split(self, shards: Sequence[int]) -> tuple[list[int], list[int]]:
         """Numbers of the shards to train on and of those held out."""
+        count = len(shards)
         if count < 2:
             raise ConfigError(
                 [
@@ -133,7 +135,8 @@ class StreamDataModule(PictureDataModule):
             )
         held = min(count - 1, max(1, round(self.val_share * count)))
         order = torch.randperm(count, generator=torch.Generator().manual_seed(self.seed)).tolist()
-        return sorted(order[held:]), sorted(order[:held])
+        train, val = (sorted(shards[i] for i in part) for part in (order[held:], order[:held]))
+        return train, val
 
     def training_order(self, pictures: Any) -> Sampler[int]:
         return WindowShuffle(pictures.counts, self._window())
@@ -193,10 +196,16 @@ class StreamDataModule(PictureDataModule):
             )
         return _words(sorted(map(str, shards.labels)), sum(shards.counts))
 
+    def _by_name(self) -> bool:
+        """Whether labels that look like numbers are names, since others to train on are words."""
+        return any(isinstance(label, str) for label in self._shards["source"].labels)
+
     def _check_labels(self, option: str, shards: Shards) -> None:
-        known = set(self.class_names)
+        known, by_name = set(self.class_names), self._by_name()
         strange = [
-            v for v in shards.labels if (not 0 <= v < len(known) if isinstance(v, int) else v not in known)
+            v
+            for v in shards.labels
+            if (not 0 <= v < len(known) if isinstance(v, int) and not by_name else str(v) not in known)
         ]
         if strange:
             told = self.sources[option] or self.sources["source"]

@@ -109,8 +109,8 @@ class LitdataShards:
         number, first = self._chunks[shard]
         item = self._set(number)[first + place]
         if isinstance(item, dict):
-            return item[self.image], as_label(item[self.label])
-        return item[0], as_label(item[1])
+            return item[self.image], _label(item[self.label])
+        return item[0], _label(item[1])
 
     def labels_of(self, shard: int) -> list[Label | None]:
         """Of every item of a chunk, for which all of it is read."""
@@ -134,6 +134,11 @@ def streaming_dataset(folder: str) -> Any:
 
     kept = BytesSerializer()
     return StreamingDataset(folder, shuffle=False, serializers={"jpeg": kept, "image": kept})
+
+
+def _label(value: Any) -> Label | None:
+    """A text as it is written, which may be the name of a class though it looks like a number."""
+    return value or None if isinstance(value, str) else as_label(value)
 
 
 def _containers(spec: Any) -> list[str]:

@@ -14,7 +14,7 @@ from torch import Tensor
 from lora_lightning.data.decoding import Enough, read_picture
 from lora_lightning.data.findings import DataError
 from lora_lightning.data.picture_sets import PictureSet
-from lora_lightning.data.stream_tar import Label
+from lora_lightning.data.stream_tar import Label, as_label
 from lora_lightning.errors import did_you_mean
 from lora_lightning.utils.tables import truncate_list
 
@@ -48,13 +48,16 @@ class StreamedPictures(PictureSet):
         shards: the shards.
         numbers: which of them.
         class_names: the classes, of class 0 first; whole numbers as labels are classes already.
+        by_name: not where other labels are words: then each is the name of a class.
 
     Raises:
         DataError: when a picture is read that cannot be, or has a label that is no class.
     """
 
-    def __init__(self, shards: Shards, numbers: Sequence[int], class_names: Sequence[str]) -> None:
-        self.shards, self.numbers = shards, list(numbers)
+    def __init__(
+        self, shards: Shards, numbers: Sequence[int], class_names: Sequence[str], by_name: bool = False
+    ) -> None:
+        self.shards, self.numbers, self.by_name = shards, list(numbers), by_name
         self.counts = [shards.counts[n] for n in self.numbers]
         self.class_names = list(class_names)
         self._classes = {name: i for i, name in enumerate(class_names)}
@@ -90,7 +93,10 @@ class StreamedPictures(PictureSet):
         return self.numbers[nth], index - int(self._ends[nth] - self.counts[nth])
 
     def _class(self, label: Label | None, shard: int, place: int) -> int:
-        found = label if isinstance(label, int) else self._classes.get(str(label), -1)
+        name = str(label)
+        found = -1 if isinstance(label, int) and not self.by_name else self._classes.get(name, -1)
+        if found < 0 and not self.by_name and isinstance(number := as_label(label), int):
+            found = number
         if not 0 <= found < len(self.class_names):
             where = f"{self.shards.names[shard]}: picture {place}"
             raise DataError(f"{where}: {unknown_labels([label], self.class_names)}")

@@ -21,12 +21,15 @@ def fitted_temperature(logits: Tensor, targets: Tensor) -> float:
             (binary cross entropy).
 
     Returns:
-        1.0 where there is nothing to fit: no rows, or logits that are not finite.
+        1.0 where there is nothing to fit: no rows, logits that are not finite, or so few mistakes that the
+        least T is the best: then the rows do not tell how sure to be of others.
     """
     logits = logits.double()
     if not len(logits) or not bool(logits.isfinite().all()):
         return 1.0
     low, high, sharpness = 1 / MOST, 1 / LEAST, 1.0
+    if _slope(logits, targets, high)[0] <= 0:
+        return 1.0
     for _ in range(STEPS):
         slope, curvature = _slope(logits, targets, sharpness)
         low, high = (sharpness, high) if slope < 0 else (low, sharpness)

@@ -15,6 +15,7 @@ from lora_lightning.data import picture_check
 from lora_lightning.data.findings import DataError
 from lora_lightning.data.image_folder import ImageFolderDataModule
 from lora_lightning.data.picture_files import picture_files
+from lora_lightning.data.picture_split import split
 from lora_lightning.data.pictures import PARTS
 from lora_lightning.errors import ConfigError, MissingFileError
 from tests.data.drawn import folders, photo
@@ -337,3 +338,11 @@ def test_show_gives_the_picture_as_it_is_on_the_disk(photos):
     name, picture = data.show("test", 0)
     assert name == names(data, "test")[0]
     assert picture.tobytes() == Image.open(photos / name).tobytes()
+
+
+def test_a_class_of_few_pictures_keeps_one_to_train_on():
+    """Rounded shares of three pictures would take all of them."""
+    parts = split(
+        list("abcdefghi"), [(k,) for k in "xxxyyyzz!"], list("abcdefghi"), {"val": 0.5, "test": 0.4}, 0
+    )
+    assert all(parts[a:b].count("train") == 1 for a, b in ((0, 3), (3, 6), (6, 8), (8, 9)))

@@ -214,3 +214,15 @@ def test_the_column_of_labels_can_be_named(tmp_path):
     assert module(table, label="species").class_names == ["cat", "cow", "dog"]
     with pytest.raises(ConfigError, match=r"label=specie: .* Did you mean 'species'"):
         module(table, label="specie")
+
+
+def test_cells_that_no_column_has_are_told_and_not_lost(tmp_path):
+    """`cat,dog` without quotes would be a cat."""
+    file = written(tmp_path, kind)
+    lines = file.read_text(encoding="utf-8").splitlines()
+    file.write_text("\n".join([*lines[:-1], f"{lines[-1]},dog"]) + "\n", encoding="utf-8")
+    with pytest.raises(DataError, match=r"more cells than the header.*row 31: dog"):
+        module(file)
+    assert len(labels(module(file, strict=False))) == 29
+    file.write_text("\n".join([*lines[:-1], f"{lines[-1]},"]) + "\n", encoding="utf-8")
+    assert len(labels(module(file))) == 30

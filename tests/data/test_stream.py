@@ -159,6 +159,45 @@ def test_names_of_classes(tmp_path):
         stream(str(lit), tmp_path)
 
 
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize("kind", ["tar", "parquet", "litdata"])
+def test_numbers_among_words_are_names(kind, named, tmp_path):
+    """Labels 1, 2, 3 beside a word are not the places of other classes."""
+    words = ("1", "2", "3", "none")
+    file = str(tmp_path / "s")
+    if kind == "tar":  # of whose shards some hold numbers alone
+        kinds = [0, 1, 2, 0, 1, 2, 3, 3, 3]
+        file = write_tars(
+            tmp_path / "s", [3, 3, 3], lambda n: {"png": make_picture(n), "cls": words[kinds[n]].encode()}
+        )
+    else:
+        kinds = [n % 4 for n in range(9)]
+        pictures, labels = [make_picture(n) for n in range(9)], [words[k] for k in kinds]
+        if kind == "parquet":
+            pq.write_table(
+                pa.table({"image": pictures, "label": labels}), f"{file}.parquet", row_group_size=3
+            )
+            file += ".parquet"
+        else:
+            write_litdata(tmp_path / "s", list(zip(pictures, labels)), 3)
+    names = tmp_path / "names.txt"
+    names.write_text("\n".join(words))
+    known = named or kind == "litdata"
+    data = stream(file, tmp_path, **({"class_names": str(names)} if known else {}))
+    for part in ("train", "val"):
+        pictures = data.part(part)
+        found = [(number_of(p), data.class_names[t]) for p, t in (pictures[i] for i in range(len(pictures)))]
+        assert found == [(n, words[kinds[n]]) for n, _ in found]
+        assert [data.class_names[t] for t in pictures.targets] == [label for _, label in found]
+
+
+def test_a_shard_without_pictures_is_not_all_of_a_part(tmp_path):
+    lonely = write_tars(tmp_path / "s", [4, 0, 0, 0, 4])
+    for seed in range(4):
+        data = stream(lonely, tmp_path, seed=seed)
+        assert [len(data.part(part)) for part in ("train", "val")] == [4, 4]
+
+
 @pytest.mark.parametrize(
     ("label", "words"),
     [
