@@ -10,8 +10,10 @@ from lora_lightning.data.decoding import MENDED, ROTATED, UNUSABLE, image_size, 
 from lora_lightning.data.findings import DataError, Findings
 from lora_lightning.data.mask_files import IGNORED, MOST_CLASSES, Legend, codes_of, count_codes
 from lora_lightning.data.mask_pairs import Files, Parts
+from lora_lightning.data.picture_check import same_pictures
 
 LOSSY = (".jpg", ".jpeg")
+ORDER = ("train", "val", "test")  # what is in two parts stays in the later one
 
 
 class FileFindings(Findings):
@@ -132,6 +134,30 @@ def known_codes(pairs: Mapping[str, list[Pair]], legend: Legend, findings: Findi
             if not empty:
                 kept[part].append(pair)
     return kept
+
+
+def without_doubles(
+    pairs: Mapping[str, list[Pair]], findings: Findings
+) -> tuple[dict[str, list[Pair]], dict[Path, int]]:
+    """The pairs without those whose picture a later one of the given parts has too, and a number for each
+    picture, equal for pictures of equal content."""
+    listed = [(part, pair) for part, several in pairs.items() for pair in several]
+    files = [pair.picture for _, pair in listed]
+    contents = {file: number for number, file in enumerate(files)}
+    gone: set[int] = set()
+    for places in same_pictures([str(file) for file in files]):
+        contents |= dict.fromkeys((files[p] for p in places), places[0])
+        parts = [listed[p][0] for p in places if listed[p][0] in ORDER]
+        last = max(parts, key=ORDER.index, default="")
+        if again := [p for p in places if listed[p][0] != last] if last else []:
+            told = " and ".join(dict.fromkeys(str(files[p]) for p in places))
+            findings.add("picture that is in two parts", told, "kept in the later of train, val, test")
+            gone.update(again)
+    kept: dict[str, list[Pair]] = {part: [] for part in pairs}
+    for place, (part, pair) in enumerate(listed):
+        if place not in gone:
+            kept[part].append(pair)
+    return kept, contents
 
 
 def tell_unseen(training: Sequence[Pair], legend: Legend, findings: Findings) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeVar
 
@@ -143,7 +143,11 @@ def table_pairs(path: Path, findings: Findings) -> Parts:
 
 
 def split_parts(
-    pairs: Mapping[str, Sequence[T]], val_share: float, test_share: float, seed: int
+    pairs: Mapping[str, Sequence[T]],
+    val_share: float,
+    test_share: float,
+    seed: int,
+    content: Callable[[T], Hashable],
 ) -> dict[str, list[T]]:
     """Pairs by part: those that none was given to are shuffled and dealt out; where there are only parts for
     training, validation pictures are taken from them. Test pictures are the validation's where there are no
@@ -151,6 +155,7 @@ def split_parts(
 
     Args:
         val_share, test_share: of the pairs that are dealt out.
+        content: of a pair; those of one content come into one part.
     """
     parts = {part: list(pairs.get(part, [])) for part in ("train", "val", "test")}
     free = list(pairs.get(WHOLE, []))
@@ -158,10 +163,14 @@ def split_parts(
     if not free and not parts["val"]:
         free, parts["train"] = parts["train"], []
         tested = len(parts["test"])
-    order = torch.randperm(len(free), generator=torch.Generator().manual_seed(seed)).tolist()
+    alike: dict[Hashable, list[T]] = {}
+    for pair in free:
+        alike.setdefault(content(pair), []).append(pair)
+    dealt = list(alike.values())
+    order = torch.randperm(len(dealt), generator=torch.Generator().manual_seed(seed)).tolist()
     for part, share in (("test", 0.0 if tested else test_share), ("val", val_share)):
-        count = min(len(order), max(1, round(share * len(free)))) if share and free else 0
+        count = min(len(order), max(1, round(share * len(dealt)))) if share and dealt else 0
         taken, order = sorted(order[:count]), order[count:]
-        parts[part] += [free[i] for i in taken]
-    parts["train"] += [free[i] for i in sorted(order)]
+        parts[part] += [pair for i in taken for pair in dealt[i]]
+    parts["train"] += [pair for i in sorted(order) for pair in dealt[i]]
     return {**parts, "val": parts["val"] or parts["test"], "test": parts["test"] or parts["val"]}

@@ -22,6 +22,7 @@ from lora_lightning.data.mask_check import (
     known_codes,
     read_pairs,
     tell_unseen,
+    without_doubles,
 )
 from lora_lightning.data.mask_files import Legend, numbered, palette_of, read_colours
 from lora_lightning.data.mask_pairs import folder_pairs, split_parts, table_pairs
@@ -220,7 +221,8 @@ class MasksDataModule(L.LightningDataModule):
         pairs = read_pairs(files, bool(legend and legend.coloured), findings)
         if legend is None:
             legend = self._numbered(pairs, findings)
-        pairs = split_parts(known_codes(pairs, legend, findings), *self.shares, self.seed)
+        pairs, contents = without_doubles(known_codes(pairs, legend, findings), findings)
+        pairs = split_parts(pairs, *self.shares, self.seed, lambda pair: contents[pair.picture])
         if pairs["train"]:
             tell_unseen(pairs["train"], legend, findings)
         self.findings = findings.settle(self.strict)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import numpy as np
 import pytest
 import torch
@@ -85,6 +87,29 @@ def test_the_split_is_the_seeds_and_nothing_is_in_two_parts(tmp_path):
     assert [len(p) for p in parts] == [14, 4, 2] and len(set.union(*parts)) == 20
     assert all(names_of(one, p) == names_of(same, p) for p in ("train", "val", "test"))
     assert names_of(one, "val") != names_of(other, "val")
+
+
+def test_equal_pictures_come_into_one_part(tmp_path):
+    """What is trained on is not tested on under another name."""
+    write_pairs(tmp_path, 6)
+    for kind in ("images", "masks"):
+        for n in range(6):
+            shutil.copy(tmp_path / kind / f"{n:03d}.png", tmp_path / kind / f"{n:03d}_copy.png")
+    for seed in range(3):
+        data = masks(tmp_path, seed=seed, val_share=0.2, test_share=0.2)
+        parts = [[name[:3] for name in names_of(data, part)] for part in ("train", "val", "test")]
+        assert sorted(name for part in parts for name in set(part)) == sorted({n for p in parts for n in p})
+        assert [len(part) for part in parts] == [8, 2, 2]
+
+
+def test_a_picture_in_two_given_parts_is_told_and_kept_in_the_later(tmp_path):
+    write_pairs(tmp_path, 3, ("train", "test"))
+    for kind in ("images", "masks"):
+        shutil.copy(tmp_path / "train" / kind / "000.png", tmp_path / "test" / kind / "other.png")
+    with pytest.raises(DataError, match=r"picture that is in two parts +1 +\S+ and \S+ +kept in the later"):
+        masks(tmp_path)
+    data = masks(tmp_path, strict=False)
+    assert [len(data.pairs(part)) for part in ("train", "val", "test")] == [1, 1, 4]
 
 
 def test_all_pictures_may_be_test_pictures(tmp_path):
