@@ -9,6 +9,7 @@ import gzip
 import hashlib
 import os
 import struct
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,14 +37,18 @@ HOW = """Get them, outside of the repository, and say where with LORA_LIGHTNING_
   apt-get download dataset-fashion-mnist && dpkg -x dataset-fashion-mnist_*.deb ."""
 
 
-def require_files(folder: Path = FOLDER) -> None:
+def require_files(folder: Path = FOLDER, digests: Mapping[str, str] = SHA256, how: str = HOW) -> None:
     """See that every file is there and is the very one.
+
+    Args:
+        digests: sha256 by the file's name in the folder.
+        how: they are got.
 
     Raises:
         MissingFileError: one message with every file that is not, and how to get them.
     """
     wrong = []
-    for name, digest in SHA256.items():
+    for name, digest in digests.items():
         path = folder / name
         if not path.is_file():
             wrong.append(f"{name} is not there")
@@ -51,7 +56,7 @@ def require_files(folder: Path = FOLDER) -> None:
             wrong.append(f"{name} is another file: its sha256 is {found[:12]}…, not {digest[:12]}…")
     if wrong:
         lines = "".join(f"\n  - {line}" for line in wrong)
-        raise MissingFileError(f"files of packages, in {folder.resolve()}:{lines}\n{HOW}")
+        raise MissingFileError(f"files of packages, in {folder.resolve()}:{lines}\n{how}")
 
 
 def efficientnet_lite0(classes: int, folder: Path = FOLDER) -> Any:
