@@ -134,13 +134,19 @@ class Configurations:
 
     def choices(self, group: str) -> tuple[str, ...]:
         """The names that a group's folder holds; none for what is no group."""
+        if group.partition("/")[0] not in self._folders:  # as most options: a listing is dear
+            return ()
         if group not in self._choices:
             self._choices[group] = self._listed(group, ObjectType.CONFIG)
         return self._choices[group]
 
     def groups(self) -> tuple[str, ...]:
         """The groups that a user chooses from."""
-        return tuple(group for group in self._listed("", ObjectType.GROUP) if group != "hydra")
+        return tuple(group for group in self._folders if group != "hydra")
+
+    @functools.cached_property
+    def _folders(self) -> tuple[str, ...]:
+        return self._listed("", ObjectType.GROUP)
 
     def loader(self) -> ConfigLoader:
         """Hydra's own, for what asks it which choices there are."""

@@ -1,4 +1,4 @@
-"""A hundred bad command lines: each gives one message that names every mistake, and exit code 2."""
+"""Many bad command lines: each gives one message that names every mistake, and exit code 2."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def apart(found: list[tuple[str, str, str]]) -> bool:
 QUIET = {"deadline": None, "derandomize": True, "suppress_health_check": list(HealthCheck)}
 
 
-@settings(max_examples=110, **QUIET)
+@settings(max_examples=40, **QUIET)
 @given(found=st.lists(mistakes, min_size=1, max_size=8).filter(apart))
 def test_every_mistake_is_named_in_one_message(
     found: list[tuple[str, str, str]], capsys: pytest.CaptureFixture[str]
