@@ -26,7 +26,7 @@ class EMA(pl.Callback):
 
     Validation sees the averages, checkpoints hold them as the model's weights (and what trains beside them,
     by which a run goes on exactly), and the module has them when the fit ends. Running statistics of norms
-    that move are averaged too.
+    that move are averaged too. What begins to train later is averaged from then on.
 
     Args:
         decay: share that an average keeps in each optimizer step.
@@ -71,9 +71,11 @@ class EMA(pl.Callback):
         self._swapped, self._updates, self._step = False, 0, trainer.global_step
         if (saved := self._restored) is not None:
             self._updates, self._step = saved["updates"], saved["step"]
-            for name, average in self._kept.items():
-                average.copy_(saved["averages"][name])
-            _give(tensors, saved["current"])
+            known = {**named_parameters(pl_module), **named_buffers(pl_module)}  # what trains may change
+            self._kept |= {n: known[n].detach().to(_wide(known[n]), copy=True) for n in saved["averages"]}
+            for name, average in saved["averages"].items():
+                self._kept[name].copy_(average)
+            _give({n: known[n] for n in saved["current"]}, saved["current"])
             self._restored = None
 
     def on_train_batch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
@@ -93,7 +95,7 @@ class EMA(pl.Callback):
         self.on_validation_end(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        _give(averaged_tensors(pl_module), self._kept)
+        _give(self._training(pl_module), self._kept)
         self._kept = {}
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -107,7 +109,7 @@ class EMA(pl.Callback):
         if not self._kept:
             return
         self._update(trainer, pl_module)  # another callback may save before ours had its turn
-        here = {n: t.detach() for n, t in averaged_tensors(pl_module).items()}
+        here = {n: t.detach() for n, t in self._training(pl_module).items()}
         averages, current = (here, self._kept) if self._swapped else (self._kept, here)
         checkpoint[KEY] = {
             "averages": averages, "current": current, "updates": self._updates, "step": self._step,
@@ -126,11 +128,19 @@ class EMA(pl.Callback):
         early = (1 + self._updates) / (10 + self._updates) if self.warmup else 1.0
         share = 1 - min(self.decay, early)
         with torch.no_grad():
-            for name, tensor in averaged_tensors(pl_module).items():
+            for name, tensor in self._training(pl_module).items():
                 self._kept[name].lerp_(tensor.to(self._kept[name].dtype), share)
 
+    def _training(self, pl_module: pl.LightningModule) -> dict[str, Tensor]:
+        """As `averaged_tensors`; the average of what has begun to train is what it is, and there is none any
+        more of what has stopped."""
+        tensors = averaged_tensors(pl_module)
+        fresh = {n: t.detach().to(_wide(t), copy=True) for n, t in tensors.items() if n not in self._kept}
+        self._kept = {n: (self._kept | fresh)[n] for n in tensors}
+        return tensors
+
     def _swap(self, pl_module: pl.LightningModule) -> None:
-        tensors = averaged_tensors(pl_module) if self._kept else {}
+        tensors = self._training(pl_module) if self._kept else {}
         before = {n: t.detach().to(_wide(t), copy=True) for n, t in tensors.items()}
         _give(tensors, self._kept)
         self._kept, self._swapped = before, not self._swapped

@@ -143,3 +143,23 @@ def test_what_it_cannot_do_is_refused(tmp_path):
         fit(tmp_path, ll.EMA(), save)
     with pytest.raises(ll.ConfigError, match="decay=1"):
         ll.EMA(decay=1)
+
+
+class Unfreezes(pl.Callback):
+    """Trains the first layer from the second epoch on, as BackboneFinetuning does the backbone."""
+
+    def on_train_epoch_start(self, trainer, module) -> None:
+        first = next(m for m in module.modules() if hasattr(m, "weight"))
+        first.requires_grad_(trainer.current_epoch > 0)
+
+
+def test_what_begins_to_train_later_is_averaged_from_then_on(tmp_path):
+    watch = Watches()
+    module = fit(tmp_path, ll.EMA(0.3), Unfreezes(), watch, lora=False)
+    late = watch.steps[-1].keys() - watch.steps[0].keys()
+    assert late
+    for name in late:
+        average, *following = (step[name] for step in watch.steps[-4:])
+        for tensor in following:
+            average = 0.3 * average + 0.7 * tensor
+        torch.testing.assert_close(averaged_tensors(module)[name].detach(), average)
