@@ -67,11 +67,13 @@ def grouped(rows: Sequence[PictureRow], pattern: str, findings: Findings) -> Row
         )
     kept = []
     for row, match in zip(rows, found, strict=True):
-        if match is None:
+        taken = [] if match is None else match.groups() if compiled.groups else [match[0]]
+        group = next(filter(None, taken), "")  # of alternatives the one that matched
+        if not group:
             findings.add("picture that data.group does not match", row.name, "a group of its own", True)
             kept.append(row)
         else:
-            kept.append(replace(row, group=str(match[1] if compiled.groups else match[0])))
+            kept.append(replace(row, group=group))
     return kept
 
 

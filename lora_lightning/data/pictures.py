@@ -141,6 +141,9 @@ class PictureDataModule(L.LightningDataModule):
             self.part("test")
         if stage in ("fit", None) and self.progressive is not None:
             self.progressive.step_of(self._model())  # which a model of fixed size refuses
+            if self.trainer is not None and self.trainer.max_epochs == self.trainer.max_steps == -1:
+                problem = "progressive: sizes follow the number of steps, so it must be known. Give "
+                raise ConfigError([f"{problem}trainer.max_epochs or trainer.max_steps, or progressive=null."])
 
     def part(self, part: Part) -> PictureSet:
         """The pictures of a part, read once; of the training part what `shots` leaves."""

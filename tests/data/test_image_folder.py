@@ -12,9 +12,11 @@ import torch
 from PIL import Image
 
 from lora_lightning.data import picture_check
-from lora_lightning.data.findings import DataError
+from lora_lightning.data.findings import DataError, Findings
+from lora_lightning.data.folder_parts import grouped
 from lora_lightning.data.image_folder import ImageFolderDataModule
 from lora_lightning.data.picture_files import picture_files
+from lora_lightning.data.picture_rows import PictureRow
 from lora_lightning.data.picture_split import split
 from lora_lightning.data.pictures import PARTS
 from lora_lightning.errors import ConfigError, MissingFileError
@@ -346,3 +348,12 @@ def test_a_class_of_few_pictures_keeps_one_to_train_on():
         list("abcdefghi"), [(k,) for k in "xxxyyyzz!"], list("abcdefghi"), {"val": 0.5, "test": 0.4}, 0
     )
     assert all(parts[a:b].count("train") == 1 for a, b in ((0, 3), (3, 6), (6, 8), (8, 9)))
+
+
+def test_alternatives_of_a_group_are_not_one_group():
+    """Of a pattern of two groups the one that matched counts; a match of nothing is no group."""
+    rows = [PictureRow("", name, ("x",)) for name in ("a1_.png", "a2_.png", "b1-.png", "b2-.png", "c.png")]
+    findings = Findings("the pictures")
+    found = grouped(rows, r"(\w)\d_|(\w)\d-|c()", findings)
+    assert [row.group for row in found] == ["a", "a", "b", "b", ""]
+    assert findings.count("picture that data.group does not match") == 1

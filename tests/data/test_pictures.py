@@ -257,6 +257,15 @@ def test_pictures_grow_in_training_by_whole_patches(tmp_path):
         fitted(tmp_path, dynamic_img_size=False)
 
 
+def test_sizes_cannot_follow_steps_that_nobody_knows():
+    """They would stay the first size for ever."""
+    data = module(image_size=None, progressive=True)
+    data.trainer = L.Trainer(max_epochs=-1, logger=False, barebones=True)
+    data.trainer.strategy._lightning_module = L.LightningModule()
+    with pytest.raises(ConfigError, match=r"progressive: sizes follow the number of steps.*max_epochs or"):
+        data.setup("fit")
+
+
 @pytest.mark.parametrize(
     ("given", "told"),
     [
