@@ -65,9 +65,9 @@ class ImageFolderDataModule(PictureDataModule):
             "class", and an error where a table's labels may be meant otherwise.
         separator: between the labels of a picture of several classes; None takes `|`, `;` or a comma.
         classes: their names in the order of the model's outputs; None takes those found, sorted.
-        group: a column of the table, or a regular expression that finds a part of a file's name (the first of its
-            groups that is not empty, or all that matches): pictures of which it is the same are never in two
-            parts.
+        group: a column of the table, or a regular expression that finds a part of a file's name (the first
+            of its groups that is not empty, or all that matches): pictures of which it is the same are never
+            in two parts.
         val_share: share of the pictures for validation.
         test_share: share for testing; 0 tests on the validation pictures, 1 on all.
         strict: end with a table of what cannot be used; False prints it and leaves that out.
