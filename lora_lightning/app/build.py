@@ -41,6 +41,11 @@ def compared_config(config: DictConfig, method: str, folder: str | Path) -> Dict
     return other
 
 
+def rate_of(config: DictConfig, lr: float) -> float:
+    """The value of `rates`, which are AdamW's, by which a compared method trains at `lr`."""
+    return float(f"{lr / config.optim.get('rate_scale', 1):.12g}")
+
+
 def plain(node: DictConfig) -> dict[str, Any]:
     """A node's values, resolved."""
     values: Any = OmegaConf.to_container(node, resolve=True)

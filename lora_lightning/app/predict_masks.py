@@ -152,6 +152,8 @@ class Writer:
         self.out, self.pictures, self.names = out, pictures, names
         self.colours: list[Colour] = class_colours(names, palette)
         self.rows: list[Row] = [{}] * len(pictures)
+        twice = {name for name, count in Counter(["path", "error", *names]).items() if count > 1}
+        self.columns = [f"{name} (class {i})" if name in twice else name for i, name in enumerate(names)]
         plain = [str(Path(name).with_suffix("")) for name in pictures.names]
         taken = Counter(plain)  # a.jpg beside a.png
         both = zip(plain, pictures.names, strict=True)
@@ -166,13 +168,13 @@ class Writer:
         picture = read_picture(self.pictures.files[index])
         overlay(picture, found, self.colours, min(picture.width, WIDEST)).save(laid)
         shares = np.bincount(found.reshape(-1), minlength=len(self.names)) / found.size
-        columns = zip(self.names, shares.tolist(), strict=True)
+        columns = zip(self.columns, shares.tolist(), strict=True)
         self.rows[index] = {"path": self.pictures.names[index], **{n: round(s, 6) for n, s in columns}}
 
     def close(self) -> list[str]:
         """Write what is about all of them, and say in lines what was done."""
         self.out.mkdir(parents=True, exist_ok=True)
-        write_rows(self.out / PIXELS, ["path", *self.names, "error"], self.rows)
+        write_rows(self.out / PIXELS, ["path", *self.columns, "error"], self.rows)
         text = "".join(f"{name}\n" for name in self.names)
         write_whole(self.out / NAMES, lambda file: Path(file).write_text(text, encoding="utf-8"))
         bad = [row["path"] for row in self.rows if "error" in row]

@@ -10,8 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lora_lightning.utils.atomic import write_whole
+from lora_lightning.utils.spreadsheet import safe_cell, safe_path
 
 Row = Mapping[str, Any]  # by column: words, numbers, lists of them; None where there is nothing
+PATH = "path"  # the column of the pictures' names
 SEPARATOR = ";"  # between the items of a list in a CSV's cell
 
 
@@ -37,7 +39,8 @@ def problems_of_file(name: str, path: Path, suffixes: Sequence[str], overwrite: 
 def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
     """Write rows, whole or not at all, in the form that the file's suffix says.
 
-    In a CSV a list is one cell with ";" between its items, and nothing an empty one.
+    In a CSV a list is one cell with ";" between its items, and nothing an empty one; what a spreadsheet would
+    take for a formula has an apostrophe before it, a path "./".
 
     Args:
         columns: their order; a row may lack some.
@@ -49,13 +52,21 @@ def write_rows(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
 def _csv(path: str, columns: Sequence[str], rows: Sequence[Row]) -> None:
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
-        writer.writerow(columns)
-        writer.writerows([_cell(row.get(name)) for name in columns] for row in rows)
+        writer.writerow(map(safe_cell, columns))
+        for row in rows:
+            writer.writerow([
+                safe_path(row[name]) if name == PATH and name in row else _cell(row.get(name))
+                for name in columns
+            ])  # fmt: skip
 
 
 def _cell(value: Any) -> Any:
     if isinstance(value, list):
-        return SEPARATOR.join(map(_cell, value))
+        return safe_cell(SEPARATOR.join(map(_plain_cell, value)))
+    return safe_cell(value) if isinstance(value, str) else _plain_cell(value)
+
+
+def _plain_cell(value: Any) -> Any:
     return f"{value:.6g}" if isinstance(value, float) else "" if value is None else value
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import socket
 from collections.abc import Iterator
@@ -25,6 +26,8 @@ from lora_lightning.utils.tables import format_table
 MEDIAN_OF, WARM = 5, 1  # trials that are not pruned, and epochs of each
 RANDOM = 5  # trials before TPE has something to go by
 PROCESS = "process"
+TRAINED_BY = ("method", "data", "model", "task", "lora", "optim", "schedule", "trainer")
+LASTING = ("max_epochs", "max_steps", "precision", "limit_train_batches", "limit_val_batches")
 
 
 class Pruning(pl.Callback):
@@ -102,7 +105,7 @@ def _study(config: DictConfig, monitor: str, mode: str) -> tuple[Any, Path]:
     study = optuna.create_study(
         storage=storage, study_name=name, direction=direction, pruner=pruner, load_if_exists=True
     )
-    about = {"space": plain(options.space), "monitor": monitor, "recipe": recipe, "method": config.method}
+    about = {"space": plain(options.space), "monitor": monitor, "recipe": recipe, **_trained_by(config)}
     before = study.user_attrs.get("about")
     if before is None:
         study.set_user_attr("about", about)
@@ -112,6 +115,15 @@ def _study(config: DictConfig, monitor: str, mode: str) -> tuple[Any, Path]:
             "give another search.study, or the same as before."
         )
     return study, file
+
+
+def _trained_by(config: DictConfig) -> dict[str, Any]:
+    """What all trials of a study have in common, or their scores could not be compared; not where and on how
+    many processors they run."""
+    values = json.loads(json.dumps(plain(config)))
+    values["data"].pop("num_workers", None)
+    values["trainer"] = {name: values["trainer"].get(name) for name in LASTING}
+    return {"search.fraction": config.search.fraction, **{name: values[name] for name in TRAINED_BY}}
 
 
 def _proposed(config: DictConfig, trial: Any) -> DictConfig:

@@ -261,7 +261,6 @@ def _write_config(plain: dict[str, Any], path: Path) -> None:
 
 
 @rank_zero_only
-@rank_zero_only
 def _save_weights(run: Run, plain: dict[str, Any], folder: Path) -> None:
     """What was trained, and with it what it comes from."""
     origin = origin_of(str(HydraConfig.get().runtime.choices.get("recipe")), plain, run.data, run.task)

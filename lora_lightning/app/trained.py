@@ -32,6 +32,8 @@ USED = (  # options of a run
     "task.score_threshold", "trainer.accelerator", "trainer.precision", "data.batch_size", "data.num_workers",
 )  # fmt: skip
 RECIPE = "recipe="
+SHOWN_BY = ("data.image_size", "data.crop_pct", "model.img_size", "model.image_size")
+PREPROCESSING = ("input_size", "crop_pct", "mean", "std", "interpolation", "crop_mode")
 
 
 @dataclass(frozen=True)
@@ -101,12 +103,20 @@ def named(options: Mapping[str, Any], words: Sequence[str], problems: list[str])
         if source is None:
             said = f"{' '.join(words)}: " if words else ""
             raise UserError(f"{said}give recipe=NAME, or adapter=FOLDER of a run.")
-        return Trained(source, changed(_config_of(source), words), False, source.facts())
+        return Trained(source, changed(_config_of(source), words), False, _facts_of(source, words))
     except ConfigError as error:
         problems += error.problems
     except UserError as error:
         problems.append(str(error))
     return None
+
+
+def _facts_of(source: AdapterSource | WeightsSource, words: Sequence[str]) -> dict[str, Any] | None:
+    """What data and task have said; not how pictures were shown, where other words change that."""
+    facts = source.facts()
+    if facts is None or not any(word.lstrip("+").partition("=")[0] in SHOWN_BY for word in words):
+        return facts
+    return {name: value for name, value in facts.items() if name not in PREPROCESSING}
 
 
 def _config_of(source: AdapterSource | WeightsSource) -> dict[str, Any]:

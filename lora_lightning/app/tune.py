@@ -10,12 +10,13 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from lora_lightning.app.build import compared_config
+from lora_lightning.app.build import compared_config, rate_of
 from lora_lightning.app.console import on_rank_zero, say
 from lora_lightning.app.methods import METHODS, RANKED, compared
 from lora_lightning.app.trial import Tried, shortened, tried
-from lora_lightning.errors import UserError
+from lora_lightning.errors import AdapterFileError, UserError
 from lora_lightning.utils.atomic import write_whole
+from lora_lightning.utils.mapping_file import read_values
 from lora_lightning.utils.tables import format_table
 
 FILE = "tuning.json"
@@ -46,9 +47,8 @@ class Trials:
     def __init__(self, folder: Path, goes_on: bool) -> None:
         self.folder = folder
         self.path = folder / FILE
-        kept = json.loads(self.path.read_text()) if goes_on and self.path.is_file() else []
         self.chosen: dict[tuple[str, str], float] = {}  # by method and option
-        self.entries = [Entry(**{k: v for k, v in entry.items() if k != "chosen"}) for entry in kept]
+        self.entries = _kept(self.path) if goes_on and self.path.is_file() else []
 
     def of(self, config: DictConfig, option: str, value: float) -> Tried:
         """The worth of a value, tried now unless it was."""
@@ -73,6 +73,20 @@ class Trials:
         if on_rank_zero():
             text = json.dumps(rows, indent=2) + "\n"
             write_whole(self.path, lambda file: Path(file).write_text(text))
+
+
+def _kept(path: Path) -> list[Entry]:
+    """The trials that a file holds.
+
+    Raises:
+        AdapterFileError: it is damaged.
+    """
+    remedy = "Delete it: the trials are then made again."
+    kept = read_values(path, remedy)
+    try:
+        return [Entry(**{k: v for k, v in entry.items() if k != "chosen"}) for entry in kept]
+    except (TypeError, AttributeError):
+        raise AdapterFileError(f"{path} is damaged: it is no list of trials. {remedy}") from None
 
 
 def tuned(config: DictConfig, folder: Path, goes_on: bool) -> DictConfig:
@@ -102,7 +116,7 @@ def tuned(config: DictConfig, folder: Path, goes_on: bool) -> DictConfig:
             if own or option == "rank":
                 _set(config, option, value)
             else:
-                config.rates[method] = value
+                config.rates[method] = rate_of(config, value)
     say(f"\n{table(trials)}\n")
     return config
 

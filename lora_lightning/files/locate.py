@@ -196,7 +196,7 @@ def read_trained(path: str | os.PathLike[str]) -> AdapterSource | WeightsSource:
     """
     path = Path(path)
     if path.is_dir() and not (path / CONFIG_FILE).exists():
-        path = next((p for name in (ADAPTER, WEIGHTS) if (p := path / name).exists()), path)
+        path = next((p for name in _saved_names(path) if (p := path / name).exists()), path)
     if path.suffix == ".safetensors" and path.is_file():
         tensors, metadata = read_weights(path)
         return WeightsSource(path, "weights", origin_in(metadata, path), tensors)
@@ -205,6 +205,14 @@ def read_trained(path: str | os.PathLike[str]) -> AdapterSource | WeightsSource:
         if KEY not in checkpoint:
             return WeightsSource(path, CHECKPOINT, Origin(), _tensors(checkpoint["state_dict"]))
     return read_source(path)
+
+
+def _saved_names(run: Path) -> tuple[str, ...]:
+    """What a run may have saved, first what its method saves: a folder that was used twice has both."""
+    with contextlib.suppress(AdapterFileError):
+        if (run / RUN_FILE).is_file() and read_mapping(run / RUN_FILE, NOTHING_RUN).get("method") == "full":
+            return WEIGHTS, ADAPTER
+    return ADAPTER, WEIGHTS
 
 
 def origin_in(metadata: Mapping[str, str], where: Path) -> Origin:

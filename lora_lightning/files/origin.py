@@ -7,6 +7,7 @@ to predict with. Whoever reads it has it from a file of anyone's: `lora_lightnin
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from lora_lightning.files.allowed import checked_facts
 
 SECTIONS = ("model", "data", "task", "trainer")  # of a run's configuration
 PLACES = ("root", "table", "manifest", "source", "images", "masks", "annotations", "folder", "path", "file")
+LOCAL_MODEL = re.compile(r"(local[-_]dir:)(.+)", re.DOTALL)  # a folder that timm has saved
 OF_TRAINER = ("accelerator", "precision")  # what of the last one travels
 
 
@@ -108,12 +110,18 @@ def _is_path(option: str, value: Any) -> bool:
 
 
 def _found_from_anywhere(value: Any) -> Any:
-    """A file of weights by its whole path, so that the base is found from another folder."""
-    return str(Path(value).absolute()) if isinstance(value, str) and _is_there(value) else value
+    """A file or folder of weights by its whole path, so that the base is found from another folder."""
+    if not isinstance(value, str):
+        return value
+    if found := LOCAL_MODEL.fullmatch(value):
+        return f"{found[1]}{Path(found[2]).expanduser().absolute()}"
+    return str(Path(value).expanduser().absolute()) if _holds_weights(value) else value
 
 
-def _is_there(name: str) -> bool:
+def _holds_weights(name: str) -> bool:
+    """Whether a word is a file, or a folder with a model in it: one may also be called as a model is."""
+    path = Path(name).expanduser()
     try:
-        return Path(name).exists()
+        return bool(path.suffix and path.is_file()) or (path / "config.json").is_file()
     except (OSError, ValueError):  # too long for a name
         return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from collections import OrderedDict
 from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -94,7 +95,7 @@ def load_into(
     missing: list[str] = []
     foreign: list[str] = []
     try:
-        found = model.load_state_dict({n: t for n, t in given.items() if n not in shapes}, strict=False)
+        found = _loaded(model, {n: t for n, t in given.items() if n not in shapes})
         missing = [n for n in found.missing_keys if n not in shapes and not inside(n, fresh)]
         foreign = found.unexpected_keys
     except RuntimeError as error:  # of a name that a layer's class has renamed
@@ -102,6 +103,17 @@ def load_into(
     refuse_misfit(missing, foreign, [*shapes.values(), *other], where, what, remedy)
     if fresh:
         logger.info("%s: fresh layers %s", what, truncate_list(sorted(fresh)))
+
+
+def _loaded(model: nn.Module, state: Mapping[str, Tensor]) -> Any:
+    """The names that do not fit. A class that asks for the version of the state, which files do not have, as
+    MNASNet does, is told its own."""
+    try:
+        return model.load_state_dict(dict(state), strict=False)
+    except ValueError:
+        told = OrderedDict(state)
+        vars(told)["_metadata"] = {"": getattr(model.state_dict(), "_metadata", {}).get("", {})}
+        return model.load_state_dict(told, strict=False)
 
 
 def refuse_misfit(

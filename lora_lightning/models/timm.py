@@ -102,7 +102,7 @@ def timm_model(
         AdapterFileError: a checkpoint that is pickled, damaged, or made for another model.
     """
     name = plain_name(name)
-    require(timm_model, locals(), [None if is_saved(name) else _tag_problem(name), _pickle_problem(kwargs)])
+    require(timm_model, locals(), [None if is_saved(name) else _tag_problem(name), pickle_problem(kwargs)])
     kwargs |= {
         "img_size": img_size, "patch_size": patch_size, "embed_dim": embed_dim, "depth": depth,
         "num_heads": num_heads, "drop_path_rate": drop_path_rate,
@@ -134,7 +134,8 @@ def timm_model(
     return model
 
 
-def _pickle_problem(kwargs: Mapping[str, Any]) -> str | None:
+def pickle_problem(kwargs: Mapping[str, Any]) -> str | None:
+    """Why weights are not read by timm itself, which older ones unpickle, if they were to be."""
     given = kwargs.get("checkpoint_path")
     told = "give checkpoint=file.safetensors instead; it is checked against the model and never unpickled."
     return None if given is None else f"checkpoint_path={given!r}: {told}"
@@ -190,6 +191,7 @@ def _build_problem(name: str, kwargs: Mapping[str, Any], error: Exception) -> st
 def _timm_pretrained(name: str, path: Path, kwargs: Mapping[str, Any]) -> nn.Module:
     """The model with its own head, read by timm: renamed, resampled, channel-adapted, strict."""
     overlay = {**kwargs.get("pretrained_cfg_overlay", {}), "file": str(path), "custom_load": False}
+    overlay |= {"source": "timm", "state_dict": None}  # either would be taken before the file
     try:
         return timm.create_model(name, pretrained=True, **{**kwargs, "pretrained_cfg_overlay": overlay})
     except Exception as error:  # timm's, torch's or safetensors' own

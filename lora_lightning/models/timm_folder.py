@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from lora_lightning.errors import AdapterFileError, MissingFileError, did_you_me
 from lora_lightning.models.base_file import PICKLED
 from lora_lightning.models.hub import WEIGHTS, hub_files, in_cache
 from lora_lightning.utils.libraries import loading
+from lora_lightning.utils.mapping_file import read_values
 
 with loading("timm"):
     import timm
@@ -90,10 +90,7 @@ def _refuse_pickles(name: str, found: list[str]) -> None:
 
 
 def _read(file: Path, weights: Path | None) -> Saved:
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise AdapterFileError(f"{file} cannot be read ({error}): copy or download it again.") from None
+    config = read_values(file, "Copy or download it again.")
     if not isinstance(config, Mapping) or not isinstance(name := config.get("architecture"), str):
         raise AdapterFileError(f"{file} is not timm's: it names no architecture. Give a model saved by timm.")
     if not timm.is_model(name):

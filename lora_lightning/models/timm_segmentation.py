@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.files.weights import load_into, network_state
 from lora_lightning.models.base_file import Weights, base_file, read_base
-from lora_lightning.models.timm import NAME, plain_name, plain_options, timm_model
+from lora_lightning.models.timm import NAME, pickle_problem, plain_name, plain_options, timm_model
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.libraries import loading
 from lora_lightning.utils.marks import at_least
@@ -118,7 +118,7 @@ def timm_segmenter(
         AdapterFileError: a checkpoint that is pickled, damaged, or made for another model.
     """
     name = plain_name(name)
-    require(timm_segmenter, locals())
+    require(timm_segmenter, locals(), [pickle_problem(kwargs)])
     given = plain_options(kwargs)
     backbone, options = _features(name, given)
     info = backbone.feature_info

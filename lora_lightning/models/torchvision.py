@@ -19,7 +19,7 @@ from lora_lightning.utils.torch_file import read_torch
 
 with loading("torchvision"):
     import torchvision
-    from torchvision.models import WeightsEnum, get_model_builder, get_model_weights
+    from torchvision.models import SqueezeNet, WeightsEnum, get_model_builder, get_model_weights
     from torchvision.models.vision_transformer import VisionTransformer, interpolate_embeddings
 
 State = Mapping[str, Tensor]
@@ -51,8 +51,8 @@ def torchvision_model(
     """Build a classifier of torchvision, (batch, channels, height, width) -> (batch, num_classes).
 
     Weights are loaded whole or not at all; only the head may differ, whatever it is called, and is then a
-    fresh one, which begins at zero. Auxiliary heads are left out. The model says as `pretrained_cfg`, as
-    timm's do, which pictures its weights were made for.
+    fresh one, which begins at zero (SqueezeNet's bias, before a ReLU, at one). Auxiliary heads are left out.
+    The model says as `pretrained_cfg`, as timm's do, which pictures its weights were made for.
 
     Args:
         name: a name of `torchvision.models.list_models()`, also as `torchvision/resnet50`.
@@ -91,6 +91,8 @@ def torchvision_model(
     remedy = "Give the model the options that the weights were made with, or the weights of this model."
     load_into(model, stored, path, f"{name} as it was built", remedy, fresh)
     begin_at_zero(model, fresh)
+    if isinstance(model, SqueezeNet) and fresh:  # a ReLU follows its head, and has no gradient at zero
+        nn.init.ones_(model.get_submodule(fresh[0]).get_parameter("bias"))
     return _described(model, chosen)
 
 

@@ -21,6 +21,7 @@ from lora_lightning.tasks.classification_scores import (
 )
 from lora_lightning.tasks.predictions import Predictions
 from lora_lightning.utils.atomic import write_whole
+from lora_lightning.utils.spreadsheet import safe_cell
 
 RATES = ("precision", "recall", "f1")
 
@@ -138,5 +139,6 @@ def write_per_class(path: Path, header: Sequence[str], rows: Sequence[Sequence[A
     file = io.StringIO()
     writer = csv.writer(file, lineterminator="\n")
     writer.writerow(header)
-    writer.writerows(["" if cell is None else cell for cell in row] for row in rows)
+    for row in rows:
+        writer.writerow(["" if c is None else safe_cell(c) if isinstance(c, str) else c for c in row])
     write_whole(path, lambda name: Path(name).write_text(file.getvalue(), encoding="utf-8"))

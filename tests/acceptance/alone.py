@@ -21,7 +21,7 @@ SHOWN = {
 }  # fmt: skip
 
 
-def classifier(folder: Path, **facts: Any) -> tuple[Path, nn.Module]:
+def classifier(folder: Path, data: dict[str, Any] | None = None, **facts: Any) -> tuple[Path, nn.Module]:
     """An adapter's folder that lies alone, and its model, adapted."""
     torch.manual_seed(0)
     count = facts.get("num_classes", 3)
@@ -35,6 +35,7 @@ def classifier(folder: Path, **facts: Any) -> tuple[Path, nn.Module]:
         "model": {"_target_": "lora_lightning.models.timm.timm_model", "name": NAME, **VIT},
         "task": {"_target_": "lora_lightning.tasks.classification.ImageClassifier"},
         "trainer": {"accelerator": "cpu"},
+        **({"data": data} if data else {}),
     }
     origin = {"config": config, "facts": {"num_classes": count, **SHOWN, **facts}}
     ll.save_adapter(model, folder, origin=origin)

@@ -17,7 +17,7 @@ import lora_lightning as ll
 from lora_lightning.app.application import main as train
 from lora_lightning.app.cli import main as command
 from lora_lightning.data.decoding import read_picture
-from lora_lightning.data.picture_transform import evaluation_transform
+from lora_lightning.data.picture_transform import evaluation_transform, preprocessing_of
 from lora_lightning.models.timm import timm_model
 from tests.acceptance.alone import NAME, NAMES, SHOWN, classifier
 
@@ -81,6 +81,19 @@ def test_one_file_and_mirror_images(images: Path, tmp_path: Path) -> None:
     (row,) = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
     assert row["path"] == "a.jpg" and row["probability"] == pytest.approx(float(mean.softmax(0).max()))
     assert {row[f"label{n}"] for n in ("", "_2", "_3")} == set(NAMES)  # top is at most what there is
+
+
+def test_pictures_are_shown_as_the_words_say(images: Path, tmp_path: Path) -> None:
+    data = {"_target_": "lora_lightning.data.image_folder.ImageFolderDataModule", "crop_pct": None}
+    folder, model = classifier(tmp_path / "a", data, class_names=NAMES)
+    words = ["predict", f"images={images / 'a.jpg'}", f"adapter={folder}", "data.crop_pct=0.5"]
+    command([*words, f"out={tmp_path / 'x.json'}"])
+    (row,) = json.loads((tmp_path / "x.json").read_text(encoding="utf-8"))
+    shown = evaluation_transform(preprocessing_of(model, crop_pct=0.5))(read_picture(images / "a.jpg"))
+    with torch.no_grad():
+        best = model(shown[None])[0].softmax(0).max()
+    assert row["probability"] == pytest.approx(float(best), abs=1e-5)
+    assert row["probability"] != pytest.approx(float(outputs(model, images, "a.jpg").softmax(0).max()))
 
 
 def test_several_classes_at_once(images: Path, tmp_path: Path) -> None:

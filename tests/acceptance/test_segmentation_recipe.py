@@ -14,6 +14,7 @@ from safetensors.torch import save_file
 
 from lora_lightning.app.application import main
 from lora_lightning.app.cli import main as predict
+from lora_lightning.app.predict_masks import Pictures, Writer
 from lora_lightning.models.timm import timm_model
 from tests.data.mask_files import NAMES, PALETTE, write_pairs
 
@@ -83,6 +84,24 @@ def masks_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         predict([*words[:2], "out=other", *words[3:], "score=0.4"])
     assert "score=0.4: is an option of another kind of task; this one has flips" in capsys.readouterr().err
+
+
+def test_classes_called_as_other_columns_are(tmp_path: Path) -> None:
+    write_pairs(tmp_path / "new", 1)
+    pictures = Pictures(tmp_path / "new" / "images", None)
+    writer = Writer(tmp_path / "found", pictures, ["path", "error", "road", "road"], None)
+    writer.add(0, np.zeros((24, 32), np.uint8))
+    assert "1 picture predicted" in writer.close()[0]
+    header, row = csv.reader(Path("found/pixels.csv").read_text().splitlines())
+    assert header == [
+        "path",
+        "path (class 0)",
+        "error (class 1)",
+        "road (class 2)",
+        "road (class 3)",
+        "error",
+    ]
+    assert row == [*pictures.names, "1", "0", "0", "0", ""]
 
 
 def test_everything_missing_in_one_message(capsys: pytest.CaptureFixture[str]) -> None:

@@ -61,6 +61,13 @@ def test_a_study_is_searched_gone_on_with_and_told(
     with pytest.raises(SystemExit):
         main([*words, "search.space.lora.rank=[2,4]"])
     assert "search.study=vit_digits: was begun in" in capsys.readouterr().err
+    with pytest.raises(SystemExit):  # scores of other data say nothing of these
+        main([*words, "search.trials=9", "data.domain=source"])
+    assert "with another data:" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        main([*words, "search.trials=9", "search.fraction=0.4"])
+    assert "with another search.fraction:" in capsys.readouterr().err
+    assert len(proposed) == 8
 
 
 def test_trials_of_processes_that_have_gone_do_not_count(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
+from lora_lightning.app import tune
 from lora_lightning.app.application import main
+from lora_lightning.app.build import compared_config
 from lora_lightning.app.run import Run
 from lora_lightning.app.trial import Tried, shortened
 from lora_lightning.app.tune import swept
-from lora_lightning.errors import UserError
+from lora_lightning.errors import AdapterFileError, UserError
 
 QUICK = ["debug=fast", "trainer.enable_progress_bar=false", "logger=none", "hydra.run.dir=run"]
 
@@ -88,6 +90,31 @@ def test_a_run_has_the_rate_that_was_found() -> None:
     main([*QUICK, "method=linear_probe", "tune=lr", "tuning.points=2", "tuning.most=2", "compare=[]"])
     (best,) = [e for e in json.loads(Path("run/tuning.json").read_text()) if e["chosen"]]
     assert f"lr: {best['value']}" in Path("run/config.yaml").read_text()
+
+
+def test_a_compared_method_trains_at_the_rate_that_was_found(tmp_path: Path, monkeypatch: Any) -> None:
+    """With an optimizer whose rates are others than AdamW's."""
+    monkeypatch.setattr(tune, "tried", lambda one, folder: worth(0.2)(one.optim.lr))
+    whole = config(points=3)
+    whole.trainer = {"max_epochs": 1, "max_steps": -1, "check_val_every_n_epoch": 1}
+    whole.update({
+        "method": "full", "compare": ["lora"], "tune": "lr", "run_dir": str(tmp_path),
+        "rates": {"full": 1e-3, "lora": 1e-2},
+    })  # fmt: skip
+    whole.optim = {"rate_scale": 10, "lr": 0.01, "head_lr": None}
+    found = tune.tuned(whole, tmp_path, False)
+    entries = json.loads((tmp_path / "tuning.json").read_text())
+    chosen = {e["method"]: e["value"] for e in entries if e["chosen"]}
+    assert chosen == {"full": 0.16, "lora": 0.2}
+    assert found.optim.lr == 0.16
+    assert compared_config(found, "lora", tmp_path).optim.lr == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("text", ["[", "[1]", '[{"method": "lora"}]', "3"])
+def test_a_damaged_file_of_trials(text: str, tmp_path: Path) -> None:
+    (tmp_path / "tuning.json").write_text(text)
+    with pytest.raises(AdapterFileError, match=r"tuning.json.*Delete it: the trials are then made again"):
+        tune.Trials(tmp_path, True)
 
 
 @pytest.mark.slow

@@ -15,9 +15,10 @@ from test_payloads_in_files import forged
 import lora_lightning as ll
 from lora_lightning.app.inspect import inspect
 from lora_lightning.app.rebuild import merge_files, rebuilt_model
-from lora_lightning.files.locate import read_source
+from lora_lightning.files.locate import read_source, read_trained
 from lora_lightning.files.origin import Origin
 from lora_lightning.files.pair import CONFIG_FILE
+from lora_lightning.files.weights import write_weights
 
 FACTS = {"class_names": ["cat", "dog"], "input_size": [3, 8, 16], "temperature": 1.5, "crop_pct": 0.9}
 
@@ -79,6 +80,39 @@ def test_what_of_a_run_travels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         "trainer": {"accelerator": "cpu", "precision": 32},
     }
     assert (origin.recipe, origin.facts) == ("mine", {"num_classes": 2})
+
+
+@pytest.mark.parametrize(
+    ("given", "whole"),
+    [
+        ("vit_digits", False),  # shipped weights, though a folder is called so too
+        ("resnet18.a1_in1k", False),
+        ("weights/saved", True),
+        ("saved.safetensors", True),
+    ],
+)
+def test_weights_are_found_from_elsewhere_and_names_stay(
+    given: str, whole: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("vit_digits", "resnet18.a1_in1k", "weights/saved"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "weights/saved/config.json").write_text("{}")
+    (tmp_path / "saved.safetensors").touch()
+    model = {"checkpoint": given, "name": "local-dir:weights/saved"}
+    found = Origin.of_run("mine", {"model": model}, {}).config["model"]
+    assert found["checkpoint"] == (str(tmp_path / given) if whole else given)
+    assert found["name"] == f"local-dir:{tmp_path / 'weights/saved'}"
+
+
+@pytest.mark.parametrize(("method", "kind"), [("full", "weights"), ("lora", "adapter folder")])
+def test_a_folder_that_was_used_twice_means_what_its_run_saved(
+    method: str, kind: str, tmp_path: Path
+) -> None:
+    saved(tmp_path / "adapter")
+    write_weights(tmp_path / "model.safetensors", mlp().state_dict(), {})
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"method": method, "model": {}}))
+    assert read_trained(tmp_path).kind == kind
 
 
 BAD_FACTS = {

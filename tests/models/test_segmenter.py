@@ -174,3 +174,11 @@ def test_pictures_of_any_size_and_backbones_that_cannot():
         timm_segmenter("resnet10t", 3, wrong=3)
     with pytest.raises(ConfigError, match="Did you mean 'resnet18'"):
         timm_segmenter("resnet81", 3)
+
+
+def test_timm_reads_no_weights_by_itself(tmp_path):
+    """Which would be unpickled by some of its versions, and not checked by any."""
+    state = timm_model("resnet10t", num_classes=0).state_dict()
+    torch.save(state, tmp_path / "w.pth")
+    with pytest.raises(ConfigError, match=r"checkpoint_path=.*: give checkpoint=file.safetensors"):
+        timm_segmenter("resnet10t", 3, checkpoint_path=str(tmp_path / "w.pth"))

@@ -113,3 +113,10 @@ def test_folders_that_lack_something(saved, tmp_path):
         timm_model(f"local-dir:{folder}")
     with pytest.raises(ConfigError, match="hf-hub:USER/NAME"):
         timm_model("hf-hub:ann")
+
+
+def test_a_configuration_without_end_is_damage(saved):
+    _, folder = saved
+    (folder / "config.json").write_text("[" * 100_000)
+    with pytest.raises(AdapterFileError, match=r"config.json cannot be read"):
+        timm_model(f"local-dir:{folder}")
