@@ -24,6 +24,7 @@ from lora_lightning.files.pair import CONFIG_FILE, is_peft, read_pair
 from lora_lightning.files.peft_read import assembled_peft
 from lora_lightning.files.weights import read_weights
 from lora_lightning.utils.mapping_file import LARGEST, NOTHING_RUN, read_mapping
+from lora_lightning.utils.tables import truncate_list
 
 GIVE = "Give an adapter's folder or a Trainer's checkpoint."
 RUN_FILE = "config.yaml"
@@ -197,6 +198,12 @@ def read_trained(path: str | os.PathLike[str]) -> AdapterSource | WeightsSource:
     path = Path(path)
     if path.is_dir() and not (path / CONFIG_FILE).exists():
         path = next((p for name in _saved_names(path) if (p := path / name).exists()), path)
+    if path.is_dir() and not (path / CONFIG_FILE).exists():
+        several = sorted(str(file.parent) for file in path.glob(f"*/{ADAPTER}/{CONFIG_FILE}"))
+        if several:
+            raise AdapterFileError(
+                f"{path} is a run of several adapters. Give one: {truncate_list(several)}."
+            )
     if path.suffix == ".safetensors" and path.is_file():
         tensors, metadata = read_weights(path)
         return WeightsSource(path, "weights", origin_in(metadata, path), tensors)

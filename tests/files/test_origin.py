@@ -15,6 +15,7 @@ from test_payloads_in_files import forged
 import lora_lightning as ll
 from lora_lightning.app.inspect import inspect
 from lora_lightning.app.rebuild import merge_files, rebuilt_model
+from lora_lightning.errors import AdapterFileError
 from lora_lightning.files.locate import read_source, read_trained
 from lora_lightning.files.origin import Origin
 from lora_lightning.files.pair import CONFIG_FILE
@@ -205,3 +206,9 @@ def test_a_page_of_trained_weights(tmp_path: Path) -> None:
     write_weights(path, mlp().state_dict(), {"origin": json.loads('{"facts": {"temperature": -1}}')})
     with pytest.raises(ll.UserError, match="the file is damaged"):
         inspect(path)
+
+
+def test_of_several_adapters_one_is_asked_for(tmp_path: Path) -> None:
+    saved(tmp_path / "scottish" / "adapter")
+    with pytest.raises(AdapterFileError, match=r"several adapters. Give one: .*scottish/adapter\."):
+        read_trained(tmp_path)
