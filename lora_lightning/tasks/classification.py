@@ -111,8 +111,9 @@ class ImageClassifier(L.LightningModule):
         plain = {
             n: list(v) if isinstance(v, Sequence) and not isinstance(v, str) else v
             for n, v in options.items()
+            if n != "model"
         }
-        self.save_hyperparameters({**plain, "optim": self.optim.to_dict()}, ignore=["model"])
+        self.save_hyperparameters({**plain, "optim": self.optim.to_dict()})
         self.scores = scores_of(target, num_classes, self.calibrate, self.number_std)
         self.val_metrics: MetricCollection = metrics_of(target, num_classes)
         self.temperature: float | None = None
