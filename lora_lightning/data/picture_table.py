@@ -136,7 +136,7 @@ def table_rows(
     for number, record in table.rows:
         where = f"{table.file.name}, row {number}"
         if any(map(str.strip, record.get(None) or ())):  # type: ignore[call-overload]  # where csv puts them
-            told = f"{where}: {', '.join(record[None])}"  # type: ignore[index]
+            told = f"{where}: {', '.join(record[None])}"  # type: ignore[index]  # where csv puts more cells
             findings.add("row with more cells than the header (quote what holds a comma)", told, "left out")
             continue
         written = _cell(record, names, "path")
