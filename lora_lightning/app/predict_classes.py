@@ -15,7 +15,7 @@ from tqdm import tqdm
 from lora_lightning.app.contact_sheet import SHOWN, write_sheet
 from lora_lightning.app.prediction_files import WRITERS, Row, problems_of_file, write_rows
 from lora_lightning.app.trained import Trained
-from lora_lightning.data.picture_files import PictureFiles, columns, picture_files
+from lora_lightning.data.picture_files import PictureFiles, columns, problems_of_pictures
 from lora_lightning.data.picture_transform import FACTS as PREPROCESSING
 from lora_lightning.data.picture_transform import evaluation_transform, preprocessing_of
 from lora_lightning.data.workers import loading_workers
@@ -39,14 +39,7 @@ def problems(options: Mapping[str, Any], trained: Trained) -> list[str]:
         found.append(f"top={options['top']}: this model does not choose one class; leave it out.")
     if "threshold" in options and target != "classes":
         found.append(f"threshold={options['threshold']:g}: a picture has one prediction here; leave it out.")
-    try:
-        if "images" in options:
-            picture_files(options["images"])
-        else:
-            found.append("give images=FOLDER_OR_FILE.")
-    except UserError as error:
-        found.append(str(error))
-    return found
+    return found + problems_of_pictures(options.get("images"))
 
 
 def predict(options: Mapping[str, Any], trained: Trained) -> str:

@@ -19,7 +19,7 @@ from lora_lightning.data.decoding import read_picture
 from lora_lightning.data.findings import DataError
 from lora_lightning.data.mask_pictures import Colour, class_colours, indexed, overlay
 from lora_lightning.data.mask_transforms import evaluation_picture
-from lora_lightning.data.picture_files import picture_files
+from lora_lightning.data.picture_files import picture_files, problems_of_pictures
 from lora_lightning.data.workers import loading_workers
 from lora_lightning.errors import UserError
 from lora_lightning.tasks.segmentation_maps import class_maps
@@ -37,14 +37,7 @@ def problems(options: Mapping[str, Any], trained: Trained) -> list[str]:
     out, found = Path(options["out"]), []
     if not options.get("overwrite") and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
         found.append(f"out={out} is not empty: give another folder, or overwrite=true.")
-    try:
-        if "images" in options:
-            picture_files(options["images"])
-        else:
-            found.append("give images=FOLDER_OR_FILE.")
-    except UserError as error:
-        found.append(str(error))
-    return found
+    return found + problems_of_pictures(options.get("images"))
 
 
 def predict(options: Mapping[str, Any], trained: Trained) -> str:

@@ -66,6 +66,17 @@ def picture_files(path: str | Path) -> tuple[list[Path], list[str]]:
     return files, [file.relative_to(path).as_posix() for file in files]
 
 
+def problems_of_pictures(path: str | Path | None) -> list[str]:
+    """What is wrong with the pictures that are to be predicted, one line at most; None: none are given."""
+    if path is None:
+        return ["give images=FOLDER_OR_FILE."]
+    try:
+        picture_files(path)
+    except UserError as error:
+        return [str(error)]
+    return []
+
+
 def columns(batch: Sequence[Shown]) -> tuple[list[int], Tensor, list[tuple[int, str]]]:
     """A batch: the indices of what can be read with the images (n, channels, height, width), then the others
     with the reasons."""
