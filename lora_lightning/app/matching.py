@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from lora_lightning.utils.marks import is_number
+
 PACKAGE = "lora_lightning."
 TASKS = {  # of the group `task`: what it is about
     "tasks.classification.ImageClassifier": "classification",
@@ -57,7 +59,20 @@ def mismatches(values: Mapping[str, Any]) -> list[str]:
                 f"{section}._target_={PACKAGE}{target}: {name} is for task={' or task='.join(fitting)},"
                 f" and the task is {task}. Give another {section}={recipe}."
             )
-    return problems
+    return problems + _unheard(values)
+
+
+def _unheard(values: Mapping[str, Any]) -> list[str]:
+    """A line where recordings may be longer than what Whisper hears of them."""
+    if _target(values, "model") != "models.whisper.whisper":
+        return []
+    heard, longest = (values.get(a, {}).get(b) for a, b in (("model", "seconds"), ("data", "max_seconds")))
+    if not (is_number(heard) and is_number(longest) and longest > heard):
+        return []
+    return [
+        f"data.max_seconds={longest:g}: Whisper hears model.seconds={heard} of a recording. Give at most "
+        f"data.max_seconds={heard}" + (", or model.seconds up to 30." if heard < 30 else ".")
+    ]
 
 
 def _target(values: Mapping[str, Any], section: str) -> str:

@@ -17,7 +17,7 @@ from lora_lightning.models.hub_folder import load_network, reading
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.download import failure_text
 from lora_lightning.utils.libraries import loading
-from lora_lightning.utils.marks import path
+from lora_lightning.utils.marks import Null, between, path
 
 with loading("transformers", "whisper"):
     from transformers import (
@@ -29,20 +29,26 @@ with loading("transformers", "whisper"):
 
 FILES = ["*.json", "merges.txt", "model*.safetensors"]
 NEEDED = ("config.json", "model.safetensors", "preprocessor_config.json")
+POSITIONS = 50  # of the encoder, a second
 IGNORED = -100  # a label that cross entropy leaves out
 
 
 class Whisper(nn.Module):
     """Whisper (Radford et al. 2022, arXiv 2212.04356): waves -> log-mels -> an encoder-decoder over tokens.
 
-    Every wave is heard as 30 seconds, silence behind its end, so that a batch changes nothing; what lies
-    behind 30 seconds is an error.
+    Every wave is heard as a window of so many seconds, silence behind its end, so that a batch changes
+    nothing; a longer one is an error.
 
     Args:
-        network: of transformers.
+        network: of transformers; its encoder takes the first positions of its table, those of the window, and
+            its weights stay whole: an adapter trained with one window loads into a model with another.
         tokenizer: with the language and task of its prefix set.
-        features: log-mels of 30 seconds.
+        features: log-mels.
         max_tokens: most tokens of a text.
+        seconds: of the window; None for all that the network has positions for, 30 seconds.
+
+    Raises:
+        ConfigError: more seconds than that.
     """
 
     def __init__(
@@ -51,24 +57,28 @@ class Whisper(nn.Module):
         tokenizer: WhisperTokenizer,
         features: WhisperFeatureExtractor,
         max_tokens: int = 200,
+        seconds: int | None = None,
     ) -> None:
         super().__init__()
-        self.network = network
-        self.tokenizer, self.features = tokenizer, features
+        self.network, self.tokenizer = network, tokenizer
+        self.features = _windowed(network, features, seconds)
         room = network.config.max_target_positions - len(tokenizer.prefix_tokens) - 1
         self.max_tokens = min(max_tokens, room)
 
     def log_mels(self, waves: Tensor, lengths: Tensor) -> Tensor:
-        """(batch, mels, 3000) of waves (batch, samples) of these lengths."""
-        seconds = self.features.chunk_length
-        if int(lengths.max()) > seconds * SAMPLE_RATE:
-            raise ConfigError([f"data.max_seconds: Whisper hears {seconds} s; give at most that."])
+        """(batch, mels, 100 a second of the window) of waves (batch, samples) of these lengths."""
+        seconds, longest = self.features.chunk_length, int(lengths.max()) / SAMPLE_RATE
+        if longest > seconds:
+            raise ConfigError([
+                f"data.max_seconds: a recording has {longest:.1f} s, and this Whisper hears {seconds} s "
+                "(model.seconds). Give data.max_seconds at most that, or a larger model.seconds, up to 30."
+            ])  # fmt: skip
         arrays = [wave[:n].float().cpu().numpy() for wave, n in zip(waves, lengths.tolist(), strict=True)]
         found = self.features(arrays, sampling_rate=SAMPLE_RATE, return_tensors="pt")
         return found.input_features.to(waves.device)
 
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """What the encoder gives: (batch, frames, width), and lengths in frames, all of 30 seconds."""
+        """What the encoder gives: (batch, frames, width), and lengths in frames, all of the window."""
         encoded = self.network.model.encoder(self.log_mels(waves, lengths)).last_hidden_state
         return encoded, torch.full((len(waves),), encoded.shape[1], device=waves.device)
 
@@ -114,6 +124,7 @@ def whisper(
     name: str = "openai/whisper-base.en",
     checkpoint: Annotated[str | None, path("a folder of the hub's files")] = None,
     language: str | None = None,
+    seconds: Annotated[int | None, between(1, 30), Null("all of its 30 seconds")] = None,
 ) -> Whisper:
     """Whisper by its name on the Hugging Face hub, or from a folder.
 
@@ -122,6 +133,8 @@ def whisper(
         checkpoint: a folder with config.json, model.safetensors, preprocessor_config.json and the
             tokenizer's files, in place of the hub.
         language: of models for many languages, such as "en" or "german"; None for those of English alone.
+        seconds: what it hears of everything, silence where a recording is shorter: 10 costs a third of 30.
+            What is longer is refused.
 
     Raises:
         ConfigError: a language that it does not know, or one for a model of English alone.
@@ -142,7 +155,23 @@ def whisper(
             known = False
         if not known:
             raise ConfigError([f"language={language!r}: {name} does not know it; null for English alone."])
-    return Whisper(network.train(), tokenizer, features)  # transformers hands it over in eval
+    return Whisper(
+        network.train(), tokenizer, features, seconds=seconds
+    )  # transformers hands it over in eval
+
+
+def _windowed(
+    network: WhisperForConditionalGeneration, features: WhisperFeatureExtractor, seconds: int | None
+) -> WhisperFeatureExtractor:
+    """Have the encoder take the positions of so many seconds; returns the features of as many."""
+    encoder = network.model.encoder
+    known = encoder.embed_positions.weight.shape[0] // POSITIONS
+    seconds = known if seconds is None else seconds
+    if seconds > known:
+        raise ConfigError([f"seconds={seconds}: this Whisper has positions for {known}; give at most that."])
+    # The encoder asks for positions 0 … num_embeddings - 1 of a table whose rows all stay.
+    encoder.embed_positions.num_embeddings = encoder.config.max_source_positions = seconds * POSITIONS
+    return WhisperFeatureExtractor(**{**features.to_dict(), "chunk_length": seconds})
 
 
 def _folder(name: str, checkpoint: str | None) -> Path:

@@ -275,6 +275,28 @@ def test_data_and_models_of_another_task(line: str, told: list[str]) -> None:
 
 
 @pytest.mark.parametrize(
+    ("line", "told"),
+    [
+        ("model.seconds=10", []),
+        ("model.seconds=10 data.max_seconds=8", []),
+        (
+            "model.seconds=10 data.max_seconds=12",
+            ["data.max_seconds=12", "at most data.max_seconds=10"],
+        ),
+        ("data.max_seconds=31", ["data.max_seconds=31", "model.seconds=30"]),
+        ("model.seconds=31", ["model.seconds=31", "from 1 to 30"]),
+        ("model.seconds=2.5", ["model.seconds=2.5", "whole number from 1 to 30"]),
+    ],
+)
+def test_recordings_longer_than_whisper_hears_are_told_before_anything_is_built(
+    line: str, told: list[str]
+) -> None:
+    line = f"recipe=whisper_manifest data.manifest=recordings.csv {line}"
+    problems = [p for p in problems_of_line(line.split()) if "seconds" in p]
+    assert len(problems) == bool(told) and all(words in problems[0] for words in told), problems
+
+
+@pytest.mark.parametrize(
     "text", ["defaults: [null]\n", "defaults: 3\n", "a: [\n", "- 1\n", "\tx: 1\n", "!!python/name:os.x\n"]
 )
 def test_a_recipe_that_is_no_configuration(text: str, tmp_path: Path) -> None:

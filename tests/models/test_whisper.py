@@ -6,11 +6,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from small_whisper import small_whisper
+from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 import lora_lightning as ll
 from lora_lightning.data.speech import Utterance, collate
 from lora_lightning.errors import AdapterFileError, ConfigError, MissingFileError
-from lora_lightning.models.whisper import whisper
+from lora_lightning.models.whisper import Whisper, whisper
 from lora_lightning.tasks.seq2seq import Seq2SeqRecognizer
 
 
@@ -52,6 +53,51 @@ def test_the_loss_is_that_of_text_and_end_alone(folder):
         total += torch.nn.functional.cross_entropy(logits[-len(wanted) :], wanted, reduction="sum")
         count += len(wanted)
     assert torch.allclose(model.loss(both.waves, both.lengths, both.texts), total / count, atol=1e-5)
+
+
+def test_a_shorter_window_is_the_network_with_its_first_positions(folder):
+    """Against transformers' own network of 500 positions, on the first 1,000 frames of the features."""
+    heard = batch("ab", "cd")
+    model = whisper(checkpoint=str(folder), language="en", seconds=10).eval()
+    state = load_file(folder / "model.safetensors")
+    table = "model.encoder.embed_positions.weight"
+    config = WhisperConfig.from_pretrained(folder, max_source_positions=500)
+    cut = WhisperForConditionalGeneration(config).eval()
+    cut.load_state_dict({**state, table: state[table][:500]}, strict=False)
+    mels = WhisperFeatureExtractor()([w.numpy() for w in heard.waves], sampling_rate=16_000)
+    mels = torch.tensor(mels.input_features)[:, :, :1000]
+    assert torch.allclose(model.log_mels(heard.waves, heard.lengths), mels, atol=1e-5)
+    encoded, frames = model(heard.waves, heard.lengths)
+    assert encoded.shape[1] == 500 and frames.tolist() == [500, 500]
+    assert torch.allclose(encoded, cut.model.encoder(mels).last_hidden_state, atol=1e-5)
+    assert not torch.allclose(encoded[0, -1], whisper(checkpoint=str(folder)).eval()(*heard[:2])[0][0, 499])
+    assert len(model.transcribe(heard.waves, heard.lengths)) == 2
+
+
+def test_an_adapter_of_a_window_loads_into_another(folder, tmp_path):
+    """The base is the same one, whole: its positions are not cut, only not asked for."""
+    short, long = (
+        Seq2SeqRecognizer(whisper(checkpoint=str(folder), seconds=s), ["<blank>", "a"]) for s in (3, 30)
+    )
+    assert short.state_dict().keys() == long.state_dict().keys()
+    ll.inject(short, ll.LoRAConfig(modules_to_save=None))
+    torch.nn.init.ones_(ll.lora_parameters(short)[-1])
+    ll.save_adapter(short, tmp_path)
+    ll.load_adapter(long, tmp_path)
+    both = batch("ab", "cd")
+    assert not torch.equal(short.eval().batch_loss(both), long.eval().batch_loss(both))
+
+
+def test_a_window_longer_than_the_positions_or_shorter_than_the_waves(folder):
+    network = whisper(checkpoint=str(folder))
+    with pytest.raises(ConfigError, match="this Whisper has positions for 30"):
+        Whisper(network.network, network.tokenizer, network.features, seconds=31)
+    with pytest.raises(ConfigError, match="seconds=0: give a whole number from 1 to 30"):
+        whisper(checkpoint=str(folder), seconds=0)
+    model = whisper(checkpoint=str(folder), seconds=2)
+    for hears in (model, model.transcribe):
+        with pytest.raises(ConfigError, match=r"a recording has 3\.0 s, and this Whisper hears 2 s"):
+            hears(torch.zeros(1, 48_000), torch.tensor([48_000]))
 
 
 @pytest.mark.slow
@@ -116,5 +162,5 @@ def test_what_is_missing_or_wrong(folder, tmp_path, monkeypatch):
     with pytest.raises(AdapterFileError, match=r"holds adapter_config\.json: .* not loaded unasked"):
         whisper(checkpoint=str(tmp_path))
     model = whisper(checkpoint=str(folder))
-    with pytest.raises(ConfigError, match="Whisper hears 30 s"):
+    with pytest.raises(ConfigError, match=r"a recording has 31\.0 s, and this Whisper hears 30 s"):
         model(torch.zeros(1, 31 * 16_000), torch.tensor([31 * 16_000]))
