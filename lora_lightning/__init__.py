@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     )
     from lora_lightning.adapters.mixed_batch import mixed_adapters
     from lora_lightning.adapters.quantize import quantize
+    from lora_lightning.adapters.shrink import shrink
+    from lora_lightning.adapters.spectra import spectra
     from lora_lightning.adapters.verify import verify
     from lora_lightning.config import LoRAConfig
     from lora_lightning.errors import AdapterFileError, ConfigError, UserError
@@ -56,6 +58,8 @@ MODULES = {  # module -> its public names, as above
     ),
     "adapters.mixed_batch": ("mixed_adapters",),
     "adapters.quantize": ("quantize",),
+    "adapters.shrink": ("shrink",),
+    "adapters.spectra": ("spectra",),
     "adapters.verify": ("verify",),
     "config": ("LoRAConfig",),
     "errors": ("AdapterFileError", "ConfigError", "UserError"),
@@ -103,6 +107,8 @@ __all__ = [
     "quantize",
     "save_adapter",
     "set_adapter",
+    "shrink",
+    "spectra",
     "unmerge",
     "verify",
 ]

@@ -28,7 +28,7 @@ from lora_lightning.adapters.state import (
 )
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, did_you_mean
-from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.methods.shortening import write_update
 from lora_lightning.planning.patterns import naming
 from lora_lightning.planning.plan import Plan
 from lora_lightning.planning.targets import assemble
@@ -105,9 +105,8 @@ def combine(
     config, planned = _planned(model, records, sums, ranks)
     values = _averages(model, names, list(weights), config, planned)
     attach_adapter(model, config, planned, into)
-    with torch.no_grad():
-        for name, (left, right, _) in factors.items():
-            _write(update_of(model, sums[name].layer, into), left, right)
+    for name, (left, right, _) in factors.items():
+        write_update(update_of(model, sums[name].layer, into), left, right, sums[name].layer.shape)
     state.adapters[into].values.update(values)
     return {name: error for name, (_, _, error) in factors.items()}
 
@@ -246,13 +245,3 @@ def _averages(
         mean = weighted.sum(0) / sum(weights)
         averages[name] = (mean if tensor.is_floating_point() else mean.round()).to(tensor.dtype)
     return averages
-
-
-def _write(update: LowRankUpdate, left: Tensor, right: Tensor) -> None:
-    """The inverse of `LowRankUpdate.thin_factors` for a scaling of 1."""
-    if update.slot.transposed:
-        update.lora_A.copy_(left.mT.reshape(update.lora_A.shape))
-        update.lora_B.copy_(right.reshape(update.lora_B.shape))
-    else:
-        update.lora_A.copy_(right.reshape(update.lora_A.shape))
-        update.lora_B.copy_(left.reshape(update.lora_B.shape))

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lora_lightning.methods.truncation import decomposed, decomposed_product
 from lora_lightning.planning.plan import LayerPlan
 
 
@@ -38,24 +39,11 @@ def side_by_side(total: Sum, weights: list[float]) -> tuple[Tensor, Tensor]:
     return left, torch.cat([right for _, _, right in total.terms], dim=1)
 
 
-@torch.no_grad()
 def shortened(matrix: Tensor | tuple[Tensor, Tensor], rank: int) -> tuple[Tensor, Tensor, float]:
-    """The best factors of this rank, by groups, and the relative error.
-
-    A product of thin factors is decomposed through their QR decompositions: its singular values are
-    those of a matrix as small as the rank.
-    """
-    if isinstance(matrix, Tensor):
-        U, S, V = torch.linalg.svd(matrix, full_matrices=False)
-    else:
-        left, triangle = torch.linalg.qr(matrix[0])
-        right, other = torch.linalg.qr(matrix[1].mT)
-        U, S, V = torch.linalg.svd(triangle @ other.mT, full_matrices=False)
-        U, V = left @ U, V @ right.mT
-    lost, all_of_it = S[:, rank:].norm().item(), S.norm().item()
-    root = S[:, :rank].sqrt()
-    factors = U[:, :, :rank] * root[:, None], root[:, :, None] * V[:, :rank]
-    return *factors, lost / all_of_it if all_of_it else 0.0
+    """The best factors of this rank, by groups, and the relative error; of a dense matrix, or of a product
+    of thin factors, which is never formed."""
+    whole = decomposed(matrix, rank) if isinstance(matrix, Tensor) else decomposed_product(*matrix)
+    return *whole.factors(rank), whole.error(rank)
 
 
 @torch.no_grad()

@@ -5,13 +5,11 @@ from __future__ import annotations
 import json
 import math
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lora_lightning.app.rebuild import base_of
@@ -22,17 +20,19 @@ from lora_lightning.files.allowed import checked_facts
 from lora_lightning.files.fingerprint import other_tensors, short
 from lora_lightning.files.format import SavedAdapter
 from lora_lightning.files.locate import AdapterSource, read_source
-from lora_lightning.files.merge import module_names
+from lora_lightning.files.merge import module_names, saved_update
 from lora_lightning.files.origin import Origin
 from lora_lightning.files.weights import read_weights
+from lora_lightning.layers.weight_norm import normed_parts, normed_weight
+from lora_lightning.methods.spectra import Spectra, spectra_of
 from lora_lightning.planning.plan import LayerPlan
 from lora_lightning.utils.digests import digests
-from lora_lightning.utils.names import joined
-from lora_lightning.utils.tables import format_table, printable, truncate_list
+from lora_lightning.utils.names import family
+from lora_lightning.utils.tables import format_table, printable, span, truncate_list
 
 EFFECTIVE = (
     "‖ΔW‖: Frobenius norm of s·B·A{dora}. effective rank: exp of the entropy of its singular values over\n"
-    "their sum (Roy & Vetterli 2007), at most the rank."
+    "their sum (Roy & Vetterli 2007), at most the rank. stable rank: ‖ΔW‖² over the square of the largest."
 )
 
 
@@ -66,8 +66,8 @@ def layer_table(saved: SavedAdapter, weights: Mapping[str, Tensor]) -> str:
     """Layers that repeat in one row, with the ranges of what was measured; and all of them."""
     families: dict[str, list[LayerPlan]] = {}
     for layer in saved.plan.layers:
-        families.setdefault(re.sub(r"\d+\.", "*.", layer.name), []).append(layer)
-    measured = {p.name: _measures(saved, p, weights) for p in saved.plan.layers}
+        families.setdefault(family(layer.name), []).append(layer)
+    measured = _spectra(saved, weights)
     rows = []
     groups = [*families.items(), *([("all", saved.plan.layers)] if len(families) > 1 else [])]
     for name, layers in groups:
@@ -78,47 +78,35 @@ def layer_table(saved: SavedAdapter, weights: Mapping[str, Tensor]) -> str:
                 name,
                 str(len(layers)),
                 shapes.pop() if len(shapes) == 1 else "",
-                _span([p.rank for p in layers], "{:d}"),
-                _span([n["effective"] for n in numbers], "{:.1f}"),
-                _span([n["norm"] for n in numbers], "{:.3g}"),
-                _span([n["relative"] for n in numbers if "relative" in n], "{:.2f}"),
+                span([p.rank for p in layers], "{:d}"),
+                span([n.effective_rank for n in numbers], "{:.1f}"),
+                span([n.stable_rank for n in numbers], "{:.1f}"),
+                span([n.norm for n in numbers], "{:.3g}"),
+                span([100 * n.relative for n in numbers if n.relative is not None], "{:.2f}"),
                 f"{sum(p.parameters for p in layers):,}",
             )
         )
-    header = ("layers", "count", "weight", "rank", "effective rank", "‖ΔW‖", "‖ΔW‖/‖W‖ %", "parameters")
+    header = (
+        "layers", "count", "weight", "rank", "effective rank", "stable rank", "‖ΔW‖", "‖ΔW‖/‖W‖ %",
+        "parameters",
+    )  # fmt: skip
     if not rows:
         return "no layer is adapted"
     shown = [i for i, name in enumerate(header) if weights or "‖W‖" not in name]
     return format_table([header[i] for i in shown], [[row[i] for i in shown] for row in rows])
 
 
-def effective_rank(values: Tensor) -> float:
-    """exp of the Shannon entropy of the singular values divided by their sum (Roy & Vetterli 2007, "The
-    effective rank: a measure of effective dimensionality", section 3); 0 for a zero matrix."""
-    total = values.sum()
-    if not total > 0:
-        return 0.0
-    p = values / total
-    return math.exp(-torch.special.xlogy(p, p).sum().item())
-
-
-def _measures(saved: SavedAdapter, layer: LayerPlan, weights: Mapping[str, Tensor]) -> dict[str, float]:
-    slot = saved.slots[layer.name]
-    A, B = (saved.tensors[layer.tensor(f"lora_{k}")].double().cpu() for k in "AB")
-    s, groups = saved.config.scaling(layer.rank, layer.alpha), slot.groups
-    if slot.transposed:
-        left, right = A.reshape(groups, layer.rank, -1).mT, B.reshape(groups, layer.rank, -1)
-    else:
-        left, right = B.reshape(groups, -1, layer.rank), A.reshape(groups, layer.rank, -1)
-    # singular values of left·right from its small core, (groups, r)
-    core = torch.linalg.qr(left).R @ torch.linalg.qr(right.mT).R.mT
-    values = s * torch.linalg.svdvals(core)
-    norm = values.square().sum().sqrt().item()
-    found = {"effective": sum(map(effective_rank, values)) / groups, "norm": norm}
-    weight = weights.get(joined(layer.module, slot.parameter))
-    if weight is not None and weight.numel():
-        found["relative"] = 100 * norm / max(slot.of(weight).double().norm().item(), 1e-300)
-    return found
+def _spectra(saved: SavedAdapter, weights: Mapping[str, Tensor]) -> Spectra:
+    layers = saved.plan.layers
+    factors = {p.name: saved_update(saved, p).thin_factors() for p in layers}
+    norms = {}
+    for layer in layers:
+        name = saved.weight_name(layer)
+        parts = normed_parts(weights, name)
+        weight = normed_weight(*(weights[n] for n in parts)) if parts else weights.get(name)
+        if weight is not None and weight.numel():
+            norms[layer.name] = saved.slots[layer.name].of(weight).double().norm()
+    return spectra_of(factors, norms)
 
 
 def _facts(source: AdapterSource, weights: Mapping[str, Tensor]) -> list[str]:
@@ -127,7 +115,7 @@ def _facts(source: AdapterSource, weights: Mapping[str, Tensor]) -> list[str]:
     method += " with DoRA magnitudes" if config.use_dora else ""
     if alphas := sorted({p.alpha for p in saved.plan.layers}):
         over = "√rank (rsLoRA)" if config.use_rslora else "rank"
-        method += f", alpha {_span(alphas, '{:g}')}, scaling alpha / {over}"
+        method += f", alpha {span(alphas, '{:g}')}, scaling alpha / {over}"
     default = LoRAConfig().to_dict()
     shown = ("use_dora", "use_rslora", "rank", "alpha")
     changed = [f"{k}={_brief(v)}" for k, v in config.to_dict().items() if v != default[k] and k not in shown]
@@ -231,14 +219,6 @@ def rounding_text(largest: float, relative: float) -> str:
     if not largest:
         return "rounding lost nothing"
     return f"rounding lost {100 * relative:.2g} % of them (Frobenius norm), at most {largest:.2g} in a weight"
-
-
-def _span(values: Sequence[float], form: str) -> str:
-    """`3` or `3 … 8`."""
-    if not values:
-        return ""
-    low, high = form.format(min(values)), form.format(max(values))
-    return low if low == high else f"{low} … {high}"
 
 
 def _brief(value: Any) -> str:

@@ -16,6 +16,7 @@ from lora_lightning.kernels.quantized_tensor import QuantizedTensor, is_quantize
 from lora_lightning.kernels.rounding import rounded
 from lora_lightning.layers.update import LowRankUpdate, effective_weight
 from lora_lightning.layers.weight_norm import normed_parts, normed_weight, parts_of
+from lora_lightning.planning.plan import LayerPlan
 from lora_lightning.utils.digests import digests
 from lora_lightning.utils.names import named_parameters
 from lora_lightning.utils.tables import truncate_list
@@ -60,15 +61,15 @@ def merge_state(saved: SavedAdapter, base_weights: Mapping[str, Tensor], check_b
     _check(saved, base_weights, check_base)
     base_weights = {n: _as_trained(t, saved.quantized.get(n)) for n, t in base_weights.items()}
     state = dict(base_weights)
-    groups: dict[str, list[str]] = {}
+    groups: dict[str, list[LayerPlan]] = {}
     for layer in saved.plan.layers:
-        groups.setdefault(saved.weight_name(layer), []).append(layer.name)
+        groups.setdefault(saved.weight_name(layer), []).append(layer)
     largest, lost, moved = 0.0, 0.0, 0.0
     for name, layers in groups.items():
         parts = normed_parts(base_weights, name)
         weight = normed_weight(*(base_weights[n] for n in parts)) if parts else base_weights[name]
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        total = effective_weight(wide, [_update(saved, layer, wide) for layer in layers])
+        total = effective_weight(wide, [saved_update(saved, layer, wide) for layer in layers])
         merged = rounded(total, weight.dtype)
         _refuse_not_finite(name, merged, weight)
         error = merged.to(wide.dtype) - total
@@ -139,11 +140,15 @@ def _check(saved: SavedAdapter, base_weights: Mapping[str, Tensor], check_base: 
         raise AdapterFileError(refusal)
 
 
-def _update(saved: SavedAdapter, name: str, weight: Tensor) -> LowRankUpdate:
-    layer = next(p for p in saved.plan.layers if p.name == name)
-    slot = saved.slots[name]
+def saved_update(saved: SavedAdapter, layer: LayerPlan, weight: Tensor | None = None) -> LowRankUpdate:
+    """The update of a planned layer, with the values of the file.
+
+    Args:
+        weight: the base's, of which the type counts; None where the factors alone are wanted.
+    """
+    slot = saved.slots[layer.name]
     update = LowRankUpdate(
-        slot.of(weight),
+        torch.zeros(()).expand(layer.shape) if weight is None else slot.of(weight),
         slot,
         layer.rank,
         saved.config.scaling(layer.rank, layer.alpha),

@@ -95,7 +95,9 @@ def naming(config: LoRAConfig, layers: list[LayerPlan], heads: list[str], model:
     """
     known = {*targets_of(model)[0], *named_modules(model)}
     key = {name: alone(name, known) for name in [*(p.name for p in layers), *heads]}
-    alphas = {p.name: p.alpha for p in layers if p.alpha != config.alpha}
+    alphas = {
+        p.name: p.alpha for p in layers if p.alpha != (2 * p.rank if config.alpha is None else config.alpha)
+    }
     return replace(
         config,
         target_modules=[key[p.name] for p in layers] or config.target_modules,

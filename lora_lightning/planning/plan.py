@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import math
-import re
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from lora_lightning.layers.layer import slot_key
-from lora_lightning.utils.names import joined
+from lora_lightning.utils.names import family, joined
 from lora_lightning.utils.tables import ROOT, format_table, percent, truncate_list
 
 
@@ -78,7 +77,7 @@ class Plan:
         smallest and largest weight, rank, parameters."""
         groups: dict[tuple[str, str], list[LayerPlan]] = {}
         for layer in self.layers:
-            name = re.sub(r"\d+\.", "*.", layer.name) or ROOT
+            name = family(layer.name) or ROOT
             groups.setdefault((name, layer.shown_rank), []).append(layer)
         return [
             (name, len(group), _shapes(group), rank, sum(p.parameters for p in group))

@@ -90,9 +90,12 @@ def at_least(low: float, below: float = math.inf, *, noun: str = "", note: str =
     return Bounds(f"of at least {low:.12g}{_below(below)}", lambda v: low <= v < below, noun, note)
 
 
-def above(low: float, below: float = math.inf, *, noun: str = "", note: str = "") -> Bounds:
-    """low < value < below."""
-    return Bounds(f"above {low:.12g}{_below(below)}", lambda v: low < v < below, noun, note)
+def above(
+    low: float, below: float = math.inf, *, most: float = math.inf, noun: str = "", note: str = ""
+) -> Bounds:
+    """low < value < below, and value <= most."""
+    words = f"above {low:.12g}{_below(below)}" + (f" and at most {most:.12g}" if most < math.inf else "")
+    return Bounds(words, lambda v: low < v < below and v <= most, noun, note)
 
 
 def between(low: float, high: float, *, noun: str = "", note: str = "") -> Bounds:

@@ -7,6 +7,7 @@ a wrapper is told by its class, never by the word.
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar, cast
@@ -61,6 +62,11 @@ def joined(module: str, leaf: str) -> str:
 def inside(name: str, parents: Iterable[str]) -> bool:
     """Whether `name` is one of `parents` or lies below one."""
     return any(name == p or name.startswith(f"{p}.") for p in parents)
+
+
+def family(name: str) -> str:
+    """A name with `*` for the numbers of blocks and stages, which all that repeats has in common."""
+    return re.sub(r"\d+\.", "*.", name)
 
 
 def own_buffers(name: str, module: nn.Module) -> dict[str, Tensor]:

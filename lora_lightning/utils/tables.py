@@ -31,6 +31,14 @@ def percent(part: int, whole: int) -> str:
     return f"{share:.3g} %" if share >= 0.01 else f"{share:.1g} %"
 
 
+def span(values: Sequence[float], form: str) -> str:
+    """`3` or `3 … 8`: the least and the greatest of the values, written by the form."""
+    if not values:
+        return ""
+    low, high = form.format(min(values)), form.format(max(values))
+    return low if low == high else f"{low} … {high}"
+
+
 ROOT = "the model itself"  # in messages and tables, where its name is ""
 
 

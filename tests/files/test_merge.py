@@ -9,7 +9,7 @@ from small import BATCHES, Classifier, cnn, encoder, mlp, save_checkpoint, vit
 
 import lora_lightning as ll
 from lora_lightning.app.cli import COMMANDS, main
-from lora_lightning.app.inspect import effective_rank, inspect
+from lora_lightning.app.inspect import inspect
 from lora_lightning.app.rebuild import merge_files
 from lora_lightning.files.checkpoint_digests import KEY
 from lora_lightning.files.from_model import checkpoint_entry
@@ -268,26 +268,19 @@ def test_the_page_of_an_adapter_a_checkpoint_and_a_merged_file(tmp_path, capsys)
 
 
 @pytest.mark.parametrize(("build", "options"), CASES)
-def test_norms_and_effective_ranks_are_those_of_the_updates(build, options, tmp_path):
-    from lora_lightning.app.inspect import _measures
-
+def test_inspect_shows_the_spectra_of_the_updates_in_the_file(build, options, tmp_path):
     model = trained(build, **{**options, "use_dora": False})
     ll.save_adapter(model, tmp_path)
-    saved = read_source(tmp_path).saved
-    for planned in saved.plan.layers:
-        layer = model.get_submodule(planned.module)
-        update = next(u for u in layer.updates("default") if u.slot == saved.slots[planned.name])
-        delta = update.product(torch.empty(planned.shape)).detach()
-        found = _measures(saved, planned, {})
-        assert found["norm"] == pytest.approx(delta.norm().item(), rel=1e-4)
-        if update.slot.groups == 1:
-            values = torch.linalg.svdvals(delta.flatten(1).double())
-            assert found["effective"] == pytest.approx(effective_rank(values), rel=1e-3)
+    shown, found = inspect(tmp_path, base_file(build, tmp_path)), ll.spectra(model)
+    table = [line.split() for line in shown.splitlines() if "×" in line or line.startswith("all ")]
+    ranks, norms = ([getattr(s, n) for s in found.values()] for n in ("effective_rank", "norm"))
+    for values, form in ((ranks, "{:.1f}"), (norms, "{:.3g}"), ([*map(relative, found.values())], "{:.2f}")):
+        for end in (min(values), max(values)):
+            assert any(form.format(end) in row for row in table)
 
 
-def test_the_effective_rank_of_equal_values_is_their_number():
-    assert effective_rank(torch.tensor([2.0, 2, 2, 0])) == pytest.approx(3)
-    assert effective_rank(torch.zeros(3)) == 0
+def relative(spectrum):
+    return 100 * spectrum.relative
 
 
 def test_one_of_several_adapters_of_a_checkpoint(tmp_path):
