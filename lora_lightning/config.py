@@ -111,8 +111,8 @@ class LoRAConfig(Options):
             the feature pyramid) or "all" (with the RPN, the RoI heads, the towers of a head). None is "neck"
             for "auto" in torchvision's detectors, else "all".
         exclude_modules: layers to leave alone: a list of names, or a regular expression.
-        modules_to_save: modules trained in full and saved with the adapter: "auto" finds the head;
-            a list of names; None for none.
+        modules_to_save: modules trained in full and saved with the adapter, and not adapted: "auto" finds
+            the head; a list of names, "auto" among them for the head too; None for none.
         backbone: name of the submodule to adapt and freeze; what lies outside it stays as it was.
             None takes `model.backbone` if there is one, else the whole model.
         rank_pattern: a name as in the lists -> rank. The most specific that matches wins: a plain name
@@ -148,7 +148,9 @@ class LoRAConfig(Options):
     ] = "auto"
     detector_part: Annotated[str | None, one_of("backbone", "neck", "all")] = None
     exclude_modules: Annotated[str | list[str] | None, _names("a list of names or globs, or a regex")] = None
-    modules_to_save: Annotated[str | list[str] | None, _names('"auto" or a list of names or globs')] = "auto"
+    modules_to_save: Annotated[
+        str | list[str] | None, _names('"auto", or a list of names or globs with "auto" for the head')
+    ] = "auto"
     backbone: Annotated[str | None, path("the name of a submodule, such as 'encoder'")] = None
     rank_pattern: Annotated[dict[str, int], _by_name(whole(RANK))] = field(default_factory=dict)
     alpha_pattern: Annotated[dict[str, float], _by_name(number(above(0)))] = field(default_factory=dict)

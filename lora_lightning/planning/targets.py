@@ -23,6 +23,8 @@ from lora_lightning.planning.structure import Target, auto_targets, targets_of
 from lora_lightning.utils.names import inside, joined, named_modules, named_parameters, submodule
 from lora_lightning.utils.tables import ROOT, truncate_list
 
+IN_FULL = "in modules_to_save, and trains in full: name it in one of the two"
+
 
 def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     """Decide what would be adapted, without touching the model.
@@ -168,8 +170,7 @@ def _heads(backbone: nn.Module, config: LoRAConfig, problems: list[str]) -> list
     if config.modules_to_save == "auto":
         heads = _untied(backbone, find_heads(backbone))
     else:
-        holders = {n: None for n, m in named_modules(backbone).items() if n and holds(m)}
-        heads = matching("modules_to_save", config.modules_to_save, holders, problems)
+        heads = _named_heads(backbone, config.modules_to_save, problems)
     rounded = [h for h in heads if any(is_quantized(p) for p in submodule(backbone, h).parameters())]
     if rounded:
         problems.append(
@@ -177,6 +178,16 @@ def _heads(backbone: nn.Module, config: LoRAConfig, problems: list[str]) -> list
             "exclude_modules of lora_lightning.quantize."
         )
     return heads
+
+
+def _named_heads(backbone: nn.Module, named: str | list[str], problems: list[str]) -> list[str]:
+    """The modules meant, those within another of them left out; "auto" in a list means the head."""
+    holders = {n: None for n, m in named_modules(backbone).items() if n and holds(m)}
+    others = [n for n in named if n != "auto"] if isinstance(named, list) else named
+    meant = {*matching("modules_to_save", others, holders, problems)}
+    if others != named:
+        meant.update(_untied(backbone, find_heads(backbone)))
+    return [n for n in holders if n in meant and not inside(n, meant - {n})]
 
 
 def _untied(backbone: nn.Module, heads: list[str]) -> list[str]:
@@ -195,6 +206,7 @@ def _targets(
     """What to adapt, and the other weights with the reason why they stay frozen."""
     targets, refused = targets_of(backbone)
     known = {n: t for n, t in targets.items() if not inside(t.module, heads)}
+    whole = dict.fromkeys((n for n in targets if n not in known), IN_FULL)
     refused = {n: reason for n, reason in refused.items() if not inside(n, heads)}
     left: dict[str, str] = {}
     if config.target_modules == "auto":
@@ -202,7 +214,7 @@ def _targets(
     elif config.target_modules == "all":
         chosen = [n for n, t in known.items() if not t.slot.part]
     else:
-        chosen = matching("target_modules", config.target_modules, known, problems, refused)
+        chosen = matching("target_modules", config.target_modules, known, problems, {**refused, **whole})
         left = {n: "not a target" for n, t in known.items() if n not in chosen and not t.slot.part}
     confined = _confined(backbone, config, chosen, problems)
     outside = f"outside detector_part={config.detector_part or 'neck'}"

@@ -1,9 +1,10 @@
 """Trains a small module on the CPU by DDP and saves its weights, a file a rank; also in run_together.py.
 
 Arguments: number of processes; samples; samples a batch in each process; batches a step; folder; a
-checkpoint to go on from.
+checkpoint to go on from. LORA in the environment has more of LoRA's options.
 """
 
+import json
 import os
 import sys
 from pathlib import Path
@@ -32,8 +33,9 @@ def train(processes: int, samples: int, batch: int, accumulate: int, folder: Pat
     torch.manual_seed(0)
     module = Classifier(lr=0.01)
     strategy = {"strategy": Counting(find_unused_parameters=False)} if processes > 1 else {}
+    callback = ll.LoRACallback(rank=2, **json.loads(os.environ.get("LORA", "{}")))
     run = trainer(
-        folder, ll.LoRACallback(rank=2), max_epochs=int(os.environ.get("EPOCHS", 8)), devices=processes,
+        folder, callback, max_epochs=int(os.environ.get("EPOCHS", 8)), devices=processes,
         accumulate_grad_batches=accumulate, **strategy,
     )  # fmt: skip
     data = DataLoader(loader(size=samples).dataset, batch)

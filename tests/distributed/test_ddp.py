@@ -46,3 +46,13 @@ def test_uneven_shares_and_last_batches(tmp_path):
     """11 samples for two processes in batches of 4: the sampler pads, the last batches have 2."""
     ranks = train(tmp_path / "two", 2, samples=11, batch=4)
     assert same(ranks)
+
+
+@pytest.mark.slow
+def test_layers_in_full_beside_the_updates(tmp_path, monkeypatch):
+    monkeypatch.setenv("LORA", '{"modules_to_save": ["auto", "model.3"]}')
+    (single,) = train(tmp_path / "one", 1, samples=8, batch=8)
+    ranks = train(tmp_path / "two", 2, samples=8, batch=4)
+    assert same(ranks)
+    for name in ("model.3.weight", "model.9.weight"):
+        assert (ranks[0][name] - single[name]).abs().max() <= 1e-3, name

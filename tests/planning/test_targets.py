@@ -153,7 +153,7 @@ def test_the_longest_pattern_that_matches_wins():
         ({"target_modules": ["qvk"]}, "'qvk' matches no layer. Did you mean 'qkv'"),
         ({"target_modules": ["qkv", "atn.proj"]}, "'atn.proj' matches no layer. Did you mean 'attn.proj'"),
         ({"target_modules": "all-linear"}, "is PEFT's: here 'all'"),
-        ({"target_modules": ["head"]}, "'head' matches no layer"),
+        ({"target_modules": ["head"]}, "'head' matches head (in modules_to_save"),
         ({"exclude_modules": ["qvk"]}, "exclude_modules: 'qvk'"),
         ({"exclude_modules": ["*"]}, "leaves no layer to adapt after exclude_modules"),
         ({"modules_to_save": ["haed"]}, "modules_to_save: 'haed' matches no layer. Did you mean 'head'"),
