@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,15 @@ def ratios(times: Mapping[str, list[float]], base: str) -> dict[str, dict[str, f
 
 def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
     """Bytes of the storages that the forward's graph keeps, those of parameters and buffers left out."""
+    with saving(model) as kept:
+        forward()
+    return sum(kept.values())
+
+
+@contextlib.contextmanager
+def saving(model: nn.Module) -> Iterator[dict[int, int]]:
+    """Bytes of the storages that graphs made in this context keep, by the storages' addresses, those of
+    parameters and buffers left out."""
     own = {part.untyped_storage()._cdata for t in _tensors(model) for part in parts(t)}
     kept: dict[int, int] = {}
     tensors = []  # kept alive, so that no storage's address is counted twice
@@ -80,8 +90,7 @@ def saved_bytes(model: nn.Module, forward: Callable[[], Tensor]) -> int:
 
     unpack.identity = True  # type: ignore[attr-defined]  # see lora_lightning.kernels.sources
     with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
-        forward()
-    return sum(kept.values())
+        yield kept
 
 
 def weight_bytes(model: nn.Module) -> int:

@@ -36,6 +36,9 @@ class PeftLoRA:
 
     Running statistics that our plan freezes are frozen, which PEFT would let move and not save.
 
+    Args:
+        **options: of PEFT's LoraConfig, beside what our plan says, such as `init_lora_weights`.
+
     Attributes:
         plan: ours.
         trained: parameters that train.
@@ -44,12 +47,12 @@ class PeftLoRA:
         ConfigError: nothing to adapt, or what PEFT cannot adapt.
     """
 
-    def __init__(self, task: LightningModule, config: LoRAConfig) -> None:
+    def __init__(self, task: LightningModule, config: LoRAConfig, **options: Any) -> None:
         self._planned = planned = planned_for_peft(task, config)
         peft = _imported()
         self.plan = planned.plan
         top = network_of(task, self.plan)
-        options = {k: v for k, v in planned.about.items() if k not in NOT_PEFTS}
+        options = {k: v for k, v in planned.about.items() if k not in NOT_PEFTS} | options
         self.model = peft.PeftModel(submodule(task, top), peft.LoraConfig(**options, inference_mode=False))
         for name, parameter in named_parameters(task).items():
             if ".lora_" not in name:

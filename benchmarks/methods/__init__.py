@@ -1,0 +1,1 @@
+"""The comparison of methods: as many tried rates for each, the same data, seeds and numbers of parameters."""

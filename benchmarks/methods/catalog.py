@@ -1,0 +1,74 @@
+"""What is compared: each method by the words that a user would type, beside it PEFT's where it has it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+REFERENCE = "lora"  # what the others are compared with
+
+
+@dataclass(frozen=True, eq=False)
+class Method:
+    """A way to train.
+
+    Attributes:
+        label: as the tables have it.
+        words: of a command line, beside the task's own.
+        method: the word of `method=`.
+        rate: where its rates begin, as a multiple of the recipe's for this `method`.
+        match: the rank is chosen so that as many parameters train as by LoRA on the task's own layers.
+        peft: options of PEFT's LoraConfig beside those that our plan gives; only for `method="peft"`.
+        only: the tasks that have it, None all.
+    """
+
+    label: str
+    words: tuple[str, ...] = ()
+    method: str = "lora"
+    rate: float = 1.0
+    match: bool = False
+    peft: Mapping[str, Any] = field(default_factory=dict)
+    only: tuple[str, ...] | None = None
+
+
+METHODS: dict[str, Method] = {
+    "before": Method("before", method="none"),
+    "lora": Method("LoRA"),
+    "full": Method("full fine-tuning", method="full"),
+    "probe": Method("linear probe", method="linear_probe"),
+    "bitfit": Method("BitFit", method="bitfit"),
+    "norms": Method("norms only", method="norm_only"),
+    "peft": Method("LoRA by PEFT", method="peft"),
+    "rslora": Method("rsLoRA", ("lora.use_rslora=true",), rate=0.5),
+    "dora": Method("DoRA", ("lora.use_dora=true",)),
+    "peft_dora": Method("DoRA by PEFT", ("lora.use_dora=true",), method="peft"),
+    "gaussian": Method("A begins gaussian", ("lora.init=gaussian",)),
+    "auto": Method("layers of “auto”, same size", ("lora.target_modules=auto",), match=True),
+    "attention": Method(
+        "attention alone, same size",
+        ("lora.target_modules=[qkv,attn.proj]",),
+        match=True,
+        only=("vit_digits",),
+    ),
+    "lora_plus": Method("LoRA+, B at 16 times the rate", ("optim.lora_plus=16",), rate=0.2),
+    "scaled_adamw": Method("scaled AdamW", ("optim=scaled_adamw",)),
+    "peft_pissa": Method(
+        "PiSSA by PEFT, linear layers",
+        ("lora.exclude_modules=[patch_embed.proj]",),
+        method="peft",
+        peft={"init_lora_weights": "pissa"},
+        only=("vit_digits",),
+    ),
+    "norms_too": Method("LoRA, norms train too", ("lora.train_norm=both",)),
+    "biases_too": Method("LoRA, biases train too", ("lora.train_bias=all",)),
+    "rank_4": Method("LoRA, r = 4", ("lora.rank=4",)),
+    "rank_64": Method("LoRA, r = 64", ("lora.rank=64",)),
+    "rslora_64": Method("rsLoRA, r = 64", ("lora.rank=64", "lora.use_rslora=true"), rate=0.25),
+}
+CORE = ("before", "lora", "full", "probe", "peft", "bitfit")  # of the tasks whose runs take minutes
+
+
+def unknown(names: list[str], known: Mapping[str, Any], what: str) -> list[str]:
+    """A line for each name that there is not."""
+    return [f"{what}={name}: give one of {', '.join(known)}." for name in names if name not in known]

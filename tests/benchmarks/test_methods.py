@@ -1,0 +1,200 @@
+"""The comparison of methods: which runs each gets, that nothing is done twice or lost, and what is noise."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from statistics import mean, stdev
+
+import numpy as np
+import pytest
+import torch
+
+from benchmarks.methods import report, suites
+from benchmarks.methods.catalog import METHODS, Method
+from benchmarks.methods.ledger import Ledger
+from benchmarks.methods.search import Budget, Cell, carry_out, choice, grid
+from benchmarks.methods.statistics import difference, exceeds_noise, interval, quantile
+from benchmarks.methods.suites import Task
+from benchmarks.methods.training import built, centre, same_size, train
+
+TINY = Task(
+    "tiny",
+    ("recipe=vit_digits", "data.train_size=32", "trainer.max_epochs=1", "lora.rank=4"),
+    "acc",
+    source=("source", "source_off"),
+)
+LORA = Cell("tiny", "lora", 1e-2, "max", Budget((0, 1), (10, 11)))
+
+
+class Trainings:
+    """Trainings that give made scores, the best of them at a rate, and a list of those that were asked for."""
+
+    def __init__(self, best: float, stop_after: int = 10**9) -> None:
+        self.asked, self.best, self.left = [], best, stop_after
+
+    def __call__(self, stage: str, lr: float, seed: int) -> dict:
+        if not self.left:
+            raise KeyboardInterrupt
+        self.left -= 1
+        self.asked.append((stage, lr, seed))
+        val = 90 - 10 * abs(math.log10(lr / self.best)) + 0.01 * seed
+        found = {"val": val, "cpu_seconds": 2.0, "trained": 5, "saved_bytes": 0, "state_bytes": 0, "rank": 4}
+        return found | ({"test": 80.0 + seed, "source": 90.0} if stage == "final" else {})
+
+
+@pytest.fixture
+def ledger(tmp_path):
+    return Ledger(tmp_path / "runs.jsonl", tmp_path / "claims")
+
+
+def test_a_rate_is_the_best_of_five_and_the_table_rests_on_other_seeds(ledger):
+    trainings = Trainings(1e-2)
+    assert carry_out(LORA, ledger, trainings) == 1e-2
+    assert grid(1e-2) == [2.2e-3, 4.6e-3, 1e-2, 2.2e-2, 4.6e-2]
+    tried = [("tune", lr, seed) for lr in grid(1e-2) for seed in (0, 1)]
+    assert trainings.asked == [*tried, ("final", 1e-2, 10), ("final", 1e-2, 11)]
+
+
+@pytest.mark.parametrize(("best", "rate", "rates"), [(0.1, 0.1, 7), (4.6e-4, 4.6e-4, 8), (1e3, 1.0, 9)])
+def test_a_best_rate_at_an_edge_has_more_beyond_it(ledger, best, rate, rates):
+    assert carry_out(LORA, ledger, Trainings(best)) == pytest.approx(rate, rel=0.05)
+    found = choice(ledger.runs().values(), "max", (0, 1))
+    assert len(found.tried) == rates and found.inside == (best < 1e3)
+
+
+def test_what_was_killed_goes_on_and_nothing_is_trained_twice(ledger):
+    whole = Trainings(2.2e-2)
+    carry_out(LORA, Ledger(ledger.path.with_name("whole.jsonl"), ledger.claims), whole)
+    asked = []
+    for stop in (3, 4, 10**9):
+        part = Trainings(2.2e-2, stop)
+        try:
+            carry_out(LORA, ledger, part)
+        except KeyboardInterrupt:
+            with ledger.path.open("a") as file:
+                file.write('{"task": "tiny", "method": "lora", "st')  # a line that a kill cut short
+        asked += part.asked
+    assert asked == whole.asked
+    lines = ledger.path.read_text().splitlines()
+    assert len(lines) == len(asked) and all(json.loads(line) for line in lines)
+
+
+def test_a_part_of_the_work_belongs_to_one_process_until_that_dies(ledger):
+    code = f"""
+from pathlib import Path
+from benchmarks.methods.ledger import Ledger
+ledger = Ledger(Path({str(ledger.path)!r}), Path({str(ledger.claims)!r}))
+with ledger.claimed("suite", "task", "lora") as own:
+    print(own, flush=True)
+    input()
+"""
+    other = subprocess.Popen(
+        [sys.executable, "-c", code],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=os.getcwd(),
+    )
+    assert other.stdout.readline().strip() == "True"
+    with ledger.claimed("suite", "task", "lora") as own:
+        assert not own
+    with ledger.claimed("suite", "task", "full") as own:
+        assert own
+    other.kill()
+    other.communicate()
+    with ledger.claimed("suite", "task", "lora") as own:
+        assert own
+
+
+def test_a_refusal_is_written_once_and_asked_again(ledger):
+    asked = []
+
+    def refused(stage, lr, seed):
+        asked.append(lr)
+        return {"refused": "lora.init=x: there is none."}
+
+    for _ in range(2):
+        assert carry_out(LORA, ledger, refused) is None
+    assert len(asked) == 2 and len(ledger.path.read_text().splitlines()) == 1
+    (row,) = [r for r in report.rows("tiny", TINY, ledger.runs().values()) if r.name == "lora"]
+    assert "refused: lora.init=x" in row.cells[2] and row.score is None
+    assert carry_out(LORA, ledger, Trainings(1e-2)) == 1e-2
+
+
+def test_intervals_are_those_of_student():
+    assert [round(quantile(n), 3) for n in (1, 2, 4, 30)] == [12.706, 4.303, 2.776, 2.042]
+    values = [1.0, 2.0, 4.0]
+    half = 4.303 * stdev(values) / 3**0.5
+    found = interval(values)
+    assert found.mean == mean(values) and found.half == pytest.approx(half, rel=1e-3)
+    assert exceeds_noise(interval([1.0])) is None and exceeds_noise(found) is False
+
+
+def test_a_difference_is_paired_by_seed_and_covers_the_truth_as_often_as_it_says():
+    own, other = {1: 70.0, 2: 60.0, 3: 80.1}, {1: 69.0, 2: 59.0, 3: 79.0, 4: 10.0}
+    found = difference(own, other)
+    assert found.mean == pytest.approx(31 / 30) and exceeds_noise(found)  # though seeds differ by 20
+    assert difference({1: 1.0}, {2: 1.0}) is None
+    draws = np.random.default_rng(0).normal(0, 1, (2000, 3))
+    alarms = [exceeds_noise(interval(list(row))) for row in draws]
+    assert 0.03 < mean(alarms) < 0.07
+
+
+def test_the_table_says_what_exceeds_the_noise(ledger, tmp_path, monkeypatch):
+    task = Task("tiny", TINY.words, "acc", budget=LORA.budget)
+    monkeypatch.setitem(suites.SUITES, "small", {"tiny": task})
+    carry_out(LORA, ledger, Trainings(1e-2))
+    far = Cell("tiny", "full", 1e-3, "max", LORA.budget)
+    carry_out(far, ledger, lambda *key: Trainings(1e-3)(*key) | {"test": 50.0 + key[2], "cpu_seconds": 3.0})
+    report.write("small", ledger, tmp_path)
+    text = (tmp_path / "methods_small.md").read_text()
+    assert "| LoRA | 0.01 | 90.5 ± 6.4 |  |  | 5 | 1.00 |" in text
+    assert "| full fine-tuning | 0.001 | 60.5 ± 6.4 | -30.0 ± 0.0 | worse | 5 | 1.50 |" in text
+    assert (tmp_path / "methods_small.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_method_is_trained_as_the_application_trains_it():
+    found = train(TINY, METHODS["lora"], "final", 1e-2, 10)
+    assert 0 < found["val"] < 100 and 0 < found["test"] < 100 and not found["stopped"]
+    assert found["source_off"] > 95 and found["source"] != found["source_off"]
+    run = built(TINY, METHODS["lora"], 1e-2, 10)
+    assert (
+        found["trained"]
+        == run.prepared.trained
+        == sum(update.numel() for update in _adapted(run) if update.requires_grad)
+    )
+    assert found["state_bytes"] >= 12 * found["trained"] and found["saved_bytes"] > 1e5
+
+
+def _adapted(run):
+    import lora_lightning as ll
+
+    ll.inject(run.task, run.prepared.adapting)
+    return list(run.task.parameters())
+
+
+def test_methods_of_the_same_size_and_those_that_are_refused():
+    method = Method("attention", ("lora.target_modules=[qkv]",), match=True)
+    rank, wanted = same_size(TINY, method), built(TINY, METHODS["lora"], 1e-2, 0).prepared.trained
+    assert built(TINY, method, 1e-2, 0).prepared.trained <= wanted
+    larger = Method("more", (*method.words, f"lora.rank={rank + 1}"))
+    assert built(TINY, larger, 1e-2, 0).prepared.trained > wanted
+    assert centre(TINY, METHODS["rslora"]) == METHODS["rslora"].rate * centre(TINY, METHODS["lora"])
+    assert "lora.init=nothing" in train(TINY, Method("x", ("lora.init=nothing",)), "tune", 1e-2, 0)["refused"]
+
+
+@pytest.mark.slow
+def test_pefts_own_method_trains_beside_ours():
+    pytest.importorskip("peft")
+    options = {"init_lora_weights": "pissa"}
+    told = train(TINY, Method("PiSSA of every layer", method="peft", peft=options), "tune", 1e-2, 0)
+    assert "PEFT: Unknown initialization" in told["refused"]
+    linear = ("lora.exclude_modules=[patch_embed.proj]",)
+    run = built(TINY, Method("PiSSA by PEFT", linear, "peft", peft=options), 1e-2, 0)
+    base = built(TINY, Method("LoRA", linear), 1e-2, 0)
+    images = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert run.prepared.trained == base.prepared.trained
+    assert torch.allclose(run.task.eval()(images), base.task.eval()(images), atol=1e-4)
+    assert any(p.abs().sum() > 0 for n, p in run.task.named_parameters() if ".lora_B." in n)
