@@ -29,6 +29,7 @@ from lora_lightning.utils.marks import (
 from lora_lightning.utils.pattern_kinds import problem
 from lora_lightning.utils.peft_names import ALL_LINEAR, NAMES, peft_problem
 
+OFF_ZERO = ("pissa", "pissa_fast", "milora", "olora")  # inits with B·A that is not zero, which is taken off
 RANK = at_least(1, note="4 to 32 are usual")
 
 
@@ -119,8 +120,13 @@ class LoRAConfig(Options):
             before a glob or a regular expression, then the one with more letters and digits.
         alpha_pattern: the same for alpha.
         dropout: probability of dropping an entry of the update's input, in [0, 1).
-        init: how A begins: "default" (Kaiming uniform, as nn.Linear) or "gaussian" (std 1 / rank).
-            B begins at zero, so that the outputs do not change at injection.
+        init: how A and B begin: "default" (A Kaiming uniform, as nn.Linear, B zero), "gaussian" (A of std
+            1 / rank, B zero), "orthogonal" (both random, B·A zero); or in the singular vectors of W:
+            "pissa" (the largest; Meng et al. 2024, arXiv 2404.02948, equations 2 to 4), "pissa_fast" (the
+            same, by a randomized SVD), "milora" (the smallest; Wang et al. 2024, arXiv 2406.09044, section
+            3.2), "olora" (in the QR decomposition of W; Büyükakyüz 2024, arXiv 2406.01775, section 3). Of
+            these four B·A is not zero, and is taken off by factors that never train, at once as many numbers
+            more. The outputs do not change at injection.
         use_rslora: scale by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732, theorem 3.2).
         use_dora: train a magnitude for each output beside the direction (Liu et al. 2024,
             arXiv 2402.09353, equation 5).
@@ -155,7 +161,7 @@ class LoRAConfig(Options):
     rank_pattern: Annotated[dict[str, int], _by_name(whole(RANK))] = field(default_factory=dict)
     alpha_pattern: Annotated[dict[str, float], _by_name(number(above(0)))] = field(default_factory=dict)
     dropout: Annotated[float, at_least(0, below=1, noun="a probability")] = 0.0
-    init: Annotated[str, one_of("default", "gaussian")] = "default"
+    init: Annotated[str, one_of("default", "gaussian", "orthogonal", *OFF_ZERO)] = "default"
     use_rslora: bool = False
     use_dora: bool = False
     train_bias: Annotated[str, one_of("none", "all", "lora_only")] = "none"
@@ -184,6 +190,10 @@ class LoRAConfig(Options):
     @classmethod
     def stray(cls, name: str, value: Any, prefix: str, known: Sequence[str]) -> str:
         return peft_problem(name, value, prefix) or super().stray(name, value, prefix, known)
+
+    def fixed_rank(self, rank: int) -> int:
+        """Rank of the part of an update that never trains, for one of this rank."""
+        return rank if self.init in OFF_ZERO else 0
 
     def scaling(self, rank: int, alpha: float | None) -> float:
         """s in W + s B A: alpha / rank, or alpha / sqrt(rank) with `use_rslora`."""

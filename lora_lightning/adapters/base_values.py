@@ -1,5 +1,6 @@
 """What is made from base values follows them when they arrive after the injection: the values of before
-training of heads, norms and biases, what adapters that have not trained begin with, and DoRA's magnitudes."""
+training of heads, norms and biases, what adapters that have not trained begin with, inits that are made of
+weights, and DoRA's magnitudes."""
 
 from __future__ import annotations
 
@@ -15,6 +16,7 @@ from lora_lightning.adapters.state import ADVICE, AdapterState, extra_tensors, s
 from lora_lightning.errors import UserError
 from lora_lightning.layers.norm import is_norm
 from lora_lightning.layers.registry import LoRALayer, base_modules, lora_layers
+from lora_lightning.methods.inits import INITS, begin
 from lora_lightning.utils.names import joined, named_parameters, stored_name
 from lora_lightning.utils.sharding import is_flattened, is_shard, is_sharded
 from lora_lightning.utils.tables import truncate_list
@@ -140,15 +142,17 @@ def begin_training(model: nn.Module) -> None:
         for name, tensor in extra_tensors(model, state.originals).items():
             follower.unchanged[name] = _with_base_value(state, name, tensor)
             _follow(follower, name, tensor)
-    begin_magnitudes(model)
+    begin_updates(model)
     state.begun = True
 
 
 @torch.no_grad()
-def begin_magnitudes(model: nn.Module) -> None:
-    """DoRA's magnitudes of updates that are zero still are the norms of the base weights of now."""
+def begin_updates(model: nn.Module) -> None:
+    """Updates that are zero still begin from the base weights of now: DoRA's magnitudes as their norms, and A
+    and B where the init is made of them, unless a checkpoint or an adapter has been loaded."""
+    begun = state_of(model).begun
     for layer in lora_layers(model).values():
-        _begin_magnitudes(layer)
+        _begin_updates(layer, begun)
 
 
 def _before_load(
@@ -199,7 +203,7 @@ def _after_load(follower: Follower, leaves: Mapping[str, str], module: nn.Module
         if tensor is not None and name in follower.unchanged:
             _follow(follower, name, tensor)
     if isinstance(module, LoRALayer):
-        _begin_magnitudes(module)
+        _begin_updates(module, follower.state.begun)
 
 
 def _follow(follower: Follower, name: str, tensor: Tensor) -> None:
@@ -234,12 +238,18 @@ def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and torch.equal(one.to(other.device, other.dtype), other)
 
 
-def _begin_magnitudes(layer: LoRALayer) -> None:
+def _begin_updates(layer: LoRALayer, begun: bool) -> None:
     for update in (u for adapter in layer.lora for u in layer.updates(adapter)):
-        zero = getattr(update, f"lora_{update.slot.zero}")
-        if update.lora_magnitude is None or layer.lora_merged or is_shard(zero) or zero.is_meta or zero.any():
+        made = update.init in INITS and not begun
+        if layer.lora_merged or not (made or update.lora_magnitude is not None):
             continue
-        update.reset_magnitude(update.slot.of(layer.base_weight(update.slot.parameter)))
+        B = update.lora_B
+        if is_shard(B) or B.is_meta or not update.is_zero():
+            continue
+        weight = update.slot.of(layer.base_weight(update.slot.parameter))
+        if made:
+            begin(update, weight, layer.lora_path, getattr(layer, "padding_idx", None))
+        update.reset_magnitude(weight)
 
 
 def _update_names(layers: Mapping[str, LoRALayer]) -> Iterator[str]:

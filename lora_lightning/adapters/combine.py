@@ -198,6 +198,7 @@ def _planned(
                 rank=ranks[name],
                 alpha=float(ranks[name]),
                 asked=None,
+                fixed=0,
                 parameters=ranks[name] * left.shape[0] * (left.shape[1] + right.shape[2]),
             )
         )
@@ -210,6 +211,7 @@ def _planned(
         alpha=None,
         exclude_modules=None,
         dropout=0.0,
+        init="default",
         use_rslora=False,
         train_bias=max((c.train_bias for c in configs), key=("none", "lora_only", "all").index),
         train_norm="both" if len(norms) > 1 else next(iter(norms), "frozen"),

@@ -5,11 +5,12 @@ from __future__ import annotations
 from torch import nn
 
 from lora_lightning.adapters.base_values import (
-    begin_magnitudes,
+    begin_updates,
     follow_base,
     refuse_replaced,
 )
 from lora_lightning.adapters.fold import fold_norms
+from lora_lightning.adapters.making import Made, made_updates, needs_values
 from lora_lightning.adapters.state import (
     Adapter,
     AdapterState,
@@ -22,12 +23,10 @@ from lora_lightning.adapters.state import (
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.kernels.sources import remember_norms
-from lora_lightning.layers.layer import LoRALayer, adapt, forget, slot_key
+from lora_lightning.layers.layer import adapt, forget
 from lora_lightning.layers.norm import FrozenNorm, freeze_statistics, has_statistics
-from lora_lightning.layers.registry import base_modules, family_of, lora_layers, slots_of
-from lora_lightning.layers.slot import read_weight
+from lora_lightning.layers.registry import base_modules, lora_layers
 from lora_lightning.layers.swap import swap_out
-from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.planning.peft_config import config_of
 from lora_lightning.planning.targets import Plan, head_alone, inside_backbone, plan, plan_parts, trained_names
 from lora_lightning.utils.marks import Check
@@ -67,28 +66,41 @@ def inject(model: nn.Module, config: LoRAConfig | None = None, adapter: str = "d
     return planned
 
 
-def apply_plan(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str = "default") -> None:
+def apply_plan(
+    model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str = "default", begins: bool = True
+) -> None:
     """`inject` by a plan that is known already, for example from a file.
+
+    Args:
+        begins: false where the updates are loaded next, and no init is to be made of the weights.
 
     Raises:
         ConfigError: the adapter's name is no identifier; the model is untouched.
+        UserError: a weight of which an init is to be made is not finite; the model is untouched.
     """
     check_adapter(model, config, adapter)
+    made = made_updates(model, config, planned, begins)
     parameters = named_parameters(model)
     state = AdapterState(requires_grad={n: p.requires_grad for n, p in parameters.items()})
     names = extra_names(model, config, planned)
     for name, parameter in parameters.items():
         parameter.requires_grad_(name in names)
     unwrapped(model).__dict__["lora_state"] = state
-    _attach(model, config, planned, adapter, names)
+    _attach(model, config, planned, adapter, names, made)
     activate(model, (adapter,))
 
 
-def attach_adapter(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str) -> None:
+def attach_adapter(
+    model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str, begins: bool = True
+) -> None:
     """Give an adapted model one more adapter by a plan that is known already; it is not selected.
+
+    Args:
+        begins: as of `apply_plan`.
 
     Raises:
         ConfigError: the adapter's name is no identifier; the model is untouched.
+        UserError: as `apply_plan`.
     """
     check_adapter(model, config, adapter)
     with state_of(model).changing():
@@ -96,7 +108,8 @@ def attach_adapter(model: nn.Module, config: LoRAConfig, planned: Plan, adapter:
         try:
             with viewed_as_plain(model):
                 names = extra_names(model, config, planned)
-            _attach(model, config, planned, adapter, names)
+                made = made_updates(model, config, planned, begins)
+            _attach(model, config, planned, adapter, names, made)
         finally:
             put_adapter_values(model)
 
@@ -105,7 +118,8 @@ def check_adapter(model: nn.Module, config: LoRAConfig, adapter: str) -> None:
     """Refuse what no model can have.
 
     Raises:
-        ConfigError: the adapter's name is no identifier, DoRA on the meta device, or DDP around a module.
+        ConfigError: the adapter's name is no identifier, DoRA or an init that needs the weights on the meta
+            device, or DDP around a module.
     """
     check_name(adapter)
     if any(isinstance(m, nn.parallel.DistributedDataParallel) for m in model.modules()):
@@ -113,11 +127,8 @@ def check_adapter(model: nn.Module, config: LoRAConfig, adapter: str) -> None:
             "the model is in DistributedDataParallel, which has noted already what trains: inject into the "
             "module first, and then wrap it."
         ])  # fmt: skip
-    if config.use_dora and any(p.is_meta for p in model.parameters()):
-        raise ConfigError([
-            "use_dora=True: magnitudes begin as the norms of the weights, which a model on the meta device "
-            "does not have yet: give it memory and load its weights first, or set use_dora to false."
-        ])  # fmt: skip
+    if any(p.is_meta for p in model.parameters()) and (problems := needs_values(config)):
+        raise ConfigError(problems)
 
 
 ADAPTER_NAME = Check(
@@ -165,11 +176,12 @@ def activate(model: nn.Module, names: tuple[str, ...]) -> None:
         for layer in lora_layers(model).values():
             layer.select(tuple(n for n in names if n in layer.lora))
             for adapter in layer.lora_active:
-                layer.lora[adapter].requires_grad_(True)
+                for update in layer.updates(adapter):
+                    update.requires_grad_(True)
         _flag_own(model, state, True)
         _freeze_statistics(model, state)
         fold_norms(model, state)
-        begin_magnitudes(model)
+        begin_updates(model)
         state.choice.version += 1
 
 
@@ -183,13 +195,13 @@ def remove_adapter(model: nn.Module, adapter: str) -> None:
         follow_base(model)
 
 
-def replace(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str) -> None:
+def replace(model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str, begins: bool = True) -> None:
     """Put an adapter by another plan in the place of one, selected or not as that was."""
     state = state_of(model)
     active = state.active
     _deactivate(model, state)
     remove_adapter(model, adapter)
-    attach_adapter(model, config, planned, adapter)
+    attach_adapter(model, config, planned, adapter, begins)
     activate(model, active)
 
 
@@ -249,30 +261,13 @@ def freeze_norms(model: nn.Module) -> None:
 
 
 def _attach(
-    model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str, names: tuple[str, ...]
+    model: nn.Module, config: LoRAConfig, planned: Plan, adapter: str, names: tuple[str, ...], made: Made
 ) -> None:
-    """Make the adapter's updates and its copies of the model's own tensors; nothing is selected."""
+    """Give the model the adapter's updates and its copies of the model's own tensors; nothing is selected."""
     state = state_of(model)
     remember_norms(model)
-    updates: dict[str, dict[str, LowRankUpdate]] = {}
-    families: dict[str, type[LoRALayer]] = {}
-    with viewed_as_plain(model):
-        for item in planned.layers:
-            module = submodule(model, item.module)
-            slot = slots_of(item.module, module)[item.slot]
-            families[item.module] = family_of(module)
-            updates.setdefault(item.module, {})[slot_key(item.slot)] = LowRankUpdate(
-                slot.of(read_weight(module, slot.parameter)),
-                slot,
-                rank=item.rank,
-                scaling=config.scaling(item.rank, item.alpha),
-                dropout=config.dropout,
-                init=config.init,
-                use_dora=config.use_dora,
-                implementation=config.implementation,
-            ).requires_grad_(False)
-    for name, slots in updates.items():
-        adapt(submodule(model, name), families[name], slots, adapter, state.choice, name)
+    for name, (family, slots) in made.items():
+        adapt(submodule(model, name), family, slots, adapter, state.choice, name)
     own = extra_tensors(model, names)
     values = {n: t.detach().clone() for n, t in own.items()} if state.adapters else {}
     for name, tensor in own.items():

@@ -10,7 +10,7 @@ from functools import partial
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lora_lightning.adapters.base_values import begin_magnitudes, refuse_meta, refuse_replaced
+from lora_lightning.adapters.base_values import begin_updates, refuse_meta, refuse_replaced
 from lora_lightning.adapters.inject import (
     activate,
     attach_adapter,
@@ -157,7 +157,8 @@ def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
         parameter
         for layer in lora_layers(model).values()
         for adapter in layer.lora_active
-        for parameter in layer.lora[adapter].parameters()
+        for update in layer.updates(adapter)
+        for parameter in update.trained()
     ]
 
 
@@ -175,7 +176,7 @@ def merge(model: nn.Module) -> None:
     layers = {n: layer for n, layer in _layers_of(model).items() if not layer.lora_merged}
     state_of(model).require_no_context()
     refuse_meta(model, "merge")
-    begin_magnitudes(model)
+    begin_updates(model)
     merged: dict[str, dict[str, Tensor]] = {}
     for name, layer in layers.items():
         try:

@@ -49,7 +49,7 @@ class Stack:
     ) -> None:
         some = [u for u in updates if u is not None]
         self.slot, self.updates = some[0].slot, updates
-        self.rank = max(u.rank for u in some)
+        self.rank = max(u.total_rank for u in some)
         index = samples.index(some[0].lora_A.device)
         parts = [self._factors(u, dtype) for u in updates]
         empty = [torch.zeros_like(factor) for factor in next(p for p in parts if p is not None)]
@@ -72,9 +72,9 @@ class Stack:
         """A and s·B with the rank apart from the groups, zeros up to the largest rank."""
         if update is None:
             return None
-        slot, rank, missing = self.slot, update.rank, self.rank - update.rank
+        slot, rank, missing = self.slot, update.total_rank, self.rank - update.total_rank
         dtype = dtype or update.lora_A.dtype
-        A, B, _ = shared_out(update.lora_A, update.lora_B, update.scaling, dtype, slot.transposed)
+        A, B, _ = shared_out(*update.factors(), update.scaling, dtype, slot.transposed)
         A = F.pad(A.reshape(slot.groups, rank, -1), [0, 0, 0, missing])
         if slot.transposed:
             return A, F.pad(B.reshape(slot.groups, rank, -1), [0, 0, 0, missing])
@@ -206,8 +206,8 @@ def _embedding(layer: LoRALayer, i: Tensor, stack: Stack, samples: MixedSamples)
         if update is None:
             parts.append(stack.B.new_zeros(*mine.shape, stack.rank))
         else:
-            h = cast(LoRAEmbedding, layer)._look_up(mine, update.lora_A.t())
-            parts.append(F.pad(h, [0, stack.rank - update.rank]))
+            h = cast(LoRAEmbedding, layer)._look_up(mine, update.factors()[0].t())
+            parts.append(F.pad(h, [0, stack.rank - update.total_rank]))
     h = samples.join(parts, 0).unflatten(0, (len(samples), -1))  # (n, k, ..., R)
     with without_autocast(h.device.type):  # as in LoRAEmbedding
         return torch.bmm(h.flatten(1, -2), stack.B.squeeze(1)).unflatten(1, h.shape[1:-1])

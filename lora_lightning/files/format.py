@@ -17,6 +17,7 @@ from lora_lightning.files.fingerprint import is_fingerprint
 from lora_lightning.files.origin import Origin
 from lora_lightning.files.pair import CONFIG_FILE, TENSOR_FILE, Pair, digest_of, read_pair, write_pair
 from lora_lightning.kernels.quantized_tensor import QUANTIZERS
+from lora_lightning.layers.factors import joined_factors
 from lora_lightning.layers.slot import Slot
 from lora_lightning.layers.update import LEAVES
 from lora_lightning.planning.plan import LayerPlan, Plan
@@ -31,7 +32,7 @@ class SavedAdapter:
     """An adapter apart from any model.
 
     Attributes:
-        tensors: updates under `<name in the plan>.lora_A`, `.lora_B` and `.lora_magnitude`; the model's own
+        tensors: updates under `<name in the plan>.lora_A`, `.lora_B` and the other `LEAVES`; the model's own
             trained tensors under their names in `state_dict()`.
         slots: how the weight of each planned layer factorizes, by the layer's name.
         base_class: class of the network that was adapted.
@@ -63,9 +64,20 @@ class SavedAdapter:
         for layer in self.plan.layers:
             A, B = self.slots[layer.name].factors(layer.shape, layer.rank)
             shapes[layer.tensor("lora_A")], shapes[layer.tensor("lora_B")] = A, B
+            if layer.fixed:
+                A, B = self.slots[layer.name].factors(layer.shape, layer.fixed)
+                shapes[layer.tensor("lora_fixed_A")], shapes[layer.tensor("lora_fixed_B")] = A, B
             if self.config.use_dora:
                 shapes[layer.tensor("lora_magnitude")] = layer.shape[:1]
         return shapes
+
+    def factors(self, layer: LayerPlan) -> tuple[Tensor, Tensor, int]:
+        """A and B of a layer's whole update, with what never trains of it, and their rank."""
+        A, B = (self.tensors[layer.tensor(f"lora_{k}")] for k in "AB")
+        if layer.fixed:
+            fixed = (self.tensors[layer.tensor(f"lora_fixed_{k}")] for k in "AB")
+            A, B = joined_factors(self.slots[layer.name], A, B, *fixed)
+        return A, B, layer.rank + layer.fixed
 
     def update_names(self) -> set[str]:
         """Names in `tensors` of the updates, by the plan."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lora_lightning.adapters.base_values import begin_magnitudes, refuse_replaced
+from lora_lightning.adapters.base_values import begin_updates, refuse_replaced
 from lora_lightning.adapters.state import (
     extra_tensors,
     state_of,
@@ -22,7 +22,8 @@ from lora_lightning.utils.names import joined, named_parameters, submodule
 
 def trained_tensors(model: nn.Module, adapter: str | None = None) -> dict[str, Tensor]:
     """The tensors that training can change, under their names in `model.state_dict()`: the adapter's
-    updates, its heads, other trainable parameters, and the running statistics that are not frozen.
+    updates with what never trains of them, its heads, other trainable parameters, and the running statistics
+    that are not frozen.
 
     Args:
         adapter: None is the first selected one. Of another the values stand in the record on the model.
@@ -80,7 +81,7 @@ def saved_adapter(
     name = state.adapter if adapter is None else adapter
     record = state.named(name)
     refuse_replaced(model)
-    begin_magnitudes(model)
+    begin_updates(model)
     slots = {layer.name: update_of(model, layer, name).slot for layer in record.plan.layers}
     base = frozen_base(model) if base is None else base
     base_class = plain_class(submodule(model, network_of(model, record.plan)))

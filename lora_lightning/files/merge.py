@@ -153,6 +153,7 @@ def saved_update(saved: SavedAdapter, layer: LayerPlan, weight: Tensor | None = 
         layer.rank,
         saved.config.scaling(layer.rank, layer.alpha),
         use_dora=saved.config.use_dora,
+        fixed=layer.fixed,
     ).requires_grad_(False)
     for part, parameter in named_parameters(update).items():
         parameter.copy_(saved.tensors[layer.tensor(part)])

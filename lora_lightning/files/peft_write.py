@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 
+from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError
 from lora_lightning.files.alignment import network_of, renamed
 from lora_lightning.files.format import SavedAdapter
@@ -156,7 +158,9 @@ def _updates(saved: SavedAdapter, modules: dict[str, nn.Module]) -> dict[str, Up
     """By PEFT's names of the layers: of an attention both projections under one rank and alpha."""
     updates: dict[str, Update] = {}
     for layer in saved.plan.layers:
-        A, B = (saved.tensors[layer.tensor(f"lora_{k}")].detach().cpu() for k in "AB")
+        A, B, rank = saved.factors(layer)
+        A, B = A.detach().cpu(), B.detach().cpu()
+        alpha = _alpha(saved.config, layer, rank)
         module = modules[layer.module]
         if saved.slots[layer.name].transposed:
             B = B.t()  # (r, out) -> (out, r)
@@ -165,13 +169,19 @@ def _updates(saved: SavedAdapter, modules: dict[str, nn.Module]) -> dict[str, Up
         key = (
             f"{layer.module}" if not isinstance(module, nn.MultiheadAttention) else f"{layer.module}.in_proj"
         )
-        updates[key] = Update(A, B, layer.rank, layer.alpha)
+        updates[key] = Update(A, B, rank, alpha)
     for name, module in modules.items():
         if isinstance(module, nn.MultiheadAttention):
             parts = {n: updates.pop(n) for n in (f"{name}.in_proj", f"{name}{OUT_PROJ}") if n in updates}
             if parts:
                 updates.update(_attention(name, module, parts, saved))
     return updates
+
+
+def _alpha(config: LoRAConfig, layer: LayerPlan, rank: int) -> float:
+    """With which the scaling is the layer's at this rank."""
+    times = rank / layer.rank
+    return layer.alpha * (math.sqrt(times) if config.use_rslora else times)
 
 
 def _attention(

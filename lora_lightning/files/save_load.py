@@ -137,9 +137,9 @@ def load_adapter(
     check_fit(model, saved, folder, check_base, lora_state_dict(model, name) if stays else None)
     _warn_of_floats(model, saved, folder)
     if fresh:
-        apply_plan(model, saved.config, saved.plan, name)
+        apply_plan(model, saved.config, saved.plan, name, begins=False)
     elif not stays:
-        (replace if record else attach_adapter)(model, saved.config, saved.plan, name)
+        (replace if record else attach_adapter)(model, saved.config, saved.plan, name, begins=False)
     targets = lora_state_dict(model, name)
     with torch.no_grad():
         for key, tensor in saved.tensors.items():
@@ -164,10 +164,11 @@ def _differences(record: Adapter, config: LoRAConfig, planned: Plan) -> list[str
     problems = [f"{n} is not adapted in the file" for n in here if n not in there]
     problems += [f"{n} is not adapted in the model" for n in there if n not in here]
     for name in here.keys() & there.keys():
-        for option in ("rank", "alpha"):
+        for option in ("rank", "alpha", "fixed"):
             ours, theirs = getattr(here[name], option), getattr(there[name], option)
             if ours != theirs:
-                problems.append(f"{name}: {option} {ours} in the model, {theirs} in the file")
+                what = "rank of what never trains" if option == "fixed" else option
+                problems.append(f"{name}: {what} {ours} in the model, {theirs} in the file")
     for option in ("use_rslora", "use_dora"):
         ours, theirs = getattr(record.config, option), getattr(config, option)
         if ours != theirs:

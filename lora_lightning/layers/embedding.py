@@ -12,18 +12,17 @@ from lora_lightning.kernels.common import autocasts
 from lora_lightning.layers.layer import LoRALayer
 from lora_lightning.layers.size import FixedSize
 from lora_lightning.layers.slot import Slot
-from lora_lightning.layers.update import LowRankUpdate
 
 # A begins at zero: rows that training never sees keep their values, as in PEFT.
 EMBEDDING_SLOT = Slot("weight", transposed=True, zero="A")
 
 
-def _expanded(h: Tensor, update: LowRankUpdate) -> Tensor:
+def _expanded(h: Tensor, B: Tensor, scaling: float) -> Tensor:
     """s·h·B, (..., d), in A's dtype: in float16, as autocast would have it, it could overflow."""
     if autocasts(h.device.type):
         with torch.autocast(h.device.type, enabled=False):
-            return _expanded(h, update)
-    return h * update.scaling @ update.lora_B
+            return _expanded(h, B, scaling)
+    return h * scaling @ B
 
 
 class LoRAEmbedding(LoRALayer):
@@ -45,8 +44,9 @@ class LoRAEmbedding(LoRALayer):
         table, updates = self.parts("weight")
         y = self._look_up(i, table)
         for update in updates:
-            h = self._look_up(i, update.lora_A.t())  # (...) -> (..., r)
-            y = y + _expanded(h, update).to(y.dtype)
+            A, B = update.factors()
+            h = self._look_up(i, A.t())  # (...) -> (..., r)
+            y = y + _expanded(h, B, update.scaling).to(y.dtype)
         return y
 
     def _look_up(self, i: Tensor, table: Tensor) -> Tensor:
@@ -76,8 +76,9 @@ class LoRAEmbeddingBag(LoRALayer):
         table, updates = self.parts("weight")
         y = self._bag(table, input, offsets, per_sample_weights)
         for update in updates:
-            h = self._bag(update.lora_A.t(), input, offsets, per_sample_weights)  # (bags, r)
-            y = y + _expanded(h, update).to(y.dtype)
+            A, B = update.factors()
+            h = self._bag(A.t(), input, offsets, per_sample_weights)  # (bags, r)
+            y = y + _expanded(h, B, update.scaling).to(y.dtype)
         return y
 
     def _bag(self, table: Tensor, i: Tensor, offsets: Tensor | None, weights: Tensor | None) -> Tensor:

@@ -26,8 +26,7 @@ class LoRALinear(BranchLayer):
             x,
             weight,
             own["bias"],
-            update.lora_A,
-            update.lora_B,
+            *update.factors(),
             update.scaling,
             magnitude=update.lora_magnitude,
             dropout=update.dropout if update.training else 0.0,
@@ -70,10 +69,11 @@ def _joined(updates: list[LowRankUpdate], d_out: int) -> tuple[Tensor, Tensor, f
     The updates see x with the same entries dropped."""
     first = updates[0]
     if len(updates) == 1 and first.slot.out_range is None:
-        return first.lora_A, first.lora_B, first.scaling
-    columns = []
+        return *first.factors(), first.scaling
+    rows, columns = [], []
     for update in updates:
+        A, B = update.factors()
         start, end = update.slot.out_range or (0, d_out)
-        columns.append(F.pad(update.lora_B * update.scaling, (0, 0, start, d_out - end)))
-    dtype = first.lora_A.dtype
-    return torch.cat([u.lora_A.to(dtype) for u in updates]), torch.cat(columns, dim=1).to(dtype), 1.0
+        rows.append(A.to(first.lora_A.dtype))
+        columns.append(F.pad(B * update.scaling, (0, 0, start, d_out - end)))
+    return torch.cat(rows), torch.cat(columns, dim=1).to(rows[0].dtype), 1.0

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any
 
@@ -15,26 +14,19 @@ from lora_lightning.kernels.common import autocasts, product_dtype, without_auto
 from lora_lightning.kernels.dora import row_factors, row_norms
 from lora_lightning.kernels.half import shared_out
 from lora_lightning.kernels.rounding import rounded
+from lora_lightning.layers.factors import init_factors, joined_factors, put_sides, sides
 from lora_lightning.layers.slot import Slot
 
-LEAVES = ("lora_A", "lora_B", "lora_magnitude")  # names of an update's parameters
-
-
-def kaiming(A: Tensor) -> None:
-    """Uniform within 1 / sqrt(fan_in), as nn.Linear and PEFT's default begin."""
-    nn.init.kaiming_uniform_(A, a=math.sqrt(5))
-
-
-def gaussian(A: Tensor) -> None:
-    """Normal with standard deviation 1 / r, PEFT's `init_lora_weights="gaussian"`."""
-    nn.init.normal_(A, std=1 / A.shape[0])
-
-
-INITS: dict[str, Callable[[Tensor], None]] = {"default": kaiming, "gaussian": gaussian}
+FIXED = ("lora_fixed_A", "lora_fixed_B")  # those that never train
+LEAVES = ("lora_A", "lora_B", "lora_magnitude", *FIXED)  # names of an update's parameters
 
 
 class LowRankUpdate(nn.Module):
     """The update s·B·A of one weight W (Hu et al. 2021, arXiv 2106.09685, section 4.1).
+
+    With a fixed part of rank q it is s·(B·A + F_B·F_A), where F_A and F_B never train. What begins at a
+    B0·A0 that is not zero has F_B·F_A = -B0·A0, so that the base weight stays what it is. To whoever
+    computes with it, it is an update of rank r + q: `factors` gives these.
 
     With `use_dora` the updated weight is m · (W + s·B·A) / ‖W + s·B·A‖, the norm taken over all but
     the first dimension and held constant in the backward (Liu et al. 2024, arXiv 2402.09353,
@@ -47,15 +39,21 @@ class LowRankUpdate(nn.Module):
         rank: r, of each group.
         scaling: s.
         dropout: probability of dropping an entry of the branch's input.
-        init: a key of `INITS`.
+        init: as `LoRAConfig.init`.
         use_dora: train magnitudes.
         implementation: as `LoRAConfig.implementation`.
+        fixed: q, the rank of the fixed part, of each group; it begins at zero.
 
     Attributes:
         lora_A: as `slot.factors` says. Float32 for half-precision weights, else of the weight's dtype; it
             stays float32 where the model is made half precision later, as steps of 1e-4 would be lost there.
         lora_B: the same.
         lora_magnitude: (out,) with DoRA, else None.
+        lora_fixed_A: F_A, as A with q in the place of r; None where q is 0.
+        lora_fixed_B: F_B, the same of B.
+        total_rank: r + q.
+        begun_from: of an init that is made of the weight, what it was like then (`methods.inits.likeness`);
+            None before that.
         becomes_half: follow the model into half precision, where something else keeps float32 values.
     """
 
@@ -71,15 +69,22 @@ class LowRankUpdate(nn.Module):
         init: str = "default",
         use_dora: bool = False,
         implementation: str = "auto",
+        fixed: int = 0,
     ) -> None:
         super().__init__()
         dtype = torch.promote_types(weight.dtype, torch.float32)
         self.slot, self.rank, self.scaling, self.init = slot, rank, scaling, init
         self.dropout, self.implementation = dropout, implementation
+        self.fixed, self.total_rank = fixed, rank + fixed
+        self.begun_from: Tensor | None = None
         A, B = slot.factors(tuple(weight.shape), rank)
         self.lora_A = nn.Parameter(torch.empty(A, device=weight.device, dtype=dtype))
         self.lora_B = nn.Parameter(torch.empty(B, device=weight.device, dtype=dtype))
         self.lora_magnitude = nn.Parameter(self.lora_B.new_empty(weight.shape[0])) if use_dora else None
+        # parameters and no buffers: DDP would send these in every forward, FSDP would not shard them
+        F_A, F_B = slot.factors(tuple(weight.shape), fixed)
+        self.lora_fixed_A = nn.Parameter(self.lora_A.new_empty(F_A), requires_grad=False) if fixed else None
+        self.lora_fixed_B = nn.Parameter(self.lora_B.new_empty(F_B), requires_grad=False) if fixed else None
         self.reset_parameters()
         self.reset_magnitude(weight)
 
@@ -103,7 +108,62 @@ class LowRankUpdate(nn.Module):
 
     def reset_parameters(self) -> None:
         """Begin anew: the update is zero. Called when a model on the meta device is given memory."""
-        init_update(self.lora_A, self.lora_B, self.init, self.slot.zero)
+        init_factors(self.lora_A, self.lora_B, self.init, self.slot.zero)
+        self.begun_from = None
+        for fixed in (self.lora_fixed_A, self.lora_fixed_B):
+            if fixed is not None:
+                nn.init.zeros_(fixed)
+
+    def requires_grad_(self, requires_grad: bool = True) -> Self:
+        """As of every module, but the fixed part never trains."""
+        for parameter in self.trained():
+            parameter.requires_grad_(requires_grad)
+        return self
+
+    def trained(self) -> list[nn.Parameter]:
+        """A, B and DoRA's magnitude."""
+        return [p for name, p in self._parameters.items() if p is not None and name not in FIXED]
+
+    def factors(self) -> tuple[Tensor, Tensor]:
+        """A and B of the whole update, as `slot.factors` says of `total_rank`: the parameters themselves, or
+        joined with the fixed part, through which gradients reach A and B."""
+        A, B = self._parameters.get("lora_A"), self._parameters.get("lora_B")
+        if A is None or B is None:  # under FSDP they are elsewhere
+            A, B = self.lora_A, self.lora_B
+        if not self.fixed:
+            return A, B
+        return joined_factors(self.slot, A, B, self.lora_fixed_A, self.lora_fixed_B)  # type: ignore[arg-type]  # both are
+
+    @torch.no_grad()
+    def begin_at(self, left: Tensor, right: Tensor) -> None:
+        """Let B·A be left·right, and the first r of the fixed part take it off again: the update is zero, and
+        A and B are not. Without a fixed part left·right is to be zero.
+
+        Args:
+            left: (groups, m, r), as `thin_factors` without the scaling.
+            right: (groups, r, k).
+        """
+        put_sides(self.slot, left, right, self.lora_A, self.lora_B)
+        if self.lora_fixed_A is not None and self.lora_fixed_B is not None:
+            left, right = (left, -right) if self.slot.transposed else (-left, right)  # F_A = A, F_B = -B
+            missing = self.fixed - self.rank
+            left, right = F.pad(left, [0, missing]), F.pad(right, [0, 0, 0, missing])
+            put_sides(self.slot, left, right, self.lora_fixed_A, self.lora_fixed_B)
+
+    @torch.no_grad()
+    def is_zero(self) -> bool:
+        """Whether it adds nothing, as at its beginning."""
+        left, right = self._sides()
+        if not (left.any() and right.any()):
+            return True
+        r = self.rank
+        own, other = (left[..., :r], right[:, :r]), (left[..., r : 2 * r], right[:, r : 2 * r])
+        if self.fixed < r:
+            size = own[0].norm() * own[1].norm()  # of a product that orthogonal factors make zero
+            return not self.fixed and bool((own[0] @ own[1]).norm() <= 1e-6 * size)
+        equal = torch.equal
+        opposite = any(equal(own[0], s * other[0]) and equal(own[1], -s * other[1]) for s in (1, -1))
+        return opposite and not left[..., 2 * r :].any()
 
     def dropped(self, x: Tensor) -> Tensor:
         """x, in train mode with entries dropped."""
@@ -121,8 +181,8 @@ class LowRankUpdate(nn.Module):
             self.lora_magnitude.copy_(row_norms(weight.to(self.lora_magnitude.dtype)))
 
     def thin_factors(self) -> tuple[Tensor, Tensor]:
-        """s·B·A as two factors by groups, (groups, m, r) and (groups, r, k): m is out / groups and k the
-        columns of A; of a transposed slot m is in / groups and k the columns of B."""
+        """The whole update as two factors by groups, (groups, m, R) and (groups, R, k), R = `total_rank`:
+        m is out / groups and k the columns of A; of a transposed slot m is in / groups and k those of B."""
         left, right = self._sides()
         return self.scaling * left, right
 
@@ -144,18 +204,14 @@ class LowRankUpdate(nn.Module):
         return torch.addmm(weight.flatten(1), left[0], right[0], alpha=self.scaling).view(weight.shape)
 
     def factors_for(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """A and s·B in x's dtype, of the shapes of `lora_A` and `lora_B`; where the products with x are in
+        """A and s·B in x's dtype, of the shapes of `factors`; where the products with x are in
         float16, shared out so that A·x cannot overflow."""
-        A, B, dtype = self.lora_A, self.lora_B, product_dtype(x)
-        down, up, _ = shared_out(A, B, self.scaling, dtype, self.slot.transposed)
+        down, up, _ = shared_out(*self.factors(), self.scaling, product_dtype(x), self.slot.transposed)
         return down.to(x.dtype), up.to(x.dtype)
 
     def _sides(self) -> tuple[Tensor, Tensor]:
         """The factors of each group, (groups, rows, r) and (groups, r, columns)."""
-        groups, rank = self.slot.groups, self.rank
-        if self.slot.transposed:  # in / groups rows, out / groups · kernel columns
-            return self.lora_A.view(groups, rank, -1).mT, self.lora_B.view(groups, rank, -1)
-        return self.lora_B.view(groups, -1, rank), self.lora_A.view(groups, rank, -1)
+        return sides(self.slot, *self.factors(), self.total_rank)
 
     def delta(self, weight: Tensor) -> Tensor:
         """What this update adds to the rows of W given, in A's dtype."""
@@ -171,29 +227,15 @@ class LowRankUpdate(nn.Module):
         """DoRA's m / ‖W + s·B·A‖, (out,), or None without DoRA."""
         if self.lora_magnitude is None:
             return None
-        return row_factors(self.lora_magnitude, weight, self.lora_A, self.lora_B, self.scaling)
+        return row_factors(self.lora_magnitude, weight, *self.factors(), self.scaling)
 
     def extra_repr(self) -> str:
-        return f"{self.slot.parameter}, rank={self.rank}, scaling={self.scaling:g}"
+        fixed = f", fixed={self.fixed}" if self.fixed else ""
+        return f"{self.slot.parameter}, rank={self.rank}{fixed}, scaling={self.scaling:g}"
 
 
 def _is_half(tensor: Tensor) -> bool:
     return tensor.is_floating_point() and tensor.itemsize < 4
-
-
-@torch.no_grad()
-def init_update(A: Tensor, B: Tensor, init: str, zero: str = "B") -> None:
-    """Fill B with zeros and A by the method named.
-
-    With `zero="A"` it is A that is zero and B normal, as PEFT begins embeddings: rows of the table
-    that training never sees then keep their values.
-    """
-    if zero == "A":
-        A.zero_()
-        nn.init.normal_(B)
-    else:
-        INITS[init](A)
-        B.zero_()
 
 
 def effective_weight(weight: Tensor, updates: list[LowRankUpdate]) -> Tensor:

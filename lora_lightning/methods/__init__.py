@@ -1,1 +1,1 @@
-"""The low-rank methods, one file a family: how updates begin, their ranks, what is added to the loss, optimizers."""
+"""The low-rank methods, one file a family: how updates begin, ranks, terms of the loss, optimizers."""

@@ -213,7 +213,8 @@ def shortened_plan(layer: LayerPlan, slot: Slot, rank: int, config: LoRAConfig) 
     """The plan of a layer at another rank, with the scaling that it has."""
     scaling = config.scaling(layer.rank, layer.alpha)
     alpha = scaling * (math.sqrt(rank) if config.use_rslora else rank)
-    return replace(layer, rank=rank, alpha=alpha, parameters=rank * cost_of(slot, layer.shape), asked=None)
+    size = rank * cost_of(slot, layer.shape)
+    return replace(layer, rank=rank, alpha=alpha, parameters=size, asked=None, fixed=0)
 
 
 def as_factors(

@@ -26,6 +26,7 @@ class LayerPlan:
         rank: at most the smaller side of the weight (of one group of it).
         parameters: that train.
         asked: the rank that was asked for, where the smaller side caps it, else None.
+        fixed: rank of the part of the update that never trains.
     """
 
     name: str
@@ -37,6 +38,7 @@ class LayerPlan:
     alpha: float
     parameters: int
     asked: int | None = field(default=None, compare=False)
+    fixed: int = 0
 
     @property
     def shown_rank(self) -> str:
@@ -44,7 +46,7 @@ class LayerPlan:
         return str(self.rank) if self.asked is None else f"{self.asked}, capped at {self.rank}"
 
     def tensor(self, part: str) -> str:
-        """Name in a file of `lora_A`, `lora_B` or `lora_magnitude`."""
+        """Name in a file of `lora_A`, `lora_B`, `lora_magnitude`, `lora_fixed_A` or `lora_fixed_B`."""
         return joined(self.name, part)
 
     def update(self, adapter: str) -> str:
@@ -104,6 +106,8 @@ class Plan:
             if not (
                 all(isinstance(w, str) for w in words)
                 and all(type(n) is int and n > 0 for n in numbers)
+                and type(layer.fixed) is int
+                and layer.fixed >= 0
                 and type(layer.alpha) in (int, float)
                 and 0 < layer.alpha <= sys.float_info.max
             ):

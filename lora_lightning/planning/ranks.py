@@ -40,7 +40,7 @@ def ranked(
         layers.append(
             LayerPlan(
                 name, target.module, target.slot_name, kind, shape, rank, alpha, parameters,
-                asked if asked > rank else None,
+                asked if asked > rank else None, config.fixed_rank(rank),
             )
         )  # fmt: skip
     for key, sides in small.items():

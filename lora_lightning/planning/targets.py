@@ -104,6 +104,8 @@ def assemble(
     layers = [replace(p, name=absolute(p.name), module=absolute(p.module)) for p in layers]
     heads = [absolute(h) for h in heads]
     updates = sum(p.parameters for p in layers)
+    magnitudes = {p.name: p.shape[0] if config.use_dora else 0 for p in layers}
+    fixed = sum((p.parameters - magnitudes[p.name]) // p.rank * p.fixed for p in layers)
     trained = trained_names(model, config, backbone, heads, [p.module for p in layers])
     sizes = {n: p.numel() for n, p in named_parameters(model).items()}
     return Plan(
@@ -112,7 +114,7 @@ def assemble(
         skipped={absolute(n): r for n, r in skipped.items()},
         backbone=backbone,
         trainable=updates + sum(size for name, size in sizes.items() if name in trained),
-        total=updates + sum(sizes.values()),
+        total=updates + fixed + sum(sizes.values()),
     )
 
 

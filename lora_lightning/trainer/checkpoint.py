@@ -166,7 +166,7 @@ def restore_entry(module: Any, check_base: bool, base: KnownBase, checkpoint: di
 def _make(module: nn.Module, saved: dict[str, SavedAdapter], active: tuple[str, ...]) -> None:
     for name, adapter in saved.items():
         make = attach_adapter if is_injected(module) else apply_plan
-        make(module, adapter.config, adapter.plan, name)
+        make(module, adapter.config, adapter.plan, name, begins=False)
     activate(module, active)
 
 

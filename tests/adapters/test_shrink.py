@@ -4,7 +4,7 @@ import copy
 
 import pytest
 import torch
-from families import CASES, adapted, typical_cases, run
+from families import CASES, adapted, run, typical_cases
 from small import BATCHES, mlp, vit
 from test_combine import NAMES, dense, families, relative, three
 

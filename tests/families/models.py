@@ -139,6 +139,9 @@ def reference(name: str, model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]
             rank, alpha = update.rank, 2 * update.rank
             scaling = alpha / rank**0.5 if model.lora_state.config.use_rslora else alpha / rank
             product = scaling * by_groups(update.lora_A, update.lora_B, rank, slot.transposed)
+            if update.lora_fixed_A is not None:
+                fixed = update.lora_fixed_A, update.lora_fixed_B, update.fixed
+                product = product + scaling * by_groups(*fixed, slot.transposed)
             changed = W[rows] + product.reshape(W[rows].shape)
             if update.lora_magnitude is not None:
                 norms = changed.detach().pow(2).flatten(1).sum(1).sqrt()
