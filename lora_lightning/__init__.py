@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from lora_lightning.errors import AdapterFileError, ConfigError, UserError
     from lora_lightning.files.from_model import lora_state_dict
     from lora_lightning.files.save_load import load_adapter, save_adapter
+    from lora_lightning.methods.optimizers import param_groups
+    from lora_lightning.methods.scaled_adamw import ScaledAdamW
     from lora_lightning.planning.plan import LayerPlan, Plan
     from lora_lightning.planning.targets import plan
     from lora_lightning.trainer.callback import LoRACallback
@@ -65,6 +67,8 @@ MODULES = {  # module -> its public names, as above
     "errors": ("AdapterFileError", "ConfigError", "UserError"),
     "files.from_model": ("lora_state_dict",),
     "files.save_load": ("load_adapter", "save_adapter"),
+    "methods.optimizers": ("param_groups",),
+    "methods.scaled_adamw": ("ScaledAdamW",),
     "planning.plan": ("LayerPlan", "Plan"),
     "planning.targets": ("plan",),
     "trainer.callback": ("LoRACallback",),
@@ -87,6 +91,7 @@ __all__ = [
     "LoRAConfig",
     "Plan",
     "ResumableLoader",
+    "ScaledAdamW",
     "Speedups",
     "UserError",
     "adapter_names",
@@ -103,6 +108,7 @@ __all__ = [
     "lora_state_dict",
     "merge",
     "mixed_adapters",
+    "param_groups",
     "plan",
     "quantize",
     "save_adapter",

@@ -13,6 +13,7 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from lora_lightning.app.console import on_rank_zero
+from lora_lightning.app.methods import OF_UPDATES, RANKED, SCALED
 from lora_lightning.app.signatures import lacking, provided
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
@@ -26,8 +27,11 @@ def lora_config(config: DictConfig) -> LoRAConfig:
 
 
 def optim_config(config: DictConfig) -> OptimConfig:
-    """The group `optim` as OptimConfig."""
+    """The group `optim` as OptimConfig, of a method without updates without what is for updates alone."""
     options = {name: value for name, value in plain(config.optim).items() if name != "rate_scale"}
+    if config.method not in RANKED:
+        options = {name: value for name, value in options.items() if name not in OF_UPDATES}
+        options["name"] = "adamw" if options["name"] == SCALED else options["name"]
     return OptimConfig(**options, schedule=plain(config.schedule))
 
 

@@ -36,6 +36,8 @@ METHODS = {
     "full": Method("full fine-tuning", "everything", frozenset()),
 }
 RANKED = frozenset({"lora", "peft"})  # have a rank
+OF_UPDATES = frozenset({"lora_plus", "damping"})  # options of the group `optim` for these alone
+SCALED = "scaled_adamw"  # the optimizer for these alone; the others have AdamW in its place
 SCRATCH = "from scratch"  # what full fine-tuning is called on random weights
 ADAPTING = ("linear_probe", "norm_only", "bitfit", "peft", "lora")  # leave an adapter, and the base as it was
 
@@ -55,6 +57,9 @@ def method_problems(values: Mapping[str, Any]) -> list[str]:
     words = tune if isinstance(tune, (str, list, tuple)) else ()
     if "rank" in words and chosen <= METHODS.keys() and not chosen & RANKED:
         return [f"tune={show(tune)}: method={values['method']} has no rank; give tune=lr."]
+    optim = values.get("optim")
+    if isinstance(optim, Mapping) and optim.get("name") == SCALED and not chosen & RANKED:
+        return [f"optim.name={SCALED}: method={values['method']} has no updates; give optim=adamw."]
     if "peft" not in chosen or find_spec("peft") is not None:
         return []
     return [
@@ -82,6 +87,7 @@ def unused_option(key: str, method: Any, others: Any) -> str | None:
         used = not name or any(name.split(".")[0] in METHODS[m].options for m in chosen)
     elif section == "optim":
         used = method != "none" if name in ("lr", "head_lr") else chosen != {"none"}
+        used &= name not in OF_UPDATES or bool(chosen & RANKED)
     elif section == "rates":
         used = name in chosen
     else:

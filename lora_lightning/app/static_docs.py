@@ -5,7 +5,6 @@ from __future__ import annotations
 import ast
 import inspect
 import re
-from collections.abc import Callable
 from dataclasses import MISSING, fields, is_dataclass
 from typing import Any, NamedTuple
 
@@ -24,10 +23,14 @@ class Option(NamedTuple):
     default: Any = UNKNOWN
 
 
-def documented(of: str | Callable[..., Any]) -> dict[str, Option]:
+def documented(of: str | type) -> dict[str, Option]:
     """The options of a dotted name, or of a dataclass that is at hand."""
     if not isinstance(of, str):
-        about = _described(inspect.getdoc(of) or "")
+        about = {
+            k: v
+            for cls in reversed(of.__mro__)
+            for k, v in _described(vars(cls).get("__doc__") or "").items()
+        }
         own = fields(of) if is_dataclass(of) else ()
         return {
             f.name: Option(about.get(f.name, ""), UNKNOWN if f.default is MISSING else f.default) for f in own

@@ -17,6 +17,7 @@ from torchmetrics import MetricCollection
 
 from lora_lightning.adapters.manage import adapters_off
 from lora_lightning.adapters.state import is_injected
+from lora_lightning.methods.optimizers import head_parameters
 from lora_lightning.tasks.classification_checks import problems_of
 from lora_lightning.tasks.classification_losses import Loss
 from lora_lightning.tasks.classification_report import Outcome, tables, write_report
@@ -27,7 +28,7 @@ from lora_lightning.tasks.classification_scores import (
     scores_of,
 )
 from lora_lightning.tasks.classification_wandb import log_to_wandb
-from lora_lightning.tasks.optim import configured, head_parameters
+from lora_lightning.tasks.optim import configured
 from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
 from lora_lightning.tasks.predictions import Collector, Predictions, numbers
 from lora_lightning.tasks.scores import Score

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from lora_lightning.data.speech import SpeechBatch
+from lora_lightning.methods.optimizers import head_parameters
 from lora_lightning.tasks.error_rates import Transcript, error_rate
-from lora_lightning.tasks.optim import configured, head_parameters
+from lora_lightning.tasks.optim import configured
 from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
 from lora_lightning.tasks.recognizer import Recognizer
 from lora_lightning.tasks.routing import report_together

@@ -7,12 +7,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+from lora_lightning.methods.rates import Rates
 from lora_lightning.tasks.optimizers import KINDS, missing_library, untaken
 from lora_lightning.utils.checks import Options, fields_of
-from lora_lightning.utils.marks import Null, above, at_least, between, listed, number, one_of, show
+from lora_lightning.utils.marks import Null, above, at_least, listed, number, one_of, show
 
 PAIR = listed("two numbers between 0 and 1, such as [0.9, 0.999]", number(above(0, below=1)), count=2)
 WARMUP = {"cosine": 0.1, "constant": 0.1, "onecycle": 0.3, "wsd": 0.1}  # by the schedule's name
+BALANCED = {  # optimizers for which LoRA+ would be a second correction of the same thing
+    "muon": "scales its steps by each matrix's own shape",
+    "scaled_adamw": "balances the two factors itself",
+}
 FLOOR = {"cosine": 0.0, "wsd": 0.01}  # the others end where they are defined to
 
 
@@ -43,7 +48,7 @@ class ScheduleConfig(Options):
 
     @classmethod
     def plain(cls, name: str, value: Any) -> Any:
-        return value if name == "name" else _numeric(value)
+        return value if name == "name" else Rates.plain(name, value)
 
     @classmethod
     def apart(cls, options: Mapping[str, Any], prefix: str) -> Iterable[str]:
@@ -61,26 +66,22 @@ class ScheduleConfig(Options):
 
 
 @dataclass
-class OptimConfig(Options):
-    """The optimizer, and the rate of each part; the rate is set anew at each step.
+class OptimConfig(Rates):
+    """The optimizer, and the rate of each part; the rate is set anew at each step. Beside these options are
+    those of Rates.
 
     Args:
         name: of the optimizer. Of torch: "adamw" (Loshchilov and Hutter 2019, arXiv 1711.05101), "adam",
-            "sgd" with momentum. Of timm: "lion" (Chen et al. 2023, arXiv 2302.06675), "lamb" (You et al.
-            2020, arXiv 1904.00962), "adafactor" (Shazeer and Stern 2018, arXiv 1804.04235), "muon" (Jordan
-            et al. 2024) for matrices, with AdamW for the head and whatever is no matrix. Of bitsandbytes,
-            with states in 8 bits (Dettmers et al. 2022, arXiv 2110.02861): "adamw8bit", "paged_adamw8bit",
-            "sgd8bit", "lion8bit".
-        lr: peak learning rate of everything that trains but the head.
-        head_lr: peak learning rate of the head; None means `lr`.
-        weight_decay: not applied to updates, biases and normalization layers.
-        layer_decay: each block's rate is this times that of the block behind it, down to what stands before
-            the blocks (Clark et al. 2020, arXiv 2003.10555; BEiT, arXiv 2106.08254); the head keeps its own.
-            None is the same rate for all.
-        betas: decay rates of the two running averages; None is the optimizer's own. So are the next three.
+            "sgd" with momentum. For updates: "scaled_adamw" (Zhang and Pilanci 2024, arXiv 2402.02347). Of
+            timm: "lion" (Chen et al. 2023, arXiv 2302.06675), "lamb" (You et al. 2020, arXiv 1904.00962),
+            "adafactor" (Shazeer and Stern 2018, arXiv 1804.04235), "muon" (Jordan et al. 2024) for matrices,
+            with AdamW for the head and whatever is no matrix. Of bitsandbytes, with states in 8 bits
+            (Dettmers et al. 2022, arXiv 2110.02861): "adamw8bit", "paged_adamw8bit", "sgd8bit", "lion8bit".
+        betas: decay rates of the two running averages; None is the optimizer's own. So are the next four.
         eps: what is added to a divisor.
         momentum: of "sgd" and "muon".
         nesterov: whether that is Nesterov's.
+        damping: δ of "scaled_adamw".
         schedule: the options of ScheduleConfig.
 
     Raises:
@@ -90,14 +91,11 @@ class OptimConfig(Options):
     owner = "the optimizer"
 
     name: Annotated[str, one_of(*KINDS)] = "adamw"
-    lr: Annotated[float, above(0, note="1e-4 to 1e-2 are usual")] = 1e-3
-    head_lr: Annotated[float | None, above(0), Null("lr")] = None
-    weight_decay: Annotated[float, at_least(0)] = 0.0
-    layer_decay: Annotated[float | None, between(0.01, 1, note="0.65 to 0.9 are usual"), Null("none")] = None
     betas: Annotated[tuple[float, float] | None, PAIR, Null("the optimizer's own")] = None
     eps: Annotated[float | None, above(0), Null("the optimizer's own")] = None
     momentum: Annotated[float | None, at_least(0, below=1), Null("the optimizer's own")] = None
     nesterov: bool | None = None
+    damping: Annotated[float | None, above(0, note="1e-6 is the paper's"), Null("the optimizer's own")] = None
     schedule: Annotated[ScheduleConfig | Mapping[str, Any] | None, fields_of(ScheduleConfig)] = None
 
     @property
@@ -121,8 +119,8 @@ class OptimConfig(Options):
         if name == "name":
             return value
         if isinstance(value, Iterable) and not isinstance(value, (str, Mapping)):
-            return tuple(map(_numeric, value))
-        return _numeric(value)
+            return tuple(Rates.plain(name, each) for each in value)
+        return Rates.plain(name, value)
 
     @classmethod
     def apart(cls, options: Mapping[str, Any], prefix: str) -> Iterable[str]:
@@ -134,14 +132,11 @@ class OptimConfig(Options):
             yield f"{prefix}{option}={written(options[option])}: {name} has no {option}; it has {takes}."
         if name in ("sgd", "sgd8bit", "muon") and options["nesterov"] and options["momentum"] == 0:
             yield f"{prefix}nesterov={written(True)}: needs a momentum above 0."
-
-
-def _numeric(value: Any) -> Any:
-    """PyYAML takes 1e-3, without a point, for a text."""
-    try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        return value
+        if options["lora_plus"] is not None and name in BALANCED:
+            yield (
+                f"{prefix}lora_plus={written(options['lora_plus'])}: {name} {BALANCED[name]}; give null, or "
+                "another optimizer."
+            )
 
 
 OptimOptions = Annotated[OptimConfig | Mapping[str, Any] | None, fields_of(OptimConfig)]

@@ -15,19 +15,21 @@ ADAM, SGD = ("betas", "eps"), ("momentum", "nesterov")
 
 @dataclass(frozen=True)
 class Kind:
-    """An optimizer: a class of torch's, timm's or bitsandbytes'.
+    """An optimizer: a class of torch's, of ours, of timm's or of bitsandbytes'.
 
     Attributes:
         target: its dotted name.
         takes: options of OptimConfig beyond rates and decay.
         given: what it is called with where an option is None, or always.
         fused: whether one kernel can update all parameters.
+        for_updates: whether it is called with the module whose updates it knows by their factors.
     """
 
     target: str
     takes: tuple[str, ...] = ADAM
     given: Mapping[str, Any] = field(default_factory=dict)
     fused: bool = False
+    for_updates: bool = False
 
     @property
     def library(self) -> str:
@@ -38,6 +40,9 @@ KINDS: dict[str, Kind] = {
     "adamw": Kind("torch.optim.AdamW", fused=True),
     "adam": Kind("torch.optim.Adam", fused=True),
     "sgd": Kind("torch.optim.SGD", SGD, {"momentum": 0.9}, fused=True),
+    "scaled_adamw": Kind(
+        "lora_lightning.methods.scaled_adamw.ScaledAdamW", (*ADAM, "damping"), for_updates=True
+    ),
     "lion": Kind("timm.optim.Lion", ("betas",)),
     "lamb": Kind("timm.optim.Lamb"),
     "adafactor": Kind("timm.optim.Adafactor", ()),

@@ -8,6 +8,7 @@ import pytest
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
+from small import adapted, mlp
 
 from lora_lightning.app.build import compared_config, optim_config
 from lora_lightning.app.command_line import CommandLine
@@ -97,8 +98,35 @@ def test_every_optimizer_and_its_own_values(name: str) -> None:
     assert optim_config(compared_config(config, "full", "x")).lr == pytest.approx(1e-4 * scale)
     assert composed(f"optim={name}", "optim.lr=0.2").optim.lr == 0.2
     parameter = [torch.nn.Parameter(torch.zeros(2))]
-    filled = class_of(name)(parameter, **options_for(name, vars(found)), lr=1).defaults
-    assert filled == class_of(name)(parameter, **KINDS[name].given, lr=1).defaults
+    module = {"module": adapted(mlp)} if KINDS[name].for_updates else {}
+    filled = class_of(name)(parameter, **options_for(name, vars(found)), **module, lr=1)
+    plain = class_of(name)(parameter, **KINDS[name].given, **module, lr=1)
+    assert filled.defaults == plain.defaults
+    assert getattr(filled, "damping", None) == getattr(plain, "damping", None)
+
+
+def test_what_is_for_updates_is_for_methods_that_have_some() -> None:
+    """In a comparison the others train without it; a run without such a method refuses it."""
+    config = composed("optim.lora_plus=16", "compare=[full,peft]")
+    assert optim_config(config).lora_plus == 16
+    others = {m: optim_config(compared_config(config, m, "x")).lora_plus for m in ("peft", "full")}
+    assert others == {"peft": 16, "full": None}
+    config = composed("optim=scaled_adamw", "optim.damping=1e-3", "compare=[full]")
+    assert (optim_config(config).name, optim_config(config).damping) == ("scaled_adamw", 1e-3)
+    full = optim_config(compared_config(config, "full", "x"))
+    assert (full.name, full.damping) == ("adamw", None)
+    for words, told in (
+        (["optim.lora_plus=16"], r"optim\.lora_plus=16: method=full does not use it"),
+        (["optim=scaled_adamw"], r"optim\.name=scaled_adamw: method=full has no updates; give optim=adamw"),
+        (
+            ["optim=muon", "+optim.lora_plus=4", "method=lora"],
+            r"optim\.lora_plus=4: muon scales its steps by",
+        ),
+    ):
+        with pytest.raises(ConfigError) as caught:
+            composed("method=full", "compare=[]", *words)
+        (problem,) = caught.value.problems
+        assert re.match(told, problem), problem
 
 
 def test_speedups_are_off_and_on() -> None:

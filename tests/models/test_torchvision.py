@@ -12,9 +12,9 @@ from torchvision import models
 
 from lora_lightning.data.picture_transform import preprocessing_of
 from lora_lightning.errors import AdapterFileError, ConfigError, MissingFileError
+from lora_lightning.methods.optimizers import head_parameters
 from lora_lightning.models.torchvision import NAMES, torchvision_model
 from lora_lightning.planning.heads import find_heads
-from lora_lightning.tasks.optim import head_parameters
 
 SMALL = "shufflenet_v2_x0_5"
 # One of each family, with the name of its head.

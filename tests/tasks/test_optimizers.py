@@ -6,15 +6,14 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
-from small import loader, mlp, pretrained, trainer, vit
+from small import adapted, loader, mlp, pretrained, trainer, vit
 from torch import nn
 
 import lora_lightning as ll
 from lora_lightning.errors import ConfigError
 from lora_lightning.tasks import optimizers
 from lora_lightning.tasks.classification import ImageClassifier
-from lora_lightning.tasks.layer_rates import layers_of
-from lora_lightning.tasks.optim import head_parameters, optimizer_of, parameter_groups
+from lora_lightning.tasks.optim import optimizer_of
 from lora_lightning.tasks.optim_config import OptimConfig
 from lora_lightning.tasks.optimizers import KINDS, class_of
 
@@ -39,11 +38,15 @@ def test_it_is_the_librarys_class_with_its_own_options(name):
     """What ours does is what the class by itself does."""
     config = OptimConfig(name=name, lr=1e-2, weight_decay=0.1, schedule={"name": "constant", "warmup": 0})
     ours, theirs = ([nn.Parameter(pretrained(mlp)[0].weight.detach().clone())] for _ in range(2))
-    optimizer, _ = optimizer_of([{"name": "a", "params": ours, "weight_decay": 0.1}], config, 10)
+    module = adapted(mlp)
+    optimizer, _ = optimizer_of(
+        [{"name": "a", "params": ours, "weight_decay": 0.1}], config, 10, module=module
+    )
     assert type(optimizer) is class_of(name)
     assert f"{type(optimizer).__name__}" == KINDS[name].target.rpartition(".")[2]
     steps_of(optimizer, ours)
-    plain = class_of(name)(theirs, lr=1e-2, weight_decay=0.1, **KINDS[name].given)
+    own = {**KINDS[name].given, **({"module": module} if KINDS[name].for_updates else {})}
+    plain = class_of(name)(theirs, lr=1e-2, weight_decay=0.1, **own)
     steps_of(plain, theirs)
     torch.testing.assert_close(ours[0], theirs[0], rtol=1e-6, atol=1e-7)
     assert not torch.equal(ours[0], pretrained(mlp)[0].weight)
@@ -56,7 +59,7 @@ def classifier(**options):
     return ImageClassifier(model, 3, optim={"lr": 1e-2, "weight_decay": 0.05, **options})
 
 
-QUICK = ("adamw", "sgd", "muon", "adamw8bit")
+QUICK = ("adamw", "sgd", "muon", "adamw8bit", "scaled_adamw")
 
 
 @pytest.mark.parametrize(
@@ -123,64 +126,10 @@ def test_a_missing_library_is_one_message_before_anything_is_built(monkeypatch):
 
 
 def test_muon_takes_the_head_for_none_of_its_matrices():
-    model = vit()
-    config = OptimConfig(name="muon")
-    optimizer, _ = optimizer_of(parameter_groups(model, head_parameters(model), config), config, 10)
+    optimizer, _ = optimizer_of(ll.param_groups(vit()), OptimConfig(name="muon"), 10)
     assert {g["name"]: g["use_fallback"] for g in optimizer.param_groups} == {
         "backbone": False, "backbone_no_decay": False, "head": True, "head_no_decay": True,
     }  # fmt: skip
-
-
-def rates(model, groups):
-    names = {id(p): n for n, p in model.named_parameters()}
-    return {names[id(p)]: g["lr"] for g in groups for p in g["params"]}
-
-
-@pytest.mark.parametrize("name", ["vit", "test_resnet", "test_convnext", "swin_tiny_patch4_window7_224"])
-def test_layer_decay_is_timms(name):
-    import timm
-    from timm.optim import param_groups_layer_decay
-
-    small = {"embed_dim": 24, "num_heads": (1, 1, 2, 2), "depths": (1, 1, 2, 1)} if "swin" in name else {}
-    model = vit() if name == "vit" else timm.create_model(name, num_classes=3, **small)
-    config = OptimConfig(lr=1e-2, layer_decay=0.75)
-    found = rates(model, parameter_groups(model, head_parameters(model), config))
-    theirs = param_groups_layer_decay(model, layer_decay=0.75)
-    wanted = rates(model, [{**g, "lr": 1e-2 * g["lr_scale"]} for g in theirs])
-    assert found == pytest.approx(wanted)
-    assert len(set(found.values())) > 3
-
-
-def test_layer_decay_of_updates_and_of_a_head_with_a_rate_of_its_own():
-    model = vit()
-    ll.inject(model, ll.LoRAConfig(rank=2))
-    config = OptimConfig(lr=1e-2, head_lr=0.5, layer_decay=0.5)
-    groups = parameter_groups(model, head_parameters(model), config)
-    found = rates(model, groups)
-    assert found["blocks.1.mlp.fc1.lora.default.weight.lora_A"] == pytest.approx(5e-3)
-    assert found["blocks.0.attn.qkv.lora.default.weight.lora_B"] == pytest.approx(2.5e-3)
-    assert found["head.weight"] == found["head.bias"] == 0.5
-    assert [g["name"] for g in groups] == [
-        "backbone.01_no_decay",
-        "backbone.02_no_decay",
-        "head",
-        "head_no_decay",
-    ]
-
-
-def test_layer_decay_by_blocks_where_no_model_says():
-    from torchvision.models import resnet18
-
-    model = nn.Sequential(resnet18())
-    layers, last = layers_of(model)
-    by_name = {n: layers[id(p)] for n, p in model.named_parameters()}
-    assert last == 9
-    assert (by_name["0.conv1.weight"], by_name["0.bn1.bias"]) == (0, 0)
-    assert (by_name["0.layer1.0.conv1.weight"], by_name["0.layer4.1.bn2.weight"]) == (1, 8)
-    assert by_name["0.layer2.0.downsample.0.weight"] == 3
-    assert by_name["0.fc.weight"] == 9
-    with pytest.raises(ConfigError, match=r"layer_decay=0\.5: no blocks are found in Linear"):
-        parameter_groups(nn.Linear(2, 2), set(), OptimConfig(layer_decay=0.5))
 
 
 def test_a_fit_without_an_end_needs_a_constant_rate(tmp_path):

@@ -10,8 +10,6 @@ from torch.nn.utils import parametrize
 
 import lora_lightning as ll
 from lora_lightning.app.rebuild import merge_files
-from lora_lightning.tasks.optim import parameter_groups
-from lora_lightning.tasks.optim_config import OptimConfig
 from lora_lightning.utils.names import named_parameters
 
 
@@ -121,7 +119,7 @@ def test_a_head_called_as_a_factor_is_a_head_in_pefts_files_too(tmp_path):
 def test_weight_decay_is_for_what_trains_in_full():
     model = pretrained(Net)
     ll.inject(model, ll.LoRAConfig(**{**OPTIONS, "modules_to_save": ["lora_head", "lora_mid"]}))
-    groups = {g["name"]: g["params"] for g in parameter_groups(model, set(), OptimConfig(weight_decay=0.1))}
+    groups = {g["name"]: g["params"] for g in ll.param_groups(model, head=set(), weight_decay=0.1)}
     assert {id(p) for p in groups["backbone"]} == {
         id(model.lora_head.weight),
         id(model.body["lora_mid"].weight),
