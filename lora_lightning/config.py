@@ -113,7 +113,8 @@ class LoRAConfig(Options):
             for "auto" in torchvision's detectors, else "all".
         exclude_modules: layers to leave alone: a list of names, or a regular expression.
         modules_to_save: modules trained in full and saved with the adapter, and not adapted: "auto" finds
-            the head; a list of names, "auto" among them for the head too; None for none.
+            the head; a list of names, "auto" among them for the head too, and also of parameters that belong
+            to no layer, such as `pos_embed`; None for none.
         backbone: name of the submodule to adapt and freeze; what lies outside it stays as it was.
             None takes `model.backbone` if there is one, else the whole model.
         rank_pattern: a name as in the lists -> rank. The most specific that matches wins: a plain name

@@ -20,6 +20,7 @@ from lora_lightning.files.peft_resolve import in_model, only_trained, with_begin
 from lora_lightning.layers.slot import Slot, read_weight
 from lora_lightning.planning.plan import LayerPlan, Plan
 from lora_lightning.planning.structure import Target, targets_of
+from lora_lightning.planning.targets import loose_parameters
 from lora_lightning.utils.names import (
     named_buffers,
     named_modules,
@@ -131,7 +132,8 @@ def check_tensors(
 def _misfits(model: nn.Module, planned: Plan, slots: dict[str, Slot]) -> list[str]:
     modules = named_modules(model)
     targets, refused = targets_of(model)
-    problems = [f"no module {n}" for n in planned.heads if n not in modules]
+    places = {*modules, *loose_parameters(model)}
+    problems = [f"no module {n}" for n in planned.heads if n not in places]
     if planned.backbone and planned.backbone not in modules:
         problems.append(f"no backbone {planned.backbone}")
     counts = Counter(p.name for p in planned.layers)

@@ -193,7 +193,7 @@ def plainly(config: LoRAConfig, layers: Sequence[LayerPlan]) -> LoRAConfig:
     began; their names and ranks are to be put into it."""
     return replace(
         config,
-        rank=max(p.rank for p in layers),
+        rank=max((p.rank for p in layers), default=config.rank),
         alpha=None,
         exclude_modules=None,
         init="default",
