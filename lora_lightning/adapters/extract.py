@@ -88,7 +88,7 @@ def extract(
     apply_plan(base, config, planned, adapter)
     for one in kept:
         layer = next(p for p in planned.layers if p.name == one.planned.name)
-        write_update(update_of(base, layer, adapter), *one.factors, layer.shape)
+        write_update(update_of(base, layer, adapter), *one.factors)
     own = extra_tensors(base, state_of(base).adapters[adapter].extra_trainables)
     values = extra_tensors(twin.model, own)
     with torch.no_grad():

@@ -101,6 +101,9 @@ def test_all_that_differs_is_kept_saved_loaded_and_merged(build, tmp_path):
     ll.load_adapter(fresh, tmp_path)
     torch.testing.assert_close(fresh(x), y, rtol=1e-5, atol=1e-5)
     assert ll.plan(copy.deepcopy(plain), base.lora_state.config) == base.lora_state.plan
+    held = Classifier(copy.deepcopy(plain))  # the network a level down
+    ll.load_adapter(held, tmp_path)
+    torch.testing.assert_close(held.eval()(x), y, rtol=1e-5, atol=1e-5)
     ll.eject(base, merged=True)
     torch.testing.assert_close(base(x), y, rtol=1e-5, atol=1e-5)
     assert told.parameters == sum(p.parameters for p in fresh.lora_state.plan.layers)
@@ -279,6 +282,10 @@ def test_peft_reads_what_was_extracted(tmp_path):
     ll.save_adapter(base, tmp_path, format="peft")
     theirs = peft.PeftModel.from_pretrained(plain, tmp_path).eval()
     torch.testing.assert_close(theirs(x), base(x), rtol=1e-5, atol=1e-5)
+    positions = built(vit)
+    ll.extract_lora(positions, tuned_from(positions), rank=1)
+    with pytest.raises(ll.ConfigError, match="pos_embed is trained outside of any layer that PEFT"):
+        ll.save_adapter(positions, tmp_path, format="peft")
 
 
 def test_what_does_not_fit_is_refused_by_name_and_the_base_is_untouched(tmp_path):
