@@ -19,7 +19,7 @@ from lora_lightning.planning.heads import find_heads, holds
 from lora_lightning.planning.patterns import matching
 from lora_lightning.planning.peft_config import config_of
 from lora_lightning.planning.plan import LayerPlan, Plan, summary
-from lora_lightning.planning.ranks import ranked
+from lora_lightning.planning.ranks import Decided, ranked
 from lora_lightning.planning.structure import Target, auto_targets, targets_of
 from lora_lightning.utils.names import inside, joined, named_modules, named_parameters, submodule
 from lora_lightning.utils.tables import ROOT, truncate_list
@@ -27,12 +27,14 @@ from lora_lightning.utils.tables import ROOT, truncate_list
 IN_FULL = "in modules_to_save, and trains in full: name it in one of the two"
 
 
-def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
+def plan(model: nn.Module, config: LoRAConfig | None = None, decided: Decided | None = None) -> Plan:
     """Decide what would be adapted, without touching the model.
 
     Args:
         model: any module that is not adapted yet.
         config: None takes the defaults; a mapping of LoRAConfig's fields and PEFT's `LoraConfig` will do.
+        decided: the ranks that data have given, which `inject` and `LoRACallback` find out; without them the
+            layers that wait for data stand with an even rank.
 
     Raises:
         ConfigError: nothing to adapt, a pattern that matches nothing (with near misses), a layer that
@@ -45,11 +47,16 @@ def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     problems: list[str] = []
     heads = _heads(network, config, problems)
     chosen, skipped = _targets(network, config, heads, problems)
-    layers = ranked(network, config, chosen, problems)
+    total = sum(p.numel() for p in named_parameters(model).values())
+    layers = ranked(network, config, chosen, problems, total, decided and decided.within(backbone))
     problems += _impossible(network, config, chosen, heads)
     if problems:
         raise ConfigError(problems)
-    return assemble(model, config, backbone, heads, layers, skipped)
+    planned = assemble(model, config, backbone, heads, layers, skipped)
+    if config.by_data:
+        waits = f"{config.by_data}: decided when the training data are seen"
+        planned = replace(planned, by_data=decided.how if decided else waits)
+    return planned
 
 
 def plan_parts(model: nn.Module, config: LoRAConfig) -> Plan:

@@ -160,6 +160,9 @@ def restore_entry(module: Any, check_base: bool, base: KnownBase, checkpoint: di
         eject(module)
         _make(module, saved, here.active)
         average_the_adapted(module.trainer, module)
+    elif same:
+        for name, adapter in here.adapters.items():
+            adapter.plan = saved[name].plan  # which also says what data have decided
     _give_values(module, checkpoint)
 
 
