@@ -26,12 +26,12 @@ if TYPE_CHECKING:
     )
     from lora_lightning.adapters.mixed_batch import mixed_adapters
     from lora_lightning.adapters.quantize import quantize
+    from lora_lightning.adapters.restarts import restart
     from lora_lightning.adapters.shrink import shrink
     from lora_lightning.adapters.spectra import spectra
     from lora_lightning.adapters.verify import verify
     from lora_lightning.config import LoRAConfig
     from lora_lightning.errors import AdapterFileError, ConfigError, UserError
-    from lora_lightning.files.extract import extract_lora
     from lora_lightning.files.from_model import lora_state_dict
     from lora_lightning.files.save_load import load_adapter, save_adapter
     from lora_lightning.methods.optimizers import param_groups
@@ -61,12 +61,12 @@ MODULES = {  # module -> its public names, as above
     ),
     "adapters.mixed_batch": ("mixed_adapters",),
     "adapters.quantize": ("quantize",),
+    "adapters.restarts": ("restart",),
     "adapters.shrink": ("shrink",),
     "adapters.spectra": ("spectra",),
     "adapters.verify": ("verify",),
     "config": ("LoRAConfig",),
     "errors": ("AdapterFileError", "ConfigError", "UserError"),
-    "files.extract": ("extract_lora",),
     "files.from_model": ("lora_state_dict",),
     "files.save_load": ("load_adapter", "save_adapter"),
     "methods.optimizers": ("param_groups",),
@@ -102,7 +102,6 @@ __all__ = [
     "combine",
     "delete_adapter",
     "eject",
-    "extract_lora",
     "inject",
     "linear_probe",
     "load_adapter",
@@ -114,6 +113,7 @@ __all__ = [
     "param_groups",
     "plan",
     "quantize",
+    "restart",
     "save_adapter",
     "set_adapter",
     "shrink",

@@ -21,7 +21,6 @@ from lora_lightning.utils.marks import (
     Show,
     above,
     at_least,
-    either,
     number,
     one_of,
     path,
@@ -32,12 +31,6 @@ from lora_lightning.utils.peft_names import ALL_LINEAR, NAMES, peft_problem
 
 OFF_ZERO = ("pissa", "pissa_fast", "milora", "olora")  # inits with B·A that is not zero, which is taken off
 RANK = at_least(1, note="4 to 32 are usual")
-RANKS = either(
-    whole(RANK), 'or "auto", or a share of the energy such as "energy:0.95"', words=("auto",), share="energy"
-)
-EVEN = 8  # the rank that rank="auto" shares out anew where no budget is given
-BY_INPUTS = ("eva",)  # inits that begin from the layers' inputs
-BY_GRADIENTS = ("lora_one",)  # and from the gradients of their weights
 
 
 def _is_name(value: Any) -> bool:
@@ -109,14 +102,7 @@ class LoRAConfig(Options):
     its `lora_alpha`. Its other names are refused with ours.
 
     Args:
-        rank: r, the rank of the updates, at least 1; of a layer with a smaller side that side. By data:
-            "auto", the ranks that explain most of the variance of the layers' inputs (Paischer et al. 2024,
-            arXiv 2410.07170) within `budget`, or "energy:0.95", of each layer the rank that explains so much
-            of it; of the gradients (He et al. 2025, arXiv 2502.12171) where `init` begins from these.
-        budget: of rank="auto": parameters of all updates, or below 1 a share of the model's. None is what a
-            rank of 8 everywhere would cost.
-        rho: with rank="auto" no layer has more than rho times the rank that all could have.
-        data_batches: batches of the training data that ranks and inits by data see.
+        rank: r, the rank of the updates, at least 1; of a layer with a smaller side that side.
         alpha: numerator of the scaling alpha / rank, with the layer's own rank; None means 2 * rank.
         target_modules: "auto" (by the model's structure), "all" (every supported layer but the head),
             a list of names, or one regular expression that matches whole names. A name in a list is a
@@ -127,8 +113,7 @@ class LoRAConfig(Options):
             for "auto" in torchvision's detectors, else "all".
         exclude_modules: layers to leave alone: a list of names, or a regular expression.
         modules_to_save: modules trained in full and saved with the adapter, and not adapted: "auto" finds
-            the head; a list of names, "auto" among them for the head too, and also of parameters that belong
-            to no layer, such as `pos_embed`; None for none.
+            the head; a list of names, "auto" among them for the head too; None for none.
         backbone: name of the submodule to adapt and freeze; what lies outside it stays as it was.
             None takes `model.backbone` if there is one, else the whole model.
         rank_pattern: a name as in the lists -> rank. The most specific that matches wins: a plain name
@@ -141,9 +126,10 @@ class LoRAConfig(Options):
             same, by a randomized SVD), "milora" (the smallest; Wang et al. 2024, arXiv 2406.09044, section
             3.2), "olora" (in the QR decomposition of W; Büyükakyüz 2024, arXiv 2406.01775, section 3). Of
             these four B·A is not zero, and is taken off by factors that never train, at once as many numbers
-            more. By data: "eva" (A in the leading singular vectors of the layer's inputs, B zero, arXiv
-            2410.07170). The outputs do not change at injection, but with "lora_one": that begins, by data,
-            with the best approximation of a step down the gradient (Zhang et al. 2025, arXiv 2502.01235).
+            more. The outputs do not change at injection.
+        restarts: how often, evenly spread over the training, what was learned is put aside into factors that
+            never train, and A and B begin anew, with the optimizer's state of them; the update ends with rank
+            r·(1 + restarts) (ReLoRA, Lialin et al. 2023, arXiv 2307.05695, equation 1).
         use_rslora: scale by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732, theorem 3.2).
         use_dora: train a magnitude for each output beside the direction (Liu et al. 2024,
             arXiv 2402.09353, equation 5).
@@ -164,7 +150,7 @@ class LoRAConfig(Options):
 
     owner = "LoRA"
 
-    rank: Annotated[int | str, RANKS] = 8
+    rank: Annotated[int, RANK] = 8
     alpha: Annotated[float | None, above(0), Null("twice the rank")] = None
     target_modules: Annotated[
         str | list[str], _names('"auto", "all", a list of names or globs, or a regex')
@@ -177,13 +163,9 @@ class LoRAConfig(Options):
     backbone: Annotated[str | None, path("the name of a submodule, such as 'encoder'")] = None
     rank_pattern: Annotated[dict[str, int], _by_name(whole(RANK))] = field(default_factory=dict)
     alpha_pattern: Annotated[dict[str, float], _by_name(number(above(0)))] = field(default_factory=dict)
-    budget: Annotated[float | None, above(0), Null("what a rank of 8 costs")] = None
-    rho: Annotated[float, at_least(1)] = 2.0
-    data_batches: Annotated[int, at_least(1)] = 8
     dropout: Annotated[float, at_least(0, below=1, noun="a probability")] = 0.0
-    init: Annotated[
-        str, one_of("default", "gaussian", "orthogonal", *OFF_ZERO, *BY_INPUTS, *BY_GRADIENTS)
-    ] = "default"
+    init: Annotated[str, one_of("default", "gaussian", "orthogonal", *OFF_ZERO)] = "default"
+    restarts: Annotated[int, at_least(0, note="1 to 4 are usual")] = 0
     use_rslora: bool = False
     use_dora: bool = False
     train_bias: Annotated[str, one_of("none", "all", "lora_only")] = "none"
@@ -193,30 +175,12 @@ class LoRAConfig(Options):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if found := _unfoldable(vars(self)):
+        if found := _apart(vars(self)):
             raise ConfigError(found)
 
     @classmethod
     def problems(cls, options: Mapping[str, Any], prefix: str = "", beside: Iterable[str] = ()) -> list[str]:
-        return super().problems(options, prefix, beside) + _unfoldable(options, prefix)
-
-    @classmethod
-    def apart(cls, options: Mapping[str, Any], prefix: str) -> Iterable[str]:
-        if options["budget"] is not None and options["rank"] != "auto":
-            budget, rank = options["budget"], options["rank"]
-            yield f'{prefix}budget={budget}: {prefix}rank={rank} needs none: give rank="auto", or no budget.'
-        if options["init"] in BY_GRADIENTS and options["use_dora"]:
-            yield (
-                f"{prefix}init={options['init']}: it begins with a step of the weights, and use_dora with "
-                "their directions: set use_dora to false, or give another init."
-            )
-
-    @property
-    def by_data(self) -> str:
-        """What is decided from data, as the options say it: `rank="auto", init="eva"`; "" for nothing."""
-        words = [f"rank={self.rank!r}"] if isinstance(self.rank, str) else []
-        words += [f"init={self.init!r}"] if self.init in (*BY_INPUTS, *BY_GRADIENTS) else []
-        return ", ".join(words)
+        return super().problems(options, prefix, beside) + _apart(options, prefix)
 
     @classmethod
     def plain(cls, name: str, value: Any) -> Any:
@@ -233,7 +197,7 @@ class LoRAConfig(Options):
 
     def fixed_rank(self, rank: int) -> int:
         """Rank of the part of an update that never trains, for one of this rank."""
-        return rank if self.init in OFF_ZERO else 0
+        return rank * (self.restarts + (self.init in OFF_ZERO))
 
     def scaling(self, rank: int, alpha: float | None) -> float:
         """s in W + s B A: alpha / rank, or alpha / sqrt(rank) with `use_rslora`."""
@@ -247,7 +211,22 @@ UNFOLDABLE = {  # option -> values with which no norm can be folded, and the one
 }
 
 
-def _unfoldable(options: Mapping[str, Any], prefix: str = "") -> list[str]:
+def _apart(options: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """One line for each option that does not go together with another."""
+    return _unfoldable(options, prefix) + _undroppable(options, prefix)
+
+
+def _undroppable(options: Mapping[str, Any], prefix: str) -> list[str]:
+    restarts, dropout = options.get("restarts"), options.get("dropout")
+    if not (isinstance(restarts, int) and isinstance(dropout, float) and restarts > 0 and dropout > 0):
+        return []
+    return [
+        f"{prefix}restarts={restarts}: with {prefix}dropout={dropout} what was learned before a restart "
+        "would be dropped, too, which the method has as a part of the weight: set one of them to 0."
+    ]
+
+
+def _unfoldable(options: Mapping[str, Any], prefix: str) -> list[str]:
     """One line for each option that does not go together with `fold_norms`."""
     if options.get("fold_norms") is not True:
         return []

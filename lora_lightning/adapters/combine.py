@@ -106,7 +106,7 @@ def combine(
     values = _averages(model, names, list(weights), config, planned)
     attach_adapter(model, config, planned, into)
     for name, (left, right, _) in factors.items():
-        write_update(update_of(model, sums[name].layer, into), left, right)
+        write_update(update_of(model, sums[name].layer, into), left, right, sums[name].layer.shape)
     state.adapters[into].values.update(values)
     return {name: error for name, (_, _, error) in factors.items()}
 
@@ -212,6 +212,7 @@ def _planned(
         exclude_modules=None,
         dropout=0.0,
         init="default",
+        restarts=0,
         use_rslora=False,
         train_bias=max((c.train_bias for c in configs), key=("none", "lora_only", "all").index),
         train_norm="both" if len(norms) > 1 else next(iter(norms), "frozen"),

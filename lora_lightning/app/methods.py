@@ -30,7 +30,9 @@ METHODS = {
     "norm_only": Method("norms only", "weights and biases of normalization layers, and the head"),
     "bitfit": Method("BitFit", "biases, and the head"),
     "peft": Method(
-        "LoRA by PEFT", "updates of PEFT's", OPTIONS - {"quantize", "implementation", "fold_norms"}
+        "LoRA by PEFT",
+        "updates of PEFT's",
+        OPTIONS - {"quantize", "implementation", "fold_norms", "restarts"},
     ),
     "lora": Method("LoRA", "updates", OPTIONS),
     "full": Method("full fine-tuning", "everything", frozenset()),

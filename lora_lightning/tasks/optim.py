@@ -13,6 +13,7 @@ from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils._foreach_utils import _get_fused_kernels_supported_devices
 
+from lora_lightning.adapters.restarts import restarts_of
 from lora_lightning.errors import ConfigError
 from lora_lightning.methods.optimizers import groups_of
 from lora_lightning.tasks.optim_config import OptimConfig
@@ -51,7 +52,8 @@ def optimizer_of(
 
     if KINDS[config.name].fused:
         optimizer.register_load_state_dict_pre_hook(stay)
-    return optimizer, LambdaLR(optimizer, schedule_of(config.rate_schedule, total_steps))
+    restarts = 0 if module is None else restarts_of(module)
+    return optimizer, LambdaLR(optimizer, schedule_of(config.rate_schedule, total_steps, restarts))
 
 
 def may_be_fused(trainer: L.Trainer, groups: list[dict[str, Any]]) -> bool:
@@ -78,7 +80,7 @@ def configured(
         LibraryError: the optimizer's library is missing or too old.
     """
     steps = module.trainer.estimated_stepping_batches
-    if math.isinf(steps) and needs_an_end(config.rate_schedule):
+    if math.isinf(steps) and (needs_an_end(config.rate_schedule) or restarts_of(module)):
         problem = (
             "trainer.max_epochs=-1: the learning rate follows the number of steps, so it must be known. Give"
             " trainer.max_epochs or trainer.max_steps, or schedule=constant schedule.warmup=0."

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
+from lora_lightning.methods.restarts import restart_steps
 from lora_lightning.tasks.optim_config import FLOOR, WARMUP, ScheduleConfig
 
 START, END = 1 / 25, 1 / 250_000  # of the peak; torch's OneCycleLR: div_factor 25, final_div_factor 1e4
 
 
-def schedule_of(config: ScheduleConfig, total_steps: float) -> Callable[[int], float]:
+def schedule_of(config: ScheduleConfig, total_steps: float, restarts: int = 0) -> Callable[[int], float]:
     """step -> fraction of the peak rate, for the schedule's own warm-up and floor where it is given none.
 
     Args:
         total_steps: infinite where `needs_an_end` is false.
+        restarts: of LoRA, evenly spread; the rate climbs again after each.
     """
     warmup = WARMUP[config.name] if config.warmup is None else config.warmup
+    if restarts:
+        climb = round(warmup * total_steps / (restarts + 1))
+        return jagged(schedule_of(config, total_steps), restart_steps(restarts, int(total_steps)), climb)
     floor = FLOOR.get(config.name, 0.0) if config.floor is None else config.floor
     if config.name == "onecycle":
         return one_cycle(total_steps, warmup)
@@ -32,6 +37,17 @@ def schedule_of(config: ScheduleConfig, total_steps: float) -> Callable[[int], f
 def needs_an_end(config: ScheduleConfig) -> bool:
     """Whether a schedule depends on the number of steps."""
     return not (config.name == "constant" and config.warmup == 0)
+
+
+def jagged(factor: Callable[[int], float], restarts: Sequence[int], climb: int) -> Callable[[int], float]:
+    """A schedule that climbs from zero again to where it would be, in so many steps after each restart
+    (ReLoRA, Lialin et al. 2023, arXiv 2307.05695, section 3: a jagged cosine)."""
+
+    def climbing(step: int) -> float:
+        since = min((step - start for start in restarts if step >= start), default=climb)
+        return factor(step) * min(1.0, (since + 1) / max(1, climb))
+
+    return climbing
 
 
 def cosine(steps: float, floor: float = 0.0) -> Callable[[int], float]:

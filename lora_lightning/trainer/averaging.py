@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from types import SimpleNamespace
 from typing import Any
@@ -78,6 +78,18 @@ def keep_equal_values(trainer: Any) -> None:
             model = callback._average_model
             if model.avg_fn is not None and not isinstance(model.avg_fn, _KeepsEqual):
                 model.avg_fn = _KeepsEqual(model.avg_fn)
+
+
+@torch.no_grad()
+def average_anew(trainer: Any, module: nn.Module, parameters: Iterable[nn.Parameter]) -> None:
+    """Begin the averages of these parameters anew, with their values of now."""
+    meant = {id(p) for p in parameters}
+    for callback in trainer.callbacks:
+        if is_a(callback, "WeightAveraging") and callback._average_model is not None:
+            averages = named_parameters(callback._average_model.module)
+            for name, parameter in named_parameters(module).items():
+                if id(parameter) in meant:
+                    averages[name].copy_(parameter)
 
 
 class _KeepsEqual:

@@ -31,6 +31,7 @@ from lora_lightning.trainer.refusals import (
     warn_of_hparams,
     warn_of_random_base,
 )
+from lora_lightning.trainer.restarting import Restarts, restarts_of_fit
 from lora_lightning.trainer.strategies import UNSHARDED, prepare_saving
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import one_of
@@ -105,6 +106,7 @@ class LoRACallback(ExactResume):
         self._injector: Injector | None = None
         self._first_steps: GradientMonitor | None = None
         self._collapse: CollapseWatch | None = None
+        self._restarts: Restarts | None = None
         self._logged: tuple[list[int], dict[str, Any]] | None = None
 
     @property
@@ -126,6 +128,7 @@ class LoRACallback(ExactResume):
         refuse_replaced(pl_module)
         assert self._injector is not None
         self._injector.plan = state_of(pl_module).plan  # a checkpoint may have brought another
+        self._restarts = restarts_of_fit(trainer, pl_module)
         freeze_norms(pl_module)
         prepare_saving(trainer, pl_module)
         keep_equal_values(trainer)
@@ -149,6 +152,11 @@ class LoRACallback(ExactResume):
             begin_training(pl_module)
         self._collapse = CollapseWatch(pl_module) if self.watch_collapse else None
         super().on_train_start(trainer, pl_module)
+
+    def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
+        super().on_train_batch_start(trainer, pl_module, *args)
+        if self._restarts is not None:
+            self._restarts.before_batch(trainer, pl_module)
 
     def on_after_backward(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         if self._first_steps is not None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Annotated, Any
 
 import lightning.pytorch as pl
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_lightning.errors import ConfigError
 from lora_lightning.trainer.averaging import moving_norms
@@ -118,6 +118,13 @@ class EMA(pl.Callback):
         for name, average in averages.items():
             stored = name if name in state else stored_name(pl_module, name)
             state[stored] = average.to(here[name].dtype)
+
+    def average_anew(self, pl_module: pl.LightningModule, parameters: Iterable[nn.Parameter]) -> None:
+        """Begin the averages of these anew, with their values of now."""
+        meant = {id(p) for p in parameters}
+        for name, tensor in self._training(pl_module).items():
+            if id(tensor) in meant:
+                self._kept[name].copy_(tensor.detach())
 
     def _update(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Once for each optimizer step."""

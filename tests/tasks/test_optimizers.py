@@ -70,10 +70,12 @@ QUICK = ("adamw", "sgd", "muon", "adamw8bit", "scaled_adamw")
     ],
 )
 def test_a_run_that_goes_on_ends_the_same(name, tmp_path):
+    """Over a restart, at which the optimizer forgets the updates and the rate climbs again."""
+
     def fit(folder, path=None):
         module = classifier(name=name)
         save = ModelCheckpoint(folder, "{step}", save_top_k=-1, every_n_train_steps=3)
-        run = trainer(folder, ll.LoRACallback(rank=2, verbose=False), save, max_epochs=2)
+        run = trainer(folder, ll.LoRACallback(rank=2, restarts=1, verbose=False), save, max_epochs=2)
         data = ll.ResumableLoader(loader(vit, size=8).dataset, 2)
         run.fit(module, data, ckpt_path=path, weights_only=True)
         return module.state_dict()

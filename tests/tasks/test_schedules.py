@@ -5,6 +5,7 @@ import torch
 from torch import nn
 from torch.optim import lr_scheduler
 
+import lora_lightning as ll
 from lora_lightning.errors import ConfigError
 from lora_lightning.tasks.optim import optimizer_of
 from lora_lightning.tasks.optim_config import OptimConfig, ScheduleConfig
@@ -115,3 +116,29 @@ def test_a_schedule_goes_on_where_it_was():
     for rate in rates[12:]:
         assert again[0].param_groups[0]["lr"] == rate
         again[0].step(), again[1].step()
+
+
+@pytest.mark.parametrize("options", [{}, {"name": "constant"}, {"name": "wsd", "warmup": 0.2}, {"warmup": 0}])
+def test_the_rate_climbs_again_after_each_restart(options):
+    """From nothing to where it would be, in the share of a cycle that the warm-up is of the whole."""
+    plain, config = factors(**options), ScheduleConfig(**options)
+    factor = schedule_of(config, STEPS, restarts=3)
+    warmup = {"cosine": 0.1, "constant": 0.1}.get(config.name) if config.warmup is None else config.warmup
+    climb = round(25 * warmup)
+    for step in range(STEPS):
+        share = min(1, (step % 25 + 1) / climb) if step >= 25 and climb else 1
+        assert factor(step) == pytest.approx(share * plain[step]), step
+    assert climb in (0, 2, 5)
+
+
+def test_restarts_are_those_of_the_adapted_module():
+    module = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+    config = OptimConfig(lr=1.0, schedule={"name": "constant", "warmup": 0.2})
+    for restarts, wanted in ((0, 1.0), (1, 1 / 4)):
+        ll.inject(
+            module, ll.LoRAConfig(rank=2, restarts=restarts, target_modules=["0"], modules_to_save=None)
+        )
+        groups = [{"name": "a", "params": ll.lora_parameters(module)}]
+        _, scheduler = optimizer_of(groups, config, 40, module=module)
+        assert scheduler.lr_lambdas[0](20) == pytest.approx(wanted)
+        ll.eject(module)
