@@ -29,7 +29,7 @@ LORA = Cell("tiny", "lora", 1e-2, "max", Budget((0, 1), (10, 11)))
 
 
 class Trainings:
-    """Trainings that give made scores, the best of them at a rate, and a list of those that were asked for."""
+    """Trainings that give made scores, the best of them at a rate; and those that were asked for."""
 
     def __init__(self, best: float, stop_after: int = 10**9) -> None:
         self.asked, self.best, self.left = [], best, stop_after
