@@ -44,6 +44,10 @@ METHODS: dict[str, Method] = {
     "dora": Method("DoRA", ("lora.use_dora=true",)),
     "peft_dora": Method("DoRA by PEFT", ("lora.use_dora=true",), method="peft"),
     "gaussian": Method("A begins gaussian", ("lora.init=gaussian",)),
+    "orthogonal": Method("A begins orthogonal", ("lora.init=orthogonal",)),
+    "pissa": Method("PiSSA", ("lora.init=pissa",)),
+    "milora": Method("MiLoRA", ("lora.init=milora",)),
+    "olora": Method("OLoRA", ("lora.init=olora",)),
     "auto": Method("layers of “auto”, same size", ("lora.target_modules=auto",), match=True),
     "attention": Method(
         "attention alone, same size",
