@@ -172,8 +172,8 @@ def whisper_tensors(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
             norm(f"{to}.final_layer_norm", f"{of}/ffn/layer_norm")
         out[f"model.{side}.embed_positions.weight"] = tensors[f"{side}/position_encodings/encodings"]
         norm(f"model.{side}.layer_norm", f"{side}/layer_norm")
-    for i in "12":
-        linear(f"model.encoder.conv{i}", f"encoder/conv{i}")
+    for name in ("conv1", "conv2"):
+        linear(f"model.encoder.{name}", f"encoder/{name}")
     words = tensors["decoder/embeddings/weight"]
     return {**out, "model.decoder.embed_tokens.weight": words, "proj_out.weight": words}
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import Annotated, Any
@@ -200,9 +201,10 @@ class RecordingsDataModule(L.LightningDataModule):
         seconds = list(self.parts[part].values())
         longest = self.augment.longest() if training and self.augment else 1.0
         batches = bucketed(seconds, self.batch_seconds / longest, self.seed if training else None)
+        most = self.limits.most
         workers = loading_workers(self.num_workers, self.trainer)
         return make(
-            Batches(batches, Utterances(rows, self.vocabulary, self.augment if training else None)),
+            Batches(batches, Utterances(rows, self.vocabulary, self.augment if training else None, most)),
             batch_size=None,
             num_workers=workers,
             pin_memory=torch.cuda.is_available(),
@@ -219,12 +221,16 @@ class RecordingsDataModule(L.LightningDataModule):
 
 
 class Utterances(Sequence[Utterance]):
-    """Rows as utterances, each read and augmented when it is asked for."""
+    """Rows as utterances, each read and augmented when it is asked for, to no more than `most` seconds."""
 
     def __init__(
-        self, rows: Sequence[Row], vocabulary: Sequence[str], augment: Augmentation | None = None
+        self,
+        rows: Sequence[Row],
+        vocabulary: Sequence[str],
+        augment: Augmentation | None = None,
+        most: float = math.inf,
     ) -> None:
-        self.rows, self.vocabulary, self.augment = rows, vocabulary, augment
+        self.rows, self.vocabulary, self.augment, self.most = rows, vocabulary, augment, most
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -236,7 +242,7 @@ class Utterances(Sequence[Utterance]):
         row = self.rows[index]
         wave = read_audio(row.path, row.start, row.end)
         if self.augment is not None:
-            wave = self.augment(wave)
+            wave = self.augment(wave, self.most)
         return Utterance(wave, normalize(row.text, self.vocabulary), row.id, row.accent, row.speaker)
 
 

@@ -69,10 +69,11 @@ class Augmentation(Options):
         """By how much an utterance can become longer."""
         return 1 / min(self.speed, default=1.0) if self.speed else 1.0
 
-    def __call__(self, wave: Tensor) -> Tensor:
-        """(samples,) -> (samples',): the speed changes the length."""
+    def __call__(self, wave: Tensor, most: float = math.inf) -> Tensor:
+        """(samples,) -> (samples',): the speed changes the length, never to more than `most` seconds."""
         if self.speed:
-            wave = at_speed(wave, random.choice(list(self.speed)))
+            allowed = [factor for factor in self.speed if len(wave) <= most * SAMPLE_RATE * factor]
+            wave = at_speed(wave, random.choice(allowed or [1.0]))
         if self.noise_snr and random.random() < self.noise_prob:
             wave = with_noise(wave, self._noise(len(wave)), random.uniform(*self.noise_snr))
         if self.gain_db:

@@ -154,6 +154,14 @@ def test_only_training_is_augmented(tmp_path):
     assert a.ids == b.ids and not torch.allclose(a.waves, b.waves, atol=0.01)
 
 
+def test_no_augmented_utterance_is_longer_than_the_longest_one_allowed(tmp_path):
+    """Whisper refuses it in the middle of an epoch; the slow ones last 0.6, 0.7, 0.8, 0.9 s, times 1 / 0.8."""
+    data = module(speech_files.manifest(tmp_path), augment={"speed": [0.8]}, max_seconds=0.9)
+    batches = list(data.train_dataloader())
+    longest = {int(n) for batch in batches for n in batch.lengths}
+    assert longest == {12_000, 14_000, 12_800, 14_400}  # 0.8 and 0.9 s stay as they are
+
+
 def test_batches_keep_to_their_budget():
     seconds = np.random.default_rng(0).uniform(1, 15, 300).tolist()
     batches = bucketed(seconds, 60.0, seed=3)
