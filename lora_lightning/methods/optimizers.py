@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Iterable
 from typing import Any
 
 from torch import nn
@@ -18,7 +18,7 @@ from lora_lightning.utils.names import submodule
 
 @options_of(Rates)
 def param_groups(
-    module: nn.Module, head: Collection[nn.Parameter] | None = None, **options: Any
+    module: nn.Module, head: Iterable[nn.Parameter] | None = None, **options: Any
 ) -> list[dict[str, Any]]:
     """What trains in `module` as groups for any optimizer of torch's kind, in the order of its parameters.
 
@@ -58,7 +58,7 @@ def head_parameters(model: nn.Module) -> set[nn.Parameter]:
     return {p for name in find_heads(model) for p in submodule(model, name).parameters()}
 
 
-def groups_of(module: nn.Module, head: Collection[nn.Parameter], rates: Rates) -> list[dict[str, Any]]:
+def groups_of(module: nn.Module, head: Iterable[nn.Parameter], rates: Rates) -> list[dict[str, Any]]:
     """As `param_groups`.
 
     Raises:
@@ -87,7 +87,7 @@ def groups_of(module: nn.Module, head: Collection[nn.Parameter], rates: Rates) -
     return [groups[name] for name in sorted(groups)]
 
 
-def _refuse_unused(module: nn.Module, groups: Collection[str], rates: Rates) -> None:
+def _refuse_unused(module: nn.Module, groups: Iterable[str], rates: Rates) -> None:
     """Refuse that nothing trains, or nothing of what an option is for."""
     name, problems = type(module).__name__, []
     if not groups:

@@ -9,7 +9,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from lora_lightning.layers.registry import lora_layers
+from lora_lightning.layers.registry import lora_layers, update_ids
 from lora_lightning.utils.names import by_class, named_modules
 
 PEFT = {("peft.tuners.lora.layer", "LoraLayer"): True}
@@ -57,14 +57,13 @@ def pairs_of(model: nn.Module) -> list[Pair]:
 
 def factor_ids(model: nn.Module) -> set[int]:
     """Identities of the parameters of every update in the model: A, B and DoRA's magnitudes."""
-    ours = {id(p) for layer in lora_layers(model).values() for p in layer.lora.parameters()}
     theirs = {
         id(parameter)
         for layer in _peft_layers(model)
         for name in layer.adapter_layer_names
         for parameter in getattr(layer, name).parameters()
     }
-    return ours | theirs
+    return update_ids(model) | theirs
 
 
 def _peft_layers(model: nn.Module) -> Iterator[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from lora_lightning.adapters.state import state_of, update_of
 from lora_lightning.layers.registry import LoRALayer
+from lora_lightning.methods.pairs import pairs_of
 from lora_lightning.planning.plan import LayerPlan
 from lora_lightning.trainer.compat import is_a
 from lora_lightning.trainer.strategies import UNSHARDED
@@ -174,7 +175,7 @@ def _spectral(matrix: Tensor) -> float:
 def _message(wrong: str, model: nn.Module, sizes: dict[str, float], trainer: Any) -> str:
     plan = state_of(model).plan
     ranks = {layer.name: layer.rank for layer in plan.layers}
-    rate = max((_rate(group) for o in trainer.optimizers for group in o.param_groups), default=0.0)
+    rate = rate_of_updates(model, [group for o in trainer.optimizers for group in o.param_groups])
     grown = ""
     if sizes:
         name = max(sizes, key=sizes.__getitem__)
@@ -192,6 +193,10 @@ def _message(wrong: str, model: nn.Module, sizes: dict[str, float], trainer: Any
     )
 
 
-def _rate(group: Mapping[str, Any]) -> float:
-    """The peak rate of a group: a scheduler keeps it beside today's."""
-    return float(group.get("initial_lr", group["lr"]))
+def rate_of_updates(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> float:
+    """The highest peak rate of an optimizer's groups with some `lora_A`: a head may have a rate of its own, and
+    with LoRA+ a `lora_B` a multiple. Of all groups where none has one. A scheduler keeps the peak beside today's
+    rate."""
+    own = {id(pair.A) for pair in pairs_of(model)}
+    chosen = [group for group in groups if any(id(p) in own for p in group["params"])]
+    return max((float(group.get("initial_lr", group["lr"])) for group in chosen or groups), default=0.0)

@@ -12,7 +12,7 @@ from torch import nn
 
 import lora_lightning as ll
 from lora_lightning.trainer import collapse
-from lora_lightning.trainer.collapse import EVERY, Look, fault, update_sizes
+from lora_lightning.trainer.collapse import EVERY, Look, fault, rate_of_updates, update_sizes
 
 CURVES = json.loads((Path(__file__).parent / "curves.json").read_text())
 
@@ -144,6 +144,17 @@ def test_sizes_are_those_of_the_matrices():
             base, 2
         )
         assert sizes[name] == pytest.approx(wanted.item(), rel=0.1)
+
+
+def test_the_rate_that_is_told_is_the_one_that_the_option_sets():
+    """Not the head's own, nor LoRA+'s multiple of it, of which a third may be more than was given."""
+    model = mlp()
+    ll.inject(model, ll.LoRAConfig(rank=2, target_modules=["0", "3"], modules_to_save=["5"]))
+    groups = ll.param_groups(model, lr=1e-3, head_lr=0.1, lora_plus=16, head=model[5].parameters())
+    assert rate_of_updates(model, groups) == 1e-3
+    assert rate_of_updates(model, [{**group, "initial_lr": 2 * group["lr"]} for group in groups]) == 2e-3
+    assert rate_of_updates(model, [{"params": [], "lr": 0.5}]) == 0.5
+    assert rate_of_updates(model, []) == 0.0
 
 
 def test_every_process_gives_the_same_verdict():
