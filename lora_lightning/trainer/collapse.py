@@ -194,9 +194,9 @@ def _message(wrong: str, model: nn.Module, sizes: dict[str, float], trainer: Any
 
 
 def rate_of_updates(model: nn.Module, groups: Sequence[Mapping[str, Any]]) -> float:
-    """The highest peak rate of an optimizer's groups with some `lora_A`: a head may have a rate of its own, and
-    with LoRA+ a `lora_B` a multiple. Of all groups where none has one. A scheduler keeps the peak beside today's
-    rate."""
+    """The highest peak rate of an optimizer's groups with some `lora_A`, of all groups where none has one: a
+    head may have a rate of its own, and with LoRA+ a `lora_B` a multiple. A scheduler keeps the peak beside
+    today's rate."""
     own = {id(pair.A) for pair in pairs_of(model)}
     chosen = [group for group in groups if any(id(p) in own for p in group["params"])]
     return max((float(group.get("initial_lr", group["lr"])) for group in chosen or groups), default=0.0)
