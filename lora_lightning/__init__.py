@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         unmerge,
     )
     from lora_lightning.adapters.mixed_batch import mixed_adapters
+    from lora_lightning.adapters.mixture import mixture, mixture_weights
     from lora_lightning.adapters.quantize import quantize
     from lora_lightning.adapters.restarts import restart
     from lora_lightning.adapters.shrink import shrink
@@ -60,6 +61,7 @@ MODULES = {  # module -> its public names, as above
         "unmerge",
     ),
     "adapters.mixed_batch": ("mixed_adapters",),
+    "adapters.mixture": ("mixture", "mixture_weights"),
     "adapters.quantize": ("quantize",),
     "adapters.restarts": ("restart",),
     "adapters.shrink": ("shrink",),
@@ -110,6 +112,8 @@ __all__ = [
     "lora_state_dict",
     "merge",
     "mixed_adapters",
+    "mixture",
+    "mixture_weights",
     "param_groups",
     "plan",
     "quantize",

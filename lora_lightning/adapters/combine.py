@@ -88,8 +88,9 @@ def combine(
     refuse_merged(model)
     state = state_of(model)
     records = [state.named(name) for name in names]
-    _check(model, records, names, weights, into, method, rank, density)
-    sums = _collect(model, names, records)
+    problems = _options(method, rank, density)
+    check_sources(model, records, names, weights, into, problems)
+    sums = collect(model, names, records)
     if method in DENSE:
         merged = dense(sums, list(weights), method, cast(float, density), seed)
         factors = {n: shortened(d, rank_of(sums[n], rank)) for n, d in merged.items()}
@@ -102,8 +103,8 @@ def combine(
             for n, (left, right) in thin.items()
         }
     ranks = {n: left.shape[-1] for n, (left, _, _) in factors.items()}
-    config, planned = _planned(model, records, sums, ranks)
-    values = _averages(model, names, list(weights), config, planned)
+    config, planned = planned_sum(model, records, sums, ranks)
+    values = averages(model, names, list(weights), config, planned)
     attach_adapter(model, config, planned, into)
     for name, (left, right, _) in factors.items():
         write_update(update_of(model, sums[name].layer, into), left, right, sums[name].layer.shape)
@@ -111,16 +112,22 @@ def combine(
     return {name: error for name, (_, _, error) in factors.items()}
 
 
-def _check(
+def check_sources(
     model: nn.Module,
     records: list[Adapter],
     names: Sequence[str],
     weights: Sequence[float],
     into: str,
-    method: str,
-    rank: int | None,
-    density: float | None,
+    others: Sequence[str] = (),
 ) -> None:
+    """Refuse adapters that have no sum, weights that are none, and a name that cannot be.
+
+    Args:
+        others: problems that are told with these.
+
+    Raises:
+        ConfigError: every problem at once.
+    """
     if not hasattr(weights, "__len__"):
         raise ConfigError([f"weights={weights!r}: give a list, with one number for each of {list(names)!r}."])
     problems = []
@@ -132,6 +139,20 @@ def _check(
         problems.append(problem.replace("adapter=", "into="))
     elif into in state_of(model).adapters:
         problems.append(f"into={into!r}: the model has an adapter of this name; give another.")
+    problems += others
+    if dora := [n for n, r in zip(names, records, strict=True) if r.config.use_dora]:
+        problems.append(
+            f"names: {truncate_list(dora)} use DoRA, which rescales the weight itself and is no sum of low "
+            "rank: combine adapters with use_dora=False."
+        )
+    if problems:
+        raise ConfigError(problems)
+    check_adapter(model, records[0].config, into)
+
+
+def _options(method: str, rank: int | None, density: float | None) -> list[str]:
+    """What is wrong with how to combine."""
+    problems = []
     if method not in METHODS:
         problems.append(
             f"method={method!r}: give one of {', '.join(METHODS)}.{did_you_mean(method, METHODS)}"
@@ -148,18 +169,11 @@ def _check(
         )
     if method not in DENSE and density is not None:
         problems.append(f"density={density!r}: {method} drops no entries; leave it out.")
-    if dora := [n for n, r in zip(names, records, strict=True) if r.config.use_dora]:
-        problems.append(
-            f"names: {truncate_list(dora)} use DoRA, which rescales the weight itself and is no sum of low "
-            "rank: combine adapters with use_dora=False."
-        )
-    if problems:
-        raise ConfigError(problems)
-    check_adapter(model, records[0].config, into)
+    return problems
 
 
 @torch.no_grad()
-def _collect(model: nn.Module, names: Sequence[str], records: list[Adapter]) -> dict[str, Sum]:
+def collect(model: nn.Module, names: Sequence[str], records: list[Adapter]) -> dict[str, Sum]:
     """The terms for each place. Where one adapter updates a whole weight and another some of its rows,
     the rows are written as an update of the whole."""
     plans = [(i, layer) for i, record in enumerate(records) for layer in record.plan.layers]
@@ -181,7 +195,7 @@ def _collect(model: nn.Module, names: Sequence[str], records: list[Adapter]) -> 
     return sums
 
 
-def _planned(
+def planned_sum(
     model: nn.Module, records: list[Adapter], sums: dict[str, Sum], ranks: dict[str, int]
 ) -> tuple[LoRAConfig, Plan]:
     """A configuration and a plan under which the new adapter's scaling is 1 everywhere."""
@@ -199,6 +213,7 @@ def _planned(
                 alpha=float(ranks[name]),
                 asked=None,
                 fixed=0,
+                mixed=(),
                 parameters=ranks[name] * left.shape[0] * (left.shape[1] + right.shape[2]),
             )
         )
@@ -225,7 +240,7 @@ def _planned(
 
 
 @torch.no_grad()
-def _averages(
+def averages(
     model: nn.Module, names: Sequence[str], weights: list[float], config: LoRAConfig, planned: Plan
 ) -> dict[str, Tensor]:
     """Σ w·v / Σ w of the model's own tensors that the new adapter trains; an adapter that does not train

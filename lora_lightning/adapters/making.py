@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from torch import nn
+from typing import Any
+
+from torch import Tensor, nn
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.layers.layer import LoRALayer, slot_key
+from lora_lightning.layers.mixture import MixtureUpdate
 from lora_lightning.layers.registry import family_of, slots_of
-from lora_lightning.layers.slot import read_weight
+from lora_lightning.layers.slot import Slot, read_weight
 from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.methods.inits import INITS, begin
-from lora_lightning.planning.plan import Plan
+from lora_lightning.planning.plan import LayerPlan, Plan
 from lora_lightning.utils.names import submodule
 
 Made = dict[str, tuple[type[LoRALayer], dict[str, LowRankUpdate]]]  # by module: its family, updates by slot
@@ -23,20 +26,31 @@ def made_updates(model: nn.Module, config: LoRAConfig, planned: Plan, begins: bo
         module = submodule(model, item.module)
         slot = slots_of(item.module, module)[item.slot]
         weight = slot.of(read_weight(module, slot.parameter))
-        update = LowRankUpdate(
-            weight,
-            slot,
-            rank=item.rank,
-            scaling=config.scaling(item.rank, item.alpha),
-            dropout=config.dropout,
-            init=config.init if begins else "default",
-            use_dora=config.use_dora,
-            implementation=config.implementation,
-            fixed=item.fixed,
-        ).requires_grad_(False)
+        init = config.init if begins else "default"
+        update = planned_update(weight, slot, item, config, init).requires_grad_(False)
         begin(update, weight, item.name, getattr(module, "padding_idx", None))
         made.setdefault(item.module, (family_of(module), {}))[1][slot_key(item.slot)] = update
     return made
+
+
+def planned_update(
+    weight: Tensor, slot: Slot, planned: LayerPlan, config: LoRAConfig, init: str = "default"
+) -> LowRankUpdate:
+    """The update of a planned layer.
+
+    Args:
+        weight: of the layer, or the rows of it that the slot means.
+        init: as `LoRAConfig.init`.
+    """
+    options: dict[str, Any] = {
+        "scaling": config.scaling(planned.rank, planned.alpha),
+        "dropout": config.dropout,
+        "init": init,
+        "implementation": config.implementation,
+    }
+    if planned.mixed:
+        return MixtureUpdate(weight, slot, ranks=[rank for _, rank in planned.mixed], **options)
+    return LowRankUpdate(weight, slot, planned.rank, use_dora=config.use_dora, fixed=planned.fixed, **options)
 
 
 def needs_values(config: LoRAConfig) -> list[str]:

@@ -13,13 +13,13 @@ from lora_lightning.methods.restarts import first_place, restart_update, restart
 
 
 def restart(model: nn.Module, *optimizers: Optimizer) -> None:
-    """Keep what the selected adapters have learned and let their A and B begin anew: in the end their updates
+    """Keep what the selected adapters have learned and let their A and B begin anew: in the end the updates
     are of rank r·(1 + restarts) at the optimizer's cost of rank r (ReLoRA, Lialin et al. 2023, arXiv
     2307.05695). The outputs do not change.
 
-    The paper's optimizer loses 99 % of its moments of A and B, its code all or a random 99.9 %; here all, with
-    the count of steps, so that the first steps have the size that they have at the beginning. Let the rate
-    climb again from zero, too. With LoRACallback, and in its tasks' schedules, all of that is done.
+    The paper's optimizer loses 99 % of its moments of A and B, its code all or 99.9 %; here all, with the
+    count of steps, so that the first steps have the size that they have at the beginning. Let the rate climb
+    again from zero, too. With LoRACallback, and in its tasks' schedules, all of that is done.
 
     Args:
         model: the module that was given to `inject`, with `LoRAConfig(restarts=…)`.

@@ -18,6 +18,7 @@ from lora_lightning.files.origin import Origin
 from lora_lightning.files.pair import CONFIG_FILE, TENSOR_FILE, Pair, digest_of, read_pair, write_pair
 from lora_lightning.kernels.quantized_tensor import QUANTIZERS
 from lora_lightning.layers.factors import joined_factors
+from lora_lightning.layers.mixture import weighted
 from lora_lightning.layers.slot import Slot
 from lora_lightning.layers.update import LEAVES
 from lora_lightning.planning.plan import LayerPlan, Plan
@@ -67,6 +68,8 @@ class SavedAdapter:
             if layer.fixed:
                 A, B = self.slots[layer.name].factors(layer.shape, layer.fixed)
                 shapes[layer.tensor("lora_fixed_A")], shapes[layer.tensor("lora_fixed_B")] = A, B
+            if layer.mixed:
+                shapes[layer.tensor("lora_mixture")] = (len(layer.mixed),)
             if self.config.use_dora:
                 shapes[layer.tensor("lora_magnitude")] = layer.shape[:1]
         return shapes
@@ -74,6 +77,9 @@ class SavedAdapter:
     def factors(self, layer: LayerPlan) -> tuple[Tensor, Tensor, int]:
         """A and B of a layer's whole update, with what never trains of it, and their rank."""
         A, B = (self.tensors[layer.tensor(f"lora_{k}")] for k in "AB")
+        if layer.mixed:
+            weights = self.tensors[layer.tensor("lora_mixture")].softmax(0)
+            B = weighted(self.slots[layer.name], B, weights, [rank for _, rank in layer.mixed])
         if layer.fixed:
             fixed = (self.tensors[layer.tensor(f"lora_fixed_{k}")] for k in "AB")
             A, B = joined_factors(self.slots[layer.name], A, B, *fixed)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lora_lightning.adapters.making import planned_update
 from lora_lightning.errors import AdapterFileError, UserError
 from lora_lightning.files.alignment import aligned
 from lora_lightning.files.fingerprint import refusal_of_base
@@ -147,13 +148,8 @@ def saved_update(saved: SavedAdapter, layer: LayerPlan, weight: Tensor | None = 
         weight: the base's, of which the type counts; None where the factors alone are wanted.
     """
     slot = saved.slots[layer.name]
-    update = LowRankUpdate(
-        torch.zeros(()).expand(layer.shape) if weight is None else slot.of(weight),
-        slot,
-        layer.rank,
-        saved.config.scaling(layer.rank, layer.alpha),
-        use_dora=saved.config.use_dora,
-        fixed=layer.fixed,
+    update = planned_update(
+        torch.zeros(()).expand(layer.shape) if weight is None else slot.of(weight), slot, layer, saved.config
     ).requires_grad_(False)
     for part, parameter in named_parameters(update).items():
         parameter.copy_(saved.tensors[layer.tensor(part)])

@@ -164,7 +164,7 @@ def _differences(record: Adapter, config: LoRAConfig, planned: Plan) -> list[str
     problems = [f"{n} is not adapted in the file" for n in here if n not in there]
     problems += [f"{n} is not adapted in the model" for n in there if n not in here]
     for name in here.keys() & there.keys():
-        for option in ("rank", "alpha", "fixed"):
+        for option in ("rank", "alpha", "fixed", "mixed"):
             ours, theirs = getattr(here[name], option), getattr(there[name], option)
             if ours != theirs:
                 what = "rank of what never trains" if option == "fixed" else option

@@ -99,7 +99,7 @@ class LoRALayer(ClassSwap):
         """W and the one update to be added to it, where it can be merged with others' for the products of a
         step; and its scaling."""
         update, weight = self.alone(), self._parameters.get("weight")
-        if update is None or weight is None or weight.requires_grad or update.fixed:
+        if update is None or weight is None or weight.requires_grad or update.makes_factors:
             return None  # factors that are joined are others at each call, and would wait in vain
         return Factored(weight, update.lora_A, update.lora_B, update.lora_magnitude), update.scaling
 

@@ -18,7 +18,7 @@ from lora_lightning.layers.factors import init_factors, joined_factors, put_side
 from lora_lightning.layers.slot import Slot
 
 FIXED = ("lora_fixed_A", "lora_fixed_B")  # those that never train
-LEAVES = ("lora_A", "lora_B", "lora_magnitude", *FIXED)  # names of an update's parameters
+LEAVES = ("lora_A", "lora_B", "lora_magnitude", "lora_mixture", *FIXED)  # names of an update's parameters
 
 
 class LowRankUpdate(nn.Module):
@@ -54,6 +54,7 @@ class LowRankUpdate(nn.Module):
         total_rank: r + q.
         begun_from: of an init that is made of the weight, what it was like then (`methods.inits.likeness`);
             None before that.
+        makes_factors: whether `factors` makes new tensors.
         becomes_half: follow the model into half precision, where something else keeps float32 values.
     """
 
@@ -123,6 +124,10 @@ class LowRankUpdate(nn.Module):
     def trained(self) -> list[nn.Parameter]:
         """A, B and DoRA's magnitude."""
         return [p for name, p in self._parameters.items() if p is not None and name not in FIXED]
+
+    @property
+    def makes_factors(self) -> bool:
+        return bool(self.fixed)
 
     def factors(self) -> tuple[Tensor, Tensor]:
         """A and B of the whole update, as `slot.factors` says of `total_rank`: the parameters themselves, or

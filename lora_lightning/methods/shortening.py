@@ -215,7 +215,7 @@ def shortened_plan(layer: LayerPlan, slot: Slot, rank: int, config: LoRAConfig) 
     scaling = config.scaling(layer.rank, layer.alpha)
     alpha = scaling * (math.sqrt(rank) if config.use_rslora else rank)
     size = rank * cost_of(slot, layer.shape)
-    return replace(layer, rank=rank, alpha=alpha, parameters=size, asked=None, fixed=0)
+    return replace(layer, rank=rank, alpha=alpha, parameters=size, asked=None, fixed=0, mixed=())
 
 
 def as_factors(

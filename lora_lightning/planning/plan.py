@@ -27,6 +27,7 @@ class LayerPlan:
         parameters: that train.
         asked: the rank that was asked for, where the smaller side caps it, else None.
         fixed: rank of the part of the update that never trains.
+        mixed: of a mixture the adapters that it is made of, each with its rank here.
     """
 
     name: str
@@ -39,6 +40,7 @@ class LayerPlan:
     parameters: int
     asked: int | None = field(default=None, compare=False)
     fixed: int = 0
+    mixed: tuple[tuple[str, int], ...] = ()
 
     @property
     def shown_rank(self) -> str:
@@ -46,7 +48,7 @@ class LayerPlan:
         return str(self.rank) if self.asked is None else f"{self.asked}, capped at {self.rank}"
 
     def tensor(self, part: str) -> str:
-        """Name in a file of `lora_A`, `lora_B`, `lora_magnitude`, `lora_fixed_A` or `lora_fixed_B`."""
+        """Name in a file of `lora_A`, `lora_B` or another of an update's leaves."""
         return joined(self.name, part)
 
     def update(self, adapter: str) -> str:
@@ -97,7 +99,10 @@ class Plan:
         Raises:
             TypeError, KeyError, AttributeError: the values are not a plan's.
         """
-        layers = [LayerPlan(**{**v, "shape": tuple(v["shape"])}) for v in values["layers"]]
+        layers = [
+            LayerPlan(**{**v, "shape": tuple(v["shape"]), "mixed": tuple(map(tuple, v.get("mixed", ())))})
+            for v in values["layers"]
+        ]
         planned = cls(**{**values, "layers": layers})
         for layer in layers:
             words = (layer.name, layer.module, layer.slot, layer.kind)
@@ -108,6 +113,8 @@ class Plan:
                 and all(type(n) is int and n > 0 for n in numbers)
                 and type(layer.fixed) is int
                 and layer.fixed >= 0
+                and all(type(n) is str and type(r) is int and r >= 0 for n, r in layer.mixed)
+                and (not layer.mixed or sum(r for _, r in layer.mixed) == layer.rank)
                 and type(layer.alpha) in (int, float)
                 and 0 < layer.alpha <= sys.float_info.max
             ):

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lora_lightning.adapters import quantize as quantization
 from lora_lightning.adapters.base_values import begin_training, refuse_replaced
 from lora_lightning.adapters.inject import ADAPTER_NAME, freeze_norms
-from lora_lightning.adapters.state import state_of
+from lora_lightning.adapters.state import is_injected, state_of
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.layers.norm import FrozenNorm
@@ -56,8 +56,9 @@ class LoRACallback(ExactResume):
     Args:
         config: what to adapt and how; a mapping of LoRAConfig's fields and PEFT's `LoraConfig` will do.
         adapter: name of the updates. A module that is adapted already, by an earlier fit, gets one more
-            adapter of this name; the earlier ones stay in it and in its checkpoints, and do not train. None
-            is "default", or what is selected in a module that is adapted already.
+            adapter of this name; the earlier ones stay in it and in its checkpoints, and do not train. One
+            that the module has trains as it is, where no configuration is given beside its name. None is
+            "default", or what is selected in a module that is adapted already.
         checkpoint: "adapter", or "full" for checkpoints with the frozen weights too; a run with either
             resumes from both.
         verbose: print the plan when a fit begins.
@@ -101,12 +102,14 @@ class LoRACallback(ExactResume):
         super().__init__()
         self.config = LoRAConfig(**options) if config is None else config_of(config)
         self.adapter = adapter
+        self._as_it_is = adapter is not None and config is None and not options
         self.checkpoint, self.verbose, self.verify_strict = checkpoint, verbose, verify_strict
         self.check_base, self.watch_collapse = check_base, watch_collapse
         self._injector: Injector | None = None
         self._first_steps: GradientMonitor | None = None
         self._collapse: CollapseWatch | None = None
         self._restarts: Restarts | None = None
+        self._restored_seed: int | None = None  # of the restarts of the run that is resumed
         self._logged: tuple[list[int], dict[str, Any]] | None = None
 
     @property
@@ -120,6 +123,8 @@ class LoRACallback(ExactResume):
         refuse_beside(trainer)
         if is_a(trainer.strategy, *UNSHARDED):
             write_checkpoints_whole(trainer.strategy)
+        if self._as_it_is and is_injected(pl_module) and self.adapter in state_of(pl_module).adapters:
+            self.config = state_of(pl_module).adapters[self.adapter].config
         self._injector = Injector(self.config, self.adapter, self.checkpoint == "full", self.check_base)
         self._injector.setup(trainer, pl_module)
 
@@ -128,7 +133,7 @@ class LoRACallback(ExactResume):
         refuse_replaced(pl_module)
         assert self._injector is not None
         self._injector.plan = state_of(pl_module).plan  # a checkpoint may have brought another
-        self._restarts = restarts_of_fit(trainer, pl_module)
+        self._restarts = restarts_of_fit(trainer, pl_module, self._restored_seed)
         freeze_norms(pl_module)
         prepare_saving(trainer, pl_module)
         keep_equal_values(trainer)
@@ -197,7 +202,11 @@ class LoRACallback(ExactResume):
             rank_zero_warn(fault)
 
     def state_dict(self) -> dict[str, Any]:
-        return {"config": self.config.to_dict()}
+        seed = {} if self._restarts is None else {"restarts_seed": self._restarts.seed}
+        return {"config": self.config.to_dict(), **seed}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self._restored_seed = state_dict.get("restarts_seed")
 
     def _log(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Tell the Trainer's loggers, once, also when the same fit goes on."""

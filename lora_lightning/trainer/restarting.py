@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
-from torch import Tensor
 
 from lora_lightning.adapters.restarts import done, restart_adapter, updates_of
 from lora_lightning.adapters.state import state_of
@@ -32,10 +30,12 @@ class Restarts:
     Attributes:
         due: by the adapter, the optimizer steps after which each of all its restarts comes.
         done: by the adapter, how many are behind it.
+        seed: of the random numbers in them, the same in every process and in a resumed run.
     """
 
     due: dict[str, list[int]]
     done: dict[str, int]
+    seed: int
 
     def before_batch(self, trainer: Any, module: pl.LightningModule) -> None:
         """Restart what is due. A checkpoint of the step before is of the time before, and the resumed run
@@ -44,12 +44,17 @@ class Restarts:
             number = self.done[adapter]
             if number < len(steps) and trainer.global_step >= steps[number]:
                 self.done[adapter] += 1
-                _restart(trainer, module, adapter)
+                with seeded(self.seed, number, list(self.due).index(adapter)):
+                    restart_adapter(module, adapter, *trainer.optimizers)
+                _average_anew(trainer, module, adapter)
 
 
-def restarts_of_fit(trainer: Any, module: pl.LightningModule) -> Restarts | None:
+def restarts_of_fit(trainer: Any, module: pl.LightningModule, seed: int | None) -> Restarts | None:
     """The restarts of a fit that is about to train; None without any. The steps are those of the whole fit,
     also in a run that is resumed.
+
+    Args:
+        seed: that of the run that is resumed; None is torch's of the first process.
 
     Raises:
         ConfigError: their steps cannot be known, or averages or shards are in the way.
@@ -65,7 +70,8 @@ def restarts_of_fit(trainer: Any, module: pl.LightningModule) -> Restarts | None
             f"restarts: adapter {spent[0]!r} has {behind[spent[0]]} of {wanted[spent[0]]} restarts behind it "
             "from an earlier training, and has no room for more than the rest."
         )
-    return Restarts({n: restart_steps(r, steps) for n, r in wanted.items()}, behind)
+    seed = trainer.strategy.broadcast(torch.initial_seed()) if seed is None else seed
+    return Restarts({n: restart_steps(r, steps) for n, r in wanted.items()}, behind, seed)
 
 
 def _steps(trainer: Any, module: pl.LightningModule, restarts: int) -> int:
@@ -97,20 +103,11 @@ def _steps(trainer: Any, module: pl.LightningModule, restarts: int) -> int:
     return int(steps)
 
 
-def _restart(trainer: Any, module: pl.LightningModule, adapter: str) -> None:
-    """The random numbers follow from the values of now: so they are the same in every process and in a
-    resumed run, and others with another seed of the run."""
+def _average_anew(trainer: Any, module: pl.LightningModule, adapter: str) -> None:
+    """An average over a restart would be of factors of different updates."""
     updates = updates_of(module, adapter)
-    with seeded(_number(updates[0].lora_A)):
-        restart_adapter(module, adapter, *trainer.optimizers)
     factors = [p for update in updates for n, p in update.named_parameters() if n != "lora_magnitude"]
     for callback in trainer.callbacks:
         if isinstance(callback, EMA):
             callback.average_anew(module, factors)
     average_anew(trainer, module, factors)
-
-
-@torch.no_grad()
-def _number(values: Tensor) -> int:
-    plain = values.detach().float().cpu().contiguous().view(torch.uint8)
-    return int.from_bytes(sha256(plain.numpy().tobytes()).digest()[:8], "big")
