@@ -58,7 +58,7 @@ class TextClassifier(pl.LightningModule):
         return 100 * float((self(batch[0]).argmax(1) == batch[1]).float().mean())
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=self.rate, weight_decay=0.01)
+        return torch.optim.AdamW(ll.param_groups(self, lr=self.rate, weight_decay=0.01))
 
 
 def main(quick: bool = False) -> str:
