@@ -90,8 +90,8 @@ def configured(
     sharded = any(type(p) is not nn.Parameter for group in groups for p in group["params"])
     if sharded and KINDS[config.name].library != "torch":
         raise ConfigError([
-            f"optim.name={config.name}: {KINDS[config.name].library} takes no parameters that are sharded "
-            "over processes; take adamw, or trainer=ddp."
+            f"optim.name={config.name}: it takes no parameters that are sharded over processes; take adamw, "
+            "or trainer=ddp."
         ])  # fmt: skip
     fused = may_be_fused(module.trainer, groups)
     optimizer, scheduler = optimizer_of(groups, config, steps, fused, module)
