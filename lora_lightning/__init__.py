@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from lora_lightning.adapters.mixed_batch import mixed_adapters
     from lora_lightning.adapters.mixture import mixture, mixture_weights
     from lora_lightning.adapters.quantize import quantize
+    from lora_lightning.adapters.regularization import regularization
     from lora_lightning.adapters.restarts import restart
     from lora_lightning.adapters.shrink import shrink
     from lora_lightning.adapters.spectra import spectra
@@ -63,6 +64,7 @@ MODULES = {  # module -> its public names, as above
     "adapters.mixed_batch": ("mixed_adapters",),
     "adapters.mixture": ("mixture", "mixture_weights"),
     "adapters.quantize": ("quantize",),
+    "adapters.regularization": ("regularization",),
     "adapters.restarts": ("restart",),
     "adapters.shrink": ("shrink",),
     "adapters.spectra": ("spectra",),
@@ -117,6 +119,7 @@ __all__ = [
     "param_groups",
     "plan",
     "quantize",
+    "regularization",
     "restart",
     "save_adapter",
     "set_adapter",

@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from typing_extensions import NotRequired
 
-from lora_lightning.errors import ConfigError
+from lora_lightning.errors import ConfigError, did_you_mean
 from lora_lightning.utils.checks import Options
 from lora_lightning.utils.marks import (
     Check,
@@ -31,6 +31,7 @@ from lora_lightning.utils.peft_names import ALL_LINEAR, NAMES, peft_problem
 
 OFF_ZERO = ("pissa", "pissa_fast", "milora", "olora")  # inits with B·A that is not zero, which is taken off
 RANK = at_least(1, note="4 to 32 are usual")
+REGULARIZERS = ("frobenius", "l2", "orthogonal", "heads", "outputs")  # terms R of the objective L + λ·R
 
 
 def _is_name(value: Any) -> bool:
@@ -69,6 +70,32 @@ def _by_name(each: Check) -> Check:
         return numbers + [f"{name}: {key!r} {wrong}." for key in value if (wrong := problem(key))]
 
     return Check("a mapping of layer names to numbers, such as {qkv: 16}", test, details=details)
+
+
+def _weight_problems(name: str, value: Any, show: Show) -> list[str]:
+    """One line for each term that there is not, and for each weight that is none."""
+    weight = number(at_least(0, noun="a finite weight"))
+    strays = [key for key in value if key not in REGULARIZERS]
+    return [
+        *(
+            f"{name}: {key!r} is no term of the loss.{did_you_mean(str(key), REGULARIZERS)} Terms: "
+            f"{', '.join(REGULARIZERS)}."
+            for key in strays
+        ),
+        *(
+            problem
+            for key, given in value.items()
+            if key not in strays
+            for problem in weight.problems(f"{name}.{key}", given, show)
+        ),
+    ]
+
+
+WEIGHTS = Check(
+    "a mapping of terms to weights, such as {frobenius: 1.0e-4}",
+    lambda v: isinstance(v, dict),
+    details=_weight_problems,
+)
 
 
 def _named(cls: type[LoRAConfig]) -> type[LoRAConfig]:
@@ -133,6 +160,10 @@ class LoRAConfig(Options):
         use_rslora: scale by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732, theorem 3.2).
         use_dora: train a magnitude for each output beside the direction (Liu et al. 2024,
             arXiv 2402.09353, equation 5).
+        regularizer: terms R of the objective L + λ·R that the callback trains by, each with its weight λ:
+            "frobenius", the squared size of the updates; "l2", of their factors; "orthogonal", how alike the
+            directions in a factor are; "heads", the squared way of heads, norms and biases from the base;
+            "outputs", how far the updates move the outputs. `methods.regularizers` has the equations.
         train_bias: "none", "all" (every bias in the backbone) or "lora_only" (of adapted layers).
         train_norm: normalization layers: "frozen", "affine" (weight and bias train), "stats" (running
             statistics move) or "both".
@@ -168,6 +199,7 @@ class LoRAConfig(Options):
     restarts: Annotated[int, at_least(0, note="1 to 4 are usual")] = 0
     use_rslora: bool = False
     use_dora: bool = False
+    regularizer: Annotated[dict[str, float], WEIGHTS] = field(default_factory=dict)
     train_bias: Annotated[str, one_of("none", "all", "lora_only")] = "none"
     train_norm: Annotated[str, one_of("frozen", "affine", "stats", "both")] = "frozen"
     fold_norms: bool = False
@@ -184,7 +216,13 @@ class LoRAConfig(Options):
 
     @classmethod
     def plain(cls, name: str, value: Any) -> Any:
-        """Plain lists, dictionaries and numbers of what Hydra and sweeps hand over."""
+        """Plain lists, dictionaries and numbers of what Hydra and sweeps hand over; terms of weight zero are
+        none."""
+        if name == "regularizer" and isinstance(value, Mapping):
+            plain = {k: _plain_number(v) for k, v in value.items()}
+            return {k: v for k, v in plain.items() if k not in REGULARIZERS or v != 0 or isinstance(v, bool)}
+        if name == "regularizer" and value is None:
+            return {}
         if name.endswith("_pattern"):
             if value is None:
                 return {}

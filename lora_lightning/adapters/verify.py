@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from typing import Any, cast
 
 import torch
@@ -46,12 +46,16 @@ def verify(model: nn.Module, example_batch: Any) -> list[str]:
     return [failure for check in checks for failure in check(_randomized(model), example_batch)]
 
 
-def gradient_peaks(model: nn.Module) -> dict[str, float | None]:
+def gradient_peaks(model: nn.Module, reached: Set[int] | None = None) -> dict[str, float | None]:
     """The largest absolute gradient of each active update after a backward, by its name in the plan;
     with several adapters selected, with the adapter's name behind it.
 
     None: the backward gave it no gradient. At the start, when B is zero, A's gradient is zero in every
     layer; B's is not.
+
+    Args:
+        reached: identities of the parameters to which the model's own loss leads, where a term of the weights
+            was added to it, which gives them all a gradient. While B is zero, that term gives B none.
     """
     state = state_of(model)
     peaks: dict[str, float | None] = {}
@@ -61,9 +65,14 @@ def gradient_peaks(model: nn.Module) -> dict[str, float | None]:
             if adapter not in layer.lora_active:
                 continue
             update = update_of(model, planned, adapter)
-            grads = [p.grad for p in update.parameters() if p.grad is not None]
+            looked: list[Any] = list(update.parameters())
+            if reached is not None:
+                looked = [getattr(update, f"lora_{update.slot.zero}"), update.lora_magnitude]
+            grads = [p.grad for p in looked if p is not None and p.grad is not None]
             name = planned.name if len(state.active) == 1 else f"{planned.name} of {adapter}"
             peaks[name] = torch.stack([g.abs().max() for g in grads]).max().item() if grads else None
+            if not peaks[name] and reached is not None and reached.isdisjoint(map(id, update.parameters())):
+                peaks[name] = None
     return peaks
 
 

@@ -32,7 +32,7 @@ METHODS = {
     "peft": Method(
         "LoRA by PEFT",
         "updates of PEFT's",
-        OPTIONS - {"quantize", "implementation", "fold_norms", "restarts"},
+        OPTIONS - {"quantize", "implementation", "fold_norms", "regularizer", "restarts"},
     ),
     "lora": Method("LoRA", "updates", OPTIONS),
     "full": Method("full fine-tuning", "everything", frozenset()),

@@ -14,6 +14,7 @@ from lora_lightning.app.compose import Configurations
 from lora_lightning.app.options import options_in
 from lora_lightning.app.signatures import takes
 from lora_lightning.errors import did_you_mean, nearest
+from lora_lightning.utils.marks import show
 from lora_lightning.utils.peft_names import peft_problem
 
 
@@ -30,7 +31,7 @@ def apply_override(known: Configurations, config: DictConfig, override: Override
         if override.type == OverrideType.ADD and exists:
             return [f"{word}: is set already; leave out the plus: {word[1:]}."]
         if exists:
-            return [f"{word}: {str(error).splitlines()[0]}"]
+            return _strays(known, config, override) or [f"{word}: {str(error).splitlines()[0]}"]
         section, _, name = key.rpartition(".")
         if section in ("", "lora") and (problem := peft_problem(name, override.value(), "lora.")):
             return [problem]
@@ -71,6 +72,17 @@ def _set(config: DictConfig, override: Override) -> None:
     if override.is_add() and not merges and OmegaConf.select(config, key) is not None:
         raise ValueError("is set already")
     OmegaConf.update(config, key, value, merge=True, force_add=override.is_add() or override.is_force_add())
+
+
+def _strays(known: Configurations, config: DictConfig, override: Override) -> list[str]:
+    """One line for each name in a mapping that is not in the one that stands; the others are set."""
+    key, value = override.key_or_group, override.value()
+    node = OmegaConf.select(config, key)
+    if not isinstance(value, dict) or not isinstance(node, DictConfig):
+        return []
+    strays = [name for name in value if name not in node]
+    OmegaConf.update(config, key, {n: v for n, v in value.items() if n not in strays}, merge=True)
+    return [f"{key}.{name}={show(value[name])}: {_unknown(known, config, f'{key}.{name}')}" for name in strays]
 
 
 def _delete(config: DictConfig, key: str, value: Any) -> None:

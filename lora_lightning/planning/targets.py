@@ -72,7 +72,7 @@ def plan_parts(model: nn.Module, config: LoRAConfig) -> Plan:
 
 def head_alone(config: LoRAConfig) -> LoRAConfig:
     """The configuration of a linear probe: what LoRA trains beside its updates and the head stays frozen."""
-    return replace(config, train_bias="none", train_norm="frozen")
+    return replace(config, train_bias="none", train_norm="frozen", regularizer={})
 
 
 def _refuse_unfit(model: nn.Module) -> None:

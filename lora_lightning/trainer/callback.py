@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
 
 from lora_lightning.adapters import quantize as quantization
 from lora_lightning.adapters.base_values import begin_training, refuse_replaced
@@ -25,6 +26,7 @@ from lora_lightning.trainer.exact_resume import ExactResume
 from lora_lightning.trainer.first_steps import GradientMonitor
 from lora_lightning.trainer.hparams import log_to_all, logged
 from lora_lightning.trainer.injecting import Injector
+from lora_lightning.trainer.objective import Objective
 from lora_lightning.trainer.refusals import (
     refuse_beside,
     refuse_untrained,
@@ -74,7 +76,8 @@ class LoRACallback(ExactResume):
         plan: what was adapted; None before setup.
 
     Raises:
-        ConfigError: at construction for bad options, at setup when nothing can be adapted.
+        ConfigError: at construction for bad options, at setup when nothing can be adapted, when a fit begins
+            for a `regularizer` that cannot be added to the loss.
         UserError: at setup for quantized weights under a strategy that shards; when training begins and no
             optimizer holds the updates; after the first steps with `verify_strict`; when it collapses.
 
@@ -108,6 +111,7 @@ class LoRACallback(ExactResume):
         self._injector: Injector | None = None
         self._first_steps: GradientMonitor | None = None
         self._collapse: CollapseWatch | None = None
+        self._objective: Objective | None = None
         self._restarts: Restarts | None = None
         self._restored_seed: int | None = None  # of the restarts of the run that is resumed
         self._logged: tuple[list[int], dict[str, Any]] | None = None
@@ -145,6 +149,9 @@ class LoRACallback(ExactResume):
             self._first_steps = GradientMonitor(pl_module)
             warn_of_random_base(pl_module)
         warn_of_hparams(trainer, pl_module)
+        if weights := self.config.regularizer:
+            self._objective = Objective(trainer, pl_module, weights, self._before_terms)
+            self._objective.begin()
         self._log(trainer, pl_module)
         if self.verbose:
             lines = [str(self.plan), quantization.summary(pl_module)]
@@ -174,13 +181,18 @@ class LoRACallback(ExactResume):
         super().on_train_batch_end(trainer, pl_module, outputs, *args)
         if self._first_steps is not None and self._first_steps.after_step():
             self._conclude(trainer)
-        if self._collapse is not None and (fault := self._collapse.after_batch(outputs, trainer)):
+        losses = outputs if self._objective is None else self._objective.loss  # what is added may grow
+        if self._collapse is not None and (fault := self._collapse.after_batch(losses, trainer)):
             raise UserError(fault)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
         if self._first_steps is not None and self._first_steps.observed:
             self._conclude(trainer)
+
+    def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_fit_end(trainer, pl_module)
+        self._end_objective()
 
     def on_exception(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
@@ -189,6 +201,16 @@ class LoRACallback(ExactResume):
         if self._first_steps is not None and "Expected to have finished reduction" in str(exception):
             for fault in self._first_steps.faults():
                 rank_zero_warn(fault)
+        self._end_objective()
+
+    def _before_terms(self, loss: Tensor) -> None:
+        if self._first_steps is not None:
+            self._first_steps.before_terms(loss)
+
+    def _end_objective(self) -> None:
+        if self._objective is not None:
+            self._objective.end()
+            self._objective = None
 
     def _conclude(self, trainer: pl.Trainer) -> None:
         """Report what the first steps showed, and look no more. Every process has the same verdict,

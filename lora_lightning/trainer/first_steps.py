@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from lora_lightning.adapters.verify import gradient_peaks
 from lora_lightning.utils.tables import truncate_list
@@ -30,11 +31,16 @@ class GradientMonitor:
         self._best: dict[str, float | None] = {}
         self._broken: dict[str, None] = {}
         self._fresh = False
+        self._reached: set[int] | None = None
+
+    def before_terms(self, loss: Tensor) -> None:
+        """Note to which parameters the module's own loss leads, before terms of the weights are added."""
+        self._reached = leaves_of(loss)
 
     def after_backward(self, scaled: bool = False) -> None:
         """Look at the gradients. `scaled`: a GradScaler looks after those that are not finite."""
         self._fresh = True
-        for name, peak in gradient_peaks(self.model).items():
+        for name, peak in gradient_peaks(self.model, self._reached).items():
             if peak is not None and not math.isfinite(peak) and not scaled:
                 self._broken[name] = None
             if not self._best.get(name):  # None, then 0, then alive
@@ -60,6 +66,21 @@ class GradientMonitor:
             )
             if names
         ]
+
+
+def leaves_of(loss: Tensor) -> set[int]:
+    """Identities of the parameters to which the graph of a loss leads."""
+    found: set[int] = set()
+    seen = {loss.grad_fn}
+    waiting: list[Any] = [loss.grad_fn]
+    while waiting:
+        node = waiting.pop()
+        if hasattr(node, "variable"):  # where a gradient is accumulated
+            found.add(id(node.variable))
+        after = {following for following, _ in getattr(node, "next_functions", ())} - seen
+        seen |= after
+        waiting += after
+    return found
 
 
 UNUSED = (

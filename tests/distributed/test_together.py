@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import run_ddp
 import run_quantized
+import run_regularized
 import torch
 from processes import close, run, same
 from run_together import PROGRAMS
@@ -54,6 +55,13 @@ def test_two_processes_with_quantized_weights_end_as_one(folder, tmp_path):
     close(ranks[0], single)
     for rank in range(2):  # their bases are still known as the one in floats
         ll.load_adapter(pretrained(vit), folder / "quantized" / f"adapter{rank}")
+
+
+def test_two_processes_with_terms_added_to_the_loss_end_as_one(folder, tmp_path):
+    run_regularized.train(1, tmp_path)
+    ranks = ranks_in(folder / "regularized")
+    assert same(ranks)
+    close(ranks[0], torch.load(tmp_path / "rank0.pt"))
 
 
 def test_two_shards_train_what_the_whole_model_does(folder):

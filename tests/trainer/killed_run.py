@@ -121,7 +121,13 @@ def main(folder: Path, workers: int, where: str, batches: Semaphore) -> None:
         log_every_n_steps=1,
         callbacks=[
             ema,
-            ll.LoRACallback(rank=2, dropout=0.1, train_norm="stats", verbose=False),
+            ll.LoRACallback(
+                rank=2,
+                dropout=0.1,
+                train_norm="stats",
+                regularizer={"frobenius": 0.1, "orthogonal": 0.1, "heads": 0.1, "outputs": 0.1},
+                verbose=False,
+            ),
             saver,
             Count(batches, last),
         ],

@@ -48,6 +48,12 @@ def test_what_is_not_used_is_named_once_with_its_reason(tmp_path):
     )
 
 
+@pytest.mark.parametrize("terms", [{"frobenius": 1.0, "l2": 1.0, "orthogonal": 1.0}, {"outputs": 1.0}])
+def test_terms_of_the_weights_which_give_all_of_them_a_gradient_hide_nothing(terms, tmp_path):
+    assert fit(tmp_path, Branches(), options={**OPTIONS, "regularizer": terms}) == fit(tmp_path, Branches())
+    assert fit(tmp_path, mlp(), strict=True, options={**OPTIONS, "regularizer": terms}) == []
+
+
 def test_strict_makes_it_one_error_with_every_name(tmp_path):
     with pytest.raises(ll.UserError, match=r"(?s)model.spare, model.detached.*model.gated.*verify_strict"):
         fit(tmp_path, Branches(), strict=True)
@@ -153,7 +159,7 @@ def test_manual_optimization_with_two_optimizers(tmp_path):
 
 def test_five_steps_are_looked_at_and_no_more(tmp_path, monkeypatch):
     looks = []
-    monkeypatch.setattr(first_steps, "gradient_peaks", lambda model: looks.append(1) or {"0": 1.0})
+    monkeypatch.setattr(first_steps, "gradient_peaks", lambda model, reached: looks.append(1) or {"0": 1.0})
     assert fit(tmp_path, mlp(), max_epochs=2) == []  # 16 steps
     assert len(looks) == 5
 
