@@ -13,7 +13,7 @@ from typing import Annotated, Any
 
 from typing_extensions import NotRequired
 
-from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.errors import ConfigError
 from lora_lightning.utils.checks import Options
 from lora_lightning.utils.marks import (
     Check,
@@ -24,6 +24,7 @@ from lora_lightning.utils.marks import (
     number,
     one_of,
     path,
+    weights_of,
     whole,
 )
 from lora_lightning.utils.pattern_kinds import problem
@@ -70,32 +71,6 @@ def _by_name(each: Check) -> Check:
         return numbers + [f"{name}: {key!r} {wrong}." for key in value if (wrong := problem(key))]
 
     return Check("a mapping of layer names to numbers, such as {qkv: 16}", test, details=details)
-
-
-def _weight_problems(name: str, value: Any, show: Show) -> list[str]:
-    """One line for each term that there is not, and for each weight that is none."""
-    weight = number(at_least(0, noun="a finite weight"))
-    strays = [key for key in value if key not in REGULARIZERS]
-    return [
-        *(
-            f"{name}: {key!r} is no term of the loss.{did_you_mean(str(key), REGULARIZERS)} Terms: "
-            f"{', '.join(REGULARIZERS)}."
-            for key in strays
-        ),
-        *(
-            problem
-            for key, given in value.items()
-            if key not in strays
-            for problem in weight.problems(f"{name}.{key}", given, show)
-        ),
-    ]
-
-
-WEIGHTS = Check(
-    "a mapping of terms to weights, such as {frobenius: 1.0e-4}",
-    lambda v: isinstance(v, dict),
-    details=_weight_problems,
-)
 
 
 def _named(cls: type[LoRAConfig]) -> type[LoRAConfig]:
@@ -199,7 +174,7 @@ class LoRAConfig(Options):
     restarts: Annotated[int, at_least(0, note="1 to 4 are usual")] = 0
     use_rslora: bool = False
     use_dora: bool = False
-    regularizer: Annotated[dict[str, float], WEIGHTS] = field(default_factory=dict)
+    regularizer: Annotated[dict[str, float], weights_of(*REGULARIZERS)] = field(default_factory=dict)
     train_bias: Annotated[str, one_of("none", "all", "lora_only")] = "none"
     train_norm: Annotated[str, one_of("frozen", "affine", "stats", "both")] = "frozen"
     fold_norms: bool = False
@@ -251,7 +226,8 @@ UNFOLDABLE = {  # option -> values with which no norm can be folded, and the one
 
 def _apart(options: Mapping[str, Any], prefix: str = "") -> list[str]:
     """One line for each option that does not go together with another."""
-    return _unfoldable(options, prefix) + _undroppable(options, prefix)
+    faults = (_unfoldable, _undroppable, _drawn_off)
+    return [line for fault in faults for line in fault(options, prefix)]
 
 
 def _undroppable(options: Mapping[str, Any], prefix: str) -> list[str]:
@@ -261,6 +237,16 @@ def _undroppable(options: Mapping[str, Any], prefix: str) -> list[str]:
     return [
         f"{prefix}restarts={restarts}: with {prefix}dropout={dropout} what was learned before a restart "
         "would be dropped, too, which the method has as a part of the weight: set one of them to 0."
+    ]
+
+
+def _drawn_off(options: Mapping[str, Any], prefix: str) -> list[str]:
+    terms, init = options.get("regularizer"), options.get("init")
+    if not (isinstance(terms, Mapping) and terms.get("l2") and init in OFF_ZERO):
+        return []
+    return [
+        f"{prefix}regularizer.l2={terms['l2']} draws A and B to zero, and with {prefix}init={init!r} that takes "
+        "s·B0·A0 off the weight: give frobenius, of the whole update, or another init."
     ]
 
 

@@ -31,7 +31,9 @@ def regularization(model: nn.Module) -> Tensor:
     weights = state_of(model).config.regularizer
     if not weights or "outputs" in weights:
         what = "LoRACallback alone can add how far the outputs move" if weights else "it has no terms"
-        raise ConfigError([f"regularizer={weights}: {what}; give terms of the weights: {', '.join(OF_WEIGHTS)}."])
+        raise ConfigError(
+            [f"regularizer={weights}: {what}; give terms of the weights: {', '.join(OF_WEIGHTS)}."]
+        )
     terms = WeightTerms(model, weights)()
     return sum(weight * terms[name] for name, weight in weights.items())  # type: ignore[return-value]  # not empty
 

@@ -82,7 +82,9 @@ def _strays(known: Configurations, config: DictConfig, override: Override) -> li
         return []
     strays = [name for name in value if name not in node]
     OmegaConf.update(config, key, {n: v for n, v in value.items() if n not in strays}, merge=True)
-    return [f"{key}.{name}={show(value[name])}: {_unknown(known, config, f'{key}.{name}')}" for name in strays]
+    return [
+        f"{key}.{name}={show(value[name])}: {_unknown(known, config, f'{key}.{name}')}" for name in strays
+    ]
 
 
 def _delete(config: DictConfig, key: str, value: Any) -> None:

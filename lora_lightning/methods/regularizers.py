@@ -19,7 +19,8 @@ are summed up), and R the sum over all layers:
                 temperatures is the squared one of logits (Hinton et al. 2015, arXiv 1503.02531, section
                 2.1); which outputs are logits no model says
 
-With DoRA ΔW is the update of the direction; the magnitudes are free.
+A fixed part belongs to the ΔW of "frobenius", ΔW = s·(B·A + F_B·F_A); the other two are of A and B, which
+train. With DoRA ΔW is the update of the direction; the magnitudes are free.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ import torch
 from torch import Tensor
 
 from lora_lightning.kernels.common import without_autocast
+from lora_lightning.layers.slot import Slot
 from lora_lightning.layers.update import LowRankUpdate
-
 
 LEAST = 1e-12  # of the square of the base's outputs, which may be zero where a head begins at zero
 
@@ -41,19 +42,22 @@ class Grams(NamedTuple):
     """The inner products within the factors of updates of one shape.
 
     Attributes:
-        A: A·Aᵀ, (updates, groups, r, r).
+        A: A·Aᵀ, (updates, groups, r, r), of what trains.
         B: Bᵀ·B, the same.
+        whole: both of the whole update, with its fixed part.
         scaling: s.
     """
 
     A: Tensor
     B: Tensor
+    whole: tuple[Tensor, Tensor]
     scaling: float
 
 
 def frobenius(grams: Grams) -> Tensor:
-    """s²·tr(BᵀB · AAᵀ), summed up."""
-    return grams.scaling**2 * (grams.A * grams.B).sum()
+    """s²·tr(BᵀB · AAᵀ) of the whole update, summed up."""
+    A, B = grams.whole
+    return grams.scaling**2 * (A * B).sum()
 
 
 def l2(grams: Grams) -> Tensor:
@@ -82,7 +86,8 @@ def alike(updates: Iterable[LowRankUpdate]) -> list[list[LowRankUpdate]]:
     kinds: dict[object, list[LowRankUpdate]] = {}
     for update in updates:
         A, B, slot = update.lora_A, update.lora_B, update.slot
-        kind = (A.shape, B.shape, A.dtype, A.device, slot.groups, slot.transposed, update.scaling)
+        shapes = (A.shape, B.shape, update.fixed, slot.groups, slot.transposed)
+        kind = (shapes, A.dtype, A.device, update.scaling)
         kinds.setdefault(kind, []).append(update)
     return list(kinds.values())
 
@@ -101,17 +106,36 @@ def of_updates(kinds: Sequence[Sequence[LowRankUpdate]], names: Iterable[str]) -
 
 
 def _grams(updates: Sequence[LowRankUpdate]) -> Grams:
-    slot, scaling = updates[0].slot, updates[0].scaling
+    slot, rank, fixed = updates[0].slot, updates[0].rank, updates[0].fixed
     with without_autocast(updates[0].lora_A.device.type):
-        A = torch.stack([update.lora_A for update in updates])
-        B = torch.stack([update.lora_B for update in updates])
-        rank = A.shape[1] // slot.groups
-        A = A.view(len(A), slot.groups, rank, -1)  # (updates, groups, r, columns)
-        if slot.transposed:
-            B = B.view(len(B), slot.groups, rank, -1)
-        else:
-            B = B.view(len(B), slot.groups, -1, rank).mT
-        return Grams(A @ A.mT, B @ B.mT, scaling)
+        A, B = (_rows(slot, [getattr(u, n) for u in updates], n[-1], rank) for n in ("lora_A", "lora_B"))
+        own = whole = A @ A.mT, B @ B.mT
+        if fixed:
+            names = ("lora_fixed_A", "lora_fixed_B")
+            F_A, F_B = (_rows(slot, [getattr(u, n) for u in updates], n[-1], fixed) for n in names)
+            A, B = _joined(A, B, F_A, F_B)
+            whole = A @ A.mT, B @ B.mT
+        return Grams(*own, whole, updates[0].scaling)
+
+
+def _rows(slot: Slot, factors: Sequence[Tensor], which: str, rank: int) -> Tensor:
+    """Rows of A, or columns of B, (updates, groups, rank, …)."""
+    stacked = torch.stack(tuple(factors))
+    if which == "A" or slot.transposed:
+        return stacked.view(len(stacked), slot.groups, rank, -1)
+    return stacked.view(len(stacked), slot.groups, -1, rank).mT
+
+
+def _joined(A: Tensor, B: Tensor, F_A: Tensor, F_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The whole update's rows. With F the first r of the fixed part, B·A + F_B·F_A is
+    (B + F_B)·A − F_B·(A − F_A), of small parts where F_B·F_A is −B0·A0, so that little is lost by
+    rounding."""
+    rank = A.shape[-2]
+    if F_A.shape[-2] < rank:
+        return torch.cat((A, F_A), -2), torch.cat((B, F_B), -2)
+    first_A, rest_A = F_A[..., :rank, :], F_A[..., rank:, :]
+    first_B, rest_B = F_B[..., :rank, :], F_B[..., rank:, :]
+    return torch.cat((A, A - first_A, rest_A), -2), torch.cat((B + first_B, -first_B, rest_B), -2)
 
 
 def of_values(values: Sequence[Tensor], originals: Sequence[Tensor]) -> Tensor:
@@ -120,7 +144,7 @@ def of_values(values: Sequence[Tensor], originals: Sequence[Tensor]) -> Tensor:
 
 
 def of_outputs(outputs: Sequence[Tensor], base: Sequence[Tensor]) -> Tensor:
-    """The squared distance of outputs from the base's, beside the square of those: a mean over the tensors."""
+    """The squared distance of outputs from the base's, over the square of those; the mean of the tensors."""
     with without_autocast(outputs[0].device.type):
         shares = []
         for y, y0 in zip(outputs, base, strict=True):

@@ -1,4 +1,4 @@
-"""What the updates change of the outputs of a training step's networks: each call is repeated without them."""
+"""What the updates change of the outputs of a training step's networks: each call is made again without."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ class BaseOutputs:
         """
         if not self._distances:
             raise UserError(
-                f"regularizer.outputs: the training step of {type(self.model).__name__} calls no network with "
-                f"outputs but losses: {REMEDY}"
+                f"regularizer.outputs: the training step of {type(self.model).__name__} calls no network "
+                f"that gives more than losses: {REMEDY}"
             )
         return sum(self._distances) / len(self._distances)  # type: ignore[return-value]  # not empty
 
@@ -86,8 +86,8 @@ class BaseOutputs:
         pairs = [(y, y0) for y, y0 in zip(changed, base, strict=False) if y is not None]
         if len(changed) != len(base) or any(_shape(y) != _shape(y0) for y, y0 in pairs):
             raise UserError(
-                f"regularizer.outputs: {name} has other outputs in eval mode than while it trains (a detector "
-                "does, and networks with auxiliary heads): leave outputs out of regularizer."
+                f"regularizer.outputs: {name} has other outputs in eval mode than while it trains (detectors "
+                "have, and networks with auxiliary heads): leave outputs out of regularizer."
             )
         self._distances.append(of_outputs([y for y, _ in pairs], [y0 for _, y0 in pairs]))
 

@@ -95,6 +95,6 @@ def _refuse(trainer: pl.Trainer, module: pl.LightningModule, weights: Mapping[st
         ])  # fmt: skip
     if not is_a(trainer.strategy, *UNSHARDED):
         raise ConfigError([
-            f"{given}: {type(trainer.strategy).__name__} cuts the updates up, and no process has the whole of "
+            f"{given}: {type(trainer.strategy).__name__} cuts the updates up, and no process has a whole "
             'one: take strategy="ddp", or leave it out.'
         ])  # fmt: skip

@@ -208,8 +208,37 @@ def listed(
     return Check(allowed, test, each.names, near)
 
 
+def weights_of(*names: str) -> Check:
+    """A mapping of some of these names to weights: finite numbers of at least 0."""
+    weight = number(at_least(0, noun="a finite weight"))
+
+    def details(name: str, value: Any, show: Show) -> list[str]:
+        return [problem for key, given in value.items() for problem in one(name, key, given, show)]
+
+    def one(name: str, key: Any, given: Any, show: Show) -> list[str]:
+        if key in names:
+            return weight.problems(f"{name}.{key}", given, show)
+        return [f"{name}: give no {key!r}, but some of {', '.join(names)}.{did_you_mean(str(key), names)}"]
+
+    words = f"a mapping to weights, such as {{{names[0]}: 1.0e-4}}"
+    return Check(words, lambda v: isinstance(v, dict), names, details=details)
+
+
 # What an annotation may call, also where it is read from its source: they make marks of constants.
-MARKS = (at_least, above, between, whole, number, one_of, multiple_of, path, matching, listed, Null)
+MARKS = (
+    at_least,
+    above,
+    between,
+    whole,
+    number,
+    one_of,
+    multiple_of,
+    path,
+    matching,
+    listed,
+    weights_of,
+    Null,
+)
 PLAIN: dict[type, Callable[[Sequence[Bounds]], Check]] = {
     bool: lambda marks: FLAG,
     int: lambda marks: whole(*marks),

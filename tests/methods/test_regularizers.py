@@ -11,6 +11,7 @@ import lora_lightning as ll
 from lora_lightning.adapters.regularization import OF_WEIGHTS
 from lora_lightning.config import REGULARIZERS
 from lora_lightning.layers.registry import lora_layers
+from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.methods.regularizers import TERMS, alike, of_outputs, of_updates
 
 ALONE = {"target_modules": "all", "modules_to_save": None}
@@ -31,7 +32,7 @@ def gradients(value: torch.Tensor, updates: list) -> list[torch.Tensor]:
 
 
 def test_the_names_of_the_configuration_are_the_terms_that_there_are():
-    assert REGULARIZERS == (*OF_WEIGHTS, "outputs") and set(TERMS) < set(OF_WEIGHTS)
+    assert (*OF_WEIGHTS, "outputs") == REGULARIZERS and set(TERMS) < set(OF_WEIGHTS)
 
 
 @typical_cases
@@ -42,6 +43,39 @@ def test_frobenius_is_the_dense_norm_with_its_gradient_in_every_family(name):
     torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=0)
     for one, other in zip(gradients(ours, updates), gradients(theirs, updates), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", ["Linear", "Conv2d-groups", "ConvTranspose2d-groups"])
+@pytest.mark.parametrize("fixed", [1, 2, 5])
+def test_frobenius_is_of_the_whole_update_where_a_part_is_fixed(name, fixed):
+    update = updates_of(adapted(name, torch.float64))[0]
+    weight = torch.empty(1, dtype=torch.float64).expand(update.product(base_of(name)).shape)
+    whole = LowRankUpdate(weight, update.slot, update.rank, update.scaling, fixed=fixed)
+    with torch.no_grad():
+        for parameter in whole.parameters():
+            parameter.normal_()
+    theirs = whole.product(weight).square().sum()
+    ours = of_updates([[whole]], ["frobenius"])["frobenius"]
+    torch.testing.assert_close(ours, theirs, rtol=1e-10, atol=0)
+    for one, other in zip(gradients(ours, [whole]), gradients(theirs, [whole]), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def base_of(name: str) -> torch.Tensor:
+    return adapted(name, torch.float64).layer.base_weight("weight")
+
+
+def test_frobenius_of_an_init_in_the_weight_begins_at_zero_and_loses_nothing():
+    model = nn.Sequential(nn.Linear(64, 64))
+    ll.inject(model, ll.LoRAConfig(rank=4, init="pissa", **ALONE, regularizer={"frobenius": 1.0}))
+    assert ll.regularization(model) == 0
+    update = updates_of(model)[0]
+    with torch.no_grad():
+        update.lora_B += 1e-5 * torch.randn_like(update.lora_B)
+    double = update.thin_factors()[0].double() @ update.thin_factors()[1].double()
+    assert ll.regularization(model).item() == pytest.approx(double.square().sum().item(), rel=1e-3)
+    with pytest.raises(ll.ConfigError, match=r"regularizer.l2=1 draws A and B to zero.*init='pissa'"):
+        ll.LoRAConfig(init="pissa", regularizer={"l2": 1})
 
 
 def test_frobenius_is_the_norm_of_what_stands_in_the_weights():
@@ -128,7 +162,7 @@ def test_layers_of_one_shape_are_taken_together():
             Count.calls = 0
             of_updates(kinds, ["frobenius"])
         counts.append(Count.calls)
-    assert counts[0] == counts[1] < 80
+    assert counts[0] == counts[1] < 100
 
 
 def test_heads_are_held_by_their_base_values():

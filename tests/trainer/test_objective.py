@@ -1,4 +1,4 @@
-"""L + λ·R in a Trainer: the weights of a hand-written loss, in each way of computing a step; what is refused."""
+"""L + λ·R in a Trainer: the weights of a hand-written loss, however a step is computed; what is refused."""
 
 import copy
 import warnings
@@ -122,7 +122,7 @@ def test_outputs_of_the_base_are_those_with_the_adapters_off(build, tmp_path):
                 base = self.model(batch[0])
             self.train()
             self.wanted.append((logits.detach() - base).square().sum() / base.square().sum())
-            return logits.square().mean()
+            return logits.pow(4).mean()
 
         def on_train_batch_end(self, *_):
             self.found.append(self.trainer.callback_metrics["regularizer/outputs"])
@@ -131,7 +131,7 @@ def test_outputs_of_the_base_are_those_with_the_adapters_off(build, tmp_path):
     module.wanted, module.found = [], []
     config = {**CONFIG, "modules_to_save": None, "target_modules": "all"}
     fit(tmp_path, module, {"outputs": 1e-3}, data=loader(build), config=config)
-    assert module.found[0] < 1e-12 < module.found[-1]
+    assert module.found[0] < 1e-12 and module.found[-1] > 100 * module.found[0]
     torch.testing.assert_close(module.found, module.wanted)
 
 
