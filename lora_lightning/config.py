@@ -245,8 +245,8 @@ def _drawn_off(options: Mapping[str, Any], prefix: str) -> list[str]:
     if not (isinstance(terms, Mapping) and terms.get("l2") and init in OFF_ZERO):
         return []
     return [
-        f"{prefix}regularizer.l2={terms['l2']} draws A and B to zero, and with {prefix}init={init!r} that takes "
-        "s·B0·A0 off the weight: give frobenius, of the whole update, or another init."
+        f"{prefix}regularizer.l2={terms['l2']} draws A and B to zero, and with {prefix}init={init!r} that "
+        "takes s·B0·A0 off the weight: give frobenius, of the whole update, or another init."
     ]
 
 
