@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from lora_lightning.adapters.verify import verify
     from lora_lightning.config import LoRAConfig
     from lora_lightning.errors import AdapterFileError, ConfigError, UserError
+    from lora_lightning.files.extract import extract_lora
     from lora_lightning.files.from_model import lora_state_dict
     from lora_lightning.files.save_load import load_adapter, save_adapter
     from lora_lightning.methods.optimizers import param_groups
@@ -71,6 +72,7 @@ MODULES = {  # module -> its public names, as above
     "adapters.verify": ("verify",),
     "config": ("LoRAConfig",),
     "errors": ("AdapterFileError", "ConfigError", "UserError"),
+    "files.extract": ("extract_lora",),
     "files.from_model": ("lora_state_dict",),
     "files.save_load": ("load_adapter", "save_adapter"),
     "methods.optimizers": ("param_groups",),
@@ -106,6 +108,7 @@ __all__ = [
     "combine",
     "delete_adapter",
     "eject",
+    "extract_lora",
     "inject",
     "linear_probe",
     "load_adapter",

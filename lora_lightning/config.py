@@ -21,6 +21,7 @@ from lora_lightning.utils.marks import (
     Show,
     above,
     at_least,
+    either,
     number,
     one_of,
     path,
@@ -33,6 +34,12 @@ from lora_lightning.utils.peft_names import ALL_LINEAR, NAMES, peft_problem
 OFF_ZERO = ("pissa", "pissa_fast", "milora", "olora")  # inits with B·A that is not zero, which is taken off
 RANK = at_least(1, note="4 to 32 are usual")
 REGULARIZERS = ("frobenius", "l2", "orthogonal", "heads", "outputs")  # terms R of the objective L + λ·R
+RANKS = either(
+    whole(RANK), 'or "auto", or a share of the energy such as "energy:0.95"', words=("auto",), share="energy"
+)
+EVEN = 8  # the rank that rank="auto" shares out anew where no budget is given
+BY_INPUTS = ("eva",)  # inits that begin from the layers' inputs
+BY_GRADIENTS = ("lora_one",)  # and from the gradients of their weights
 
 
 def _is_name(value: Any) -> bool:
@@ -104,7 +111,14 @@ class LoRAConfig(Options):
     its `lora_alpha`. Its other names are refused with ours.
 
     Args:
-        rank: r, the rank of the updates, at least 1; of a layer with a smaller side that side.
+        rank: r, the rank of the updates, at least 1; of a layer with a smaller side that side. By data:
+            "auto", the ranks that explain most of the variance of the layers' inputs (Paischer et al. 2024,
+            arXiv 2410.07170) within `budget`, or "energy:0.95", of each layer the rank that explains so much
+            of it; of the gradients (He et al. 2025, arXiv 2502.12171) where `init` begins from these.
+        budget: of rank="auto": parameters of all updates, or below 1 a share of the model's. None is what a
+            rank of 8 everywhere would cost.
+        rho: with rank="auto" no layer has more than rho times the rank that all could have.
+        data_batches: batches of the training data that ranks and inits by data see.
         alpha: numerator of the scaling alpha / rank, with the layer's own rank; None means 2 * rank.
         target_modules: "auto" (by the model's structure), "all" (every supported layer but the head),
             a list of names, or one regular expression that matches whole names. A name in a list is a
@@ -115,7 +129,8 @@ class LoRAConfig(Options):
             for "auto" in torchvision's detectors, else "all".
         exclude_modules: layers to leave alone: a list of names, or a regular expression.
         modules_to_save: modules trained in full and saved with the adapter, and not adapted: "auto" finds
-            the head; a list of names, "auto" among them for the head too; None for none.
+            the head; a list of names, "auto" among them for the head too, and also of parameters that belong
+            to no layer, such as `pos_embed`; None for none.
         backbone: name of the submodule to adapt and freeze; what lies outside it stays as it was.
             None takes `model.backbone` if there is one, else the whole model.
         rank_pattern: a name as in the lists -> rank. The most specific that matches wins: a plain name
@@ -128,7 +143,9 @@ class LoRAConfig(Options):
             same, by a randomized SVD), "milora" (the smallest; Wang et al. 2024, arXiv 2406.09044, section
             3.2), "olora" (in the QR decomposition of W; Büyükakyüz 2024, arXiv 2406.01775, section 3). Of
             these four B·A is not zero, and is taken off by factors that never train, at once as many numbers
-            more. The outputs do not change at injection.
+            more. By data: "eva" (A in the leading singular vectors of the layer's inputs, B zero, arXiv
+            2410.07170). The outputs do not change at injection, but with "lora_one": that begins, by data,
+            with the best approximation of a step down the gradient (Zhang et al. 2025, arXiv 2502.01235).
         restarts: how often, evenly spread over the training, what was learned is put aside into factors that
             never train, and A and B begin anew, with the optimizer's state of them; the update ends with rank
             r·(1 + restarts) (ReLoRA, Lialin et al. 2023, arXiv 2307.05695, equation 1).
@@ -156,7 +173,7 @@ class LoRAConfig(Options):
 
     owner = "LoRA"
 
-    rank: Annotated[int, RANK] = 8
+    rank: Annotated[int | str, RANKS] = 8
     alpha: Annotated[float | None, above(0), Null("twice the rank")] = None
     target_modules: Annotated[
         str | list[str], _names('"auto", "all", a list of names or globs, or a regex')
@@ -169,8 +186,13 @@ class LoRAConfig(Options):
     backbone: Annotated[str | None, path("the name of a submodule, such as 'encoder'")] = None
     rank_pattern: Annotated[dict[str, int], _by_name(whole(RANK))] = field(default_factory=dict)
     alpha_pattern: Annotated[dict[str, float], _by_name(number(above(0)))] = field(default_factory=dict)
+    budget: Annotated[float | None, above(0), Null("what a rank of 8 costs")] = None
+    rho: Annotated[float, at_least(1)] = 2.0
+    data_batches: Annotated[int, at_least(1)] = 8
     dropout: Annotated[float, at_least(0, below=1, noun="a probability")] = 0.0
-    init: Annotated[str, one_of("default", "gaussian", "orthogonal", *OFF_ZERO)] = "default"
+    init: Annotated[
+        str, one_of("default", "gaussian", "orthogonal", *OFF_ZERO, *BY_INPUTS, *BY_GRADIENTS)
+    ] = "default"
     restarts: Annotated[int, at_least(0, note="1 to 4 are usual")] = 0
     use_rslora: bool = False
     use_dora: bool = False
@@ -188,6 +210,24 @@ class LoRAConfig(Options):
     @classmethod
     def problems(cls, options: Mapping[str, Any], prefix: str = "", beside: Iterable[str] = ()) -> list[str]:
         return super().problems(options, prefix, beside) + _apart(options, prefix)
+
+    @classmethod
+    def apart(cls, options: Mapping[str, Any], prefix: str) -> Iterable[str]:
+        if options["budget"] is not None and options["rank"] != "auto":
+            budget, rank = options["budget"], options["rank"]
+            yield f'{prefix}budget={budget}: {prefix}rank={rank} needs none: give rank="auto", or no budget.'
+        if options["init"] in BY_GRADIENTS and options["use_dora"]:
+            yield (
+                f"{prefix}init={options['init']}: it begins with a step of the weights, and use_dora with "
+                "their directions: set use_dora to false, or give another init."
+            )
+
+    @property
+    def by_data(self) -> str:
+        """What is decided from data, as the options say it: `rank="auto", init="eva"`; "" for nothing."""
+        words = [f"rank={self.rank!r}"] if isinstance(self.rank, str) else []
+        words += [f"init={self.init!r}"] if self.init in (*BY_INPUTS, *BY_GRADIENTS) else []
+        return ", ".join(words)
 
     @classmethod
     def plain(cls, name: str, value: Any) -> Any:

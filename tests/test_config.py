@@ -7,6 +7,7 @@ import pytest
 
 import lora_lightning as ll
 from lora_lightning.layers.factors import INITS as RANDOM
+from lora_lightning.methods.data_inits import BY_DATA
 from lora_lightning.methods.inits import INITS
 from lora_lightning.utils.checks import checks_of
 
@@ -30,7 +31,7 @@ def test_what_sweeps_and_sets_hand_over_is_plain():
 
 
 def test_the_beginnings_are_those_that_updates_know():
-    assert checks_of(ll.LoRAConfig)["init"].names == (*RANDOM, *INITS)
+    assert checks_of(ll.LoRAConfig)["init"].names == (*RANDOM, *INITS, *BY_DATA)
 
 
 @pytest.mark.parametrize(

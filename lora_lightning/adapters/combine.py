@@ -107,7 +107,7 @@ def combine(
     values = averages(model, names, list(weights), config, planned)
     attach_adapter(model, config, planned, into)
     for name, (left, right, _) in factors.items():
-        write_update(update_of(model, sums[name].layer, into), left, right, sums[name].layer.shape)
+        write_update(update_of(model, sums[name].layer, into), left, right)
     state.adapters[into].values.update(values)
     return {name: error for name, (_, _, error) in factors.items()}
 

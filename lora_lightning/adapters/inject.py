@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
-from torch import nn
+from collections.abc import Callable, Iterable
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from torch import Tensor, nn
 
 from lora_lightning.adapters.base_values import (
     begin_updates,
     follow_base,
     refuse_replaced,
 )
+from lora_lightning.adapters.by_data import begin_with, decide
 from lora_lightning.adapters.fold import fold_norms
 from lora_lightning.adapters.making import Made, made_updates, needs_values
+from lora_lightning.adapters.measure import run
 from lora_lightning.adapters.state import (
     Adapter,
     AdapterState,
@@ -20,7 +27,7 @@ from lora_lightning.adapters.state import (
     state_of,
     viewed_as_plain,
 )
-from lora_lightning.config import LoRAConfig
+from lora_lightning.config import BY_GRADIENTS, LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.kernels.sources import remember_norms
 from lora_lightning.layers.layer import adapt, forget
@@ -41,7 +48,13 @@ from lora_lightning.utils.names import (
 from lora_lightning.utils.sharding import FIRST, refuse_sharded
 
 
-def inject(model: nn.Module, config: LoRAConfig | None = None, adapter: str = "default") -> Plan:
+def inject(
+    model: nn.Module,
+    config: LoRAConfig | None = None,
+    adapter: str = "default",
+    data: Iterable[Any] | None = None,
+    loss: Callable[[nn.Module, Any], Tensor] | None = None,
+) -> Plan:
     """Adapt `model` in place: give the planned layers low-rank updates and freeze the rest.
 
     The outputs do not change. The model's objects, the names in its `state_dict()` and its hooks stay;
@@ -51,19 +64,43 @@ def inject(model: nn.Module, config: LoRAConfig | None = None, adapter: str = "d
         model: any module that is not adapted yet.
         config: None takes the defaults; a mapping of LoRAConfig's fields and PEFT's `LoraConfig` will do.
         adapter: name of the updates, an identifier.
+        data: batches, on the model's device, for ranks and inits that are decided by data; as many of them
+            are seen as `config.data_batches` says.
+        loss: of the model and a batch, for inits by gradients. Without it the model is called with each
+            batch: a tensor, a tuple of arguments or a dictionary of keyword arguments.
 
     Returns:
         The plan that was carried out; `print` it for a table.
 
     Raises:
-        ConfigError: as `plan`; the model is untouched.
-        UserError: the model is sharded.
+        ConfigError: as `plan`, or the configuration needs data or a loss, and there are none; the model is
+            untouched.
+        UserError: the model is sharded, or the data do not show what is asked for.
     """
     refuse_sharded(model, "inject", FIRST)
     config = config_of(config)
-    planned = plan(model, config)
-    apply_plan(model, config, planned, adapter)
-    return planned
+    if not config.by_data:
+        planned = plan(model, config)
+        apply_plan(model, config, planned, adapter)
+        return planned
+    if data is None or (loss is None and config.init in BY_GRADIENTS):
+        raise ConfigError([needs_data(config)])
+    check_adapter(model, config, adapter)
+    step = partial(run if loss is None else loss, model)
+    decision = decide(model, config, islice(data, config.data_batches), step)
+    apply_plan(model, config, decision.plan, adapter)
+    begin_with(model, decision, adapter)
+    return decision.plan
+
+
+def needs_data(config: LoRAConfig) -> str:
+    """What to give where a configuration is decided by data."""
+    loss = ", loss=FUNCTION" if config.init in BY_GRADIENTS else ""
+    of = " of the model and a batch" if loss else ""
+    return (
+        f"{config.by_data}: decided by data: give inject(model, config, data=BATCHES{loss}){of}, or use "
+        "LoRACallback in a fit, which takes them from the training data."
+    )
 
 
 def apply_plan(

@@ -56,6 +56,11 @@ def add_adapter(model: nn.Module, name: str, config: LoRAConfig | None = None) -
     state = state_of(model)
     config = next(iter(state.adapters.values())).config if config is None else config_of(config)
     check_name(name)
+    if config.by_data:
+        raise ConfigError([
+            f"{config.by_data}: decided by data on a model that is not adapted yet: give a rank and an init "
+            "that need none, or inject such an adapter first."
+        ])  # fmt: skip
     if name in state.adapters:
         raise ConfigError([
             f"name={name!r}: the model has an adapter of this name. Give another name, or call "

@@ -88,7 +88,7 @@ def shrink(
     replace(model, config, planned, name)
     state.adapters = {n: state.adapters[n] for n in order}
     for layer in planned.layers:
-        write_update(update_of(model, layer, name), *short.factors[layer.name], layer.shape)
+        write_update(update_of(model, layer, name), *short.factors[layer.name])
     with torch.no_grad():
         for n, tensor in own.items():
             standing = tensor if name == state.adapter else state.adapters[name].values[n]

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lora_lightning.adapters.base_values import refuse_meta, refuse_replaced
 from lora_lightning.adapters.eject import eject
 from lora_lightning.adapters.manage import adapters_off, merge, unmerge
+from lora_lightning.adapters.measure import run
 from lora_lightning.adapters.state import state_of, update_of
 from lora_lightning.layers.registry import LoRALayer, lora_layers, update_ids
 from lora_lightning.utils.names import named_parameters, own_buffers, submodule
@@ -83,13 +84,7 @@ def dead_updates(model: nn.Module) -> list[str]:
 
 def call(model: nn.Module, batch: Any) -> list[Tensor]:
     """The floating-point tensors in the model's output for a batch, flattened from any nesting."""
-    if isinstance(batch, Mapping):
-        output = model(**batch)
-    elif isinstance(batch, (tuple, list)):
-        output = model(*batch)
-    else:
-        output = model(batch)
-    return [t for t in _tensors(output) if t.is_floating_point()]
+    return [t for t in _tensors(run(model, batch)) if t.is_floating_point()]
 
 
 def _tensors(value: Any) -> Iterator[Tensor]:

@@ -22,6 +22,7 @@ from lora_lightning.files.format import SavedAdapter
 from lora_lightning.files.locate import AdapterSource, read_source
 from lora_lightning.files.merge import module_names, saved_update
 from lora_lightning.files.origin import Origin
+from lora_lightning.files.peft_resolve import with_beginning
 from lora_lightning.files.weights import read_weights
 from lora_lightning.layers.weight_norm import normed_parts, normed_weight
 from lora_lightning.methods.spectra import Spectra, spectra_of
@@ -33,6 +34,11 @@ from lora_lightning.utils.tables import format_table, printable, span, truncate_
 EFFECTIVE = (
     "‖ΔW‖: Frobenius norm of s·B·A{dora}. effective rank: exp of the entropy of its singular values over\n"
     "their sum (Roy & Vetterli 2007), at most the rank. stable rank: ‖ΔW‖² over the square of the largest."
+)
+
+RESIDUAL = (
+    "These are PEFT's B·A, whose beginning PEFT takes off the base's weights: give base=FILE.safetensors for "
+    "the change itself."
 )
 
 
@@ -51,6 +57,8 @@ def inspect(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = 
     weights = base_of(source, base) if base is not None or source.base_weights else {}
     if weights:
         fit = aligned(source.saved, module_names(weights))
+        if {fit.weight_name(p) for p in fit.plan.layers} <= weights.keys():
+            fit = with_beginning(fit, lambda layer: weights[fit.weight_name(layer)], path)
         source = replace(source, saved=fit, base_weights=weights)
     saved = source.saved
     lines = [*_facts(source, weights), "", layer_table(saved, weights)]
@@ -59,7 +67,8 @@ def inspect(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = 
     if rest := _rest(saved):
         lines.append(f"also trained: {truncate_list(rest, most=6)}")
     dora = " before DoRA's magnitudes" if saved.config.use_dora else ""
-    return printable("\n".join([*lines, "", EFFECTIVE.format(dora=dora)]))
+    away = f"\n{RESIDUAL}" if saved.on_residual else ""
+    return printable("\n".join([*lines, "", EFFECTIVE.format(dora=dora) + away]))
 
 
 def layer_table(saved: SavedAdapter, weights: Mapping[str, Tensor]) -> str:

@@ -22,6 +22,7 @@ from lora_lightning.files.from_model import saved_adapter
 from lora_lightning.files.origin import Origin
 from lora_lightning.files.pair import peft_metadata, write_pair
 from lora_lightning.files.peft_write import OURS, to_peft
+from lora_lightning.layers.factors import INITS
 from lora_lightning.layers.norm import FrozenNorm, freeze_statistics, has_statistics
 from lora_lightning.planning.plan import Plan
 from lora_lightning.utils.names import joined, named_modules, named_parameters, own_buffers, submodule
@@ -118,6 +119,11 @@ def planned_for_peft(task: nn.Module, config: LoRAConfig) -> Planned:
     Raises:
         ConfigError: nothing to adapt, or what PEFT cannot adapt.
     """
+    if config.init not in INITS:
+        raise ConfigError([
+            f"lora.init={config.init!r}: method=peft begins as by {' or '.join(map(repr, INITS))}: give one "
+            "of them, or method=lora."
+        ])  # fmt: skip
     plan = inject(task, replace(config, restarts=0))  # PEFT has none, nor room for them
     try:
         saved = saved_adapter(task)

@@ -24,7 +24,8 @@ def aligned(saved: SavedAdapter, modules: Iterable[str]) -> SavedAdapter:
     Args:
         modules: names of the model's modules.
     """
-    rename = alignment([*[p.module for p in saved.plan.layers], *saved.plan.heads], list(modules))
+    heads = [h for h in saved.plan.heads if h not in saved.tensors]  # those are parameters, not modules
+    rename = alignment([*[p.module for p in saved.plan.layers], *heads], list(modules))
     return renamed(saved, rename) if rename else saved
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections import Counter
 from collections.abc import Mapping
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -15,14 +16,16 @@ from lora_lightning.errors import AdapterFileError, did_you_mean
 from lora_lightning.files.alignment import aligned
 from lora_lightning.files.fingerprint import fingerprint_of, refusal_of_base
 from lora_lightning.files.format import SavedAdapter
-from lora_lightning.files.peft_resolve import in_model, only_trained
-from lora_lightning.layers.slot import Slot
-from lora_lightning.planning.plan import Plan
+from lora_lightning.files.peft_resolve import in_model, only_trained, with_beginning
+from lora_lightning.layers.slot import Slot, read_weight
+from lora_lightning.planning.plan import LayerPlan, Plan
 from lora_lightning.planning.structure import Target, targets_of
+from lora_lightning.planning.targets import loose_parameters
 from lora_lightning.utils.names import (
     named_buffers,
     named_modules,
     named_parameters,
+    submodule,
 )
 
 
@@ -38,10 +41,18 @@ def fitted(saved: SavedAdapter, model: nn.Module, where: str | os.PathLike[str])
     saved = in_model(saved, model, where)
     if _misfits(model, saved.plan, saved.slots):
         return saved  # named by check_fit
+    if any(p.is_meta for p in model.parameters()):
+        return saved  # refused by check_fit
+    saved = with_beginning(saved, partial(_weight_of, model), where)
     base: dict[str, Tensor] = {**named_parameters(model), **named_buffers(model)}
     if is_injected(model):
         base.update(state_of(model).originals)
     return only_trained(saved, extra_names(model, saved.config, saved.plan), base)
+
+
+def _weight_of(model: nn.Module, layer: LayerPlan) -> Tensor:
+    """Of a plain model, the weight that a planned layer of one weight updates."""
+    return read_weight(submodule(model, layer.module), "weight")
 
 
 def check_fit(
@@ -121,7 +132,8 @@ def check_tensors(
 def _misfits(model: nn.Module, planned: Plan, slots: dict[str, Slot]) -> list[str]:
     modules = named_modules(model)
     targets, refused = targets_of(model)
-    problems = [f"no module {n}" for n in planned.heads if n not in modules]
+    places = {*modules, *loose_parameters(model)}
+    problems = [f"no module {n}" for n in planned.heads if n not in places]
     if planned.backbone and planned.backbone not in modules:
         problems.append(f"no backbone {planned.backbone}")
     counts = Counter(p.name for p in planned.layers)

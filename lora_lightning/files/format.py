@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from lora_lightning.config import LoRAConfig
+from lora_lightning.config import OFF_ZERO, LoRAConfig
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.files.fingerprint import is_fingerprint
 from lora_lightning.files.origin import Origin
@@ -54,6 +54,12 @@ class SavedAdapter:
     training: dict[str, Any] = field(default_factory=dict)
     origin: Origin = field(default_factory=Origin)
     foreign: bool = False
+
+    @property
+    def on_residual(self) -> bool:
+        """Whether it is PEFT's for a base of whose weights PEFT has taken what the updates begin at, and
+        nothing here takes that off yet (`peft_resolve.with_beginning`)."""
+        return self.foreign and self.config.init in OFF_ZERO and not any(p.fixed for p in self.plan.layers)
 
     def weight_name(self, layer: LayerPlan) -> str:
         """Name in the base's state_dict of the weight that a planned layer updates."""

@@ -13,6 +13,7 @@ from lora_lightning.errors import AdapterFileError, UserError
 from lora_lightning.files.alignment import aligned
 from lora_lightning.files.fingerprint import refusal_of_base
 from lora_lightning.files.format import SavedAdapter
+from lora_lightning.files.peft_resolve import with_beginning
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor, is_quantized
 from lora_lightning.kernels.rounding import rounded
 from lora_lightning.layers.update import LowRankUpdate, effective_weight
@@ -61,6 +62,7 @@ def merge_state(saved: SavedAdapter, base_weights: Mapping[str, Tensor], check_b
     saved = aligned(saved, module_names(base_weights))
     _check(saved, base_weights, check_base)
     base_weights = {n: _as_trained(t, saved.quantized.get(n)) for n, t in base_weights.items()}
+    saved = with_beginning(saved, lambda layer: base_weights[saved.weight_name(layer)], "the file")
     state = dict(base_weights)
     groups: dict[str, list[LayerPlan]] = {}
     for layer in saved.plan.layers:

@@ -22,6 +22,7 @@ from lora_lightning.layers.embedding import EMBEDDING_SLOT
 from lora_lightning.layers.slot import Slot
 from lora_lightning.planning.peft_config import settings_of, variant_problems
 from lora_lightning.planning.plan import LayerPlan, Plan
+from lora_lightning.utils.peft_names import init_of
 
 PREFIX = "base_model.model."
 # PEFT up to this version adds the update of nn.MultiheadAttention's output projection twice.
@@ -32,7 +33,8 @@ KEY = re.compile(
     r"(?P<layer>.+)\.(?:lora_(?P<matrix>[AB])\.weight|lora_embedding_(?P<table>[AB])"
     r"|lora_(?P<magnitude>magnitude)_vector(?:\.weight)?)"
 )
-KEPT_INITS = (True, False, "gaussian", "eva", "orthogonal")  # the others of PEFT change the base's weights
+# With the others PEFT changes the base's weights; by the last two in a way that can be found again.
+KNOWN_INITS = (True, False, "gaussian", "eva", "orthogonal", "pissa", "olora")
 MERGE_IN_PEFT = "Merge it with PEFT (merge_and_unload) and save the model."
 
 
@@ -68,10 +70,11 @@ def pattern_value(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
 def _option_problems(about: Mapping[str, Any]) -> list[str]:
     problems = variant_problems(about, MERGE_IN_PEFT)
     init = about.get("init_lora_weights", True)
-    if not any(init is known or (isinstance(known, str) and init == known) for known in KEPT_INITS):
+    if not any(init is known or (isinstance(known, str) and init == known) for known in KNOWN_INITS):
         problems.append(
-            f"init_lora_weights={init!r} changes the base's weights: save it with PEFT's "
-            f"save_pretrained(..., path_initial_model_for_weight_conversion=...), which makes it plain."
+            f"init_lora_weights={init!r} changes the base's weights, and the file does not say how: save it "
+            "with PEFT's save_pretrained(..., path_initial_model_for_weight_conversion=...), which makes it "
+            "plain."
         )
     return problems
 
@@ -235,7 +238,7 @@ def _config(about: Mapping[str, Any], layers: list[LayerPlan], heads: list[str])
         modules_to_save=heads or None,
         rank_pattern={p.name: p.rank for p in layers if p.rank != settings["rank"]},
         alpha_pattern={p.name: p.alpha for p in layers if not math.isclose(p.alpha, settings["alpha"])},
-        init="gaussian" if about.get("init_lora_weights") == "gaussian" else "default",
+        init=init_of(about.get("init_lora_weights", True)) or "default",
         **settings,
     )
 

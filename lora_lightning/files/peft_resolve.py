@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
 
 from torch import Tensor, nn
@@ -11,6 +11,9 @@ from torch import Tensor, nn
 from lora_lightning.files.format import SavedAdapter
 from lora_lightning.files.peft_read import MERGE_IN_PEFT, refuse_peft
 from lora_lightning.layers.registry import slots_of
+from lora_lightning.layers.slot import Slot
+from lora_lightning.layers.update import FIXED, LowRankUpdate
+from lora_lightning.methods.inits import begin
 from lora_lightning.planning.patterns import naming
 from lora_lightning.planning.plan import LayerPlan, Plan
 from lora_lightning.utils.names import inside, named_modules
@@ -55,6 +58,45 @@ def in_model(saved: SavedAdapter, model: nn.Module, where: str | os.PathLike[str
     plan = Plan(layers, saved.plan.heads, {}, saved.plan.backbone, saved.plan.trainable, total)
     config = naming(saved.config, layers, plan.heads, model)
     return replace(saved, config=config, plan=plan, tensors=tensors, slots=slots)
+
+
+def with_beginning(
+    saved: SavedAdapter, weight_of: Callable[[LayerPlan], Tensor], where: str | os.PathLike[str]
+) -> SavedAdapter:
+    """The adapter for the base as it was. PiSSA and OLoRA of PEFT take the B0·A0 at which the updates begin
+    off the base's weights; it follows from these, and here the fixed part of each update takes it off.
+
+    Args:
+        weight_of: the weight of a layer, or the rows of it, before PEFT changed it.
+
+    Raises:
+        AdapterFileError: a layer for which PEFT has no such init.
+    """
+    if not saved.on_residual:
+        return saved
+    init, tensors, layers = saved.config.init, dict(saved.tensors), []
+    problems = [
+        f"{layer.name}: PEFT's {init} of such a layer is not known here. {MERGE_IN_PEFT}"
+        for layer in saved.plan.layers
+        if not _is_linear(layer, saved.slots[layer.name], init)
+    ]
+    refuse_peft(problems, where)
+    for layer in saved.plan.layers:
+        weight, scaling = weight_of(layer).detach(), saved.config.scaling(layer.rank, layer.alpha)
+        update = LowRankUpdate(
+            weight, saved.slots[layer.name], layer.rank, scaling, init=init, fixed=layer.rank
+        )
+        begin(update, weight, layer.name)
+        for part in FIXED:
+            tensors[layer.tensor(part)] = getattr(update, part).detach()
+        layers.append(replace(layer, fixed=layer.rank))
+    return replace(saved, plan=replace(saved.plan, layers=layers), tensors=tensors)
+
+
+def _is_linear(layer: LayerPlan, slot: Slot, init: str) -> bool:
+    """Whether it is such a layer as PEFT has these inits of; OLoRA's not of a weight of (in, out)."""
+    table, turned = slot.zero == "A", slot.transposed and init == "olora"
+    return len(layer.shape) == 2 and not (layer.slot or table or turned) and layer.rank <= min(layer.shape)
 
 
 def only_trained(saved: SavedAdapter, own: Iterable[str], base_weights: Mapping[str, Tensor]) -> SavedAdapter:

@@ -120,7 +120,7 @@ def _own_parts(
     saved: SavedAdapter, modules: dict[str, nn.Module], problems: list[str]
 ) -> tuple[list[str], list[str]]:
     """Modules that PEFT saves whole (heads, norms), and trained biases of other modules."""
-    whole = dict.fromkeys(_with_forward(saved.plan.heads, modules))
+    whole = dict.fromkeys(_with_forward([h for h in saved.plan.heads if h in modules], modules))
     biases = []
     adapted = [p.module for p in saved.plan.layers]
     for name in own_names_of(saved):

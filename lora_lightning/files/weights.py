@@ -17,10 +17,9 @@ from lora_lightning.files.pair import digest_of, read_tensors
 from lora_lightning.utils.atomic import write_whole
 from lora_lightning.utils.names import inside
 from lora_lightning.utils.tables import truncate_list
+from lora_lightning.utils.torch_file import SHOWN, torch_reasons
 
 logger = logging.getLogger(__name__)
-
-SHOWN = 3  # tensors named of each kind that does not fit
 
 
 def write_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> None:
@@ -144,11 +143,6 @@ def refuse_misfit(
             + "\n".join(f"  - {line}" for line in lines)
             + f"\n{remedy}"
         )
-
-
-def torch_reasons(error: RuntimeError) -> list[str]:
-    """The single faults that torch's `load_state_dict` names, the first three, a line each."""
-    return [" ".join(line.split())[:300] for line in str(error).splitlines()[1 : 1 + SHOWN]]
 
 
 def _kind(tensor: Tensor) -> str:

@@ -58,11 +58,11 @@ def orthogonal(W: Tensor, rank: int, scaling: float) -> tuple[Tensor, Tensor]:
     """B0 = Z·Q_e / 10, A0 = (Z'·Q_o)ᵀ / 10 with normal Z and Z', and the odd and even rows Q_o and Q_e of one
     random orthogonal matrix, so that B0·A0 is zero: PEFT's `orthogonal`, also for odd ranks."""
     groups, m, k = W.shape
-    Q = torch.linalg.qr(torch.randn(groups, rank, rank)).Q
+    Q = torch.linalg.qr(torch.randn(groups, rank, rank).to(W)).Q
     odd, even = Q[:, 0::2], Q[:, 1::2]
-    right = (torch.randn(groups, k, odd.shape[1]) @ odd).mT / 10
-    left = torch.randn(groups, even.shape[1], m).mT @ even / 10
-    return left.to(W), right.to(W)
+    right = (torch.randn(groups, k, odd.shape[1]).to(W) @ odd).mT / 10
+    left = torch.randn(groups, even.shape[1], m).to(W).mT @ even / 10
+    return left, right
 
 
 INITS: dict[str, Callable[[Tensor, int, float], tuple[Tensor, Tensor]]] = {

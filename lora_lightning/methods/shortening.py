@@ -12,6 +12,7 @@ from torch import Tensor
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
+from lora_lightning.layers.factors import put_sides
 from lora_lightning.layers.slot import Slot
 from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.methods.truncation import Decomposed, decomposed_product, rank_by_energy, ranks_by_budget
@@ -193,7 +194,7 @@ def plainly(config: LoRAConfig, layers: Sequence[LayerPlan]) -> LoRAConfig:
     began; their names and ranks are to be put into it."""
     return replace(
         config,
-        rank=max(p.rank for p in layers),
+        rank=max((p.rank for p in layers), default=config.rank),
         alpha=None,
         exclude_modules=None,
         init="default",
@@ -218,28 +219,26 @@ def shortened_plan(layer: LayerPlan, slot: Slot, rank: int, config: LoRAConfig) 
     return replace(layer, rank=rank, alpha=alpha, parameters=size, asked=None, fixed=0, mixed=())
 
 
+@torch.no_grad()
 def as_factors(
     left: Tensor, right: Tensor, slot: Slot, shape: tuple[int, ...], scaling: float
 ) -> tuple[Tensor, Tensor]:
     """A and B, of the shapes of `Slot.factors`, with s·B·A = left·right; the scaling is shared out between
-    them. The inverse of `LowRankUpdate.thin_factors`.
+    them. The inverse of `LowRankUpdate.thin_factors` where there is no fixed part.
 
     Args:
         left, right: (groups, m, r) and (groups, r, k).
         shape: of the weight, or of its rows.
     """
-    left, right = left / math.sqrt(scaling), right / math.sqrt(scaling)
-    A, B = (left.mT, right) if slot.transposed else (right, left)
-    shape_A, shape_B = slot.factors(shape, left.shape[2])
-    return A.reshape(shape_A), B.reshape(shape_B)
+    A, B = (left.new_empty(factor) for factor in slot.factors(shape, left.shape[2]))
+    put_sides(slot, left / math.sqrt(scaling), right / math.sqrt(scaling), A, B)
+    return A, B
 
 
-@torch.no_grad()
-def write_update(update: LowRankUpdate, left: Tensor, right: Tensor, shape: tuple[int, ...]) -> None:
-    """Let an update be left·right, of its own rank."""
-    A, B = as_factors(left, right, update.slot, shape, update.scaling)
-    update.lora_A.copy_(A)
-    update.lora_B.copy_(B)
+def write_update(update: LowRankUpdate, left: Tensor, right: Tensor) -> None:
+    """Let an update without a fixed part be left·right, of its own rank."""
+    root = math.sqrt(update.scaling)
+    put_sides(update.slot, left / root, right / root, update.lora_A.data, update.lora_B.data)
 
 
 def approximated(

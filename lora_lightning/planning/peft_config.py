@@ -10,7 +10,7 @@ from typing import Any
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError
-from lora_lightning.utils.peft_names import NEUTRAL, PEFT_OPTIONS, VARIANTS, peft_problem
+from lora_lightning.utils.peft_names import NEUTRAL, PEFT_OPTIONS, VARIANTS, init_of, peft_problem
 
 HEADS = ("classifier", "score", "qa_outputs")  # what PEFT trains beside, by task_type
 HEAD_TASKS = ("SEQ_CLS", "TOKEN_CLS", "QUESTION_ANS")
@@ -75,7 +75,8 @@ def _of_peft(about: Mapping[str, Any]) -> LoRAConfig:
     for name in ("layers_to_transform", "layers_pattern"):
         if about.get(name) is not None:
             problems.append(str(peft_problem(name, about[name])))
-    if about.get("init_lora_weights", True) not in (True, "gaussian"):
+    init = init_of(about.get("init_lora_weights", True))
+    if init is None:
         problems.append(str(peft_problem("init_lora_weights", about["init_lora_weights"])))
     if about.get("inference_mode"):
         problems.append(f"inference_mode=True: nothing would train. {peft_problem('inference_mode', True)}")
@@ -88,7 +89,7 @@ def _of_peft(about: Mapping[str, Any]) -> LoRAConfig:
         "modules_to_save": _heads(about, problems),
         "rank_pattern": about.get("rank_pattern"),
         "alpha_pattern": about.get("alpha_pattern"),
-        "init": "gaussian" if about.get("init_lora_weights") == "gaussian" else "default",
+        "init": init or "default",
     }
     problems += LoRAConfig.problems(options)
     if problems:

@@ -28,6 +28,8 @@ class LayerPlan:
         asked: the rank that was asked for, where the smaller side caps it, else None.
         fixed: rank of the part of the update that never trains.
         mixed: of a mixture the adapters that it is made of, each with its rank here.
+        explained: the share of the variance, of the layer's inputs or of the gradient, that its rank
+            explains, where data have decided it.
     """
 
     name: str
@@ -41,6 +43,7 @@ class LayerPlan:
     asked: int | None = field(default=None, compare=False)
     fixed: int = 0
     mixed: tuple[tuple[str, int], ...] = ()
+    explained: float | None = field(default=None, compare=False)
 
     @property
     def shown_rank(self) -> str:
@@ -67,6 +70,7 @@ class Plan:
         backbone: name of the backbone ("" is the whole model); what lies outside is left as it was.
         trainable: parameters that will train, those outside the backbone included.
         total: all parameters, the updates included.
+        by_data: what data have decided, and how; "" where they had no say.
     """
 
     layers: list[LayerPlan]
@@ -75,6 +79,7 @@ class Plan:
     backbone: str
     trainable: int = field(compare=False)
     total: int = field(compare=False)
+    by_data: str = field(default="", compare=False)
 
     def families(self) -> list[tuple[str, int, str, str, int]]:
         """Layers that repeat in one row: name with `*` for the numbers of blocks and stages, how many,
@@ -82,9 +87,10 @@ class Plan:
         groups: dict[tuple[str, str], list[LayerPlan]] = {}
         for layer in self.layers:
             name = family(layer.name) or ROOT
-            groups.setdefault((name, layer.shown_rank), []).append(layer)
+            rank = layer.shown_rank if layer.explained is None else ""  # data give each its own
+            groups.setdefault((name, rank), []).append(layer)
         return [
-            (name, len(group), _shapes(group), rank, sum(p.parameters for p in group))
+            (name, len(group), _shapes(group), rank or _decided(group), sum(p.parameters for p in group))
             for (name, rank), group in groups.items()
         ]
 
@@ -108,8 +114,11 @@ class Plan:
             words = (layer.name, layer.module, layer.slot, layer.kind)
             asked = () if layer.asked is None else (layer.asked,)
             numbers = (*layer.shape, layer.rank, layer.parameters, *asked)
+            explained = 0.0 if layer.explained is None else layer.explained
             if not (
                 all(isinstance(w, str) for w in words)
+                and type(explained) in (int, float)
+                and 0 <= explained <= 1
                 and all(type(n) is int and n > 0 for n in numbers)
                 and type(layer.fixed) is int
                 and layer.fixed >= 0
@@ -119,7 +128,13 @@ class Plan:
                 and 0 < layer.alpha <= sys.float_info.max
             ):
                 raise TypeError(f"the plan of {layer.name!r} holds a value of another kind")
-        texts = (planned.backbone, *planned.heads, *planned.skipped.keys(), *planned.skipped.values())
+        texts = (
+            planned.backbone,
+            planned.by_data,
+            *planned.heads,
+            *planned.skipped.keys(),
+            *planned.skipped.values(),
+        )
         if not all(isinstance(t, str) for t in texts) or isinstance(planned.heads, str):
             raise TypeError("its plan holds a value of another kind")
         return planned
@@ -139,6 +154,8 @@ class Plan:
         lines = [format_table(("adapted layers", "count", "weight", "rank", "parameters"), rows)]
         if not self.layers:
             lines = ["no layer is adapted"]
+        if self.by_data:
+            lines.append(self.by_data)
         if self.heads:
             lines.append(f"trained in full: {', '.join(self.heads)}")
         if self.backbone:
@@ -150,6 +167,16 @@ class Plan:
             f"({percent(self.trainable, self.total)})"
         )
         return "\n".join(lines)
+
+
+def _decided(layers: list[LayerPlan]) -> str:
+    """`3 … 16 (61 … 90 %)`: ranks, and the shares of the variance that they explain."""
+    shares = [round(100 * p.explained) for p in layers if p.explained is not None]
+    return f"{_span([p.rank for p in layers])} ({_span(shares)} %)"
+
+
+def _span(values: list[int]) -> str:
+    return f"{min(values)} … {max(values)}" if min(values) < max(values) else str(values[0])
 
 
 def _shapes(layers: list[LayerPlan]) -> str:

@@ -6,19 +6,20 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from torch import nn
+from torch.nn.utils.parametrize import ParametrizationList
 
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, did_you_mean
 from lora_lightning.kernels.quantized_tensor import is_quantized
 from lora_lightning.layers.foreign import library_of
 from lora_lightning.layers.norm import is_norm
-from lora_lightning.layers.registry import LoRALayer
+from lora_lightning.layers.registry import LoRALayer, slots_of
 from lora_lightning.planning.detectors import detectors, is_convolutional, within_part
 from lora_lightning.planning.heads import find_heads, holds
 from lora_lightning.planning.patterns import matching
 from lora_lightning.planning.peft_config import config_of
 from lora_lightning.planning.plan import LayerPlan, Plan, summary
-from lora_lightning.planning.ranks import ranked
+from lora_lightning.planning.ranks import Decided, ranked
 from lora_lightning.planning.structure import Target, auto_targets, targets_of
 from lora_lightning.utils.names import inside, joined, named_modules, named_parameters, submodule
 from lora_lightning.utils.tables import ROOT, truncate_list
@@ -26,12 +27,14 @@ from lora_lightning.utils.tables import ROOT, truncate_list
 IN_FULL = "in modules_to_save, and trains in full: name it in one of the two"
 
 
-def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
+def plan(model: nn.Module, config: LoRAConfig | None = None, decided: Decided | None = None) -> Plan:
     """Decide what would be adapted, without touching the model.
 
     Args:
         model: any module that is not adapted yet.
         config: None takes the defaults; a mapping of LoRAConfig's fields and PEFT's `LoraConfig` will do.
+        decided: the ranks that data have given, which `inject` and `LoRACallback` find out; without them the
+            layers that wait for data stand with an even rank.
 
     Raises:
         ConfigError: nothing to adapt, a pattern that matches nothing (with near misses), a layer that
@@ -44,11 +47,16 @@ def plan(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     problems: list[str] = []
     heads = _heads(network, config, problems)
     chosen, skipped = _targets(network, config, heads, problems)
-    layers = ranked(network, config, chosen, problems)
+    total = sum(p.numel() for p in named_parameters(model).values())
+    layers = ranked(network, config, chosen, problems, total, decided and decided.within(backbone))
     problems += _impossible(network, config, chosen, heads)
     if problems:
         raise ConfigError(problems)
-    return assemble(model, config, backbone, heads, layers, skipped)
+    planned = assemble(model, config, backbone, heads, layers, skipped)
+    if config.by_data:
+        waits = f"{config.by_data}: decided when the training data are seen"
+        planned = replace(planned, by_data=decided.how if decided else waits)
+    return planned
 
 
 def plan_parts(model: nn.Module, config: LoRAConfig) -> Plan:
@@ -173,7 +181,8 @@ def _heads(backbone: nn.Module, config: LoRAConfig, problems: list[str]) -> list
         heads = _untied(backbone, find_heads(backbone))
     else:
         heads = _named_heads(backbone, config.modules_to_save, problems)
-    rounded = [h for h in heads if any(is_quantized(p) for p in submodule(backbone, h).parameters())]
+    named = named_parameters(backbone, all_names=True).items()
+    rounded = [h for h in heads if any(inside(n, [h]) and is_quantized(p) for n, p in named)]
     if rounded:
         problems.append(
             f"modules_to_save: {truncate_list(rounded)} cannot train in full, quantized: name it in the "
@@ -185,11 +194,24 @@ def _heads(backbone: nn.Module, config: LoRAConfig, problems: list[str]) -> list
 def _named_heads(backbone: nn.Module, named: str | list[str], problems: list[str]) -> list[str]:
     """The modules meant, those within another of them left out; "auto" in a list means the head."""
     holders = {n: None for n, m in named_modules(backbone).items() if n and holds(m)}
+    holders |= dict.fromkeys(loose_parameters(backbone))
     others = [n for n in named if n != "auto"] if isinstance(named, list) else named
     meant = {*matching("modules_to_save", others, holders, problems)}
     if others != named:
         meant.update(_untied(backbone, find_heads(backbone)))
     return [n for n in holders if n in meant and not inside(n, meant - {n})]
+
+
+def loose_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that belong to no layer and no norm, such as a class token or a table of positions:
+    `modules_to_save` may name them as it names modules."""
+    return {
+        joined(name, leaf): parameter
+        for name, module in named_modules(model).items()
+        if not (slots_of(name, module) or is_norm(module) or isinstance(module, ParametrizationList))
+        for leaf, parameter in module._parameters.items()
+        if parameter is not None
+    }
 
 
 def _untied(backbone: nn.Module, heads: list[str]) -> list[str]:

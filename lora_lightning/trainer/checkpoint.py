@@ -25,11 +25,11 @@ from lora_lightning.files.fingerprint import fingerprint_of, refusal_of_base
 from lora_lightning.files.format import SavedAdapter
 from lora_lightning.files.from_model import checkpoint_entry
 from lora_lightning.files.frozen_base import KnownBase
-from lora_lightning.files.weights import torch_reasons
 from lora_lightning.layers.registry import lora_layers
 from lora_lightning.trainer.averaging import average_the_adapted
 from lora_lightning.trainer.hparams import refuse_calls
 from lora_lightning.trainer.state_dict import keep_trained_only
+from lora_lightning.utils.torch_file import torch_reasons
 
 GIVE = "Give a checkpoint that a Trainer with LoRACallback wrote."
 Module = TypeVar("Module", bound=nn.Module)
@@ -160,6 +160,9 @@ def restore_entry(module: Any, check_base: bool, base: KnownBase, checkpoint: di
         eject(module)
         _make(module, saved, here.active)
         average_the_adapted(module.trainer, module)
+    elif same:
+        for name, adapter in here.adapters.items():
+            adapter.plan = saved[name].plan  # which also says what data have decided
     _give_values(module, checkpoint)
 
 

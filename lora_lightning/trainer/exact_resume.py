@@ -15,9 +15,9 @@ from lora_lightning.errors import AdapterFileError
 from lora_lightning.trainer.averaging import finish_averages, go_on_averaging
 from lora_lightning.trainer.compat import is_a
 from lora_lightning.trainer.resume_loops import Place, align_loaders, instead_once, settle, take_up
-from lora_lightning.trainer.rng import random_state, set_random_state
 from lora_lightning.trainer.strategies import UNSHARDED
 from lora_lightning.utils.names import named_parameters
+from lora_lightning.utils.rng import random_state, set_random_state
 
 KEY = "lora_lightning_progress"  # in a Trainer's checkpoint
 

@@ -32,8 +32,14 @@ def logged(config: LoRAConfig, planned: Plan, adapter: str) -> dict[str, Any]:
             "trainable_parameters": planned.trainable,
             "total_parameters": planned.total,
             "trainable_fraction": round(planned.trainable / planned.total, 6),
+            **({"decided": planned.by_data, "ranks": _ranks(planned)} if planned.by_data else {}),
         }
     }
+
+
+def _ranks(planned: Plan) -> dict[str, int]:
+    """By layer, without the dots that loggers would take for levels."""
+    return {layer.name.replace(".", "/"): layer.rank for layer in planned.layers}
 
 
 def log_to_all(trainer: Any, pl_module: pl.LightningModule, about: dict[str, Any]) -> None:

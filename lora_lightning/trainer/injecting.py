@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from typing import Any
 
 import lightning.pytorch as pl
 
 from lora_lightning.adapters.base_values import replaced
+from lora_lightning.adapters.by_data import begin_with
 from lora_lightning.adapters.eject import eject
-from lora_lightning.adapters.inject import apply_plan
+from lora_lightning.adapters.inject import apply_plan, check_adapter
 from lora_lightning.adapters.manage import add_adapter, set_adapter
 from lora_lightning.adapters.state import is_injected, state_of
 from lora_lightning.config import LoRAConfig
@@ -20,6 +22,7 @@ from lora_lightning.planning.targets import plan
 from lora_lightning.trainer.averaging import average_the_adapted
 from lora_lightning.trainer.checkpoint import describe_checkpoints
 from lora_lightning.trainer.compat import is_a
+from lora_lightning.trainer.measuring import decide_in_fit, refuse_strategy
 from lora_lightning.trainer.state_dict import keep_trained_only
 from lora_lightning.trainer.strategies import (
     UNSHARDED,
@@ -60,6 +63,10 @@ class Injector:
             self._reuse(pl_module)
             self._prepare(trainer, pl_module)
             return
+        if self.config.by_data and trainer.state.fn == "fit":
+            refuse_strategy(trainer, self.config)
+            self._before_restore(trainer, pl_module)
+            return
         if not _has_own(pl_module, "setup", "configure_model"):
             self._try_to_inject(trainer, pl_module)
         if not is_injected(pl_module):
@@ -69,6 +76,33 @@ class Injector:
         refuse_sharded(pl_module, "inject", FIRST)
         self.plan = plan(pl_module, self.config)
         apply_plan(pl_module, self.config, self.plan, self.adapter or "default")
+
+    def _before_restore(self, trainer: Any, pl_module: pl.LightningModule) -> None:
+        """Wrap what restores a checkpoint, once, to inject before it: then the module is as its own `setup`
+        and `configure_model` have made it, its data are set up, and it is known whether the run is resumed.
+        A resumed one takes ranks and values from its checkpoint and sees no data."""
+        connector = trainer._checkpoint_connector
+        original = connector._restore_modules_and_callbacks
+
+        def restore(checkpoint_path: Any = None, *rest: Any) -> None:
+            del connector.__dict__["_restore_modules_and_callbacks"]
+            if checkpoint_path is None and connector._hpc_resume_path is None:
+                self._inject_by_data(trainer, pl_module)
+            else:
+                self._inject(pl_module)
+            self._prepare(trainer, pl_module)
+            original(checkpoint_path, *rest)
+
+        connector.__dict__["_restore_modules_and_callbacks"] = restore
+
+    def _inject_by_data(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        refuse_sharded(pl_module, "inject", FIRST)
+        adapter = self.adapter or "default"
+        check_adapter(pl_module, self.config, adapter)
+        decision = decide_in_fit(trainer, pl_module, self.config)
+        self.plan = decision.plan
+        apply_plan(pl_module, self.config, decision.plan, adapter)
+        begin_with(pl_module, decision, adapter)
 
     def _try_to_inject(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         with contextlib.suppress(ConfigError):  # raised again after configure_model, if it stands

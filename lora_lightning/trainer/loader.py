@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, RandomSampler
 from torch.utils.data.distributed import DistributedSampler
 
 from lora_lightning.errors import ConfigError
-from lora_lightning.trainer.rng import seeded
+from lora_lightning.utils.rng import seeded
 
 Key = tuple[int, int]  # epoch and index of a sample
 

@@ -17,8 +17,8 @@ from lora_lightning.methods.restarts import restart_steps
 from lora_lightning.trainer.averaging import average_anew
 from lora_lightning.trainer.compat import is_a
 from lora_lightning.trainer.ema import EMA
-from lora_lightning.trainer.rng import seeded
 from lora_lightning.trainer.strategies import UNSHARDED
+from lora_lightning.utils.rng import seeded
 
 REMEDY = "or set restarts to 0."
 

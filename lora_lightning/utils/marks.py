@@ -146,6 +146,30 @@ def one_of(*names: str, several: bool = False) -> Check:
     return listed(f"one or several of {', '.join(names)}", one, alone=True) if several else one
 
 
+def either(check: Check, allowed: str, *, words: Sequence[str] = (), share: str = "") -> Check:
+    """What a check allows, or one of these words, or with `share` a text such as `energy:0.9` with a number
+    between 0 and 1.
+
+    Args:
+        allowed: the words, as they follow "give" and what the check allows.
+    """
+
+    def test(value: Any) -> bool:
+        if not isinstance(value, str):
+            return check.test(value)
+        name, _, number = value.partition(":")
+        return value in words or (name == share != "" and _is_share(number))
+
+    return Check(f"{check.allowed}; {allowed}", test, tuple(words))
+
+
+def _is_share(text: str) -> bool:
+    try:
+        return 0 < float(text) < 1
+    except ValueError:
+        return False
+
+
 def multiple_of(step: int) -> Check:
     """A whole number of steps, at least one."""
 
@@ -232,6 +256,7 @@ MARKS = (
     whole,
     number,
     one_of,
+    either,
     multiple_of,
     path,
     matching,

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 ALL_LINEAR = "all-linear"  # PEFT's word among `target_modules`
+INIT_NAMES = {n: n for n in ("gaussian", "orthogonal", "pissa", "olora")}  # `init_lora_weights` -> `init`
 RENAMED = {"r": "rank", "lora_alpha": "alpha", "lora_dropout": "dropout", "bias": "train_bias"}
 VARIANTS = {  # of LoRA, that do not exist here, and what is different about them
     "layer_replication": "the base model is rebuilt with repeated layers",
@@ -25,7 +26,7 @@ NEEDLESS = {
     "inference_mode": "model.eval() is enough",
     "loftq_config": "lora_lightning.quantize(model, 'nf4') quantizes the base, and updates begin at zero",
     **dict.fromkeys(
-        ("eva_config", "corda_config", "lora_ga_config"), "init is 'default' or 'gaussian'"
+        ("eva_config", "corda_config", "lora_ga_config"), "init says how updates begin"
     ),
     **dict.fromkeys(
         (
@@ -91,11 +92,19 @@ def layer_globs(numbers: Any) -> list[str]:
     return [f"*.{n}.*" for n in (numbers if known else [0, 1])]
 
 
-def _init(value: Any, write: Callable[[str, Any], str]) -> str:
-    if value == "gaussian":
-        return f"here it is {write('init', 'gaussian')}"
+def init_of(value: Any) -> str | None:
+    """Our `init` of PEFT's `init_lora_weights`; None where there is none."""
     if value is True:
-        return f"here it is {write('init', 'default')}, which needs not be said"
+        return "default"
+    if not isinstance(value, str):
+        return None
+    return "pissa_fast" if value.startswith("pissa_niter_") else INIT_NAMES.get(value)
+
+
+def _init(value: Any, write: Callable[[str, Any], str]) -> str:
+    ours = init_of(value)
+    if ours is not None:
+        return f"here it is {write('init', ours)}" + (", which needs not be said" if value is True else "")
     if value is False:
         return "leave it out; here updates begin at zero, so that the outputs do not change at injection"
-    return f"there is no such beginning here; give {write('init', 'default')} or {write('init', 'gaussian')}"
+    return f"there is no such beginning here; give {write('init', 'default')}, or another one of its choices"

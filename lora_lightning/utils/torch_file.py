@@ -14,6 +14,7 @@ import torch
 from lora_lightning.errors import AdapterFileError, nearest
 
 CHUNK = 2**20  # bytes read at a time
+SHOWN = 3  # tensors named of each kind that does not fit
 
 
 def read_torch(
@@ -66,6 +67,11 @@ def require_file(path: Path, remedy: str) -> None:
         raise AdapterFileError(f"{path} is a folder, not a file. {remedy}")
     if not stat.S_ISREG(mode):
         raise AdapterFileError(f"{path} is a pipe, a socket or a device, not a regular file. {remedy}")
+
+
+def torch_reasons(error: RuntimeError) -> list[str]:
+    """The single faults that torch's `load_state_dict` names, the first three, a line each."""
+    return [" ".join(line.split())[:300] for line in str(error).splitlines()[1 : 1 + SHOWN]]
 
 
 def _loaded(path: Path, file: Any, remedy: str, map_location: Any, safe: bool | None, mmap: bool) -> Any:

@@ -147,6 +147,28 @@ def test_an_adapter_with_rslora_or_a_quantized_base_keeps_its_scaling():
     assert ll.spectra(model).mean()["relative_norm"] > 0
 
 
+@pytest.mark.parametrize("limits", [{"energy": 1.0}, {"rank": 2}])
+def test_an_update_with_a_frozen_part_becomes_a_plain_one(limits):
+    torch.manual_seed(0)
+    model, x = vit().eval(), BATCHES[vit]()
+    ll.inject(model, ll.LoRAConfig(rank=2, init="pissa"))
+    with torch.no_grad():
+        for parameter in ll.lora_parameters(model):
+            if parameter.requires_grad:
+                parameter.add_(0.1 * torch.randn_like(parameter))
+    before, y = {n: d for n, (d, _) in updates(model).items()}, model(x)
+    told = ll.shrink(model, **limits)
+    assert {layer.before for layer in told.layers} == {4}
+    assert all(p.fixed == 0 for p in model.lora_state.plan.layers)
+    assert {p.rank for p in model.lora_state.plan.layers} == ({4} if "energy" in limits else {2})
+    assert model.lora_state.config.init == "default"
+    for layer, (delta, _) in updates(model).items():
+        wanted = truncated(before[layer], 1, 4 if "energy" in limits else 2)
+        torch.testing.assert_close(delta, wanted, rtol=1e-4, atol=1e-5)
+    if "energy" in limits:
+        torch.testing.assert_close(model(x), y, rtol=1e-4, atol=1e-4)
+
+
 def test_what_is_refused_leaves_the_model_as_it_was():
     model = three(mlp)
     ll.add_adapter(model, "dora", ll.LoRAConfig(rank=2, use_dora=True))

@@ -1,7 +1,7 @@
 """Trains a small module on the CPU by DDP and saves its weights, a file a rank; also in run_together.py.
 
 Arguments: number of processes; samples; samples a batch in each process; batches a step; folder; a
-checkpoint to go on from. LORA in the environment has more of LoRA's options.
+checkpoint to go on from. LORA in the environment has more of LoRA's options; SCALED stands for ScaledAdamW.
 """
 
 import json
@@ -28,10 +28,15 @@ class Counting(DDPStrategy):
         return super().backward(*arguments, **options)
 
 
+class Scaled(Classifier):
+    def configure_optimizers(self):
+        return ll.ScaledAdamW(ll.param_groups(self, lr=self.lr), self, damping=1e-2)
+
+
 def train(processes: int, samples: int, batch: int, accumulate: int, folder: Path, go_on: str = "") -> None:
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    module = Classifier(lr=0.01)
+    module = (Scaled if os.environ.get("SCALED") else Classifier)(lr=0.01)
     strategy = {"strategy": Counting(find_unused_parameters=False)} if processes > 1 else {}
     callback = ll.LoRACallback(rank=2, **json.loads(os.environ.get("LORA", "{}")))
     run = trainer(

@@ -42,6 +42,15 @@ def test_three_processes_with_accumulation_exchange_once_a_step(tmp_path):
 
 
 @pytest.mark.slow
+def test_preconditioned_gradients_are_alike_in_every_process(tmp_path, monkeypatch):
+    monkeypatch.setenv("SCALED", "1")
+    (single,) = train(tmp_path / "one", 1, samples=8, batch=8)
+    ranks = train(tmp_path / "two", 2, samples=8, batch=2, accumulate=2)
+    assert same(ranks)
+    close(ranks[0], single)
+
+
+@pytest.mark.slow
 def test_uneven_shares_and_last_batches(tmp_path):
     """11 samples for two processes in batches of 4: the sampler pads, the last batches have 2."""
     ranks = train(tmp_path / "two", 2, samples=11, batch=4)

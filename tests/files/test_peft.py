@@ -25,7 +25,9 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 import lora_lightning as ll
+from lora_lightning.app.inspect import inspect
 from lora_lightning.files.locate import read_source
+from lora_lightning.files.merge import merge_state
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -77,6 +79,10 @@ def test_what_is_saved_here_gives_the_same_outputs_in_peft(build, options, tmp_p
 
 
 THEIRS = [
+    (timm_vit, {"target_modules": ["qkv", "fc1"], "init_lora_weights": "pissa", "rank_pattern": {"fc1": 3}}),
+    (timm_vit, {"target_modules": ["qkv", "fc2"], "init_lora_weights": "olora", "use_rslora": True}),
+    (timm_vit, {"target_modules": ["qkv"], "init_lora_weights": "pissa", "use_dora": True}),
+    (gpt2, {"target_modules": ["c_attn"], "init_lora_weights": "pissa", "fan_in_fan_out": True}),
     (timm_vit, {"target_modules": ["qkv", "fc1"], "modules_to_save": ["head"]}),
     (timm_vit, {"target_modules": r"blocks\.\d\.attn\.(qkv|proj)", "use_dora": True, "use_rslora": True}),
     (timm_vit, {"target_modules": ["qkv", "proj"], "exclude_modules": ["patch_embed.proj"], "bias": "all"}),
@@ -124,6 +130,19 @@ def test_what_peft_saved_gives_the_same_outputs_here(build, options, tmp_path):
     again = built(build)
     ll.load_adapter(again, tmp_path / "ours")
     assert torch.equal(logits(again, x), logits(model, x))
+
+
+def test_pefts_pissa_is_merged_and_inspected_without_a_model(tmp_path):
+    config = peft.LoraConfig(r=4, target_modules=["qkv"], init_lora_weights="pissa")
+    shaken(peft.get_peft_model(built(timm_vit), config)).save_pretrained(tmp_path)
+    model = built(timm_vit)
+    save_file(model.state_dict(), tmp_path / "base.safetensors")
+    merged = merge_state(read_source(tmp_path).saved, model.state_dict()).state
+    ll.load_adapter(model, tmp_path)
+    ll.eject(model, merged=True)
+    torch.testing.assert_close(merged, dict(model.state_dict()), rtol=1e-5, atol=1e-6)
+    assert "takes off the base's weights" in inspect(tmp_path)
+    assert "takes off" not in inspect(tmp_path, tmp_path / "base.safetensors")
 
 
 class Uncrossable(nn.Module):
@@ -186,7 +205,7 @@ def ll_injected(build, **options):
 
 REFUSED = [
     ({"peft_type": "IA3"}, "peft_type='IA3': only LORA"),
-    ({"init_lora_weights": "pissa"}, "init_lora_weights='pissa' changes the base's weights"),
+    ({"init_lora_weights": "pissa_niter_4"}, "init_lora_weights='pissa_niter_4' changes the base's weights"),
     ({"init_lora_weights": "loftq", "loftq_config": {"loftq_bits": 4}}, "init_lora_weights='loftq'"),
     ({"lora_bias": True}, "lora_bias=True: its updates have a bias"),
     ({"trainable_token_indices": [1]}, "trainable_token_indices"),

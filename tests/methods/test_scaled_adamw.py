@@ -188,3 +188,20 @@ def test_what_it_cannot_do_is_refused():
         ll.ScaledAdamW(model.parameters(), model)
     with pytest.raises(ConfigError, match=r"damping=0: give a number above 0"):
         ll.ScaledAdamW(model.parameters(), model_of(), damping=0)
+
+
+def test_what_is_fixed_of_an_update_stays_and_has_no_part_in_the_step():
+    """PiSSA's fixed factors; the preconditioner is made of what trains alone."""
+    model = pretrained(mlp)
+    ll.inject(model, ll.LoRAConfig(rank=2, target_modules=["0", "3"], modules_to_save=["5"], init="pissa"))
+    fixed = {name: t.clone() for name, t in model.state_dict().items() if "lora_fixed" in name}
+    optimizer = optimizer_of(model)
+    fit(model, optimizer)
+    assert len(fixed) == 4
+    assert all(torch.equal(model.state_dict()[name], t) for name, t in fixed.items())
+    (pair, _) = pairs_of(model)
+    assert (pair.A.shape, pair.B.shape) == ((2, 6), (16, 2))
+    pair.A.grad, pair.B.grad = torch.randn(2, 6), torch.randn(16, 2)
+    found = preconditioned([pair], 1e-3)
+    wanted = torch.linalg.solve(pair.B.T @ pair.B + 1e-3 * torch.eye(2), pair.A.grad)
+    torch.testing.assert_close(found[pair.A], wanted, rtol=1e-4, atol=1e-5)

@@ -12,7 +12,7 @@ from small import Classifier, cnn, save_checkpoint, trainer
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, WeightedRandomSampler
 
 import lora_lightning as ll
-from lora_lightning.trainer.rng import random_state, seeded, set_random_state
+from lora_lightning.utils.rng import random_state, seeded, set_random_state
 
 
 class Noisy(Dataset):
