@@ -134,6 +134,7 @@ def _facts(source: AdapterSource, weights: Mapping[str, Tensor]) -> list[str]:
         ("base", _base_text(saved, weights)),
         ("method", method),
         ("options", ", ".join(changed) or "all at their defaults"),
+        *([("decided", saved.plan.by_data)] if saved.plan.by_data else []),
         ("trained", _training_text(source.recipe(), saved.training)),
         *facts_text(source.facts() or {}),
         ("size", f"{_size(source.path)}, {len(saved.tensors)} tensors of {values:,} values in all"),

@@ -130,10 +130,13 @@ def log_start(
         if isinstance(logger, CSVLogger):
             logger.save()
     if plan is not None:
-        rows = [
-            [p.name, p.kind, "×".join(map(str, p.shape)), p.rank, p.alpha, p.parameters] for p in plan.layers
-        ]
-        log_table(loggers, "plan", ("layer", "kind", "weight", "rank", "alpha", "parameters"), rows)
+        log_plan(loggers, plan)
+
+
+def log_plan(loggers: Sequence[Logger], plan: Plan) -> None:
+    """Give W&B and TensorBoard the plan as a table."""
+    rows = [[p.name, p.kind, "×".join(map(str, p.shape)), p.rank, p.alpha, p.parameters] for p in plan.layers]
+    log_table(loggers, "plan", ("layer", "kind", "weight", "rank", "alpha", "parameters"), rows)
 
 
 @rank_zero_only

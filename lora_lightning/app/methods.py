@@ -8,7 +8,7 @@ from dataclasses import fields
 from importlib.util import find_spec
 from typing import Any, NamedTuple
 
-from lora_lightning.config import LoRAConfig
+from lora_lightning.config import BY_GRADIENTS, BY_INPUTS, LoRAConfig
 from lora_lightning.utils.marks import show
 
 HEAD = frozenset({"modules_to_save", "backbone"})  # options that say where the head is
@@ -62,6 +62,13 @@ def method_problems(values: Mapping[str, Any]) -> list[str]:
     optim = values.get("optim")
     if isinstance(optim, Mapping) and optim.get("name") == SCALED and not chosen & RANKED:
         return [f"optim.name={SCALED}: method={values['method']} has no updates; give optim=adamw."]
+    if "rank" in words and isinstance(_lora(values, "rank"), str):
+        return [
+            f"tune={show(tune)}: lora.rank={_lora(values, 'rank')} is decided by data: give lora.rank=NUMBER "
+            "to begin with, or tune=lr."
+        ]
+    if "peft" in chosen and (problem := _by_data(values)):
+        return [problem]
     if "peft" not in chosen or find_spec("peft") is not None:
         return []
     return [
@@ -98,6 +105,26 @@ def unused_option(key: str, method: Any, others: Any) -> str | None:
         return None
     beside = f" compare=[{','.join(others)}]" if others else ""
     return f"method={method}{beside} does not use it; leave it out, or give another method."
+
+
+def _by_data(values: Mapping[str, Any]) -> str | None:
+    """Why PEFT cannot train what data decide in our own callback."""
+    words = [f"lora.rank={_lora(values, 'rank')}"] if isinstance(_lora(values, "rank"), str) else []
+    if _lora(values, "init") in (*BY_INPUTS, *BY_GRADIENTS):
+        words.append(f"lora.init={_lora(values, 'init')}")
+    if not words:
+        return None
+    where = "method=peft" if values.get("method") == "peft" else "compare has peft"
+    return (
+        f"{where}: {' and '.join(words)} {'are' if len(words) > 1 else 'is'} decided by data in method=lora "
+        "alone: give lora.rank=NUMBER and an init that needs none, or leave peft out; the ranks that "
+        "method=lora has printed may be given as lora.rank_pattern."
+    )
+
+
+def _lora(values: Mapping[str, Any], name: str) -> Any:
+    group = values.get("lora")
+    return group.get(name) if isinstance(group, Mapping) else None
 
 
 def _chosen(method: Any, others: Any) -> set[str]:

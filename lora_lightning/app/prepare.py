@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,18 @@ class Prepared:
 
     def callbacks(self) -> list[Callback]:
         """For a Trainer of the task."""
-        return [ExactResume() if self.adapting is None else LoRACallback(self.adapting, verbose=False)]
+        if self.adapting is None:
+            return [ExactResume()]
+        return [LoRACallback(self.adapting, verbose=bool(self.adapting.by_data))]  # its plan is not known yet
+
+    def decided(self, callbacks: Iterable[Callback]) -> bool:
+        """Take the plan that data have decided in a fit with these callbacks; whether there is one."""
+        for callback in callbacks:
+            if isinstance(callback, LoRACallback) and callback.plan and callback.plan.by_data:
+                self.plan = callback.plan
+                self.trained, self.total = self.plan.trainable, self.plan.total
+                return True
+        return False
 
 
 def prepare(task: LightningModule, config: DictConfig) -> Prepared:

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 
 from lora_lightning.app.build import data_and_model, named, optim_config, plain
 from lora_lightning.app.console import on_rank_zero
+from lora_lightning.app.loggers import log_plan
 from lora_lightning.app.methods import ADAPTING
 from lora_lightning.app.monitors import watching
 from lora_lightning.app.prepare import check_method, prepare
@@ -94,6 +95,8 @@ class Run:
             trainer.fit(self.task, datamodule=self.data, ckpt_path=ckpt_path, weights_only=True)
         except AdapterFileError as error:
             raise AdapterFileError(f"ckpt_path={ckpt_path}: {error}") from None
+        if self.prepared.decided(trainer.callbacks) and self.prepared.plan:
+            log_plan(loggers, self.prepared.plan)
         seconds = time.perf_counter() - started
         seconds += sum((c.seconds_before for c in trainer.callbacks if isinstance(c, ExactResume)), 0.0)
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None

@@ -204,3 +204,36 @@ def test_what_no_method_is_leaves_the_question_to_the_check_of_methods(method, o
     assert unused_option("lora.rank", method, others) is None
     assert unused_option("lora.rank", "none", None) is not None
     assert method_problems({"method": method, "compare": others, "tune": None}) == []
+
+
+@pytest.mark.parametrize("words", [["lora.rank=auto", "lora.init=eva"], ["lora.init=lora_one"]])
+def test_what_data_decide_is_in_the_table_and_the_adapter(words: list[str]) -> None:
+    run = run_of(
+        "recipe=vit_digits", "debug=fast", "trainer.enable_progress_bar=false", "lora.data_batches=1", *words
+    )
+    before = run.prepared.plan
+    result = run.train_and_test([])
+    plan = run.task.lora_state.plan
+    assert run.prepared.plan == plan and before.by_data != plan.by_data and "1 batch" in plan.by_data
+    assert (
+        result.trained == plan.trainable == sum(p.numel() for p in run.task.parameters() if p.requires_grad)
+    )
+
+
+@pytest.mark.parametrize(
+    ("values", "told"),
+    [
+        ({"method": "peft", "lora": {"rank": "auto"}}, "method=peft: lora.rank=auto is decided by data"),
+        (
+            {"method": "lora", "compare": ["peft"], "lora": {"rank": 8, "init": "eva"}},
+            "compare has peft: lora.init=eva is decided by data in method=lora alone",
+        ),
+        (
+            {"method": "lora", "tune": "rank", "lora": {"rank": "auto"}},
+            "tune=rank: lora.rank=auto is decided by data",
+        ),
+    ],
+)
+def test_what_only_method_lora_can_leave_to_data(values: dict[str, Any], told: str) -> None:
+    (problem,) = method_problems({"compare": [], "tune": None, **values})
+    assert problem.startswith(told)

@@ -8,12 +8,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.loggers import CSVLogger
-from small import Classifier, cnn, loader, pretrained, trainer
+from small import Classifier, cnn, loader, mlp, pretrained, trainer
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import lora_lightning as ll
 from lora_lightning.adapters.state import update_of
+from lora_lightning.app.inspect import inspect
 from lora_lightning.errors import ConfigError, UserError
 
 
@@ -237,3 +238,45 @@ def test_workers_are_left_alone(tmp_path):
     ranks = {layer.name: layer.rank for layer in module.lora_state.plan.layers}
     fit(tmp_path / "constant", other, DataLoader(loader().dataset, 4), rank_pattern=ranks, epochs=1)
     assert module.losses == other.losses
+
+
+def test_strategies_that_shard_are_refused_by_name(tmp_path):
+    callback = ll.LoRACallback(rank="auto")
+    run = trainer(tmp_path, callback)
+    run.state.fn = "fit"
+    run.strategy.__class__ = type("FSDPStrategy", (pl.strategies.Strategy,), {"__module__": "lightning.x"})
+    with pytest.raises(UserError, match=r"rank='auto': decided by data .* FSDPStrategy shards: .*rank_pattern"):
+        callback.setup(run, Classifier(), "fit")
+
+
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-mixed"])
+def test_half_precision(precision, tmp_path):
+    """Decided as in float32, to what half precision can tell."""
+    plans = {}
+    for name in ("32-true", precision):
+        callback = ll.LoRACallback(rank=2, init="eva", verbose=False)
+        module = Classifier()
+        run = trainer(tmp_path, callback, precision=name, max_steps=0)
+        run.fit(module, loader())
+        plans[name] = [update_of(module, p, "default").lora_A.detach() for p in callback.plan.layers]
+    for ours, wanted in zip(plans[precision], plans["32-true"], strict=True):
+        assert ours.dtype == torch.float32
+        assert torch.linalg.matrix_norm(ours.flatten(1) @ wanted.flatten(1).T) ** 2 > 1.99
+
+
+def test_files_hold_the_ranks_and_need_no_data_again(tmp_path):
+    module, data = Classifier(pretrained(mlp)), loader(mlp)
+    callback, _ = fit(tmp_path, module, data, rank="auto", init="eva", budget=300, epochs=1)
+    x = data.dataset.tensors[0]
+    module.eval()
+    for kind in ("lora_lightning", "peft"):
+        ll.save_adapter(module, tmp_path / kind, format=kind)
+        other = Classifier(pretrained(mlp)).eval()
+        ll.load_adapter(other, tmp_path / kind)
+        torch.testing.assert_close(other(x), module(x))
+    about = (tmp_path / "peft" / "adapter_config.json").read_text()
+    assert "rank_pattern" in about and '"init_lora_weights": true' in about
+    other = Classifier(pretrained(mlp)).eval()
+    ll.load_adapter(other, tmp_path / "lora_lightning")
+    assert other.lora_state.plan == callback.plan and other.lora_state.plan.by_data == callback.plan.by_data
+    assert callback.plan.by_data in inspect(tmp_path / "lora_lightning")
