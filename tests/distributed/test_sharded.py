@@ -16,10 +16,13 @@ KINDS = ("model_parallel", "fsdp")
 
 
 @pytest.mark.slow  # "fsdp2" is a part of run_together.py
-@pytest.mark.parametrize("kind", ["fsdp", "fsdp_blocks"])
-def test_two_shards_train_what_the_whole_model_does(kind, tmp_path):
+@pytest.mark.parametrize(
+    ("kind", "init"),
+    [("fsdp", "default"), ("fsdp_blocks", "default"), ("fsdp_blocks", "pissa"), ("fsdp2", "pissa")],
+)
+def test_two_shards_train_what_the_whole_model_does(kind, init, tmp_path):
     """Values, frozen weights, the adapter's file and what is refused: see run_sharded.py."""
-    run("run_sharded.py", kind, tmp_path)
+    run("run_sharded.py", kind, tmp_path, INIT=init)
 
 
 def compare(kind: str, accelerator: str, folder: Path) -> None:
