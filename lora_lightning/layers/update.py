@@ -140,16 +140,18 @@ class LowRankUpdate(nn.Module):
         return joined_factors(self.slot, A, B, self.lora_fixed_A, self.lora_fixed_B)  # type: ignore[arg-type]  # both are
 
     @torch.no_grad()
-    def begin_at(self, left: Tensor, right: Tensor) -> None:
-        """Let B·A be left·right, and the first r of the fixed part take it off again: the update is zero, and
-        A and B are not. Without a fixed part left·right is to be zero.
+    def begin_at(self, left: Tensor, right: Tensor, taken_off: bool = False) -> None:
+        """Let B·A be left·right.
 
         Args:
             left: (groups, m, r), as `thin_factors` without the scaling.
             right: (groups, r, k).
+            taken_off: let the first r of the fixed part, which there must be, take it off again: the update is
+                zero, and A and B are not.
         """
         put_sides(self.slot, left, right, self.lora_A, self.lora_B)
-        if self.lora_fixed_A is not None and self.lora_fixed_B is not None:
+        if taken_off:
+            assert self.lora_fixed_A is not None and self.lora_fixed_B is not None
             left, right = (left, -right) if self.slot.transposed else (-left, right)  # F_A = A, F_B = -B
             missing = self.fixed - self.rank
             left, right = F.pad(left, [0, missing]), F.pad(right, [0, 0, 0, missing])
@@ -158,17 +160,15 @@ class LowRankUpdate(nn.Module):
     @torch.no_grad()
     def is_zero(self) -> bool:
         """Whether it adds nothing, as at its beginning."""
-        left, right = self._sides()
-        if not (left.any() and right.any()):
-            return True
-        r = self.rank
-        own, other = (left[..., :r], right[:, :r]), (left[..., r : 2 * r], right[:, r : 2 * r])
-        if self.fixed < r:
-            size = own[0].norm() * own[1].norm()  # of a product that orthogonal factors make zero
-            return not self.fixed and bool((own[0] @ own[1]).norm() <= 1e-6 * size)
-        equal = torch.equal
-        opposite = any(equal(own[0], s * other[0]) and equal(own[1], -s * other[1]) for s in (1, -1))
-        return opposite and not left[..., 2 * r :].any()
+        r, (left, right) = self.rank, self._sides()
+        own, fixed = (left[..., :r], right[:, :r]), (left[..., r:], right[:, r:])
+        if not (fixed[0].any() and fixed[1].any()):
+            size = own[0].norm() * own[1].norm()  # orthogonal factors have a product of rounding errors
+            return bool((own[0] @ own[1]).norm() <= 1e-6 * size)
+        sign = -1 if self.slot.transposed else 1  # as in `begin_at`
+        taken_off = torch.equal(fixed[0][..., :r], -sign * own[0])
+        taken_off = taken_off and torch.equal(fixed[1][:, :r], sign * own[1])
+        return taken_off and not fixed[0][..., r:].any()
 
     def dropped(self, x: Tensor) -> Tensor:
         """x, in train mode with entries dropped."""

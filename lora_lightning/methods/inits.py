@@ -104,7 +104,8 @@ def begin(update: LowRankUpdate, weight: Tensor, where: str, padding: int | None
     if padding is not None:
         W = W.index_fill(1, torch.tensor([padding], device=W.device), 0)
     left, right = INITS[update.init](W, update.rank, update.scaling)
-    update.begin_at(left if padding is None else _without(left, padding), right)
+    left = left if padding is None else _without(left, padding)
+    update.begin_at(left, right, taken_off=update.init in OFF_ZERO)
     update.begun_from = now
 
 
