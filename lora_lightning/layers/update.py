@@ -146,12 +146,13 @@ class LowRankUpdate(nn.Module):
         Args:
             left: (groups, m, r), as `thin_factors` without the scaling.
             right: (groups, r, k).
-            taken_off: let the first r of the fixed part, which there must be, take it off again: the update is
-                zero, and A and B are not.
+            taken_off: let the first r of the fixed part, which there must be, take it off again: the update
+                is zero, and A and B are not.
         """
         put_sides(self.slot, left, right, self.lora_A, self.lora_B)
         if taken_off:
-            assert self.lora_fixed_A is not None and self.lora_fixed_B is not None
+            assert self.lora_fixed_A is not None
+            assert self.lora_fixed_B is not None
             left, right = (left, -right) if self.slot.transposed else (-left, right)  # F_A = A, F_B = -B
             missing = self.fixed - self.rank
             left, right = F.pad(left, [0, missing]), F.pad(right, [0, 0, 0, missing])
