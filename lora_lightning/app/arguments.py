@@ -207,6 +207,34 @@ def _inspect(parser: Parser) -> None:
     parser.key("base", "FILE.safetensors", "the base's weights, to which changes are compared", existing)
 
 
+def _shrink(parser: Parser) -> None:
+    parser.key(
+        "adapter", "PATH", "the adapter's folder, the run's, or a Trainer's checkpoint", existing, True
+    )
+    parser.key("out", "FOLDER", "the folder to write", needed=True)
+    _rank_and_energy(parser)
+    parser.key("budget", "100000", "parameters of all updates, for the least that is lost", some)
+    parser.key("overwrite", "true", "write into a folder that is not empty", switch)
+
+
+def _extract(parser: Parser) -> None:
+    about = "builds the base, where no run of the tuned weights says how"
+    parser.add_argument("words", nargs="*", metavar="recipe=NAME [key=value ...]", help=about)
+    parser.key("tuned", "PATH", "the fine-tuned weights: a file, a folder, or the run's", existing, True)
+    parser.key("out", "FOLDER", "the folder to write", needed=True)
+    parser.key("base", "PATH", "the weights that were tuned, where they are not the model's own", existing)
+    _rank_and_energy(parser)
+    form = value_of(str, one_of("lora_lightning", "peft"))
+    parser.key("format", "peft", "of the files: lora_lightning or peft", form)
+    parser.key("overwrite", "true", "write into a folder that is not empty", switch)
+
+
+def _rank_and_energy(parser: Parser) -> None:
+    parser.key("rank", "8", "the highest rank of each layer", some)
+    share = value_of(float, number(above(0, most=1)))
+    parser.key("energy", "0.95", "or: the part of each layer's energy (sum of squares) to keep", share)
+
+
 def _transcribe(parser: Parser) -> None:
     parser.add_argument("paths", nargs="*", metavar="AUDIO", help="audio files, and folders of them")
     parser.key("adapter", "FOLDER", "the adapter", existing)
@@ -284,6 +312,16 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], str, str]] = {
         "plain weights, the adapter merged into them",
     ),
     "inspect": (_inspect, "PATH [base=FILE.safetensors]", "what a file or folder of weights holds"),
+    "shrink": (
+        _shrink,
+        "adapter=PATH energy=0.99 out=FOLDER [...]",
+        "an adapter made one of lower rank, without its base",
+    ),
+    "extract": (
+        _extract,
+        "tuned=PATH energy=0.95 out=FOLDER [...]",
+        "fine-tuned weights made an adapter of their base",
+    ),
     "transcribe": (
         _transcribe,
         "AUDIO ... adapter=FOLDER [key=value ...]",

@@ -113,6 +113,27 @@ def _inspect(words: Sequence[str]) -> None:
         print(inspect(paths[0], given.get("base")), flush=True)
 
 
+def _shrink(words: Sequence[str]) -> None:
+    given, problems = _given("shrink", words)
+    _refuse(problems)
+    with _extras():
+        load_lightning()
+        from lora_lightning.app.shrink import shrink
+    with interruptible():
+        print(shrink(given), flush=True)
+
+
+def _extract(words: Sequence[str]) -> None:
+    given, problems = _given("extract", words)
+    of_run = given.pop("words")
+    _refuse(problems)
+    with _extras("recipes"):
+        load_lightning()
+        from lora_lightning.app.extract import extract
+    with interruptible():
+        print(extract(given, of_run), flush=True)
+
+
 def _transcribe(words: Sequence[str]) -> None:
     given, problems = _given("transcribe", words)
     paths = given.pop("paths")
@@ -169,6 +190,8 @@ COMMANDS = {
     "copy": _copy,
     "merge": _merge,
     "inspect": _inspect,
+    "shrink": _shrink,
+    "extract": _extract,
     "transcribe": _transcribe,
     "predict": _predict,
     "evaluate": _evaluate,

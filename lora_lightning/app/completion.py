@@ -19,7 +19,11 @@ from lora_lightning.utils.marks import Check
 PROGRAM, SCRIPT = "lora-lightning", "train.py"
 FLAGS = ("--help", "--multirun", "--cfg", "--resolve", "--config-dir", "--hydra-help")
 PACKAGE = Path(__file__).parents[1]
-OF_A_RUN = {"predict": ("recipe=", "model."), "evaluate": ("recipe=", "data=", "data.", "model.")}
+OF_A_RUN = {
+    "predict": ("recipe=", "model."),
+    "evaluate": ("recipe=", "data=", "data.", "model."),
+    "extract": ("recipe=", "model=", "model."),
+}
 OPEN = ("=", ".", "/")  # after these a word goes on
 
 BASH = """\

@@ -20,7 +20,7 @@ from lora_lightning.files.allowed import checked_facts
 from lora_lightning.files.fingerprint import other_tensors, short
 from lora_lightning.files.format import SavedAdapter
 from lora_lightning.files.locate import AdapterSource, read_source
-from lora_lightning.files.merge import module_names, saved_update
+from lora_lightning.files.merge import module_names
 from lora_lightning.files.origin import Origin
 from lora_lightning.files.peft_resolve import with_beginning
 from lora_lightning.files.weights import read_weights
@@ -107,7 +107,7 @@ def layer_table(saved: SavedAdapter, weights: Mapping[str, Tensor]) -> str:
 
 def _spectra(saved: SavedAdapter, weights: Mapping[str, Tensor]) -> Spectra:
     layers = saved.plan.layers
-    factors = {p.name: saved_update(saved, p).thin_factors() for p in layers}
+    factors = {p.name: saved.thin_factors(p) for p in layers}
     norms = {}
     for layer in layers:
         name = saved.weight_name(layer)

@@ -88,7 +88,10 @@ def base_of(source: AdapterSource, base: str | os.PathLike[str] | None) -> dict[
 
 
 def rebuilt_model(
-    config: Mapping[str, Any], source: Source | None, facts: Mapping[str, Any] | None = None
+    config: Mapping[str, Any],
+    source: Source | None,
+    facts: Mapping[str, Any] | None = None,
+    replaced: bool | None = None,
 ) -> tuple[torch.nn.Module, Mapping[str, Any]]:
     """The model as a configuration builds it, and what its data say of themselves (`provides`).
 
@@ -98,6 +101,8 @@ def rebuilt_model(
     Args:
         source: whose run's the configuration is; None is a recipe of this package or the user.
         facts: what the data say, where it is known already.
+        replaced: whether the weights that it begins with are replaced anyway, and may be absent; None is
+            those of a source with weights.
 
     Raises:
         UserError: it would build something else, or cannot be built.
@@ -105,7 +110,8 @@ def rebuilt_model(
     try:
         if source is None:
             return _composed_model(config, facts)
-        model, facts = _model_of_run(config, source, facts)
+        replaced = isinstance(source, WeightsSource) if replaced is None else replaced
+        model, facts = _model_of_run(config, source, facts, replaced)
     except ModuleNotFoundError as error:
         raise UserError(
             f"rebuilding the base needs {error.name}: pip install 'lora-lightning[recipes]', or give "
@@ -118,7 +124,7 @@ def rebuilt_model(
 
 
 def _model_of_run(
-    config: Mapping[str, Any], source: Source, facts: Mapping[str, Any] | None
+    config: Mapping[str, Any], source: Source, facts: Mapping[str, Any] | None, replaced: bool
 ) -> tuple[torch.nn.Module, Mapping[str, Any]]:
     where = source.config_file
     target, options = section_of(config, "model", where)
@@ -129,7 +135,7 @@ def _model_of_run(
             facts = checked_facts(getattr(build(*data), "provides", {}), where)
         takes = inspect.signature(builder_of(target)).parameters
         given = {name: value for name, value in (facts or {}).items() if name in takes}
-        return _built(target, {**options, **given}, isinstance(source, WeightsSource)), facts or {}
+        return _built(target, {**options, **given}, replaced), facts or {}
     except UserError as error:
         raise UserError(
             f"the base cannot be rebuilt as {where} says: {error}\nOr give base=FILE.safetensors."

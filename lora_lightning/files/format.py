@@ -17,7 +17,7 @@ from lora_lightning.files.fingerprint import is_fingerprint
 from lora_lightning.files.origin import Origin
 from lora_lightning.files.pair import CONFIG_FILE, TENSOR_FILE, Pair, digest_of, read_pair, write_pair
 from lora_lightning.kernels.quantized_tensor import QUANTIZERS
-from lora_lightning.layers.factors import joined_factors
+from lora_lightning.layers.factors import joined_factors, sides
 from lora_lightning.layers.mixture import weighted
 from lora_lightning.layers.slot import Slot
 from lora_lightning.layers.update import LEAVES
@@ -90,6 +90,11 @@ class SavedAdapter:
             fixed = (self.tensors[layer.tensor(f"lora_fixed_{k}")] for k in "AB")
             A, B = joined_factors(self.slots[layer.name], A, B, *fixed)
         return A, B, layer.rank + layer.fixed
+
+    def thin_factors(self, layer: LayerPlan) -> tuple[Tensor, Tensor]:
+        """A layer's whole update by groups, as `LowRankUpdate.thin_factors`."""
+        left, right = sides(self.slots[layer.name], *self.factors(layer))
+        return self.config.scaling(layer.rank, layer.alpha) * left, right
 
     def update_names(self) -> set[str]:
         """Names in `tensors` of the updates, by the plan."""

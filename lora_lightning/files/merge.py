@@ -72,7 +72,7 @@ def merge_state(saved: SavedAdapter, base_weights: Mapping[str, Tensor], check_b
         parts = normed_parts(base_weights, name)
         weight = normed_weight(*(base_weights[n] for n in parts)) if parts else base_weights[name]
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
-        total = effective_weight(wide, [saved_update(saved, layer, wide) for layer in layers])
+        total = effective_weight(wide, [_update(saved, layer, wide) for layer in layers])
         merged = rounded(total, weight.dtype)
         _refuse_not_finite(name, merged, weight)
         error = merged.to(wide.dtype) - total
@@ -143,16 +143,9 @@ def _check(saved: SavedAdapter, base_weights: Mapping[str, Tensor], check_base: 
         raise AdapterFileError(refusal)
 
 
-def saved_update(saved: SavedAdapter, layer: LayerPlan, weight: Tensor | None = None) -> LowRankUpdate:
-    """The update of a planned layer, with the values of the file.
-
-    Args:
-        weight: the base's, of which the type counts; None where the factors alone are wanted.
-    """
+def _update(saved: SavedAdapter, layer: LayerPlan, weight: Tensor) -> LowRankUpdate:
     slot = saved.slots[layer.name]
-    update = planned_update(
-        torch.zeros(()).expand(layer.shape) if weight is None else slot.of(weight), slot, layer, saved.config
-    ).requires_grad_(False)
+    update = planned_update(slot.of(weight), slot, layer, saved.config).requires_grad_(False)
     for part, parameter in named_parameters(update).items():
         parameter.copy_(saved.tensors[layer.tensor(part)])
     return update

@@ -62,6 +62,13 @@ def kept_base(folders: Sequence[Path]) -> dict[str, Tensor]:
     return read_weights(file)[0] if file else {}
 
 
+def carry_base(folders: Sequence[Path], folder: Path) -> None:
+    """Write the weights that are kept in one of these folders, if there are any, into another, beside an
+    adapter that is added to them."""
+    if kept := kept_base(folders):
+        write_weights(folder / BASE_FILE, kept, {})
+
+
 def put_back_base(model: nn.Module, folders: Sequence[Path]) -> None:
     """Give a network the weights that are kept in one of these folders, if there are any.
 

@@ -55,6 +55,17 @@ def tuned_state(tuned: Tuned) -> tuple[dict[str, Tensor], str]:
     return state, str(path)
 
 
+def refuse_adapter(path: Path) -> None:
+    """Refuse what is no fine-tuned model, but an adapter.
+
+    Raises:
+        AdapterFileError: it is the folder of one, or of a run that has saved nothing else.
+    """
+    run = (path / ADAPTER / CONFIG_FILE).is_file() and not (path / WEIGHTS).is_file()
+    if run or (path / CONFIG_FILE).is_file():
+        raise AdapterFileError(f"{path} {IS_ADAPTER}.")
+
+
 def _of_folder(folder: Path) -> dict[str, Tensor]:
     """The weights in one file or several, as runs and the hub have them."""
     for name in INDICES:
@@ -62,8 +73,7 @@ def _of_folder(folder: Path) -> dict[str, Tensor]:
             return _of_parts(folder, name)
     if whole := next((folder / name for name in WHOLE if (folder / name).is_file()), None):
         return _of_file(whole)
-    if (folder / CONFIG_FILE).is_file() or (folder / ADAPTER / CONFIG_FILE).is_file():
-        raise AdapterFileError(f"{folder} {IS_ADAPTER}.")
+    refuse_adapter(folder)
     if (folder / ".metadata").is_file():
         raise AdapterFileError(
             f"{folder} is a checkpoint in shards: make one file of it, "

@@ -94,16 +94,24 @@ def naming(config: LoRAConfig, layers: list[LayerPlan], heads: list[str], model:
         model: the plain backbone, which has these names.
     """
     known = {*targets_of(model)[0], *named_modules(model)}
-    key = {name: alone(name, known) for name in [*(p.name for p in layers), *heads]}
-    alphas = {
-        p.name: p.alpha for p in layers if p.alpha != (2 * p.rank if config.alpha is None else config.alpha)
-    }
+    return keyed(config, layers, heads, lambda name: alone(name, known))
+
+
+def keyed(
+    config: LoRAConfig, layers: list[LayerPlan], heads: list[str], key: Callable[[str], str]
+) -> LoRAConfig:
+    """`naming` by patterns that a function gives for the names."""
+    ranks = {key(p.name): p.rank for p in layers if p.rank != config.rank}
     return replace(
         config,
-        target_modules=[key[p.name] for p in layers] or config.target_modules,
-        modules_to_save=[key[h] for h in heads] or None,
-        rank_pattern={key[p.name]: p.rank for p in layers if p.rank != config.rank},
-        alpha_pattern={key[name]: alpha for name, alpha in alphas.items()},
+        target_modules=[key(p.name) for p in layers] or config.target_modules,
+        modules_to_save=[key(h) for h in heads] or None,
+        rank_pattern=ranks,
+        alpha_pattern={
+            key(p.name): p.alpha
+            for p in layers
+            if p.alpha != (2 * p.rank if config.alpha is None else config.alpha)
+        },
     )
 
 

@@ -78,6 +78,17 @@ LINES = {
         f"bse=x: {NO_SUCH} Did you mean 'base'",
         "base=nowhere: there is no such file",
     ],
+    "shrink adapter=. out=x energy=2 budget=0 adaptr=.": [
+        f"adaptr=.: {NO_SUCH} Did you mean 'adapter'",
+        "energy=2: give a number above 0 and at most 1",
+        "budget=0: give a whole number of at least 1",
+    ],
+    "extract tuned=nowhere rank=no format=pft": [
+        "give out=FOLDER.",
+        "tuned=nowhere: there is no such file",
+        "rank=no: give a whole number",
+        "format=pft: give one of lora_lightning, peft.",
+    ],
     "transcribe . adaptr": ["adaptr: there is no such file", "give adapter=FOLDER, or recipe=NAME"],
     "transcribe . recipe=x chunk=2 overlap=3": ["overlap=3: give seconds from 0 to half of chunk=2."],
     "transcribe . --form=srt recipe=x beam=0": [f"--form=srt: {NO_SUCH}", "beam=0: give a whole number"],

@@ -40,6 +40,8 @@ NAMES = shipped().choices("recipe")
         ("lora-lightning train --m", ["--multirun"], []),
         ("lora-lightning ", ["train", "merge", "completion"], []),
         ("lora-lightning merge o", ["out=", "overwrite="], ["ckpt="]),
+        ("lora-lightning shrink b", ["budget="], ["rank="]),
+        ("lora-lightning extract tuned=x m", ["model=", "model."], ["data="]),
         ("lora-lightning completion ", ["bash", "zsh"], []),
         ("lora-lightning copy vit_", ["vit_digits"], ["resnet_digits"]),
         ("lora-lightning predict t", ["top=", "threshold="], ["out="]),

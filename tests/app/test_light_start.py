@@ -29,7 +29,17 @@ LINES = [
     ("train --cfg job", 0),
     *[
         (f"{command} --help", 0)
-        for command in ("recipes", "copy", "merge", "inspect", "transcribe", "predict", "evaluate")
+        for command in (
+            "recipes",
+            "copy",
+            "merge",
+            "inspect",
+            "shrink",
+            "extract",
+            "transcribe",
+            "predict",
+            "evaluate",
+        )
     ],
     ("train lora.rank=0 data.foo=1 trainer.strategy=dpp lora.quantize=int7 optim.lr=x", 2),
     ("train recipe=whisper_manifest model.foo=1", 2),
@@ -41,6 +51,8 @@ LINES = [
     ("trian", 2),
     ("inspect nowhere", 2),
     ("merge ckpt=nowhere", 2),
+    ("shrink adapter=nowhere energy=0", 2),
+    ("extract tuned=nowhere", 2),
     ("transcribe nowhere.wav format=srtt", 2),
     ("predict images=nowhere score=2 batch_size=0", 2),
     ("evaluate adapter=nowhere out=", 2),
