@@ -199,6 +199,7 @@ def plainly(config: LoRAConfig, layers: Sequence[LayerPlan]) -> LoRAConfig:
         exclude_modules=None,
         init="default",
         restarts=0,
+        budget=None,
     )
 
 
