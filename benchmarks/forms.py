@@ -61,7 +61,7 @@ class DoRA(LoRA):
 
 
 class HiRA(LoRA):
-    """W + W ∘ (B·A), the product by elements: of high rank (Huang et al., ICLR 2025; PEFT's `HiraConfig`)."""
+    """W + W ∘ (B·A), the product by elements: of high rank (Huang et al., ICLR 2025; PEFT has it)."""
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * (1 + (self.B @ self.A).view(weight.shape))

@@ -230,7 +230,7 @@ def table(model: str, chosen: dict[str, list[dict[str, Any]]]) -> list[str]:
         rows.append(
             (LABELS[form], trained, f"{rate:g}", *map(spread, parts), "" if form == "lora" else apart)
         )
-    head = ("", "trained but the head", "rate", "validation %", "test %", "source test %", "test, against LoRA")
+    head = ("", "trained but the head", "rate", "validation %", "test %", "source test %", "test - LoRA's")
     return [f"{model}, {EPOCHS} epochs, {len(SEEDS)} seeds:", "", markdown(head, rows), ""]
 
 
