@@ -11,6 +11,8 @@ from small import Classifier, loader, mlp, pretrained, trainer
 from torch import nn
 
 import lora_lightning as ll
+from lora_lightning.files.locate import read_source
+from lora_lightning.files.merge import merge_state
 from lora_lightning.layers.registry import lora_layers
 
 
@@ -106,6 +108,11 @@ def test_it_is_an_adapter_like_any(name, tmp_path):
         assert [p.requires_grad for p in ll.lora_parameters(twin)] == [True] * len(ll.lora_parameters(model))
     with torch.no_grad(), ll.adapters_off(model):
         assert equal(run(model, inputs), run(in_mode(same_flags(name, model), False), inputs))
+    merged = merge_state(read_source(tmp_path).saved, base_model(name).state_dict())
+    other.load_state_dict(merged.state, strict=False)
+    with ll.adapters_off(other):  # which has the merged weights as its base now
+        for one, two in zip(run(other, inputs), wanted, strict=True):
+            torch.testing.assert_close(one, two, rtol=1e-4, atol=1e-5)
     ll.combine(model, ["both"], [1.0], into="plain")
     for change in (lambda: ll.merge(model), lambda: (ll.unmerge(model), ll.set_adapter(model, "plain"))):
         change()
