@@ -175,7 +175,7 @@ def test_eva_begins_with_the_leading_directions_of_the_inputs(name):
     assert all(torch.equal(after[n], t) for n, t in before.items())
 
 
-@some(PLAIN, {*QUICK, "Embedding-sparse", "own-class", "LSTM-projected"})
+@some(PLAIN, {"Conv2d-groups", "ConvTranspose2d-groups", "Embedding-sparse", "LSTM-gates", "weight-norm-conv"})
 def test_lora_one_begins_with_a_step_down_the_gradient(name):
     """s·B·A is the best approximation of -∇L, of spectral norm s / γ."""
     model, twin = base_model(name, torch.float64), base_model(name, torch.float64)
@@ -230,6 +230,18 @@ def test_weights_that_others_read_are_seen():
         ranks.append({p.name: (p.rank, p.explained) for p in plan.layers})
     assert ranks[0] == ranks[1] and len(ranks[0]) == 8
     assert all(share >= 0.8 for _, share in ranks[0].values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["swinv2_cr_tiny_ns_224", "beit_base_patch16_224", "eva02_tiny_patch14_224"])
+def test_architectures_whose_parents_read_the_weights(name):
+    """Their attention multiplies with `qkv.weight` and never calls `qkv`."""
+    import timm
+
+    size = {"img_size": 64} if "swin" in name else {"img_size": 56, "patch_size": 14, "depth": 2}
+    model = timm.create_model(name, num_classes=3, **size)
+    plan = ll.inject(model, ll.LoRAConfig(rank="auto", init="eva"), data=[torch.randn(2, 3, *[size["img_size"]] * 2)])
+    assert any(p.name.endswith("qkv") for p in plan.layers) and all(p.explained for p in plan.layers)
 
 
 def test_tied_weights_are_measured_in_the_adapted_layer_alone():

@@ -206,7 +206,10 @@ def test_what_no_method_is_leaves_the_question_to_the_check_of_methods(method, o
     assert method_problems({"method": method, "compare": others, "tune": None}) == []
 
 
-@pytest.mark.parametrize("words", [["lora.rank=auto", "lora.init=eva"], ["lora.init=lora_one"]])
+@pytest.mark.parametrize(
+    "words",
+    [["lora.rank=auto", "lora.init=eva"], pytest.param(["lora.init=lora_one"], marks=pytest.mark.slow)],
+)
 def test_what_data_decide_is_in_the_table_and_the_adapter(words: list[str]) -> None:
     run = run_of(
         "recipe=vit_digits", "debug=fast", "trainer.enable_progress_bar=false", "lora.data_batches=1", *words

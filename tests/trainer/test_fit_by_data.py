@@ -150,6 +150,7 @@ class Late(Classifier):
         return DataLoader(self.data, 4)
 
 
+@pytest.mark.slow
 def test_models_and_data_that_are_built_late(tmp_path):
     late, _ = fit(tmp_path / "late", Late(), None, rank="auto", init="eva")
     early, _ = fit(tmp_path / "early", Classifier(), loader(), rank="auto", init="eva")
@@ -229,6 +230,7 @@ def test_loggers_are_told_the_ranks(tmp_path):
     assert "by the inputs of the layers in 3 batches" in told
 
 
+@pytest.mark.slow
 def test_workers_are_left_alone(tmp_path):
     """A loader with workers that stay gives the fit what it would have."""
     data = DataLoader(TensorDataset(*loader().dataset.tensors), 4, num_workers=1, persistent_workers=True)
@@ -249,7 +251,9 @@ def test_strategies_that_shard_are_refused_by_name(tmp_path):
         callback.setup(run, Classifier(), "fit")
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true", "16-mixed"])
+@pytest.mark.parametrize(
+    "precision", ["bf16-true", *(pytest.param(p, marks=pytest.mark.slow) for p in ("bf16-mixed", "16-mixed"))]
+)
 def test_half_precision(precision, tmp_path):
     """Decided as in float32, to what half precision can tell."""
     plans = {}
