@@ -228,6 +228,7 @@ def planned_sum(
         dropout=0.0,
         init="default",
         restarts=0,
+        budget=None,
         use_rslora=False,
         train_bias=max((c.train_bias for c in configs), key=("none", "lora_only", "all").index),
         train_norm="both" if len(norms) > 1 else next(iter(norms), "frozen"),

@@ -52,7 +52,7 @@ def mixture(model: nn.Module, names: Sequence[str], into: str) -> Plan:
     config, planned = planned_sum(
         model, records, sums, {n: sum(_ranks(s, len(names))) for n, s in sums.items()}
     )
-    planned = _mixed(planned, sums, names)
+    config, planned = replace(config, regularizer={}), _mixed(planned, sums, names)
     values = averages(model, names, equal, config, planned)
     attach_adapter(model, config, planned, into)
     for layer in planned.layers:

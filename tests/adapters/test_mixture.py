@@ -188,6 +188,18 @@ def test_peft_gets_the_sum(tmp_path):
     torch.testing.assert_close(theirs(x), module(x), rtol=1e-5, atol=1e-5)
 
 
+def test_adapters_whose_ranks_came_from_data_have_a_sum():
+    """The sum has ranks of its own, and no budget; nor does a mixture have the terms of another training."""
+    model, x = pretrained(mlp), torch.randn(8, 6)
+    config = ll.LoRAConfig(rank="auto", budget=300, regularizer={"frobenius": 1e-3}, modules_to_save=None)
+    ll.inject(model, config, "one", data=[x])
+    ll.add_adapter(model, "two", ll.LoRAConfig(rank=2, modules_to_save=None))
+    ll.mixture(model, ["one", "two"], "both")
+    ll.combine(model, ["one", "two"], [1.0, 1.0], into="sum")
+    configs = [model.lora_state.adapters[name].config for name in ("both", "sum")]
+    assert [c.budget for c in configs] == [None, None] and configs[0].regularizer == {}
+
+
 def test_what_is_wrong_is_told():
     model = adapted_twice()
     for names in ("one", ["one"], ["one", "one"]):
