@@ -24,7 +24,7 @@ from families import (
     run,
     same_flags,
 )
-from small import BATCHES, Classifier, cnn, loader, mlp, trainer
+from small import BATCHES, Classifier, cnn, loader, mlp, pretrained, trainer
 from small import adapted as small_adapted
 
 import lora_lightning as ll
@@ -33,6 +33,7 @@ from lora_lightning.files.locate import read_source
 from lora_lightning.layers.registry import lora_layers
 from lora_lightning.layers.update import FIXED, LowRankUpdate
 from lora_lightning.planning.plan import Plan
+from lora_lightning.trainer.collapse import update_sizes
 
 MIXED = [  # one of each family that has a road of its own
     "Conv2d-groups", "Conv2d-depthwise-dora", "ConvTranspose1d-groups", "Embedding-padding", "Attention-q-v",
@@ -221,6 +222,23 @@ def test_files_with_a_fixed_part_of_another_shape_or_none_are_refused(tmp_path):
 
 def test_the_promises_hold():
     assert ll.verify(small_adapted(cnn, init="pissa"), BATCHES[cnn]()) == []
+
+
+def test_norms_are_folded_into_convolutions_with_a_fixed_part():
+    made = []
+    for fold in (False, True):
+        model = small_adapted(cnn, init="pissa", fold_norms=fold).train()
+        torch.manual_seed(1)
+        model(BATCHES[cnn]()).square().sum().backward()
+        made.append([p.grad for p in ll.lora_parameters(model)])
+    assert sum(layer.lora_norm is not None for layer in lora_layers(model).values()) == 1
+    torch.testing.assert_close(*made, rtol=1e-3, atol=1e-4)
+
+
+def test_a_collapse_is_told_by_the_size_of_the_whole_update():
+    model = pretrained(mlp)
+    ll.inject(model, ll.LoRAConfig(rank=2, init="pissa"))
+    assert max(update_sizes(model).values()) < 1e-6
 
 
 def test_what_has_no_values_is_refused_by_name():
