@@ -24,13 +24,9 @@ from lora_lightning.utils.tables import format_table
 RATE = 4e-3
 TERMS: dict[str, dict[str, float]] = {
     "none": {},
-    "frobenius 1e-3": {"frobenius": 1e-3},
     "frobenius 1e-2": {"frobenius": 1e-2},
-    "outputs 0.1": {"outputs": 0.1},
     "outputs 1": {"outputs": 1.0},
-    "outputs 10": {"outputs": 10.0},
     "outputs 1, heads 0.1": {"outputs": 1.0, "heads": 0.1},
-    "heads 0.1": {"heads": 0.1},
 }
 SCORES = ("target", "source", "seconds")
 

@@ -65,6 +65,11 @@ def test_scaling(rank, alpha, rslora, scaling):
         ("rank_pattern", {"qkv": 0}, r"rank_pattern\['qkv'\]=0"),
         ("alpha_pattern", {"qkv": "x"}, r"alpha_pattern\['qkv'\]='x'"),
         ("use_dora", "yes", "true or false"),
+        ("regularizer", "l2", "mapping to weights"),
+        ("regularizer", {"l3": 1}, "Did you mean 'l2'"),
+        ("regularizer", {"l2": -1}, r"regularizer.l2=-1: give a finite weight of at least 0"),
+        ("regularizer", {"l2": float("inf")}, "finite"),
+        ("regularizer", {"l2": True}, "finite"),
     ],
 )
 def test_bad_values_name_the_option_the_value_and_what_is_allowed(option, value, allowed):
@@ -72,6 +77,12 @@ def test_bad_values_name_the_option_the_value_and_what_is_allowed(option, value,
         ll.LoRAConfig(**{option: value})
     assert len(caught.value.problems) == 1
     assert caught.value.problems[0].startswith(option)
+
+
+def test_terms_of_weight_zero_are_none():
+    assert ll.LoRAConfig(regularizer={"l2": 0.0, "heads": np.float32(1)}).regularizer == {"heads": 1.0}
+    assert ll.LoRAConfig(regularizer=None) == ll.LoRAConfig()
+    assert len(ll.LoRAConfig.problems({"regularizer": {"frobenus": 0, "l2": -1, "heads": "x"}})) == 3
 
 
 def test_all_problems_come_together():

@@ -18,6 +18,7 @@ import lora_lightning as ll
 from lora_lightning.layers.registry import lora_layers
 from lora_lightning.trainer import collapse
 from lora_lightning.trainer.objective import Objective
+from lora_lightning.trainer.speedups import Speedups
 
 WEIGHTS = {"frobenius": 0.5, "l2": 0.02, "orthogonal": 0.1, "heads": 0.3, "outputs": 0.8}
 CONFIG = {"rank": 2, "verbose": False}
@@ -166,6 +167,22 @@ def test_a_new_head_is_no_distance(tmp_path):
     run = trainer(tmp_path, callback, max_steps=1)
     run.fit(module, loader(mlp))
     assert run.callback_metrics["regularizer/outputs"] == 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("how", ["network", "in place", "module"])
+def test_a_compiled_network_or_module_trains_the_same(how, tmp_path, monkeypatch):
+    torch.compiler.reset()
+    monkeypatch.setattr(Speedups, "backend", "eager")
+    plain, module = Plain(), Plain()
+    fit(tmp_path, plain, WEIGHTS)
+    if how == "network":
+        module.model = torch.compile(module.model, backend="eager")
+    callbacks = [Speedups(compile=True)] if how == "in place" else []
+    given = torch.compile(module, backend="eager") if how == "module" else module
+    fit(tmp_path, given, WEIGHTS, callbacks=callbacks)
+    for one, other in zip(plain.parameters(), module.parameters(), strict=True):
+        torch.testing.assert_close(other, one)
 
 
 def test_terms_are_logged_unweighted_and_what_is_added(tmp_path):
