@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as pl
@@ -82,10 +83,11 @@ class Injector:
         and `configure_model` have made it, its data are set up, and it is known whether the run is resumed.
         A resumed one takes ranks and values from its checkpoint and sees no data."""
         connector = trainer._checkpoint_connector
-        original = connector._restore_modules_and_callbacks
+        name = "_restore_modules_and_callbacks"
+        original = partial(getattr(type(connector), name), connector)  # a fit that failed may have left ours
 
         def restore(checkpoint_path: Any = None, *rest: Any) -> None:
-            del connector.__dict__["_restore_modules_and_callbacks"]
+            del connector.__dict__[name]
             if checkpoint_path is None and connector._hpc_resume_path is None:
                 self._inject_by_data(trainer, pl_module)
             else:
@@ -93,7 +95,7 @@ class Injector:
             self._prepare(trainer, pl_module)
             original(checkpoint_path, *rest)
 
-        connector.__dict__["_restore_modules_and_callbacks"] = restore
+        connector.__dict__[name] = restore
 
     def _inject_by_data(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         refuse_sharded(pl_module, "inject", FIRST)

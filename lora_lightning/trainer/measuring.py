@@ -149,9 +149,25 @@ def _apart(loader: Any, config: LoRAConfig) -> Any:
     kept = _datasets(loader, {})
     for name in PLACES:
         if name in vars(loader):
-            vars(twin)[name] = copy.deepcopy(vars(loader)[name], kept)
+            vars(twin)[name] = _copied(vars(loader)[name], kept, config)
     vars(twin)["_iterator"] = None
     return twin
+
+
+def _copied(part: Any, kept: dict[int, Any], config: LoRAConfig) -> Any:
+    """What knows where a loader stands, apart from it.
+
+    Raises:
+        UserError: it cannot be copied.
+    """
+    try:
+        return copy.deepcopy(part, kept)
+    except Exception as error:
+        raise UserError(
+            f"{config.by_data}: the {type(part).__name__} of the training data cannot be copied ({error}), "
+            "and the fit would begin behind the batches that are looked at: let copy.deepcopy copy it, or "
+            "decide with lora_lightning.inject(model, config, data=BATCHES) before the fit."
+        ) from error
 
 
 def _datasets(loader: DataLoader[Any], kept: dict[int, Any]) -> dict[int, Any]:

@@ -215,6 +215,34 @@ def test_what_cannot_be_is_told_in_one_message(tmp_path):
         fit(tmp_path, Classifier(), loader(), rank="auto", budget=3.0)
 
 
+def test_a_fit_that_failed_before_is_none_the_wiser(tmp_path):
+    class Failing(Late):
+        fails = True
+
+        def configure_model(self):
+            super().configure_model()
+            if self.fails:
+                raise RuntimeError("no")
+
+    module, callback = Failing(), ll.LoRACallback(rank=2, init="eva", verbose=False)
+    run = trainer(tmp_path, callback, max_epochs=1)
+    with pytest.raises(RuntimeError, match="no"):
+        run.fit(module)
+    module.fails = False
+    run.fit(module)
+    assert "4 batches" in callback.plan.by_data
+
+
+def test_a_sampler_that_cannot_be_copied_is_refused(tmp_path):
+    class Locked(torch.utils.data.RandomSampler):
+        def __deepcopy__(self, memo):
+            raise TypeError("cannot pickle a lock")
+
+    data = loader().dataset
+    with pytest.raises(UserError, match=r"the Locked of the training data cannot be copied.*a lock"):
+        fit(tmp_path, Classifier(), DataLoader(data, 4, sampler=Locked(data)), init="eva")
+
+
 def test_a_second_adapter_by_data_is_refused(tmp_path):
     module = Classifier()
     fit(tmp_path, module, loader(), init="eva", epochs=1)
@@ -247,7 +275,9 @@ def test_strategies_that_shard_are_refused_by_name(tmp_path):
     run = trainer(tmp_path, callback)
     run.state.fn = "fit"
     run.strategy.__class__ = type("FSDPStrategy", (pl.strategies.Strategy,), {"__module__": "lightning.x"})
-    with pytest.raises(UserError, match=r"rank='auto': decided by data .* FSDPStrategy shards: .*rank_pattern"):
+    with pytest.raises(
+        UserError, match=r"rank='auto': decided by data .* FSDPStrategy shards: .*rank_pattern"
+    ):
         callback.setup(run, Classifier(), "fit")
 
 
