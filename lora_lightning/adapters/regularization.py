@@ -70,13 +70,14 @@ class WeightTerms:
         state = state_of(self.model)
         layers = lora_layers(self.model).values()
         updates = [u for layer in layers for adapter in layer.lora_active for u in layer.updates(adapter)]
+        updates = [u for u in updates if u.lora_A.requires_grad or u.lora_B.requires_grad]
         own = extra_tensors(self.model, state.adapters[state.adapter].extra_trainables)
         trained = {n: t for n, t in own.items() if isinstance(t, nn.Parameter) and n in state.originals}
         originals = [state.originals[n].to(t.device, t.dtype) for n, t in trained.items()]
         self._seen, self._kinds = (state.choice, state.choice.version), alike(updates)
         self._own = list(trained.values()), originals
         if self.names and not updates:
-            raise ConfigError([f"regularizer.{self.names[0]}: no layer is adapted; leave it out."])
+            raise ConfigError([f"regularizer.{self.names[0]}: A and B of no update train; leave it out."])
         if self.heads and not trained:
             raise ConfigError([
                 "regularizer.heads: no head, norm or bias inside the backbone trains in full; leave it out."

@@ -192,6 +192,21 @@ def test_of_several_adapters_the_selected_ones_count():
     torch.testing.assert_close(two, 16 * one)
 
 
+def test_a_mixture_of_updates_that_are_done_training_adds_nothing():
+    config = ll.LoRAConfig(rank=2, **ALONE, regularizer={"frobenius": 1.0})
+    model = mlp()
+    ll.inject(model, config, adapter="one")
+    ll.add_adapter(model, "two", config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".lora." in name:
+                parameter.fill_(0.1)
+    alone = ll.regularization(model)
+    ll.mixture(model, ["one", "two"], "both")
+    ll.set_adapter(model, "one", "both")
+    torch.testing.assert_close(ll.regularization(model), alone)
+
+
 @pytest.mark.parametrize(
     ("options", "says"),
     [
