@@ -165,22 +165,26 @@ def missing(model: str, rank: int, scaling: float, lr: float) -> dict[str, Any]:
     raise LookupError(f"{model}, rank {rank}, s = {scaling:g}, rate {lr:g}")
 
 
-def slope(rates: dict[int, float]) -> float:
-    """By how much the best rate's logarithm rises with the rank's: 0 where it does not depend on it."""
+def exponent(rates: dict[int, float]) -> tuple[float, float]:
+    """e of best rate ~ rank^e, by least squares, and its standard error; 0 where it does not depend on it."""
     x, y = [math.log2(r) for r in rates], [math.log2(lr) for lr in rates.values()]
-    middle = mean(x)
-    return sum((a - middle) * b for a, b in zip(x, y, strict=True)) / sum((a - middle) ** 2 for a in x)
+    x, y = [a - mean(x) for a in x], [b - mean(y) for b in y]
+    spread = sum(a * a for a in x)
+    e = sum(a * b for a, b in zip(x, y, strict=True)) / spread
+    left = sum((b - e * a) ** 2 for a, b in zip(x, y, strict=True))
+    return e, math.sqrt(left / max(len(x) - 2, 1) / spread)
 
 
 def table(model: str, found: dict[str, dict[int, float]]) -> list[str]:
-    """The best rate by the rank for each way, its slope, and by what factor the rates lie apart."""
+    """The best rate by the rank for each way, by what factor the rates lie apart, and the rank's exponent."""
     head = [MODELS[model]["name"], *(f"r = {rank}" for rank in RANKS), "highest / lowest", "exponent"]
     lines = [head, ["---"] * len(head)]
     for way, rates in found.items():
         cells = [f"{rates[rank]:.1e}" if rank in rates else "" for rank in RANKS]
         whole = len(rates) > 1
         apart = f"{max(rates.values()) / min(rates.values()):.1f}" if whole else ""
-        lines.append([SCALINGS[way][0], *cells, apart, f"{slope(rates):+.2f}" if whole else ""])
+        fitted = "{:+.2f} ± {:.2f}".format(*exponent(rates)) if whole else ""
+        lines.append([SCALINGS[way][0], *cells, apart, fitted])
     return [f"| {' | '.join(line)} |" for line in lines]
 
 

@@ -27,8 +27,10 @@ def test_a_run_that_ends_in_nothing_is_the_worst():
 
 
 def test_the_exponent_of_the_rank():
-    assert rate_by_rank.slope({1: 8e-3, 2: 4e-3, 8: 1e-3}) == pytest.approx(-1)
-    assert rate_by_rank.slope({1: 8e-3, 4: 8e-3}) == 0
+    assert rate_by_rank.exponent({1: 8e-3, 2: 4e-3, 8: 1e-3}) == pytest.approx((-1, 0))
+    assert rate_by_rank.exponent({1: 8e-3, 4: 8e-3}) == (0, 0)
+    e, error = rate_by_rank.exponent({1: 2e-3, 2: 8e-3, 4: 2e-3})
+    assert (e, error) == pytest.approx((0, math.sqrt(4 / 3)))  # residuals -2/3, 4/3, -2/3
 
 
 def test_every_way_is_the_same_at_one_rank_and_a_stopped_search_repeats_nothing(tmp_path):
@@ -52,7 +54,7 @@ def test_every_way_is_the_same_at_one_rank_and_a_stopped_search_repeats_nothing(
     found = best("twice")
     assert len(done) == len(set(done)) == len(json.loads((tmp_path / "runs.json").read_text())["runs"])
     assert found == pytest.approx({rank: 0.05 / rank for rank in rate_by_rank.RANKS}, rel=1e-4)
-    assert rate_by_rank.slope(found) == pytest.approx(-1, abs=1e-4)
+    assert rate_by_rank.exponent(found)[0] == pytest.approx(-1, abs=1e-4)
     before = len(done)
     assert best("constant")[8] == found[8]
     assert not [rank for rank, _, _ in done[before:] if rank == 8]
