@@ -32,6 +32,8 @@ from lora_lightning.utils.pattern_kinds import problem
 from lora_lightning.utils.peft_names import ALL_LINEAR, NAMES, peft_problem
 
 OFF_ZERO = ("pissa", "pissa_fast", "milora", "olora")  # inits with B·A that is not zero, which is taken off
+SCALING = 2  # of an update where nothing else is asked for
+MEETING = 8  # the rank at which it is so with `use_rslora`
 RANK = at_least(1, note="4 to 32 are usual")
 REGULARIZERS = ("frobenius", "l2", "orthogonal", "heads", "outputs")  # terms R of the objective L + λ·R
 RANKS = either(
@@ -119,7 +121,8 @@ class LoRAConfig(Options):
             rank of 8 everywhere would cost.
         rho: with rank="auto" no layer has more than rho times the rank that all could have.
         data_batches: batches of the training data that ranks and inits by data see.
-        alpha: numerator of the scaling alpha / rank, with the layer's own rank; None means 2 * rank.
+        alpha: numerator of the scaling alpha / rank, with the layer's own rank; None means 2 * rank, and with
+            `use_rslora` 2 * sqrt(8): a scaling of 2, there at rank 8.
         target_modules: "auto" (by the model's structure), "all" (every supported layer but the head),
             a list of names, or one regular expression that matches whole names. A name in a list is a
             whole one or an ending after a dot (`qkv`, `attn.qkv`), a glob (it has `*`, `?` or `[`), or a
@@ -149,7 +152,8 @@ class LoRAConfig(Options):
         restarts: how often, evenly spread over the training, what was learned is put aside into factors that
             never train, and A and B begin anew, with the optimizer's state of them; the update ends with rank
             r·(1 + restarts) (ReLoRA, Lialin et al. 2023, arXiv 2307.05695, equation 1).
-        use_rslora: scale by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732, theorem 3.2).
+        use_rslora: scale by alpha / sqrt(rank) (Kalajdzievski 2023, arXiv 2312.03732, theorem 3.2): the best
+            rate is then nearly the same at every rank.
         use_dora: train a magnitude for each output beside the direction (Liu et al. 2024,
             arXiv 2402.09353, equation 5).
         regularizer: terms R of the objective L + λ·R that the callback trains by, each with its weight λ:
@@ -174,7 +178,7 @@ class LoRAConfig(Options):
     owner = "LoRA"
 
     rank: Annotated[int | str, RANKS] = 8
-    alpha: Annotated[float | None, above(0), Null("twice the rank")] = None
+    alpha: Annotated[float | None, above(0), Null("twice the rank, with use_rslora 2·√8")] = None
     target_modules: Annotated[
         str | list[str], _names('"auto", "all", a list of names or globs, or a regex')
     ] = "auto"
@@ -252,9 +256,14 @@ class LoRAConfig(Options):
         """Rank of the part of an update that never trains, for one of this rank."""
         return rank * (self.restarts + (self.init in OFF_ZERO))
 
+    def default_alpha(self, rank: int) -> float:
+        """alpha where none is given. With `use_rslora` it is the same for every rank, as in its paper, so that
+        the best rate is nearly the same, too."""
+        return SCALING * math.sqrt(MEETING) if self.use_rslora else SCALING * rank
+
     def scaling(self, rank: int, alpha: float | None) -> float:
         """s in W + s B A: alpha / rank, or alpha / sqrt(rank) with `use_rslora`."""
-        alpha = 2 * rank if alpha is None else alpha
+        alpha = self.default_alpha(rank) if alpha is None else alpha
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 
 

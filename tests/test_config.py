@@ -36,10 +36,16 @@ def test_the_beginnings_are_those_that_updates_know():
 
 @pytest.mark.parametrize(
     ("rank", "alpha", "rslora", "scaling"),
-    [(4, None, False, 2.0), (4, 4, False, 1.0), (16, 8, True, 2.0), (4, None, True, 4.0)],
+    [
+        (4, None, False, 2.0),
+        (4, 4, False, 1.0),
+        (16, 8, True, 2.0),
+        (8, None, True, 2.0),
+        (32, None, True, 1.0),
+    ],
 )
 def test_scaling(rank, alpha, rslora, scaling):
-    assert ll.LoRAConfig(use_rslora=rslora).scaling(rank, alpha) == scaling
+    assert ll.LoRAConfig(use_rslora=rslora).scaling(rank, alpha) == pytest.approx(scaling, rel=1e-15)
 
 
 @pytest.mark.parametrize(

@@ -110,7 +110,7 @@ def keyed(
         alpha_pattern={
             key(p.name): p.alpha
             for p in layers
-            if p.alpha != (2 * p.rank if config.alpha is None else config.alpha)
+            if p.alpha != (config.default_alpha(p.rank) if config.alpha is None else config.alpha)
         },
     )
 

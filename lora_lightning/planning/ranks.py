@@ -128,7 +128,10 @@ def ranked(
         if asked > side and is_name(key) and key:
             small.setdefault(key, {})[name] = side
         rank = min(asked, side)
-        _, alpha = alpha_of(name) or ("", 2 * rank if config.alpha is None else config.alpha)
+        _, alpha = alpha_of(name) or (
+            "",
+            config.default_alpha(rank) if config.alpha is None else config.alpha,
+        )
         parameters = cost_of(target) * rank
         parameters += shape[0] if config.use_dora else 0
         kind = type(submodule(backbone, target.module)).__name__

@@ -68,7 +68,7 @@ def test_effective_weight_is_what_the_model_computes(build, options):
         (update,) = layer.lora["default"].values()
         key = f"{name}.{update.slot.parameter}"
         rank = update.lora_A.shape[0]
-        scaling = 2 * rank / (rank**0.5 if options.get("use_rslora") else rank)
+        scaling = 2 * ((8 / rank) ** 0.5 if options.get("use_rslora") else 1)
         W = state[key] + scaling * torch.einsum("or,r...->o...", update.lora_B, update.lora_A)
         if options.get("use_dora"):
             before = state[key].flatten(1).norm(dim=1)

@@ -83,3 +83,27 @@ def test_a_stopped_search_of_the_digits_rates_goes_on(tmp_path, monkeypatch):
     assert tested == [(8e-3, seed) for seed in range(3)]
     again = tune_digits.Runs("vit")
     assert again.chosen("lora", 8e-3)["test_acc"] == [90.0] * 3 and len(done) == 15
+
+
+def test_what_was_measured_is_what_the_table_says():
+    """With s = 2 the best rate falls with the rank; with alpha / √r it does so far less."""
+    runs = rate_by_rank.Runs(rate_by_rank.RESULTS / "rate_by_rank.json", rate_by_rank.missing)
+    written = (rate_by_rank.RESULTS / "rate_by_rank.md").read_text()
+    for model in ("vit", "resnet"):
+        found = {way: dict(rate_by_rank.best_rates(runs, model, way)) for way in rate_by_rank.SCALINGS}
+        assert "\n".join(rate_by_rank.table(model, found)) in written
+        twice, steady = (rate_by_rank.exponent(found[way])[0] for way in ("twice", "rslora"))
+        assert twice < -0.3
+        assert abs(steady) < 0.2
+        assert {tuple(sorted(found[way])) for way in ("twice", "rslora")} == {rate_by_rank.RANKS}
+
+
+@pytest.mark.slow
+def test_rslora_keeps_the_best_rate_and_twice_the_rank_does_not(tmp_path):
+    """The ViT of the digits at ranks 2 and 32, trained anew."""
+    runs = rate_by_rank.Runs(tmp_path / "runs.json", rate_by_rank.run)
+    apart = {}
+    for way in ("twice", "rslora"):
+        best = dict(rate_by_rank.best_rates(runs, "vit", way, ranks=(2, 32)))
+        apart[way] = best[2] / best[32]
+    assert apart["twice"] > 2 > apart["rslora"] > 0.5

@@ -136,8 +136,8 @@ def reference(name: str, model: nn.Module) -> tuple[nn.Module, dict[str, Tensor]
             W = weights.get(key, plain.get_parameter(key).detach())
             first, last = slot.out_range or (0, W.shape[0])
             rows = slice(first, last)
-            rank, alpha = update.rank, 2 * update.rank
-            scaling = alpha / rank**0.5 if model.lora_state.config.use_rslora else alpha / rank
+            rank = update.rank
+            scaling = 2 * (8 / rank) ** 0.5 if model.lora_state.config.use_rslora else 2
             product = scaling * by_groups(update.lora_A, update.lora_B, rank, slot.transposed)
             if update.lora_fixed_A is not None:
                 fixed = update.lora_fixed_A, update.lora_fixed_B, update.fixed

@@ -284,4 +284,4 @@ def test_rank_of_a_config_reaches_every_family():
         planned = ll.inject(model, config(name, rank=3, use_rslora=True))
         assert planned.layers[0].rank == 3
         (update,) = model.layer.lora["default"].values()
-        assert update.scaling == pytest.approx(6 / 3**0.5)
+        assert update.scaling == pytest.approx(2 * (8 / 3) ** 0.5)
