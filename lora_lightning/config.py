@@ -257,8 +257,8 @@ class LoRAConfig(Options):
         return rank * (self.restarts + (self.init in OFF_ZERO))
 
     def default_alpha(self, rank: int) -> float:
-        """alpha where none is given. With `use_rslora` it is the same for every rank, as in its paper, so that
-        the best rate is nearly the same, too."""
+        """alpha where none is given. With `use_rslora` it is one for every rank, as in its paper, so that the
+        best rate is nearly the same, too."""
         return SCALING * math.sqrt(MEETING) if self.use_rslora else SCALING * rank
 
     def scaling(self, rank: int, alpha: float | None) -> float:
