@@ -15,7 +15,6 @@ from lora_lightning.methods.spectra import Spectra, spectra_of
 from lora_lightning.utils.names import submodule
 
 
-@torch.no_grad()
 def spectra(model: nn.Module, adapter: str | None = None) -> Spectra:
     """The singular values, effective rank, stable rank and norm of each update of an adapter, by matrices of
     its rank: cheap enough for every epoch. With DoRA they are those of s·B·A, before the magnitudes.
@@ -31,6 +30,12 @@ def spectra(model: nn.Module, adapter: str | None = None) -> Spectra:
         UserError: the model is not adapted, merged or sharded, or has no such adapter.
     """
     refuse_choosing(model, "spectra")
+    return spectra_now(model, adapter)
+
+
+@torch.no_grad()
+def spectra_now(model: nn.Module, adapter: str | None = None) -> Spectra:
+    """`spectra` of a model that is known to be neither merged nor sharded."""
     state = state_of(model)
     name = state.adapter if adapter is None else adapter
     factors, weights = {}, {}

@@ -34,11 +34,13 @@ from lora_lightning.trainer.refusals import (
     warn_of_random_base,
 )
 from lora_lightning.trainer.restarting import Restarts, restarts_of_fit
+from lora_lightning.trainer.spectra import log_spectra
 from lora_lightning.trainer.strategies import UNSHARDED, prepare_saving
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import one_of
 
 CHECKPOINTS = ("adapter", "full")
+SPECTRA = ("mean", "layers", "none")
 OWN_OPTIONS = (  # beside LoRAConfig's
     "adapter",
     "checkpoint",
@@ -46,6 +48,7 @@ OWN_OPTIONS = (  # beside LoRAConfig's
     "verify_strict",
     "check_base",
     "watch_collapse",
+    "spectra",
 )
 
 
@@ -70,6 +73,9 @@ class LoRACallback(ExactResume):
         watch_collapse: end a training that has collapsed with an error that says what to change: its loss is
             not finite, stays above where it began, has lost what it had gained, or has gained nothing while
             the updates outgrew their weights. False trains on.
+        spectra: what is logged after each epoch of the updates, of which rank, how even and how large they
+            are: "mean" over the layers, as `lora/effective_rank`, `lora/stable_rank` and
+            `lora/relative_norm` (`lora_lightning.spectra`); "layers", of each layer beside it; or "none".
         **options: fields of LoRAConfig, instead of `config`.
 
     Attributes:
@@ -97,6 +103,7 @@ class LoRACallback(ExactResume):
         verify_strict: bool = False,
         check_base: bool = True,
         watch_collapse: bool = True,
+        spectra: Annotated[str, one_of(*SPECTRA)] = "mean",
         **options: Any,
     ) -> None:
         if config is not None and options:
@@ -107,7 +114,7 @@ class LoRACallback(ExactResume):
         self.adapter = adapter
         self._as_it_is = adapter is not None and config is None and not options
         self.checkpoint, self.verbose, self.verify_strict = checkpoint, verbose, verify_strict
-        self.check_base, self.watch_collapse = check_base, watch_collapse
+        self.check_base, self.watch_collapse, self.spectra = check_base, watch_collapse, spectra
         self._injector: Injector | None = None
         self._first_steps: GradientMonitor | None = None
         self._collapse: CollapseWatch | None = None
@@ -184,6 +191,11 @@ class LoRACallback(ExactResume):
         losses = outputs if self._objective is None else self._objective.loss  # what is added may grow
         if self._collapse is not None and (fault := self._collapse.after_batch(losses, trainer)):
             raise UserError(fault)
+
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        super().on_train_epoch_end(trainer, pl_module)
+        if self.spectra != "none":
+            log_spectra(trainer, pl_module, self.spectra == "layers")
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)
