@@ -24,8 +24,9 @@ from benchmarks.measure import keep_memory
 from benchmarks.methods.catalog import METHODS, unknown
 from benchmarks.methods.ledger import Ledger
 from benchmarks.methods.report import write
-from benchmarks.methods.search import Cell, carry_out
+from benchmarks.methods.search import Cell, Train, carry_out
 from benchmarks.methods.suites import SUITES, cells
+from benchmarks.real_files import require_files
 from lora_lightning.errors import UserError
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -50,6 +51,8 @@ def main() -> None:
     ledger = Ledger(RESULTS / f"methods_{options.suite}.jsonl", CLAIMS)
     try:
         if not options.table:
+            if options.suite == "real":
+                require_files()
             work(options.suite, tasks, methods, ledger)
         write(options.suite, ledger, RESULTS)
     except UserError as error:
@@ -81,10 +84,12 @@ def cell(suite: str, task: str, method: str) -> Cell:
     return Cell(task, method, centre(of, METHODS[method]), of.better, of.budget)
 
 
-def trainer_of(suite: str, task: str, method: str) -> partial:
+def trainer_of(suite: str, task: str, method: str) -> Train:
     """What trains a method on a task, by stage, rate and seed."""
-    from benchmarks.methods.training import train
-
+    if SUITES[suite][task].by_commands:
+        from benchmarks.methods.commands import train
+    else:
+        from benchmarks.methods.training import train
     return partial(train, SUITES[suite][task], METHODS[method])
 
 

@@ -48,6 +48,19 @@ METHODS: dict[str, Method] = {
     "pissa": Method("PiSSA", ("lora.init=pissa",)),
     "milora": Method("MiLoRA", ("lora.init=milora",)),
     "olora": Method("OLoRA", ("lora.init=olora",)),
+    "eva": Method("EVA, even ranks", ("lora.init=eva",)),
+    "eva_ranks": Method("EVA, its ranks", ("lora.init=eva", "lora.rank=auto")),
+    "lora_one": Method("LoRA-One", ("lora.init=lora_one",)),
+    "lora_one_ranks": Method("LoRA-One, ranks by gradients", ("lora.init=lora_one", "lora.rank=auto")),
+    "rank_auto": Method("ranks by the inputs", ("lora.rank=auto",)),
+    "energy": Method("ranks of 95 % of the inputs' energy", ("lora.rank=energy:0.95",)),
+    "relora": Method("ReLoRA, 2 restarts", ("lora.restarts=2",)),
+    "last_in_full": Method(
+        "LoRA, the last block in full", ("lora.modules_to_save=[auto,blocks.3,norm]",), only=("vit_digits",)
+    ),
+    "last_stage_in_full": Method(
+        "LoRA, the last stage in full", ("lora.modules_to_save=[auto,layer4]",), only=("resnet_digits",)
+    ),
     "auto": Method("layers of “auto”, same size", ("lora.target_modules=auto",), match=True),
     "attention": Method(
         "attention alone, same size",

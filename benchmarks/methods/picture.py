@@ -36,6 +36,40 @@ def draw(found: Mapping[Task, Sequence[Row]], path: Path) -> None:
     pyplot.close(figure)
 
 
+def draw_curves(found: Mapping[Task, Sequence[Row]], path: Path) -> None:
+    """The few-shot curves: of each method the score over how much it was trained on, if any has two points."""
+    curves: dict[str, dict[str, list[tuple[float, Row]]]] = {}
+    for task, rows in found.items():
+        for row in rows if task.curve else ():
+            if task.curve and row.score and row.name != "before":
+                points = curves.setdefault(task.curve[0], {}).setdefault(row.label, [])
+                points.append((task.curve[1], row))
+    curves = {name: of for name, of in curves.items() if any(len(points) > 1 for points in of.values())}
+    if not curves:
+        return
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    figure, axes = pyplot.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.2), squeeze=False)
+    for axis, (name, methods) in zip(axes[0], curves.items(), strict=True):
+        for label, points in methods.items():
+            points.sort(key=lambda point: point[0])
+            scores = [row.score for _, row in points if row.score]
+            half = [0.0 if math.isinf(s.low) else s.half for s in scores]
+            axis.errorbar(
+                [x for x, _ in points], [s.mean for s in scores], half, marker="o", capsize=2, label=label
+            )
+        axis.set_xscale("log")
+        axis.set_xlabel(name, fontsize=8)
+        axis.set_ylabel("test score, %", fontsize=8)
+        axis.legend(fontsize=6)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110, metadata={"Software": None})
+    pyplot.close(figure)
+
+
 def _panel(axis: Any, task: Task, rows: Sequence[Row]) -> None:
     for place, row in enumerate(reversed(rows)):
         assert row.score is not None

@@ -10,7 +10,7 @@ from statistics import median
 
 from benchmarks.methods.catalog import METHODS, REFERENCE
 from benchmarks.methods.ledger import Found, Ledger
-from benchmarks.methods.picture import draw
+from benchmarks.methods.picture import draw, draw_curves
 from benchmarks.methods.search import Choice, choice
 from benchmarks.methods.statistics import Interval, difference, exceeds_noise, interval
 from benchmarks.methods.suites import SUITES, Task
@@ -56,7 +56,9 @@ def write(suite: str, ledger: Ledger, folder: Path) -> None:
     text = "\n".join(parts) + "\n"
     (folder / f"methods_{suite}.md").write_text(text)
     print(text)
-    draw({SUITES[suite][name]: of for name, of in found.items()}, folder / f"methods_{suite}.png")
+    by_task = {SUITES[suite][name]: of for name, of in found.items()}
+    draw(by_task, folder / f"methods_{suite}.png")
+    draw_curves(by_task, folder / f"methods_{suite}_few.png")
 
 
 def rows(name: str, task: Task, runs: Iterable[Found]) -> list[Row]:

@@ -25,6 +25,8 @@ class Task:
         source: what the test logs of the domain that the base comes from, with the adapter on and off; of a
             task that logs none of it, `source_data` gives the data to test on by the same score.
         changes: sections of the configuration that are other ones, such as a class of the benchmark's own.
+        curve: the few-shot curve on which it lies, and where: a number of samples or minutes.
+        by_commands: trained by the application's commands, in processes of their own, as a user would.
         methods: those that are worth its minutes, None all.
         centres: where the rates of a word of `method=` begin; else the recipe's `rates`.
     """
@@ -39,6 +41,8 @@ class Task:
     changes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     methods: tuple[str, ...] | None = None
     centres: Mapping[str, float] = field(default_factory=dict)
+    curve: tuple[str, float] | None = None
+    by_commands: bool = False
 
 
 MINUTES = (*CORE, "norms", "rslora", "dora", "orthogonal", "pissa", "lora_plus", "scaled_adamw")
@@ -73,8 +77,86 @@ EMBEDDED = {
         source=("wer_us", ""),
     ),
 }
-SUITES: dict[str, dict[str, Task]] = {"embedded": EMBEDDED}
-ORDER = {"embedded": (("vit_digits", "resnet_digits"), ("fcos_shapes", "scottish"))}
+FEW = ("lora", "full", "probe", "pissa", "lora_one")  # on the curves
+
+
+def _digits(shots: int) -> Task:
+    """Of so many images a class, with about as many steps as of 30."""
+    epochs = round(25 * 10 / -(-10 * shots // 32))
+    words = ("recipe=vit_digits", f"data.train_size={10 * shots}", f"trainer.max_epochs={epochs}")
+    return Task(
+        f"ViT, digits, {shots} a class",
+        words,
+        "acc",
+        budget=SLOW,
+        methods=FEW,
+        source=("source", "source_off"),
+        curve=("ViT, digits: images a class", shots),
+    )
+
+
+FEW_DIGITS = {f"vit_digits_{shots}": _digits(shots) for shots in (5, 10, 50, 90)}
+
+
+def _fashion(shots: int) -> Task:
+    from benchmarks.methods import fashion
+
+    return Task(
+        f"EfficientNet-Lite0, Fashion-MNIST, {shots} a class",
+        (*fashion.WORDS, f"trainer.max_epochs={fashion.EPOCHS[shots]}"),
+        "acc",
+        budget=SLOW,
+        methods=MINUTES if shots == 100 else FEW,
+        changes={
+            "model": {"_target_": "benchmarks.methods.fashion.lite0"},
+            "data": {"_target_": "benchmarks.methods.fashion.FashionPictures", "shots": shots},
+        },
+        centres={
+            "lora": 3e-3,
+            "full": 3e-3,
+            "linear_probe": 1e-2,
+            "peft": 3e-3,
+            "bitfit": 1e-2,
+            "norm_only": 1e-2,
+        },
+        curve=("Lite0, Fashion-MNIST: pictures a class", shots),
+    )
+
+
+LANGUAGES = {"czech": "cs", "dutch": "nl"}
+WHISPER = ("before", "lora", "peft", "full", "pissa", "lora_one")
+
+
+def _whisper(language: str, minutes: float | None = None) -> Task:
+    words = (
+        "recipe=whisper_manifest",
+        f"data.manifest={language}.csv",
+        f"model.language={LANGUAGES[language]}",
+    )
+    some = (f"data.train_minutes={minutes}",) if minutes else ()
+    return Task(
+        f"Whisper base, {language.capitalize()}" + (f", {minutes:g} minutes" if minutes else ""),
+        (*words, *some),
+        "wer",
+        better="min",
+        budget=Budget(tuning=(0,), seeds=(1,) if minutes else (1, 2)),
+        methods=("lora", "full") if minutes else WHISPER,
+        centres={"lora": 1e-3, "full": 2e-5, "peft": 1e-3},
+        curve=(f"Whisper base, {language.capitalize()}: minutes of speech", minutes or 66),
+        by_commands=True,
+    )
+
+
+REAL = {
+    **{f"lite0_{shots}": _fashion(shots) for shots in (100, 10, 50, 5)},
+    **{language: _whisper(language) for language in LANGUAGES},
+    **{f"czech_{minutes:g}": _whisper("czech", minutes) for minutes in (1, 3, 10, 30)},
+}
+SUITES: dict[str, dict[str, Task]] = {"embedded": EMBEDDED | FEW_DIGITS, "real": REAL}
+ORDER = {
+    "embedded": (("vit_digits", "resnet_digits"), ("fcos_shapes", "scottish"), tuple(FEW_DIGITS)),
+    "real": (("lite0_100",), ("czech",), ("lite0_10",), ("dutch",), tuple(REAL)[2:4] + tuple(REAL)[6:]),
+}
 
 
 def cells(

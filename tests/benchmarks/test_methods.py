@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from statistics import mean, stdev
 
 import numpy as np
@@ -153,6 +154,20 @@ def test_the_table_says_what_exceeds_the_noise(ledger, tmp_path, monkeypatch):
     assert "| LoRA | 0.01 | 90.5 ± 6.4 |  |  | 5 | 1.00 |" in text
     assert "| full fine-tuning | 0.001 | 60.5 ± 6.4 | -30.0 ± 0.0 | worse | 5 | 1.50 |" in text
     assert (tmp_path / "methods_small.png").read_bytes().startswith(b"\x89PNG")
+    assert not (tmp_path / "methods_small_few.png").exists()
+    for shots in (5, 10):
+        part = Task(f"{shots}", TINY.words, "acc", budget=LORA.budget, curve=("digits a class", shots))
+        suites.SUITES["small"][f"tiny_{shots}"] = part
+        carry_out(replace(LORA, task=f"tiny_{shots}"), ledger, Trainings(1e-2))
+    report.write("small", ledger, tmp_path)
+    assert (tmp_path / "methods_small_few.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_every_task_has_every_method_in_an_order_without_repeats():
+    for suite, tasks in suites.SUITES.items():
+        pairs = suites.cells(suite, list(tasks), list(METHODS), METHODS)
+        assert len(set(pairs)) == len(pairs) and {task for task, _ in pairs} == set(tasks)
+        assert {"lora", "full"} <= {method for task, method in pairs if task == next(iter(tasks))}
 
 
 def test_a_method_is_trained_as_the_application_trains_it():

@@ -155,7 +155,7 @@ def test_only_training_is_augmented(tmp_path):
 
 
 def test_no_augmented_utterance_is_longer_than_the_longest_one_allowed(tmp_path):
-    """Whisper refuses it in the middle of an epoch; the slow ones last 0.6, 0.7, 0.8, 0.9 s, times 1 / 0.8."""
+    """Whisper refuses it in the middle of an epoch; these last 0.6, 0.7, 0.8 and 0.9 s, divided by 0.8."""
     data = module(speech_files.manifest(tmp_path), augment={"speed": [0.8]}, max_seconds=0.9)
     batches = list(data.train_dataloader())
     longest = {int(n) for batch in batches for n in batch.lengths}

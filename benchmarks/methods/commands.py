@@ -1,0 +1,125 @@
+"""Whisper trained by the application's commands, each a process of its own, as a user would type them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+from benchmarks.methods.catalog import Method
+from benchmarks.methods.ledger import Found
+from benchmarks.methods.suites import Task
+from benchmarks.whisper_files import prepared
+from lora_lightning.errors import UserError
+
+WINDOW, BATCH = 10, 16.0  # seconds that are heard, and of a batch: about four utterances
+TRIAL_STEPS = 80
+WORDS = (
+    "compare=[]", "logger=csv", f"model.seconds={WINDOW}", f"data.batch_seconds={BATCH:g}",
+    "trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=1", "trainer.enable_progress_bar=false",
+    "data.num_workers=0", "threads=1", "lora.rank=16",
+)  # fmt: skip
+ENTRY = "from lora_lightning.app.entry_point import main; main()"  # what `lora-lightning` is
+REFUSED = 2  # the exit status of a mistake in what was typed
+
+
+def train(task: Task, method: Method, stage: str, lr: float, seed: int) -> Found:
+    """A trial of 80 steps, judged on the validation recordings; or one pass over all, and tests.
+
+    Raises:
+        UserError: a command has failed.
+    """
+    made = prepared()
+    name = re.sub(r"[^\w.]+", "-", " ".join((task.label, method.label, stage, f"{lr:g}", str(seed))))
+    run = made / "runs" / name
+    shutil.rmtree(run, ignore_errors=True)
+    start = time.perf_counter()
+    told = command(made, "train", *words(task, method, stage, lr, seed, made), f"hydra.run.dir={run}")
+    if told is not None:
+        return {"refused": told}
+    (result,) = json.loads((run / "results.json").read_text())
+    found: Found = {
+        "val": _validated(run) if method.method != "none" else None,
+        "cpu_seconds": round(result.get("seconds") or 0.0, 1),
+        "wall_seconds": round(time.perf_counter() - start, 1),
+        "trained": result["trained"],
+        "rank": _rank(run, method),
+        "saved_bytes": 0,
+        "state_bytes": 0,
+        "stopped": "",
+        "torch": torch.__version__,
+    }
+    if stage == "final":
+        found |= tested(made, run, method, result)
+    shutil.rmtree(run / "checkpoints", ignore_errors=True)
+    return found
+
+
+def words(task: Task, method: Method, stage: str, lr: float, seed: int, made: Path) -> list[str]:
+    """Of the command `train`."""
+    of_task = [word.replace("data.manifest=", f"data.manifest={made}/") for word in task.words]
+    given = [*of_task, *WORDS, f"model.checkpoint={made / 'base'}", f"method={method.method}", f"seed={seed}"]
+    if method.method != "none":
+        given.append(f"optim.lr={lr}")
+    if stage == "tune":
+        given += [f"trainer.max_steps={TRIAL_STEPS}", "trainer.limit_test_batches=1"]
+    return [*given, *method.words]
+
+
+def tested(made: Path, run: Path, method: Method, result: dict[str, Any]) -> Found:
+    """Scores on the held-out pool, and on English prompts with the adapter on; before, of the base."""
+    base = ("recipe=whisper_manifest", f"model.checkpoint={made / 'base'}", f"model.seconds={WINDOW}")
+    of = (f"adapter={run}", "data=manifest", "data.max_seconds=10") if method.method != "none" else base
+    out = run / "english.json"
+    english = ("model.language=en", f"data.manifest={made / 'english.csv'}", f"out={out}")
+    told = command(made, "evaluate", *of, *english)
+    if told is not None:
+        raise UserError(told)
+    scores = json.loads(out.read_text())["scores"]
+    return {
+        "test": _percent(result["scores"]["wer"]),
+        "test_cer": _percent(result["scores"]["cer"]),
+        "source": _percent(scores["wer"]),
+    }
+
+
+def command(folder: Path, *given: str) -> str | None:
+    """Run a command of the application's; what it refuses, None if it is done.
+
+    Raises:
+        UserError: it has failed otherwise.
+    """
+    entry = [sys.executable, "-c", ENTRY, *given]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(entry, cwd=folder, env=environment, capture_output=True, text=True)
+    if done.returncode == REFUSED:
+        return done.stderr.strip()[-300:]
+    if done.returncode:
+        raise UserError(f"{' '.join(given)}\nended with {done.returncode}:\n{done.stderr[-2000:]}")
+    return None
+
+
+def _validated(run: Path) -> float | None:
+    """The last validation's score, in percent."""
+    lines = (run / "csv" / "metrics.csv").read_text().splitlines()
+    column = lines[0].split(",").index("val/wer")
+    values = [cells[column] for cells in (line.split(",") for line in lines[1:]) if cells[column]]
+    return _percent(float(values[-1])) if values else None
+
+
+def _rank(run: Path, method: Method) -> int | None:
+    rank = yaml.safe_load((run / "config.yaml").read_text())["lora"]["rank"]
+    return rank if method.method in ("lora", "peft") else None
+
+
+def _percent(value: float) -> float:
+    return round(100 * value, 3)
