@@ -49,7 +49,8 @@ class Ledger:
     @contextlib.contextmanager
     def claimed(self, *names: str) -> Iterator[bool]:
         """Whether this process alone has a part of the work, as long as the context lasts."""
-        name = hashlib.sha256("/".join(names).encode()).hexdigest()[:16]
+        of = (str(self.path.resolve()), *names)  # another checkout's file is other work
+        name = hashlib.sha256("/".join(of).encode()).hexdigest()[:16]
         with (self.claims / f"{self.path.stem}-{name}").open("w") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

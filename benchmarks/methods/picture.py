@@ -37,7 +37,7 @@ def draw(found: Mapping[Task, Sequence[Row]], path: Path) -> None:
 
 
 def draw_curves(found: Mapping[Task, Sequence[Row]], path: Path) -> None:
-    """The few-shot curves: of each method the score over how much it was trained on, if any has two points."""
+    """The few-shot curves: of each method the score by how much it was trained on, if two are there."""
     curves: dict[str, dict[str, list[tuple[float, Row]]]] = {}
     for task, rows in found.items():
         for row in rows if task.curve else ():
