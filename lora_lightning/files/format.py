@@ -182,8 +182,11 @@ def described(about: Mapping[str, Any], tensors: dict[str, Tensor], where: str) 
         quantized = about.get("quantized", {})
         if not all(isinstance(n, str) and kind in QUANTIZERS for n, kind in quantized.items()):
             raise TypeError("its weights are quantized in a way that is not known here")
+        config = LoRAConfig(**about["config"])
+        if config.use_dora and any(layer.mixed for layer in plan.layers):
+            raise TypeError("its plan is of a mixture, which has no DoRA")
         return SavedAdapter(
-            LoRAConfig(**about["config"]),
+            config,
             plan,
             tensors,
             slots,

@@ -123,7 +123,7 @@ class Plan:
                 and type(layer.fixed) is int
                 and layer.fixed >= 0
                 and all(type(n) is str and type(r) is int and r >= 0 for n, r in layer.mixed)
-                and (not layer.mixed or sum(r for _, r in layer.mixed) == layer.rank)
+                and (not layer.mixed or (sum(r for _, r in layer.mixed) == layer.rank and not layer.fixed))
                 and type(layer.alpha) in (int, float)
                 and 0 < layer.alpha <= sys.float_info.max
             ):

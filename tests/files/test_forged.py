@@ -53,6 +53,14 @@ FORGED = [
     (lambda a: a["config"].update(dropout=float("nan")), "dropout"),
     (lambda a: a["config"].update(extra=1), "extra"),
     (lambda a: a["config"].update(use_dora=True), "lora_magnitude is missing"),
+    (lambda a: a["plan"]["layers"][0].update(mixed=[["a", 1], ["b", 1]], fixed=1), "another kind"),
+    (
+        lambda a: (
+            a["config"].update(use_dora=True),
+            a["plan"]["layers"][0].update(mixed=[["a", 1], ["b", 1]]),
+        ),
+        "mixture, which has no DoRA",
+    ),
     (lambda a: a.update(fingerprint={"x": 1}), "base"),
     (lambda a: a.update(fingerprint=[]), "base"),
     (lambda a: a.update(config=[]), "damaged"),
