@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import nn
 
 
 def quiet() -> None:
@@ -28,3 +29,12 @@ def trainer(**options: Any) -> L.Trainer:
         num_sanity_val_steps=0,
         **options,
     )
+
+
+class FrozenStatistics(L.Callback):
+    """Batch norms keep their statistics, as LoRACallback has them by default, in a training without it."""
+
+    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
+        for part in module.modules():
+            if isinstance(part, nn.modules.batchnorm._BatchNorm):
+                part.eval()

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.fits import trainer
+from benchmarks.fits import FrozenStatistics, trainer
 from benchmarks.real_files import efficientnet_lite0, fashion
 from lora_lightning import LoRACallback, LoRAConfig, UserError, plan
 from lora_lightning.tasks.classification import ImageClassifier
@@ -52,6 +52,8 @@ METHODS = {
     "lora_4": Method("LoRA, r = 4", (1e-3, 3e-3, 1e-2), 4),
     "lora_16": Method("LoRA, r = 16", (1e-3, 3e-3, 1e-2), 16),
     "bitfit": Method("BitFit", (3e-3, 1e-2, 3e-2)),
+    "full_frozen": Method("full fine-tuning, BatchNorm frozen", (3e-4, 1e-3, 3e-3)),
+    "peft_8_frozen": Method("PEFT, r = 8, BatchNorm frozen", (1e-3, 3e-3, 1e-2), 8),
 }
 
 
@@ -167,6 +169,8 @@ def prepare(method: str, lr: float) -> tuple[ImageClassifier, list[L.Callback]]:
     network = efficientnet_lite0(CLASSES).to(memory_format=torch.channels_last)
     callbacks: list[L.Callback] = []
     optim, rank = OptimConfig(lr=lr, schedule={"warmup": WARMUP}), METHODS[method].rank
+    if method.endswith("frozen"):
+        callbacks.append(FrozenStatistics())
     if method == "probe":
         network = nn.Linear(network.num_features, CLASSES)
     elif method.startswith("lora"):

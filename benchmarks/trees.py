@@ -30,9 +30,10 @@ from torchvision.models.detection.anchor_utils import AnchorGenerator
 from torchvision.models.detection.fcos import FCOSHead
 from torchvision.ops import FeaturePyramidNetwork
 
-from benchmarks.fits import quiet, trainer
+from benchmarks.fits import FrozenStatistics, quiet, trainer
 from benchmarks.real_files import FOLDER, WEIGHTS, efficientnet_lite0, require_files
 from benchmarks.real_files import SHA256 as WEIGHTS_SHA256
+from benchmarks.real_methods import DEPTHWISE
 from benchmarks.tree_pictures import (
     CALIFORNIA,
     FLORIDA,
@@ -97,15 +98,6 @@ def detector() -> FCOS:
     )
 
 
-class FrozenStatistics(L.Callback):
-    """Batch norms keep their statistics, in every method alike: a batch here is two pictures."""
-
-    def on_train_batch_start(self, trainer: L.Trainer, module: L.LightningModule, *_: Any) -> None:
-        for part in module.modules():
-            if isinstance(part, nn.modules.batchnorm._BatchNorm):
-                part.eval()
-
-
 def main() -> None:
     argparse.ArgumentParser(description=__doc__.splitlines()[0]).parse_args()
     quiet()
@@ -168,7 +160,7 @@ class Experiment:
         model = detector()
         model.load_state_dict(self.source)
         if method == "PEFT":
-            model = peft_model(model, LoRAConfig(**LORA))
+            model = peft_model(model, LoRAConfig(**LORA, exclude_modules=DEPTHWISE))
         task = ObjectDetector(model, 1, ["tree"], optim=OptimConfig(lr=rate or SOURCE_RATE))
         if method == "linear probe":
             linear_probe(task)
