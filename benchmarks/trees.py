@@ -62,10 +62,10 @@ STEPS, SEEDS = 60, (0, 1, 2)
 NECK = 64
 LORA = {"rank": 8, "detector_part": "all"}
 RATES = {
-    "linear probe": (1e-3, 3e-3, 1e-2, 3e-2),
-    "LoRA": (3e-4, 1e-3, 3e-3, 1e-2),
-    "PEFT": (3e-4, 1e-3, 3e-3, 1e-2),
-    "full": (1e-4, 3e-4, 1e-3, 3e-3),
+    "linear probe": (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 1e-1),
+    "LoRA": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    "PEFT": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2),
+    "full": (3e-5, 1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
 }
 
 
