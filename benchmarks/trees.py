@@ -210,14 +210,18 @@ class Experiment:
 
 
 def fit(task: ObjectDetector, data: L.LightningDataModule, method: str, steps: int, seed: int) -> int:
-    """Train for so many steps; returns how many parameters did."""
+    """Train for so many steps, or until it collapses; returns how many parameters did."""
     L.seed_everything(seed, verbose=False)
     callbacks: list[L.Callback] = [FrozenStatistics()]
     if method == "LoRA":
         callbacks.append(LoRACallback(LoRAConfig(**LORA), verbose=False))
-    trainer(
+    fitter = trainer(
         max_steps=steps, max_epochs=-1, limit_val_batches=0, gradient_clip_val=5.0, callbacks=callbacks
-    ).fit(task, datamodule=data)
+    )
+    try:
+        fitter.fit(task, datamodule=data)
+    except UserError as error:  # scored as it stands
+        print(error, flush=True)
     return sum(p.numel() for p in task.parameters() if p.requires_grad)
 
 
