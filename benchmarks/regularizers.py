@@ -25,8 +25,9 @@ RATE = 4e-3
 TERMS: dict[str, dict[str, float]] = {
     "none": {},
     "frobenius 1e-2": {"frobenius": 1e-2},
+    "frobenius 1e-1": {"frobenius": 1e-1},
+    "outputs 0.1": {"outputs": 0.1},
     "outputs 1": {"outputs": 1.0},
-    "outputs 1, heads 0.1": {"outputs": 1.0, "heads": 0.1},
 }
 SCORES = ("target", "source", "seconds")
 
