@@ -57,5 +57,6 @@ def restart_update(update: LowRankUpdate, place: int, init: str) -> None:
 
 
 def _fixed(update: LowRankUpdate) -> tuple[Tensor, Tensor]:
-    assert update.lora_fixed_A is not None and update.lora_fixed_B is not None
+    assert update.lora_fixed_A is not None
+    assert update.lora_fixed_B is not None
     return update.lora_fixed_A, update.lora_fixed_B

@@ -159,9 +159,9 @@ def test_what_has_no_room_is_refused():
     with pytest.raises(ll.UserError, match="not an adapted model"):
         ll.restart(model)
     ll.inject(model, ll.LoRAConfig(rank=2))
-    with pytest.raises(ll.UserError, match="no restart left of restarts=0.*give LoRAConfig"):
+    with pytest.raises(ll.UserError, match=r"no restart left of restarts=0.*give LoRAConfig"):
         ll.restart(model)
     with pytest.raises(ll.ConfigError, match="restarts=-1: give a whole number of at least 0"):
         ll.LoRAConfig(restarts=-1)
-    with pytest.raises(ll.ConfigError, match="restarts=1: .*dropout"):
+    with pytest.raises(ll.ConfigError, match=r"restarts=1: .*dropout"):
         ll.LoRAConfig(restarts=1, dropout=0.1)
