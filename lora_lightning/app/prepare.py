@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from lightning import LightningModule
+from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 from torch import nn
@@ -16,6 +16,7 @@ from torch import nn
 from lora_lightning.adapters.inject import train_parts
 from lora_lightning.adapters.quantize import quantize
 from lora_lightning.app.build import lora_config, named
+from lora_lightning.app.console import say
 from lora_lightning.app.methods import ADAPTING, METHODS
 from lora_lightning.app.peft_lora import PeftLoRA, planned_for_peft
 from lora_lightning.config import LoRAConfig
@@ -28,6 +29,20 @@ from lora_lightning.planning.targets import head_alone, plan, plan_parts
 from lora_lightning.trainer.callback import LoRACallback
 from lora_lightning.trainer.exact_resume import ExactResume
 from lora_lightning.utils.tables import percent
+
+
+class SayDecided(Callback):
+    """Prints the plan of a callback when the data have decided it: before the fit it was not known.
+
+    Args:
+        adapting: the callback, which comes before this one.
+    """
+
+    def __init__(self, adapting: LoRACallback) -> None:
+        self.adapting = adapting
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        say(f"{self.adapting.plan}\n")
 
 
 @dataclass
@@ -51,7 +66,8 @@ class Prepared:
         """For a Trainer of the task."""
         if self.adapting is None:
             return [ExactResume()]
-        return [LoRACallback(self.adapting, verbose=bool(self.adapting.by_data))]  # its plan is not known yet
+        adapting = LoRACallback(self.adapting, verbose=False)
+        return [adapting, SayDecided(adapting)] if self.adapting.by_data else [adapting]
 
     def decided(self, callbacks: Iterable[Callback]) -> bool:
         """Take the plan that data have decided in a fit with these callbacks; whether there is one."""
@@ -161,6 +177,8 @@ def in_words(method: str, label: str, prepared: Prepared) -> str:
         label: the method in words.
     """
     lines = [f"{label}: trains {METHODS[method].trains}"] if method != "lora" else []
+    if prepared.plan and prepared.plan.by_data:  # its ranks are not known yet
+        return "\n".join([*lines, f"{len(prepared.plan.layers)} layers are adapted; {prepared.plan.by_data}"])
     if prepared.plan:
         return "\n".join([*lines, str(prepared.plan)])
     share = percent(prepared.trained, prepared.total)

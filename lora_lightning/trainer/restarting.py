@@ -65,10 +65,10 @@ def restarts_of_fit(trainer: Any, module: pl.LightningModule, seed: int | None) 
         return None
     steps = _steps(trainer, module, max(wanted.values()))
     behind = {n: done(module, n) for n in wanted}
-    if trainer.global_step == 0 and (spent := [n for n, number in behind.items() if number]):
+    if seed is None and (spent := [n for n, number in behind.items() if number]):
         rank_zero_warn(
-            f"restarts: adapter {spent[0]!r} has {behind[spent[0]]} of {wanted[spent[0]]} restarts behind it "
-            "from an earlier training, and has no room for more than the rest."
+            f"restarts={wanted[spent[0]]}: adapter {spent[0]!r} has had {behind[spent[0]]} of them in an "
+            "earlier training; this one makes the rest."
         )
     seed = trainer.strategy.broadcast(torch.initial_seed()) if seed is None else seed
     return Restarts({n: restart_steps(r, steps) for n, r in wanted.items()}, behind, seed)

@@ -15,7 +15,9 @@ import lora_lightning as ll
 from lora_lightning.app.application import main
 from lora_lightning.app.build import compared_config, optim_config
 from lora_lightning.app.compose import shipped, without_hydra
+from lora_lightning.app.launch import quiet
 from lora_lightning.app.methods import ADAPTING, METHODS, compared, method_problems, unused_option
+from lora_lightning.app.prepare import in_words
 from lora_lightning.app.run import Run
 from lora_lightning.errors import AdapterFileError, ConfigError
 from lora_lightning.layers.norm import is_norm
@@ -210,13 +212,18 @@ def test_what_no_method_is_leaves_the_question_to_the_check_of_methods(method, o
     "words",
     [["lora.rank=auto", "lora.init=eva"], pytest.param(["lora.init=lora_one"], marks=pytest.mark.slow)],
 )
-def test_what_data_decide_is_in_the_table_and_the_adapter(words: list[str]) -> None:
+def test_what_data_decide_is_in_the_table_and_the_adapter(words: list[str], capsys) -> None:
     run = run_of(
         "recipe=vit_digits", "debug=fast", "trainer.enable_progress_bar=false", "lora.data_batches=1", *words
     )
     before = run.prepared.plan
-    result = run.train_and_test([])
+    told = in_words("lora", run.label, run.prepared)
+    assert "decided when the training data are seen" in told and "trainable" not in told
+    capsys.readouterr()
+    with quiet():  # as a command has it
+        result = run.train_and_test([])
     plan = run.task.lora_state.plan
+    assert capsys.readouterr().out.count(str(plan)) == 1
     assert run.prepared.plan == plan and before.by_data != plan.by_data and "1 batch" in plan.by_data
     assert (
         result.trained == plan.trainable == sum(p.numel() for p in run.task.parameters() if p.requires_grad)
