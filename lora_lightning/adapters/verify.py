@@ -68,7 +68,8 @@ def gradient_peaks(model: nn.Module, reached: Set[int] | None = None) -> dict[st
             update = update_of(model, planned, adapter)
             looked: list[Any] = list(update.parameters())
             if reached is not None:
-                looked = [getattr(update, f"lora_{update.slot.zero}"), update.lora_magnitude]
+                own = (f"lora_{update.slot.zero}", "lora_magnitude", "lora_mixture")
+                looked = [getattr(update, name, None) for name in own]
             grads = [p.grad for p in looked if p is not None and p.grad is not None]
             name = planned.name if len(state.active) == 1 else f"{planned.name} of {adapter}"
             peaks[name] = torch.stack([g.abs().max() for g in grads]).max().item() if grads else None

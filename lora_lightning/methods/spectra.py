@@ -119,4 +119,6 @@ def _singular_values(factors: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
     squares, vectors = torch.linalg.eigh(left.mT @ left)
     K = vectors * squares.clamp_min(0).sqrt()[..., None, :]  # K·Kᵀ is leftᵀ·left
     products = torch.linalg.eigvalsh(K.mT @ (right @ right.mT) @ K)
-    return products.flip(-1).clamp_min(0).sqrt()
+    size = left.square().sum((-1, -2)) * right.square().sum((-1, -2))
+    products = torch.where(products > 1e-14 * size[..., None], products, 0.0)  # below is rounding
+    return products.flip(-1).sqrt()

@@ -83,10 +83,13 @@ def decomposed(matrix: Tensor, rank: int | None = None) -> Decomposed:
 @torch.no_grad()
 def decomposed_product(left: Tensor, right: Tensor) -> Decomposed:
     """The decomposition of left·right, (groups, m, r) times (groups, r, k), which is never formed: through
-    the QR decompositions of the factors its singular values are those of an r × r matrix."""
+    the QR decompositions of the factors its singular values are those of an r × r matrix. What rounding
+    leaves of factors that take each other off is zero."""
     Q, R = torch.linalg.qr(left.double())
     P, T = torch.linalg.qr(right.double().mT)
     U, S, V = torch.linalg.svd(R @ T.mT, full_matrices=False)
+    size = torch.linalg.matrix_norm(R) * torch.linalg.matrix_norm(T)
+    S = torch.where(1e-13 * size[:, None] < S, S, 0.0)
     return Decomposed(Q @ U, S, V @ P.mT)
 
 

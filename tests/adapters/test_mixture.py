@@ -11,9 +11,11 @@ from small import Classifier, loader, mlp, pretrained, trainer
 from torch import nn
 
 import lora_lightning as ll
+from lora_lightning.adapters.verify import gradient_peaks
 from lora_lightning.files.locate import read_source
 from lora_lightning.files.merge import merge_state
 from lora_lightning.layers.registry import lora_layers
+from lora_lightning.trainer.first_steps import leaves_of
 
 
 def of_two(name: str, dtype=torch.float32) -> nn.Module:
@@ -198,6 +200,24 @@ def test_adapters_whose_ranks_came_from_data_have_a_sum():
     ll.combine(model, ["one", "two"], [1.0, 1.0], into="sum")
     configs = [model.lora_state.adapters[name].config for name in ("both", "sum")]
     assert [c.budget for c in configs] == [None, None] and configs[0].regularizer == {}
+
+
+def test_beside_an_adapter_with_a_regularizer_its_weights_are_seen_to_train():
+    model = mlp()
+    options = {"rank": 2, "target_modules": ["0", "3"], "modules_to_save": None}
+    ll.inject(model, ll.LoRAConfig(**options, regularizer={"frobenius": 1.0}), "one")
+    ll.add_adapter(model, "two", ll.LoRAConfig(**options))
+    for layer in lora_layers(model).values():
+        for update in (u for a in layer.lora for u in layer.updates(a)):
+            nn.init.normal_(update.lora_B)
+    ll.mixture(model, ["one", "two"], "both")
+    ll.set_adapter(model, "one", "both")
+    loss = model(torch.randn(4, 6)).square().sum()
+    reached = leaves_of(loss)
+    (loss + ll.regularization(model)).backward()
+    peaks = gradient_peaks(model, reached)
+    assert set(peaks) == {f"{layer} of {a}" for layer in "03" for a in ("one", "both")}
+    assert all(peaks.values())
 
 
 def test_what_is_wrong_is_told():

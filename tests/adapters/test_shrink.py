@@ -169,6 +169,22 @@ def test_an_update_with_a_frozen_part_becomes_a_plain_one(limits):
         torch.testing.assert_close(model(x), y, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("init", ["pissa", "olora"])
+def test_what_rounding_leaves_of_an_untrained_update_is_nothing(init):
+    """Of B·A - B₀·A₀, too, of which both are far from zero; a layer that did not train keeps no rank."""
+    torch.manual_seed(0)
+    model = mlp()
+    ll.inject(model, ll.LoRAConfig(rank=3, init=init, target_modules="all", modules_to_save=None))
+    assert set(ll.spectra(model).mean().values()) == {0.0}
+    with pytest.raises(ll.UserError, match="every update is zero"):
+        ll.shrink(model, energy=0.9)
+    with torch.no_grad():
+        model[3].lora.default.weight.lora_B.add_(1e-5 * torch.randn(12, 3))
+    assert ll.spectra(model)["3"].effective_rank > 1
+    ll.shrink(model, energy=1.0)
+    assert [p.name for p in model.lora_state.plan.layers] == ["3"]
+
+
 def test_what_is_refused_leaves_the_model_as_it_was():
     model = three(mlp)
     ll.add_adapter(model, "dora", ll.LoRAConfig(rank=2, use_dora=True))
