@@ -25,6 +25,7 @@ from lora_lightning.utils.atomic import write_whole
 from lora_lightning.utils.tables import format_table, printable
 
 DATA = ("data=", "data.", "data/")  # words about the data
+NO_VALUE = "–"  # such as the precision of a class that is never taken for
 BOUNDS = ("_low", "_high")  # of an interval, at the ends of a column's name
 CLASSES = 40  # of which the page has a row each
 PER_CLASS = "test/map/"  # how detection logs the score of a class
@@ -172,7 +173,8 @@ def _cells(row: Mapping[str, Any]) -> dict[str, str]:
             continue
         bounds = [row.get(f"{name}{end}") for end in BOUNDS]
         interval = "" if None in bounds else f" ({bounds[0]:.3f}–{bounds[1]:.3f})"
-        shown[name] = f"{value:.3f}{interval}" if isinstance(value, float) else str(value)
+        plain = NO_VALUE if value is None else str(value)
+        shown[name] = f"{value:.3f}{interval}" if isinstance(value, float) else plain
     return shown
 
 
