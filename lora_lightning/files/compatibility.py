@@ -124,7 +124,8 @@ def check_tensors(
     """
     shapes = saved.update_shapes()
     own = {n: t for n, t in (own or {}).items() if n not in shapes}
-    found = {n: t for n, t in saved.tensors.items() if n in shapes or n in own}
+    known = {*shapes, *own, *saved.update_names()}
+    found = {n: t for n, t in saved.tensors.items() if n in known}
     refuse(_tensor_problems(found, shapes, own), where)
     refuse(not_finite(found), where)
 

@@ -5,6 +5,7 @@
 
 import copy
 import pickle
+from dataclasses import replace
 
 import pytest
 import torch
@@ -218,6 +219,10 @@ def test_files_with_a_fixed_part_of_another_shape_or_none_are_refused(tmp_path):
     saved.tensors[name] = kept[:, :1]
     with pytest.raises(ll.AdapterFileError, match=f"{name}: .* in the file"):
         check_tensors(saved, "here")
+    saved.tensors[name] = kept
+    without = replace(saved.plan, layers=[replace(p, fixed=0) for p in saved.plan.layers])
+    with pytest.raises(ll.AdapterFileError, match="lora_fixed_A has no place"):
+        check_tensors(replace(saved, plan=without), "here")
 
 
 def test_the_promises_hold():
