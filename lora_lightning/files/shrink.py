@@ -14,7 +14,7 @@ from lora_lightning.utils.pattern_kinds import exactly
 def shrunk(
     saved: SavedAdapter, rank: int | None, energy: float | None, budget: int | None
 ) -> tuple[SavedAdapter, Approximation]:
-    """The adapter as `lora_lightning.shrink` would leave it, and what was lost.
+    """The adapter as `shrink` would leave it, and what was lost.
 
     Raises:
         ConfigError, UserError: as `shrink`; or it is in PEFT's format, which leaves open what only a model

@@ -75,7 +75,7 @@ class LoRACallback(ExactResume):
             the updates outgrew their weights. False trains on.
         spectra: what is logged after each epoch of the updates, of which rank, how even and how large they
             are: "mean" over the layers, as `lora/effective_rank`, `lora/stable_rank` and
-            `lora/relative_norm` (`lora_lightning.spectra`); "layers", of each layer beside it; or "none".
+            `lora/relative_norm` (`spectra` of the package); "layers", of each layer beside it; or "none".
         **options: fields of LoRAConfig, instead of `config`.
 
     Attributes:
