@@ -87,10 +87,10 @@ def _loaded(path: Path, file: Any, remedy: str, map_location: Any, safe: bool | 
 def _broken_record(file: BinaryIO) -> str | None:
     """Why a record of torch's archive is not what was written, if one is not. Older formats and other files
     are left to torch."""
-    if not zipfile.is_zipfile(file):
-        return None
     size = os.fstat(file.fileno()).st_size
     try:
+        if not zipfile.is_zipfile(file):
+            return None
         with zipfile.ZipFile(file) as archive:
             records = archive.infolist()
             if all(r.CRC == 0 for r in records):  # torch.serialization.set_crc32_options(False)

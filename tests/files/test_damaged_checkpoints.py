@@ -69,6 +69,14 @@ def test_no_flipped_bit_and_no_cut_goes_unseen(count, saved, tmp_path):
     assert refused > 0.85 * count  # the others flipped bits of padding
 
 
+def test_an_archive_that_names_several_disks_is_damaged(saved, tmp_path):
+    raw = bytearray(saved[0].read_bytes())
+    raw[raw.rindex(b"PK\x06\x07") + 16] ^= 2  # how many disks there are; Python's zipfile raises
+    (tmp_path / "x.ckpt").write_bytes(raw)
+    with pytest.raises(ll.AdapterFileError, match="x.ckpt is damaged"):
+        state_of(tmp_path / "x.ckpt")
+
+
 def edited(path, target, change):
     """The checkpoint with something else in it, and the checksums of before."""
     checkpoint = torch.load(path, weights_only=True)

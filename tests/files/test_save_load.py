@@ -96,7 +96,7 @@ def test_another_model_or_other_ranks_are_refused_before_anything_changes(tmp_pa
     for options, says in [
         ({"rank": 4}, "rank 4 in the model, 2 in the file"),
         ({"rank": 2, "alpha": 1}, "alpha 1 in the model, 4 in the file"),
-        ({"rank": 2, "use_rslora": True}, "use_rslora: True in the model, False in the file"),
+        ({"rank": 2, "alpha": 4, "use_rslora": True}, "use_rslora: True in the model, False in the file"),
         ({"rank": 2, "target_modules": ["qkv"]}, "is not adapted in the model"),
     ]:
         model = vit()
