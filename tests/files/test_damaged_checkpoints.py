@@ -73,7 +73,7 @@ def test_an_archive_that_names_several_disks_is_damaged(saved, tmp_path):
     raw = bytearray(saved[0].read_bytes())
     raw[raw.rindex(b"PK\x06\x07") + 16] ^= 2  # how many disks there are; Python's zipfile raises
     (tmp_path / "x.ckpt").write_bytes(raw)
-    with pytest.raises(ll.AdapterFileError, match="x.ckpt is damaged"):
+    with pytest.raises(ll.AdapterFileError, match=r"x\.ckpt is damaged"):
         state_of(tmp_path / "x.ckpt")
 
 
