@@ -127,7 +127,7 @@ def test_a_resumed_run_takes_the_ranks_of_its_checkpoint_and_sees_no_data(tmp_pa
 @pytest.mark.parametrize("stage", ["test", "validate", "predict"])
 def test_without_a_fit_no_data_are_needed(stage, tmp_path):
     module = Classifier()
-    data = DataLoader(loader().dataset.tensors[0], 4) if stage == "predict" else loader()
+    data = DataLoader(loader().dataset.tensors[0], batch_size=4) if stage == "predict" else loader()
     getattr(trainer(tmp_path, ll.LoRACallback(rank="auto", init="eva")), stage)(module, data)
     assert "decided when" in module.lora_state.plan.by_data
     assert not any(p.any() for n, p in module.named_parameters() if n.endswith("lora_B"))
