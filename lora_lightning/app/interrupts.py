@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -18,6 +19,13 @@ class _Interrupts:
 
     received = False
     said = False
+
+
+@atexit.register  # first of all, and so run last
+def _ignore_from_now_on() -> None:
+    """Python gives up its handlers before it is gone: Ctrl-C would then end it by the signal, not with 130."""
+    with contextlib.suppress(ValueError):  # not the main thread
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def leave_at_once() -> None:
