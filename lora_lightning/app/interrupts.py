@@ -23,7 +23,7 @@ class _Interrupts:
 
 @atexit.register  # first of all, and so run last
 def _ignore_from_now_on() -> None:
-    """Python gives up its handlers before it is gone: Ctrl-C would then end it by the signal, not with 130."""
+    """Python gives up its handlers before it is gone: Ctrl-C would then end it by the signal."""
     with contextlib.suppress(ValueError):  # not the main thread
         signal.signal(signal.SIGINT, signal.SIG_IGN)
 
