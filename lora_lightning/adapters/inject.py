@@ -57,8 +57,9 @@ def inject(
 ) -> Plan:
     """Adapt `model` in place: give the planned layers low-rank updates and freeze the rest.
 
-    The outputs do not change. The model's objects, the names in its `state_dict()` and its hooks stay;
-    the new parameters are `<layer>.lora.<adapter>.lora_A` and `lora_B`.
+    The outputs do not change, but by `init="lora_one"`, which takes a first step. The model's objects, the
+    names in its `state_dict()` and its hooks stay; the new parameters are `<layer>.lora.<adapter>.lora_A` and
+    `lora_B`.
 
     Args:
         model: any module that is not adapted yet.

@@ -5,7 +5,7 @@ import peft
 import pytest
 import torch
 from peft.optimizers import create_loraplus_optimizer
-from small import Classifier, loader, trainer, vit
+from small import Classifier, Net, loader, trainer, vit
 from torch import nn
 
 import lora_lightning as ll
@@ -13,20 +13,6 @@ from lora_lightning.errors import ConfigError
 from lora_lightning.methods.layer_rates import layers_of
 from lora_lightning.methods.optimizers import head_parameters
 from lora_lightning.methods.pairs import pairs_of
-
-
-class Net(nn.Module):
-    """Like a timm model: convolutions, a norm and a head that get_classifier names."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3)
-        self.conv = nn.Conv2d(8, 8, 3)
-        self.norm = nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8, 4)
-
-    def get_classifier(self):
-        return self.fc
 
 
 class Every(nn.Module):

@@ -4,26 +4,12 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from small import Net
 
 from lora_lightning import param_groups
 from lora_lightning.errors import ConfigError
 from lora_lightning.tasks.optim import optimizer_of
 from lora_lightning.tasks.optim_config import OptimConfig
-
-
-class Net(nn.Module):
-    """Like a timm model: convolutions, a norm and a head that get_classifier names."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem = nn.Conv2d(3, 8, 3)
-        self.conv = nn.Conv2d(8, 8, 3)
-        self.norm = nn.BatchNorm2d(8)
-        self.fc = nn.Linear(8, 4)
-
-    def get_classifier(self):
-        return self.fc
 
 
 def test_good_options_have_no_problems():
