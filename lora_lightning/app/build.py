@@ -12,12 +12,12 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, OmegaConf
 
-from lora_lightning.app.console import on_rank_zero
 from lora_lightning.app.methods import OF_UPDATES, RANKED, SCALED
 from lora_lightning.app.signatures import lacking, provided
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.tasks.optim_config import OptimConfig
+from lora_lightning.utils.ranks import on_rank_zero
 
 
 def lora_config(config: DictConfig) -> LoRAConfig:

@@ -3,19 +3,9 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
 
-RANKS = ("RANK", "LOCAL_RANK", "SLURM_PROCID", "JSM_NAMESPACE_RANK")  # in Lightning's order
-
-
-def on_rank_zero() -> bool:
-    """Whether this process is the one that prints and logs."""
-    known = sys.modules.get("lightning_utilities.core.rank_zero")
-    rank = getattr(getattr(known, "rank_zero_only", None), "rank", None)
-    if rank is None:  # Lightning is not loaded yet
-        rank = next((os.environ[name] for name in RANKS if name in os.environ), 0)
-    return str(rank) == "0"
+from lora_lightning.utils.ranks import on_rank_zero
 
 
 def say(text: str) -> None:

@@ -23,11 +23,12 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app import interrupts
 from lora_lightning.app.compose import USERS
-from lora_lightning.app.console import on_rank_zero, short_path
+from lora_lightning.app.console import short_path
 from lora_lightning.app.interrupts import INTERRUPTED
 from lora_lightning.app.recipe_file import WORD, RecipeFile
 from lora_lightning.errors import UserError
 from lora_lightning.trainer.compat import is_a
+from lora_lightning.utils.ranks import on_rank_zero
 
 PROGRAM = Path(__file__).with_name("process.py")
 TRACEBACKS = "HYDRA_FULL_ERROR"

@@ -14,9 +14,10 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
-from lora_lightning.app.console import on_rank_zero, short_path
+from lora_lightning.app.console import short_path
 from lora_lightning.app.options import TEXTS
 from lora_lightning.planning.plan import Plan
+from lora_lightning.utils.ranks import on_rank_zero
 
 WANDB_URLS = ("https://api.wandb.ai", "https://api.forge.coreweave.com")  # the second since wandb 0.31
 OFFLINE_MODES = ("offline", "dryrun")

@@ -14,7 +14,6 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from lora_lightning.app.build import data_and_model, named, optim_config, plain
-from lora_lightning.app.console import on_rank_zero
 from lora_lightning.app.loggers import log_plan
 from lora_lightning.app.methods import ADAPTING
 from lora_lightning.app.monitors import watching
@@ -26,6 +25,7 @@ from lora_lightning.errors import AdapterFileError
 from lora_lightning.files.random_base import forget_base, is_random, keep_base, put_back_base
 from lora_lightning.trainer.checkpoint_io import WholeCheckpointIO
 from lora_lightning.trainer.exact_resume import ExactResume
+from lora_lightning.utils.ranks import on_rank_zero
 
 
 class Run:

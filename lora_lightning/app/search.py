@@ -14,13 +14,14 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from lora_lightning.app.build import plain
-from lora_lightning.app.console import on_rank_zero, say, short_path
+from lora_lightning.app.console import say, short_path
 from lora_lightning.app.importance import write_importance
 from lora_lightning.app.run import Run
 from lora_lightning.app.search_space import leaves, suggested
 from lora_lightning.app.trial import Tried, shortened, tried, watched
 from lora_lightning.errors import UserError
 from lora_lightning.utils.libraries import loading
+from lora_lightning.utils.ranks import on_rank_zero
 from lora_lightning.utils.tables import format_table
 
 MEDIAN_OF, WARM = 5, 1  # trials that are not pruned, and epochs of each

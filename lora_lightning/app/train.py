@@ -17,7 +17,7 @@ from lora_lightning.adapters import quantize as quantization
 from lora_lightning.app.adapters import config_of, names_of
 from lora_lightning.app.build import compared_config
 from lora_lightning.app.check import LAST, last_checkpoint
-from lora_lightning.app.console import on_rank_zero, say, short_path
+from lora_lightning.app.console import say, short_path
 from lora_lightning.app.interrupts import wait_no_more
 from lora_lightning.app.loggers import (
     build_loggers,
@@ -45,6 +45,7 @@ from lora_lightning.app.tune import tuned
 from lora_lightning.files.locate import FACTS_FILE, read_any
 from lora_lightning.files.random_base import BASE_FILE
 from lora_lightning.files.save_load import load_adapter
+from lora_lightning.utils.ranks import on_rank_zero
 
 FILES = {
     "adapter": "the adapter: lora-lightning predict or evaluate adapter=FOLDER; load_adapter(model, FOLDER)",

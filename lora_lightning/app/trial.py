@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 from lightning.pytorch.callbacks import Callback
 from omegaconf import DictConfig
 
-from lora_lightning.app.console import on_rank_zero
 from lora_lightning.app.run import Run
 from lora_lightning.errors import ConfigError, UserError
+from lora_lightning.utils.ranks import on_rank_zero
 
 
 class Tried(NamedTuple):

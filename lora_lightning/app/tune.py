@@ -11,12 +11,13 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from lora_lightning.app.build import compared_config, rate_of
-from lora_lightning.app.console import on_rank_zero, say
+from lora_lightning.app.console import say
 from lora_lightning.app.methods import METHODS, RANKED, compared
 from lora_lightning.app.trial import Tried, shortened, tried
 from lora_lightning.errors import AdapterFileError, UserError
 from lora_lightning.utils.atomic import write_whole
 from lora_lightning.utils.mapping_file import read_values
+from lora_lightning.utils.ranks import on_rank_zero
 from lora_lightning.utils.tables import format_table
 
 FILE = "tuning.json"
