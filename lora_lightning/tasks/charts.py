@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from lora_lightning.tasks.page import text
+from lora_lightning.report.page import text
 
 WRITTEN = 16  # classes up to which each cell of a confusion matrix shows its number
 POINTS = 1500  # of a scatter

@@ -12,7 +12,7 @@ from PIL import Image
 from torch import Tensor
 
 from lora_lightning.errors import UserError
-from lora_lightning.tasks.page import image, text
+from lora_lightning.report.page import image, text
 from lora_lightning.tasks.predictions import Predictions
 
 MOST, FEW = 16, 8  # cards of a section

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from lora_lightning.report.page import table, text, write_page
 from lora_lightning.tasks import charts
 from lora_lightning.tasks.bootstrap import RESAMPLES
 from lora_lightning.tasks.classification_pictures import cards, chosen
@@ -22,7 +23,6 @@ from lora_lightning.tasks.classification_tables import (
     reliability_of,
     write_per_class,
 )
-from lora_lightning.tasks.page import table, text, write_page
 from lora_lightning.tasks.predictions import Predictions
 from lora_lightning.tasks.scores import Score
 
@@ -68,7 +68,7 @@ def write_report(outcome: Outcome, data: Any, folder: Path) -> list[str]:
         parts += [*_classes(outcome.names, after, before), _listed(header, rows), *_reliability(found)]
     for title, indices in chosen(found).items():
         parts += [f"<h2>{text(title)}</h2>", cards(found, outcome.names, indices, data)]
-    write_page(folder / "report.html", _title(found), parts)
+    write_page(folder / "report.html", _title(found), [], "\n".join(parts))
     return _lines(outcome)
 
 

@@ -19,9 +19,9 @@ from lora_lightning.adapters.manage import adapters_off
 from lora_lightning.data.mask_files import IGNORED
 from lora_lightning.data.mask_pictures import BLACK, Colour, overlay
 from lora_lightning.layers.registry import LoRALayer
+from lora_lightning.report.page import table, text, write_page
+from lora_lightning.report.pictures import WIDTH, key, rows_of, sheet
 from lora_lightning.tasks.confusion import Confusions, Segmentation, ious
-from lora_lightning.tasks.page import table, text, write_page
-from lora_lightning.tasks.picture_page import WIDTH, key, rows_of, sheet
 
 WRONG: Colour = (232, 67, 46)
 EXAMINED, SHOWN, ON_SHEET = 200, 12, 6  # test pictures: looked at, on the page by each order, in the sheet
@@ -74,7 +74,7 @@ def write_report(
     }
     rows = [rows_of(title, list(map(views, shown))) for title, shown in sections.items()]
     parts = [*(f"<p>{text(line, 200)}</p>" for line in lines), *_tables(tested, names), key(legend), *rows]
-    write_page(folder / "report.html", "Segmentation", parts)
+    write_page(folder / "report.html", "Segmentation", [], "\n".join(parts))
     sheet(list(map(views, examples[:ON_SHEET])), legend).save(folder / "contact_sheet.png")
     return [*_classes_in_words(tested, names), ""]
 

@@ -9,10 +9,10 @@ import torch
 from PIL import Image
 from test_classification_scores import classes, labels, numbers
 
+from lora_lightning.report.page import image, text
 from lora_lightning.tasks.classification_pictures import chosen, losses, mistaken
 from lora_lightning.tasks.classification_report import Outcome, tables, write_report
 from lora_lightning.tasks.classification_scores import score_values, scores_of
-from lora_lightning.tasks.page import image, text
 from lora_lightning.tasks.predictions import Predictions
 
 NASTY = '<script>alert("1")</script>\u202egpj.exe\n=1+1 & \'"'

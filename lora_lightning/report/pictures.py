@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from lora_lightning.tasks.page import image, text
+from lora_lightning.report.page import image, text
 
 WIDTH = 288  # of a picture in the sheet and on the page
 Views = Mapping[str, Image.Image]  # the pictures of one example by their titles

@@ -1,0 +1,1 @@
+"""Pages of results, a file each: frame, charts and tables; the page of a run, made from what it left."""

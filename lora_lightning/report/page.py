@@ -1,0 +1,133 @@
+"""A page of results: one file that needs no other, for a telephone, a wide screen, the dark and paper."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from html import escape
+from pathlib import Path
+
+from PIL import Image
+
+from lora_lightning.errors import UserError
+from lora_lightning.report import charts
+from lora_lightning.utils.atomic import write_whole
+
+STYLE = Path(__file__).with_name("style.css")
+PAGE_FILE, KEPT = "report.html", "report/sections.json"  # in a run's folder
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{title}</title>
+<style>{style}</style>
+<body>
+<main>
+<h1>{title}</h1>
+{body}
+</main>
+{script}
+</body>
+</html>
+"""
+LONGEST = 60  # characters of a name that are shown
+HEADING = 200
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a page: a heading, a text, and under it HTML in which every text is escaped."""
+
+    title: str
+    html: str
+
+
+def write_page(path: Path, title: str, sections: Sequence[Section], lead: str = "") -> None:
+    """Write a page of these sections, whole or not at all.
+
+    Args:
+        title: a text.
+        lead: HTML between the title and the first heading, in which every text is escaped.
+    """
+    body = "\n".join([lead, *map(_headed, sections)])
+    drawn = charts.script() if charts.MARK in body else ""
+    style = STYLE.read_text(encoding="utf-8")
+    page = PAGE.format(title=escape(title), style=style, body=body, script=drawn)
+    write_whole(path, lambda file: Path(file).write_text(page, encoding="utf-8"))
+
+
+def _headed(section: Section) -> str:
+    return f"<section>\n<h2>{text(section.title, HEADING)}</h2>\n{section.html}\n</section>"
+
+
+def leave(folder: Path, sections: Sequence[Section], title: str = "Results") -> None:
+    """Leave sections in a run's folder for its page, as `report/sections.json`; and as report.html until the
+    run makes that page, or where there is no run.
+
+    Args:
+        title: of the page that these sections alone make.
+    """
+    (folder / KEPT).parent.mkdir(parents=True, exist_ok=True)
+    found = json.dumps({"title": title, "sections": [asdict(section) for section in sections]})
+    write_whole(folder / KEPT, lambda file: Path(file).write_text(found, encoding="utf-8"))
+    write_page(folder / PAGE_FILE, title, sections)
+
+
+def left(folder: Path) -> tuple[str, list[Section]]:
+    """What `leave` has left in a folder: the title and the sections; nothing where there is nothing.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not (folder / KEPT).is_file():
+        return "", []
+    try:
+        found = json.loads((folder / KEPT).read_text(encoding="utf-8"))
+        return str(found["title"]), [Section(str(s["title"]), str(s["html"])) for s in found["sections"]]
+    except (ValueError, TypeError, KeyError) as error:
+        raise UserError(
+            f"{folder / KEPT} is damaged: {error}. Delete it, and the page is made without it."
+        ) from None
+
+
+def text(name: object, longest: int = LONGEST) -> str:
+    """A text as HTML, shortened in the middle, on one line; names come from files and may hold anything."""
+    plain = "".join(c if c.isprintable() else "\ufffd" for c in str(name))
+    if len(plain) > longest:
+        plain = f"{plain[: longest - longest // 3 - 1]}…{plain[-(longest // 3) :]}"
+    return escape(plain)
+
+
+def table(header: Sequence[object], rows: Sequence[Sequence[object]], left: int = 1) -> str:
+    """A table that scrolls by itself where it is too wide; the first `left` columns are names."""
+
+    def line(tag: str, cells: Sequence[object]) -> str:
+        names = (f'<{tag} class="name">{text(cell)}</{tag}>' for cell in cells[:left])
+        numbers = (f'<{tag} class="number">{_unbroken(text(cell))}</{tag}>' for cell in cells[left:])
+        return f"<tr>{''.join((*names, *numbers))}</tr>"
+
+    body = "".join(line("td", row) for row in rows)
+    return f'<div class="wide"><table>{line("th", header)}{body}</table></div>'
+
+
+def _unbroken(cell: str) -> str:
+    """An interval in brackets stays on one line."""
+    return re.sub(r"\(.*?\)", lambda found: f"<span>{found[0]}</span>", cell)
+
+
+def image(picture: Image.Image, alt: str, side: int = 256) -> str:
+    """A picture within the page, no side longer than `side` pixels: small ones losslessly."""
+    small = max(picture.size) <= 64
+    if not small:
+        picture = picture.copy()
+        picture.thumbnail((side, side))
+    buffer = io.BytesIO()
+    picture.convert("RGB").save(buffer, "PNG" if small else "JPEG", **({} if small else {"quality": 80}))
+    data = base64.b64encode(buffer.getvalue()).decode()
+    kind, style = ("png", ' class="small"') if small else ("jpeg", "")
+    return f'<img{style} alt="{text(alt)}" src="data:image/{kind};base64,{data}">'
