@@ -1,0 +1,73 @@
+"""docs/troubleshooting.md has every message of ours."""
+
+import pytest
+from messages import ERRORS, Message, Reader, Source, tidy
+from torch import nn
+from troubleshooting import GROUPS, PAGE, group_of, written
+
+import lora_lightning as ll
+
+
+@pytest.fixture(scope="module")
+def reader() -> Reader:
+    return Reader.of_package()
+
+
+def test_the_page_is_up_to_date(reader):
+    assert PAGE.read_text(encoding="utf-8") == written(reader), (
+        "python tests/docs/troubleshooting.py writes it anew"
+    )
+
+
+def test_what_is_raised_is_read(reader):
+    """But for what hands on the message of another error, and a few lines that are made of data alone."""
+    raised = list(reader.raised())
+    unread = [(s.name, n.lineno) for s, n, texts in raised if not any(tidy(t.text) for t in texts)]
+    assert len(raised) > 400
+    assert len(unread) < 0.1 * len(raised), unread
+
+
+def test_messages_that_are_met_are_on_the_page():
+    page = PAGE.read_text(encoding="utf-8")
+    for call, words in (
+        (lambda: ll.LoRAConfig(rank="auto", budget=3, init="lora_one", use_dora=True), "their directions"),
+        (lambda: ll.LoRAConfig(restarts=1, dropout=0.1), "would be dropped, too"),
+        (lambda: ll.load_adapter(nn.Linear(2, 2), "nowhere"), "does not exist"),
+        (lambda: ll.adapter_names(nn.Linear(2, 2)), "is not an adapted model"),
+    ):
+        with pytest.raises(ll.UserError, match=words):
+            call()
+        assert words in page
+
+
+def test_each_form_of_a_text_is_read():
+    source = """
+GIVE = "Give a folder."
+
+def read(path, faults):
+    problems = ["the first thing is wrong"] if path else []
+    problems += [f"{path}: and also here" for fault in faults]
+    problems.append(_fault(path))
+    if problems:
+        raise UserError(f"{path} cannot be read: {path.name}. {GIVE}" + "\\n".join(problems))
+
+def _fault(path):
+    return f"{path!r} is too " + ("long for it" if path else "short for it")
+"""
+    reader = Reader([Source("made", source)])
+    ((_, _, texts),) = reader.raised()
+    assert {tidy(t.text) for t in texts} >= {
+        "<path> cannot be read: <name>. Give a folder.…",
+        "the first thing is wrong",
+        "<path>: and also here",
+        "<path> is too long for it",
+        "<path> is too short for it",
+    }
+    assert all(isinstance(t, Message) for t in texts)
+
+
+def test_every_room_has_a_group():
+    assert {"UserError", "ConfigError"} <= set(ERRORS)
+    for module in ("app.check", "data.audio", "files.pair", "models.timm", "trainer.callback", "tasks.ctc"):
+        assert group_of(module) in GROUPS
+    assert group_of("elsewhere.x") == "Other"
