@@ -75,12 +75,19 @@
     return wide;
   };
 
+  const logger = vega.logger(vega.Warn), { warn } = logger;
+  // Vega-Lite says so of every chart that is as wide as its place and as high as its rows, as it should be.
+  logger.warn = (...said) => String(said[0]).startsWith('Dropping "fit') ? logger : warn.apply(logger, said);
+
   const draw = figure => {
     const plot = figure.querySelector(".plot");
     if (figure.dataset.drawn || !plot.clientWidth) return;
     figure.dataset.drawn = "yes";
     const spec = expand(JSON.parse(figure.querySelector("script").textContent));
-    const { spec: whole } = vegaLite.compile({ width: "container", ...spec }, { config });
+    const alone = spec.mark || spec.layer;  // several beside each other have widths of their own
+    const fitting = { width: "container", autosize: { type: "fit-x", contains: "padding" } };
+    const placed = alone && !("width" in spec) ? { ...fitting, ...spec } : spec;
+    const { spec: whole } = vegaLite.compile(placed, { config, logger });
     const label = plot.textContent;
     plot.replaceChildren();
     try {
