@@ -119,6 +119,14 @@ class Source:
         name = choices.get("recipe") if isinstance(choices, dict) else None
         return name if isinstance(name, str) else ""
 
+    def method(self) -> str:
+        """By which the run has trained; empty where it is not known."""
+        found: Any = ""
+        if self.run:
+            with contextlib.suppress(AdapterFileError):
+                found = read_mapping(self.run / RUN_FILE, NOTHING_RUN).get("method")
+        return found if isinstance(found, str) else ""
+
     def _runtime(self) -> dict[str, Any]:
         """What Hydra knew of the run; empty where it is not there."""
         found: Any = {}

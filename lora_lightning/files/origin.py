@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,9 @@ SECTIONS = ("model", "data", "task", "trainer")  # of a run's configuration
 PLACES = ("root", "table", "manifest", "source", "images", "masks", "annotations", "folder", "path", "file")
 LOCAL_MODEL = re.compile(r"(local[-_]dir:)(.+)", re.DOTALL)  # a folder that timm has saved
 OF_TRAINER = ("accelerator", "precision")  # what of the last one travels
+# Begins a file or folder of one machine, and ends one; "timm/vit_tiny" is a name.
+HERE = re.compile(r"file:|~|/|\.\.?[/\\]|[A-Za-z]:[/\\]|\\\\")
+WEIGHTS_FILE = (".safetensors", ".ckpt", ".pth", ".pt", ".bin")
 
 
 @dataclass(frozen=True)
@@ -42,6 +45,12 @@ class Origin:
     def to_dict(self) -> dict[str, Any]:
         """What is known, without what is not."""
         return {name: value for name, value in asdict(self).items() if value}
+
+    def public(self) -> tuple[Origin, dict[str, str]]:
+        """The same for other machines: of files and folders of this one the last name alone is left. And what
+        was shortened: option -> how it was."""
+        changed: dict[str, str] = {}
+        return replace(self, config=_without_places(self.config, "", changed)), changed
 
     @classmethod
     def of_run(cls, recipe: str, config: Mapping[str, Any], facts: Mapping[str, Any]) -> Origin:
@@ -95,6 +104,27 @@ class Origin:
         ):
             raise TypeError("its origin is of another kind")
         return made
+
+
+def without_place(text: str) -> str:
+    """A file or folder of this machine by its last name, with what stands before it (`local-dir:`); any other
+    text as it is."""
+    found = LOCAL_MODEL.fullmatch(text)
+    kind, place = found.groups() if found else ("", text)
+    if not (found or HERE.match(place) or place.endswith(WEIGHTS_FILE)):
+        return text
+    return kind + re.split(r"[/\\]", place.rstrip("/\\"))[-1]
+
+
+def _without_places(value: Any, option: str, changed: dict[str, str]) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _without_places(v, f"{option}.{k}".lstrip("."), changed) for k, v in value.items()}
+    if isinstance(value, list):
+        return [_without_places(v, f"{option}.{i}", changed) for i, v in enumerate(value)]
+    if isinstance(value, str) and (short := without_place(value)) != value:
+        changed[option] = value
+        return short
+    return value
 
 
 def is_place(option: str, value: Any) -> bool:
