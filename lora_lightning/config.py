@@ -235,8 +235,7 @@ class LoRAConfig(Options):
 
     @classmethod
     def plain(cls, name: str, value: Any) -> Any:
-        """Plain lists, dictionaries and numbers of what Hydra and sweeps hand over; terms of weight zero are
-        none."""
+        # what Hydra and sweeps hand over; terms of weight zero are none
         if name == "regularizer" and isinstance(value, Mapping):
             plain = {k: _plain_number(v) for k, v in value.items()}
             return {k: v for k, v in plain.items() if k not in REGULARIZERS or v != 0 or isinstance(v, bool)}
@@ -253,16 +252,29 @@ class LoRAConfig(Options):
         return peft_problem(name, value, prefix) or super().stray(name, value, prefix, known)
 
     def fixed_rank(self, rank: int) -> int:
-        """Rank of the part of an update that never trains, for one of this rank."""
+        """Rank of the part of an update that never trains.
+
+        Args:
+            rank: of what trains.
+        """
         return rank * (self.restarts + (self.init in OFF_ZERO))
 
     def default_alpha(self, rank: int) -> float:
         """alpha where none is given. With `use_rslora` it is one for every rank, as in its paper, so that the
-        best rate is nearly the same, too."""
+        best rate is nearly the same, too.
+
+        Args:
+            rank: of an update.
+        """
         return SCALING * math.sqrt(MEETING) if self.use_rslora else SCALING * rank
 
     def scaling(self, rank: int, alpha: float | None) -> float:
-        """s in W + s B A: alpha / rank, or alpha / sqrt(rank) with `use_rslora`."""
+        """s in W + s B A: alpha / rank, or alpha / sqrt(rank) with `use_rslora`.
+
+        Args:
+            rank: of an update.
+            alpha: None is `default_alpha(rank)`.
+        """
         alpha = self.default_alpha(rank) if alpha is None else alpha
         return alpha / math.sqrt(rank) if self.use_rslora else alpha / rank
 

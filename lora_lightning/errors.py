@@ -16,7 +16,7 @@ class UserError(Exception):
 class ConfigError(UserError, ValueError):
     """Every problem of one configuration, together.
 
-    Attributes:
+    Args:
         problems: one line a problem: the option, the value given, what is allowed, the remedy.
     """
 

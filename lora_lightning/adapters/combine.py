@@ -72,6 +72,7 @@ def combine(
         names: adapters of the model.
         weights: one for each.
         into: name of the new adapter.
+        method: one of the five above.
         rank: of every layer but those with a smaller side; None is the largest of the adapters' ranks
             there. Not for `linear`.
         density: fraction of the entries that stay, above 0 and at most 1, for TIES and DARE.

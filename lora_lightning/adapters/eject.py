@@ -22,6 +22,7 @@ def eject(model: nn.Module, *, merged: bool = False) -> None:
     """Give back the model of before: its classes, `requires_grad` flags and values.
 
     Args:
+        model: the module that was given to `inject` (with LoRACallback, the LightningModule).
         merged: keep what was trained: the selected updates are added to the weights, heads and norms
             keep their trained values. The result is a plain model that needs nothing of this package. A
             weight-normed layer stays one, its g and v give the merged weight.

@@ -270,6 +270,7 @@ def linear_probe(model: nn.Module, config: LoRAConfig | None = None) -> Plan:
     """Freeze the backbone and train the head alone: the linear probe. `eject` undoes it.
 
     Args:
+        model: any module that is not adapted yet.
         config: of its fields, `modules_to_save`, which names the head, and `backbone` count.
 
     Raises:

@@ -87,6 +87,10 @@ def set_adapter(model: nn.Module, *names: str) -> None:
     model's own choice, which holds for everybody who has made none. Anywhere else it holds for the calling
     thread or task alone, and says nothing of what trains.
 
+    Args:
+        model: the module that was given to `inject` (with LoRACallback, the LightningModule).
+        *names: of its adapters, one or several.
+
     Raises:
         UserError: an unknown name, none, or one twice; the model is not adapted, or merged, or within
             `adapters_off` or `mixed_adapters`.
@@ -131,6 +135,10 @@ def _own_view(model: weakref.ref[nn.Module], names: tuple[str, ...]) -> View:
 def delete_adapter(model: nn.Module, name: str) -> None:
     """Remove an adapter that is not selected. Layers that no other adapter updates are plain again.
 
+    Args:
+        model: the module that was given to `inject` (with LoRACallback, the LightningModule).
+        name: of the adapter.
+
     Raises:
         UserError: there is no such adapter, or it is selected; the model is not adapted, or merged.
     """
@@ -149,6 +157,9 @@ def delete_adapter(model: nn.Module, name: str) -> None:
 def adapter_names(model: nn.Module) -> list[str]:
     """Names of the model's adapters, in the order in which they were added.
 
+    Args:
+        model: the module that was given to `inject` (with LoRACallback, the LightningModule).
+
     Raises:
         UserError: the model is not adapted.
     """
@@ -157,7 +168,11 @@ def adapter_names(model: nn.Module) -> list[str]:
 
 def lora_parameters(model: nn.Module) -> list[nn.Parameter]:
     """Every parameter of the selected adapters' updates (A, B and DoRA's magnitude), in the order of the
-    layers."""
+    layers.
+
+    Args:
+        model: the module that was given to `inject` (with LoRACallback, the LightningModule).
+    """
     return [
         parameter
         for layer in lora_layers(model).values()
@@ -172,6 +187,9 @@ def merge(model: nn.Module) -> None:
 
     The sum is taken in float32 or better and rounded to the weight's dtype. Each base weight is kept
     beside it for `unmerge`. Merging a merged model changes nothing.
+
+    Args:
+        model: the module that was given to `inject` (with LoRACallback, the LightningModule).
 
     Raises:
         UserError: the model is not adapted or sharded, or an update is not finite; no layer is merged.
@@ -203,6 +221,9 @@ def merge(model: nn.Module) -> None:
 def unmerge(model: nn.Module) -> None:
     """Undo `merge`: every base weight is back, bit for bit. Does nothing when nothing is merged.
 
+    Args:
+        model: the module that was given to `inject` (with LoRACallback, the LightningModule).
+
     Raises:
         UserError: the model is not adapted.
     """
@@ -219,6 +240,9 @@ def adapters_off(model: nn.Module) -> Iterator[None]:
     heads, norms and biases have the values of before training.
 
     It holds for the calling thread and asyncio task alone, also within another such context.
+
+    Args:
+        model: the module that was given to `inject` (with LoRACallback, the LightningModule).
 
     Raises:
         UserError: the model is not adapted or sharded.

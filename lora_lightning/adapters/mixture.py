@@ -65,6 +65,7 @@ def mixture_weights(model: nn.Module, adapter: str | None = None) -> dict[str, d
     """The weights of a mixture: by layer, and there by the name that each adapter had.
 
     Args:
+        model: the module that was given to `inject` (with LoRACallback, the LightningModule).
         adapter: None is the first selected one.
 
     Raises:

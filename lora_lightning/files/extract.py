@@ -41,8 +41,9 @@ def extract_lora(
         rank: the highest rank of each layer.
         energy: the part of Σσ² of each layer's change to keep, with the smallest rank that does.
         adapter: name of the updates, an identifier.
-        modules_to_save, backbone: as in `LoRAConfig`. A head may have another number of classes than the
-            base's, which gets its shape; without the adapter such a head is zero.
+        modules_to_save: as in `LoRAConfig`. A head may have another number of classes than the base's, which
+            gets its shape; without the adapter such a head is zero.
+        backbone: as in `LoRAConfig`.
 
     Returns:
         The ranks, and the relative error of each layer; `print` it for a table.

@@ -50,6 +50,7 @@ def lora_state_dict(model: nn.Module, adapter: str | None = None) -> dict[str, T
     `blocks.0.attn.qkv.lora.default.weight.lora_A` becomes `blocks.0.attn.qkv.lora_A`.
 
     Args:
+        model: the module that was given to `inject` (with LoRACallback, the LightningModule).
         adapter: None is the first selected one.
 
     Raises:

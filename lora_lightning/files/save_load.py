@@ -107,6 +107,8 @@ def load_adapter(
     network as well, and the other way round.
 
     Args:
+        model: any module, adapted or not.
+        folder: with the adapter's files.
         adapter: name under which it is loaded. An adapter of this name takes the values where its
             layers, ranks and scaling are those of the file (nothing is rebuilt or compiled anew), and is
             replaced where they are not; otherwise one is added, not selected. None is the first selected

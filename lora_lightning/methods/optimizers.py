@@ -38,6 +38,8 @@ def param_groups(
     Args:
         module: the LightningModule, or any module; adapted or not.
         head: its output layers' parameters; None finds them by timm's `get_classifier` or the structure.
+        **options: the fields of `lora_lightning.methods.rates.Rates`: `lr`, `head_lr`, `weight_decay`,
+            `layer_decay`, `lora_plus`.
 
     Returns:
         Groups with "name", "params", "lr" and "weight_decay", sorted by name: "backbone", "head", each of

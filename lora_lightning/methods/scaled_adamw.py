@@ -37,7 +37,10 @@ class ScaledAdamW(torch.optim.AdamW):
     Args:
         params: parameters or groups of them, as of `torch.optim.AdamW`.
         module: where the updates are.
-        lr, betas, eps, weight_decay: as of AdamW.
+        lr: the rate, as of AdamW, and so are the next three.
+        betas: decay of the averages of the gradient and of its square.
+        eps: added to the root of the latter.
+        weight_decay: per step, times the rate.
         damping: δ.
 
     Raises:
@@ -67,7 +70,14 @@ class ScaledAdamW(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step, after the closure where there is one."""
+        """One step, after the closure where there is one.
+
+        Args:
+            closure: computes the loss again, with its gradients.
+
+        Returns:
+            What the closure returns, or None.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():

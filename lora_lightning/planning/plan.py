@@ -24,6 +24,7 @@ class LayerPlan:
         kind: class of the module.
         shape: of the weight, or of its rows.
         rank: at most the smaller side of the weight (of one group of it).
+        alpha: the update is scaled by alpha / rank, or alpha / √rank with `use_rslora`.
         parameters: that train.
         asked: the rank that was asked for, where the smaller side caps it, else None.
         fixed: rank of the part of the update that never trains.
@@ -51,11 +52,19 @@ class LayerPlan:
         return str(self.rank) if self.asked is None else f"{self.asked}, capped at {self.rank}"
 
     def tensor(self, part: str) -> str:
-        """Name in a file of `lora_A`, `lora_B` or another of an update's leaves."""
+        """Name in a file of one of the update's tensors.
+
+        Args:
+            part: `lora_A`, `lora_B` or another of its leaves.
+        """
         return joined(self.name, part)
 
     def update(self, adapter: str) -> str:
-        """Name of an adapter's update of it in the model, and in a checkpoint's state_dict."""
+        """Name of the update in the model, and in a checkpoint's state_dict.
+
+        Args:
+            adapter: whose update.
+        """
         return joined(self.module, f"lora.{adapter}.{slot_key(self.slot)}")
 
 
@@ -102,6 +111,9 @@ class Plan:
     def from_dict(cls, values: Mapping[str, Any]) -> Plan:
         """The inverse of `to_dict`.
 
+        Args:
+            values: what that has returned, also by way of JSON.
+
         Raises:
             TypeError, KeyError, AttributeError: the values are not a plan's.
         """
@@ -140,7 +152,11 @@ class Plan:
         return planned
 
     def renamed(self, rename: Callable[[str], str]) -> Plan:
-        """The same plan for a model whose modules have other names."""
+        """The same plan for a model whose modules have other names.
+
+        Args:
+            rename: from a name of here to the name there.
+        """
         return replace(
             self,
             layers=[replace(p, name=rename(p.name), module=rename(p.module)) for p in self.layers],

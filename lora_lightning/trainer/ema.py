@@ -120,7 +120,12 @@ class EMA(pl.Callback):
             state[stored] = average.to(here[name].dtype)
 
     def average_anew(self, pl_module: pl.LightningModule, parameters: Iterable[nn.Parameter]) -> None:
-        """Begin the averages of these anew, with their values of now."""
+        """Begin the averages of these anew, with their values of now.
+
+        Args:
+            pl_module: the module that is trained.
+            parameters: of it.
+        """
         meant = {id(p) for p in parameters}
         for name, tensor in self._training(pl_module).items():
             if id(tensor) in meant:

@@ -98,7 +98,11 @@ class ResumableLoader(DataLoader):
             yield batch
 
     def start_at(self, batch: int) -> None:
-        """Begin the next pass at this batch; the passes after it are whole."""
+        """Begin the next pass later; the passes after it are whole.
+
+        Args:
+            batch: index of its first batch.
+        """
         self._start = batch
 
     def state_dict(self) -> dict[str, int]:
