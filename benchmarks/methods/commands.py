@@ -26,7 +26,7 @@ TRIAL_STEPS = 80
 WORDS = (
     "compare=[]", "logger=csv", f"model.seconds={WINDOW}", f"data.batch_seconds={BATCH:g}",
     "trainer=cpu", "trainer.precision=32-true", "trainer.max_epochs=1", "trainer.enable_progress_bar=false",
-    "data.num_workers=0", "threads=1", "lora.rank=16",
+    "data.num_workers=0", "threads=1",
 )  # fmt: skip
 ENTRY = "from lora_lightning.app.entry_point import main; main()"  # what `lora-lightning` is
 REFUSED = 2  # the exit status of a mistake in what was typed
@@ -72,12 +72,16 @@ def words(task: Task, method: Method, stage: str, lr: float, seed: int, made: Pa
         given.append(f"optim.lr={lr}")
     if stage == "tune":
         given += [f"trainer.max_steps={TRIAL_STEPS}", "trainer.limit_test_batches=1"]
+        given.append(f"+trainer.val_check_interval={TRIAL_STEPS}")  # the epoch is longer
     return [*given, *method.words]
 
 
 def tested(made: Path, run: Path, method: Method, result: dict[str, Any]) -> Found:
     """Scores on the held-out pool, and on English prompts with the adapter on; before, of the base."""
-    base = ("recipe=whisper_manifest", f"model.checkpoint={made / 'base'}", f"model.seconds={WINDOW}")
+    base = (
+        "recipe=whisper_manifest", f"model.checkpoint={made / 'base'}", f"model.seconds={WINDOW}",
+        "data.test_share=1",
+    )  # fmt: skip
     of = (f"adapter={run}", "data=manifest", "data.max_seconds=10") if method.method != "none" else base
     out = run / "english.json"
     english = ("model.language=en", f"data.manifest={made / 'english.csv'}", f"out={out}")

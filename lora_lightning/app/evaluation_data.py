@@ -20,6 +20,9 @@ from lora_lightning.files.allowed import BUILDERS, section_of
 GROUP = "data="
 OF_TRAINING = ("shots", "imbalance", "progressive", "train_minutes", "augment")  # which no test needs
 SHARE = "test_share"  # of data that split themselves; 1 tests on all
+WRITES_ALL = "Seq2SeqRecognizer"  # has a tokenizer: the vocabulary is but that of its texts
+    "Seq2SeqRecognizer"  # has a tokenizer; the vocabulary is only that of the texts it was trained on
+)
 COCO = "lora_lightning.data.coco.CocoFormatDataModule"
 
 
@@ -57,7 +60,10 @@ def _section(trained: Trained, words: Sequence[str]) -> dict[str, Any]:
     if not words:
         return section
     takes = inspect.signature(builder_of(section["_target_"])).parameters
-    return section | {k: v for k, v in _fitted(section, given, trained.facts or {}).items() if k in takes}
+    facts = dict(trained.facts or {})
+    if str(trained.config.get("task", {}).get("_target_")).endswith(WRITES_ALL):
+        facts.pop("vocabulary", None)
+    return section | {k: v for k, v in _fitted(section, given, facts).items() if k in takes}
 
 
 def _of_run(trained: Trained) -> dict[str, Any]:

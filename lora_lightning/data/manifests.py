@@ -215,7 +215,10 @@ def split_rows(
 
 def _filled(parts: dict[str, list[Row]], what: str) -> dict[str, list[Row]]:
     if empty := [part for part, rows in parts.items() if not rows]:
-        raise ConfigError([f"{what} no utterance for {', '.join(empty)}: give more, or another split."])
+        raise ConfigError([
+            f"{what} no utterance for {', '.join(empty)}: give more, or another split; "
+            "data.test_share=1 where they are only tested on."
+        ])  # fmt: skip
     return parts
 
 

@@ -52,7 +52,7 @@ from lora_lightning.kernels.conv_reference import (
     scaled_sum,
     summed,
 )
-from lora_lightning.kernels.dora import magnitude_gradient
+from lora_lightning.kernels.dora import as_it_was, magnitude_gradient, watched
 from lora_lightning.kernels.dropout import keep_mask, masked, scale
 from lora_lightning.kernels.half import shared_out, times
 from lora_lightning.kernels.merge_whole import Whole
@@ -86,8 +86,7 @@ class FactoredConv(Function):
             h = reduce(kept, down.to(x.dtype), spec)
             y = add_expanded(y, h, up.to(x.dtype), spec)
         if magnitude is not None:
-            # Saved as an output it could not be changed in place, as by ReLU(inplace=True): watched here.
-            ctx.watched = y.detach(), y._version
+            ctx.watched = watched(y)
         output = None if magnitude is None else y.data
         save(ctx, x, source, weight, bias, A, B, magnitude, mask, h, divided, output, formed, factors)
         return y
@@ -122,7 +121,7 @@ class FactoredConv(Function):
             dB = dB if c is None else dB * c
             dB = dB if divided is None else times(dB, divided)
         if need_m:
-            if ctx.watched[0]._version != ctx.watched[1]:
+            if not as_it_was(ctx.watched):
                 y = convolve(x, weight, bias, spec)
             sums = torch.stack([(a * b).flatten(1).sum(1) for a, b in zip(dY, y, strict=True)]).sum(0)
             dm = magnitude_gradient(sums, magnitude)

@@ -35,6 +35,23 @@ def scaled_change(c: Tensor, product: Tensor, change: Tensor) -> Tensor:
     return (c - 1).to(product.dtype) * product + c.to(product.dtype) * change
 
 
+Watched = tuple[Tensor, int]
+
+
+def watched(y: Tensor) -> Watched | None:
+    """An output and its version. Saved as an output of an autograd function it could not be changed in place,
+    as by ReLU(inplace=True): so it is saved as data, and watched.
+
+    None in inference mode, where tensors have no versions and no backward follows.
+    """
+    return None if y.is_inference() else (y.detach(), y._version)
+
+
+def as_it_was(seen: Watched | None) -> bool:
+    """Whether nothing has been written into what was watched; False where nothing was."""
+    return seen is not None and seen[0]._version == seen[1]
+
+
 def magnitude_gradient(sums: Tensor, magnitude: Tensor) -> Tensor:
     """dm from dY∘(y - b) summed up for each output, (d_out,), which is m·dm.
 

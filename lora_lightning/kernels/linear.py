@@ -26,7 +26,7 @@ from lora_lightning.kernels.common import (
     graph_gradients,
     pieces,
 )
-from lora_lightning.kernels.dora import magnitude_gradient, row_norms
+from lora_lightning.kernels.dora import as_it_was, magnitude_gradient, row_norms, watched
 from lora_lightning.kernels.dropout import masked
 from lora_lightning.kernels.factors import factor_gradients, low_rank
 from lora_lightning.kernels.half import shared_out, times
@@ -60,9 +60,7 @@ class LoRALinearFunction(torch.autograd.Function):
         if source is not None:
             ctx.compute, ctx.rowwise = source.compute, len(source.rowwise)
             kept = (*source.rowwise, *source.shared)
-        # DoRA needs y, which the next operation often saves too. Saved as an output it could not be
-        # changed in place, as ReLU(inplace=True) does: it is saved as data and watched here.
-        ctx.watched = None if magnitude is None else (y.detach(), y._version)
+        ctx.watched = None if magnitude is None else watched(y)  # which the next operation often saves too
         output = None if magnitude is None else y.data
         ctx.save_for_backward(W, bias, A, B, magnitude, factors, H, divided, mask, output, *kept)
         return y
@@ -99,7 +97,7 @@ class LoRALinearFunction(torch.autograd.Function):
         if needs_bias or needs_m:
             dbias = dY2.sum(0)
         if needs_m:
-            if ctx.watched is None or ctx.watched[0]._version != ctx.watched[1]:
+            if not as_it_was(ctx.watched):
                 whole = x.whole() if isinstance(x, RecomputeSource) else x
                 y = forward(whole, W, bias, A, B, magnitude, mask, spec)[0]
             dm = _sum_of_products(dY2, y.view(dY2.shape))

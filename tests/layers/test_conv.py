@@ -104,3 +104,19 @@ def test_dora_survives_rows_of_zeros(name):
     torch.testing.assert_close(outputs, before)
     outputs[0].square().sum().backward()
     assert all(p.grad.isfinite().all() for p in ll.lora_parameters(model))
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("build", [
+    lambda bias: nn.Conv1d(64, 64, 5, bias=bias),
+    lambda bias: nn.Conv2d(64, 96, 1, bias=bias),
+    lambda bias: nn.Conv2d(64, 64, 3, bias=bias),
+])  # fmt: skip
+def test_dora_in_inference_mode(build, bias, training):
+    model = nn.Sequential(build(bias)).train(training)
+    ll.inject(model, ll.LoRAConfig(rank=4, use_dora=True, target_modules=["0"]))
+    x = torch.randn(2, 64, *[12] * (model[0].weight.dim() - 2))
+    with torch.inference_mode():
+        found = model(x.clone())
+    torch.testing.assert_close(found, model(x), atol=1e-5, rtol=1e-5)

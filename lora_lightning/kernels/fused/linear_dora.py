@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lora_lightning.kernels import linear_merged
 from lora_lightning.kernels.common import autocasts, cast, graph_gradients, without_autocast
+from lora_lightning.kernels.dora import as_it_was, watched
 from lora_lightning.kernels.fused import operators
 from lora_lightning.kernels.fused.inputs import Input
 from lora_lightning.kernels.fused.linear import comes_together
@@ -53,8 +54,7 @@ class FusedDoRAFunction(torch.autograd.Function):
         if given.u is x:
             given = Input("identity", cast(x, spec.dtype))
         ctx.spec, ctx.source, ctx.member = spec, given.source, member
-        # saved as an output y could not be changed in place, as by ReLU(inplace=True): it is watched here
-        ctx.watched = y.detach(), y._version
+        ctx.watched = watched(y)
         ctx.save_for_backward(W, bias, A, B, magnitude, *merged[:3], y.data, *given[1:])
         return y
 
@@ -87,7 +87,7 @@ class FusedDoRAFunction(torch.autograd.Function):
             dA = cast(dA, A.dtype) if needs[3] else None
             dB = cast(dB * c[:, None], B.dtype) if needs[4] else None
         if needs[5]:
-            if ctx.watched[0]._version != ctx.watched[1]:
+            if not as_it_was(ctx.watched):
                 y = linear_merged.forward(given.whole(), bias, merged, spec)
             dm = operators.magnitude_gradient(dY2, y.reshape(dY2.shape), bias, magnitude)
             dm = cast(dm, magnitude.dtype)
