@@ -105,6 +105,8 @@ def _init(value: Any, write: Callable[[str, Any], str]) -> str:
     ours = init_of(value)
     if ours is not None:
         return f"here it is {write('init', ours)}" + (", which needs not be said" if value is True else "")
+    if value == "eva":
+        return f"here it is {write('init', 'eva')}, and {write('rank', 'auto')} to share the ranks out"
     if value is False:
         return "leave it out; here updates begin at zero, so that the outputs do not change at injection"
     return f"there is no such beginning here; give {write('init', 'default')}, or another one of its choices"

@@ -27,6 +27,7 @@ TYPED = [
     ("init_lora_weights", "gaussian", "init='gaussian'"),
     ("init_lora_weights", "olora", "init='olora'"),
     ("init_lora_weights", "pissa_niter_4", "init='pissa_fast'"),
+    ("init_lora_weights", "eva", "init='eva', and rank='auto'"),
     ("init_lora_weights", "corda", "init='default', or"),
     ("layers_to_transform", [1, 3], "target_modules=['*.1.*', '*.3.*']"),
     ("layers_pattern", "blocks", "target_modules=['blocks.0.*']"),
