@@ -1,0 +1,36 @@
+"""What is done to each block of the documentation: `python tests/docs/listing.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from commands import treatment_of
+from blocks import PAGES, blocks_of, name_of
+from reader import KINDS, SHELLS
+from shell import commands_of
+
+DONE = {"python": "executed", "text": "compared", "": "compared", "yaml": "composed", "csv": "read"}
+
+
+def entries_of(page: Path) -> Iterator[tuple[int, str, str]]:
+    """Of each block, and of each command in it: line, what it is, what is done to it.
+
+    Raises:
+        LookupError: a block or a command is of no known kind.
+    """
+    for line, block in blocks_of(page):
+        if block.language not in KINDS:
+            raise LookupError(f"{name_of(page)}:{line}: no reader knows what to do with {block.language!r}")
+        if block.language not in SHELLS:
+            hidden = " in a comment" * block.hidden
+            yield line, f"{block.language or 'text'}{hidden}", DONE[block.language]
+            continue
+        for command in commands_of(block.source, block.language == "console"):
+            yield line, str(command), treatment_of(command).name
+
+
+if __name__ == "__main__":
+    for page in PAGES:
+        for line, what, done in entries_of(page):
+            print(f"{name_of(page)}:{line}: {done:<12} {what}")
