@@ -7,12 +7,12 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from pages import ROOT, pages
 from sybil import Document, Region
 from sybil.parsers.abstract.lexers import LexerCollection
 from sybil.parsers.markdown.lexers import DirectiveInHTMLCommentLexer, RawFencedCodeBlockLexer
 
-ROOT = Path(__file__).parents[2]
-PAGES = [*sorted(ROOT.glob("*.md")), *sorted((ROOT / "docs").rglob("*.md"))]
+PAGES = pages()
 FENCE = re.compile(r"[ \t]*(?P<info>[^\n]*)$\n", re.MULTILINE)
 TITLE = re.compile(r'title="([^"]+)"')
 LEXERS = LexerCollection(

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from commands import treatment_of
 from blocks import PAGES, blocks_of, name_of
+from commands import treatment_of
 from reader import KINDS, SHELLS
 from shell import commands_of
 

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import yaml
-from commands import treatment_of
 from blocks import Block, document_of
+from commands import treatment_of
 from shell import Command, commands_of
 from sybil import Example
 from sybil.evaluators.python import PythonEvaluator

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from listing import entries_of
 from blocks import PAGES, name_of
+from listing import entries_of
 from reader import Reader
 
 QUICK = ("lora-lightning copy", "lora-lightning recipes", "lora-lightning completion")
