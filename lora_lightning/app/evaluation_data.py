@@ -21,8 +21,6 @@ GROUP = "data="
 OF_TRAINING = ("shots", "imbalance", "progressive", "train_minutes", "augment")  # which no test needs
 SHARE = "test_share"  # of data that split themselves; 1 tests on all
 WRITES_ALL = "Seq2SeqRecognizer"  # has a tokenizer: the vocabulary is but that of its texts
-    "Seq2SeqRecognizer"  # has a tokenizer; the vocabulary is only that of the texts it was trained on
-)
 COCO = "lora_lightning.data.coco.CocoFormatDataModule"
 
 
