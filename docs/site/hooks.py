@@ -1,6 +1,7 @@
 """What mkdocs calls while it builds the site: files beside docs/ that pages link to come into it as well."""
 
 import json
+import os
 import posixpath
 import re
 from pathlib import Path
@@ -17,8 +18,10 @@ WITH_CODE = {".py": "python", ".yaml": "yaml", ".json": "json", ".sh": "bash"}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Anchors are those of code hosts, so that a link works in both places."""
+    """Anchors are those of code hosts, so that a link works in both places; versions are where mike publishes."""
     config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
+    if "MIKE_DOCS_VERSION" not in os.environ:
+        del config.extra["version"]  # else pages ask for a list of versions that is not there
     return config
 
 
