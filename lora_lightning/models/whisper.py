@@ -74,8 +74,9 @@ class Whisper(nn.Module):
                 "(model.seconds). Give data.max_seconds at most that, or a larger model.seconds, up to 30."
             ])  # fmt: skip
         arrays = [wave[:n].float().cpu().numpy() for wave, n in zip(waves, lengths.tolist(), strict=True)]
-        found = self.features(arrays, sampling_rate=SAMPLE_RATE, return_tensors="pt")
-        return found.input_features.to(waves.device)
+        with torch.autocast("cpu", enabled=False):  # where they are made, by products of torch
+            found = self.features(arrays, sampling_rate=SAMPLE_RATE, return_tensors="pt")
+        return found.input_features.to(waves.device, self.network.dtype)
 
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """What the encoder gives: (batch, frames, width), and lengths in frames, all of the window."""

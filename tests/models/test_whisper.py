@@ -126,6 +126,21 @@ def test_a_batch_is_heard_and_scored(folder):
     assert len(heard) == 2 and loss.isfinite()
 
 
+@pytest.mark.parametrize("whole", [False, True], ids=["bf16-mixed", "bf16-true"])
+def test_it_hears_in_half_precision(folder, whole):
+    model, both = whisper(checkpoint=str(folder)).eval(), batch("ab", "cd")
+    exact = model.log_mels(both.waves, both.lengths)
+    loss = model.loss(both.waves, both.lengths, both.texts)
+    model = model.bfloat16() if whole else model
+    with torch.autocast("cpu", torch.bfloat16, enabled=not whole):
+        mels = model.log_mels(both.waves, both.lengths)
+        torch.testing.assert_close(
+            model.loss(both.waves, both.lengths, both.texts).float(), loss, rtol=0.02, atol=0
+        )
+        assert len(model.transcribe(both.waves, both.lengths)) == 2
+    torch.testing.assert_close(mels, exact.to(mels.dtype))
+
+
 def test_weights_that_are_not_whole_are_refused(folder, tmp_path, capsys):
     """transformers would fill the gap with random numbers, and tell the terminal."""
     shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
