@@ -1,4 +1,4 @@
-"""What griffe calls while it reads the package for the site: `Annotated[int, at_least(1)]` is shown as `int`."""
+"""What griffe calls while it reads the package: the site shows `Annotated[int, at_least(1)]` as `int`."""
 
 from __future__ import annotations
 

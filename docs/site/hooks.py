@@ -18,7 +18,7 @@ WITH_CODE = {".py": "python", ".yaml": "yaml", ".json": "json", ".sh": "bash"}
 
 
 def on_config(config: MkDocsConfig) -> MkDocsConfig:
-    """Anchors are those of code hosts, so that a link works in both places; versions are where mike publishes."""
+    """Anchors are those of code hosts, so that links hold in both; versions are where mike publishes."""
     config.mdx_configs["toc"]["slugify"] = slugify(case="lower")
     if "MIKE_DOCS_VERSION" not in os.environ:
         del config.extra["version"]  # else pages ask for a list of versions that is not there

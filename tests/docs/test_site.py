@@ -1,4 +1,4 @@
-"""The site as it is built: without warnings, whole, from this machine alone, on a screen and on a telephone."""
+"""The site as it is built: without warnings, whole, from this machine alone, on screens and telephones."""
 
 import os
 import re
