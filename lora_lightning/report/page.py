@@ -36,7 +36,12 @@ PAGE = """<!doctype html>
 </html>
 """
 LONGEST = 60  # characters of a name that are shown
-HEADING = 200
+HEADING = 200  # of a heading
+MANY = 4  # sections, from which on a page has a list of them
+
+
+class Html(str):
+    """A text that is HTML already, in which every text is escaped."""
 
 
 @dataclass(frozen=True)
@@ -54,15 +59,23 @@ def write_page(path: Path, title: str, sections: Sequence[Section], lead: str = 
         title: a text.
         lead: HTML between the title and the first heading, in which every text is escaped.
     """
-    body = "\n".join([lead, *map(_headed, sections)])
+    body = "\n".join([lead, _contents(sections), *(_headed(i, one) for i, one in enumerate(sections))])
     drawn = charts.script() if charts.MARK in body else ""
     style = STYLE.read_text(encoding="utf-8")
     page = PAGE.format(title=escape(title), style=style, body=body, script=drawn)
     write_whole(path, lambda file: Path(file).write_text(page, encoding="utf-8"))
 
 
-def _headed(section: Section) -> str:
-    return f"<section>\n<h2>{text(section.title, HEADING)}</h2>\n{section.html}\n</section>"
+def _headed(number: int, section: Section) -> str:
+    return (
+        f'<section id="part-{number}">\n<h2>{text(section.title, HEADING)}</h2>\n{section.html}\n</section>'
+    )
+
+
+def _contents(sections: Sequence[Section]) -> str:
+    """Links to the sections, where there are several screens of them."""
+    links = (f'<a href="#part-{i}">{text(one.title)}</a>' for i, one in enumerate(sections))
+    return f'<nav aria-label="Contents">{" ".join(links)}</nav>' if len(sections) >= MANY else ""
 
 
 def leave(folder: Path, sections: Sequence[Section], title: str = "Results") -> None:
@@ -97,6 +110,8 @@ def left(folder: Path) -> tuple[str, list[Section]]:
 
 def text(name: object, longest: int = LONGEST) -> str:
     """A text as HTML, shortened in the middle, on one line; names come from files and may hold anything."""
+    if isinstance(name, Html):
+        return name
     plain = "".join(c if c.isprintable() else "\ufffd" for c in str(name))
     if len(plain) > longest:
         plain = f"{plain[: longest - longest // 3 - 1]}…{plain[-(longest // 3) :]}"

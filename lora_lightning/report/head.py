@@ -1,0 +1,138 @@
+"""The head of the page of a run: what was adapted to what, the number that matters, and how it was made."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_lightning.report.left import LeftRun
+from lora_lightning.report.page import Html, Section, table, text
+
+LONG = 2000  # characters of a command line or a sentence
+UNFINISHED = (
+    "This run has not ended: there are no results yet, and what follows is what it has left so far. "
+    "It goes on with resume=FOLDER; `lora-lightning report FOLDER` makes this page again."
+)
+
+
+def title_of(run: LeftRun) -> str:
+    """`vit_digits: LoRA`; of one adapter of several, its name too."""
+    recipe = str(run.facts.get("recipe") or run.folder.absolute().name)
+    words = [run.facts.get("adapter"), None if run.adapters else run.labels()[run.method]]
+    return f"{recipe}: {', '.join(str(w) for w in words if w)}" if any(words) else recipe
+
+
+def head(run: LeftRun) -> str:
+    """Between the title and the first section, as HTML."""
+    parts = [f"<p>{text(run.facts['about'], LONG)}.</p>" if run.facts.get("about") else ""]
+    if not run.ended:
+        parts.append(f'<p class="notice" role="status">{text(UNFINISHED, LONG)}</p>')
+    parts += [number(run), _facts(run)]
+    if command := run.facts.get("command"):
+        parts.append(f"<pre><code>{text(command, LONG)}</code></pre>")
+    return "\n".join(filter(None, parts))
+
+
+def number(run: LeftRun) -> str:
+    """The score that counts most, before and after, each with its interval."""
+    if run.main is None or not run.result:
+        return ""
+    shown = [_value(run, run.result, "now")]
+    if run.before and run.method != "none" and run.main.name in (run.before.get("scores") or {}):
+        shown = [_value(run, run.before, "then"), "<span>→</span>", *shown]
+    return f'<p class="number">test {text(run.main.plain)}: {" ".join(shown)}</p>'
+
+
+def _value(run: LeftRun, result: Mapping[str, Any], state: str) -> str:
+    assert run.main is not None  # of whom there is a value
+    value = run.main.number((result.get("scores") or {}).get(run.main.name))
+    bounds = run.main.interval((result.get("intervals") or {}).get(run.main.name))
+    words = {"then": "before", "now": "after"}[state] if run.before else ""
+    told = f"{words} {f'({bounds})' * bool(bounds)}".strip()
+    return f'<span class="{state}"><b>{value}{run.main.unit}</b> <small>{text(told)}</small></span>'
+
+
+def _facts(run: LeftRun) -> str:
+    """What, by what, on what, in a table of two columns."""
+    facts, result = run.facts, run.result
+    model, data = facts.get("model"), facts.get("data")
+    rows: dict[str, Any] = {
+        "adapted": model and f"{model}, by {run.labels()[run.method]}{_rank(run)}",
+        "to": data,
+        "trained": _trained(result or facts),
+        "checkpoint": _megabytes(result.get("checkpoint_bytes")),
+        "time": _time(result.get("seconds"), facts.get("seconds")),
+        "device": facts.get("device"),
+        "versions": ", ".join(f"{k} {v}" for k, v in (facts.get("versions") or {}).items()),
+        "begun": facts.get("started"),
+        "seed": run.config.get("seed"),
+        "run": run.folder.absolute().name,
+    }
+    cells = (
+        f'<tr><th scope="row">{name}</th><td>{text(value, LONG)}</td></tr>'
+        for name, value in rows.items()
+        if value not in (None, "")
+    )
+    return f'<div class="wide"><table class="facts">{"".join(cells)}</table></div>'
+
+
+def _rank(run: LeftRun) -> str:
+    lora = run.config.get("lora")
+    ranked = run.method in ("lora", "peft") and isinstance(lora, dict)
+    return f", rank {lora.get('rank')}" if ranked and isinstance(lora, dict) else ""
+
+
+def _trained(counts: Mapping[str, Any]) -> str:
+    trained, total = counts.get("trained"), counts.get("total")
+    if not isinstance(trained, int) or not isinstance(total, int) or not total:
+        return ""
+    return f"{trained:,} of {total:,} parameters ({100 * trained / total:.3g} %)"
+
+
+def _megabytes(size: Any) -> str:
+    return f"{size / 1e6:.2f} MB" if isinstance(size, (int, float)) else ""
+
+
+def _time(training: Any, whole: Any) -> str:
+    words = [f"{duration(s)} {what}" for s, what in ((training, "of training"), (whole, "in all")) if _is(s)]
+    return ", ".join(words)
+
+
+def _is(value: Any) -> bool:
+    return isinstance(value, (int, float)) and value > 0
+
+
+def duration(seconds: float) -> str:
+    """`4.2 s`, `3 min 20 s`, `2 h 5 min`."""
+    if seconds < 100:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest} s" if minutes < 100 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def methods(run: LeftRun) -> list[Section]:
+    """The final table, where several methods were compared or the base was tested too."""
+    shown = run.facts.get("table")
+    if not run.ended or len(run.results) < 2 or not isinstance(shown, dict):
+        return []
+    header, rows = shown.get("header"), shown.get("rows")
+    if not isinstance(header, list) or not isinstance(rows, list):
+        return []
+    own = run.labels()[run.method]
+    cells = [
+        [Html(f"<b>{text(c)}</b>") if r and r[0] == own else c for c in r]
+        for r in rows
+        if isinstance(r, list)
+    ]
+    return [Section("Methods", table(header, cells))]
+
+
+def adapted(run: LeftRun) -> list[Section]:
+    """Which layers have updates, folded away since it may be long."""
+    plan = run.facts.get("plan")
+    if not isinstance(plan, dict) or not isinstance(plan.get("rows"), list):
+        return []
+    rows: Sequence[Sequence[Any]] = [r for r in plan["rows"] if isinstance(r, list)]
+    notes = "".join(f"<p>{text(line, LONG)}</p>" for line in plan.get("notes") or ())
+    whole = table(("layers", "count", "weight", "rank", "parameters"), rows) if rows else ""
+    return [Section("What trains", whole + notes)] if whole or notes else []

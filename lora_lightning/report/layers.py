@@ -1,0 +1,234 @@
+"""What an adapter's updates have become, layer by layer: which changed most, effective ranks, spectra."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from lora_lightning.report.charts import chart
+from lora_lightning.report.metrics import Metrics
+from lora_lightning.report.page import Section
+
+EFFECTIVE = "lora/effective_rank/"
+MOST = 40  # layers with bars: those that changed most
+WIDEST = 60  # columns of a heat map
+ROW = 15  # pixels of a layer
+NAME = 34  # characters of a layer's name, the last ones
+SHADES = {"type": "linear", "range": [0.06, 0.95]}
+
+
+def layers(updates: Sequence[Mapping[str, Any]], metrics: Metrics) -> list[Section]:
+    """Sections of the updates of a run; none of a run that has no updates.
+
+    Args:
+        updates: as `report/updates.json` has them: name, rank, effective_rank, norm, relative, values.
+        metrics: of the run, in which effective ranks may stand by layer and epoch.
+    """
+    known = [u for u in updates if _is_update(u)]
+    parts = [
+        ("What changed most", _changed(known)),
+        ("Effective ranks", _over_time(metrics) + _used(known)),
+        ("Spectra of the updates", _spectra(known)),
+    ]
+    return [Section(title, html) for title, html in parts if html]
+
+
+def compared_ranks(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Section]:
+    """A heat map of the effective ranks of several runs' updates, where two of them have updates.
+
+    Args:
+        runs: `report/updates.json` of each, by its name.
+    """
+    known = {name: [u for u in updates if _is_update(u)] for name, updates in runs.items()}
+    rows = [
+        {"layer": u["name"], "run": name, "effective rank": u["effective_rank"], "rank": u["rank"]}
+        for name, updates in known.items()
+        for u in updates
+    ]
+    if sum(map(bool, known.values())) < 2:
+        return []
+    names = list(dict.fromkeys(row["layer"] for row in rows))
+    return [
+        Section("Effective ranks", _heat(rows, names, "run", "effective rank", "effective ranks of the runs"))
+    ]
+
+
+def _is_update(update: Mapping[str, Any]) -> bool:
+    numbers = [update.get(n) for n in ("rank", "effective_rank", "norm")]
+    values = update.get("values")
+    return (
+        isinstance(update.get("name"), str)
+        and all(_is_number(n) for n in numbers)
+        and isinstance(values, list)
+        and all(map(_is_number, values))
+    )
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def _changed(updates: Sequence[Mapping[str, Any]]) -> str:
+    """The size of each update beside its weight's, the largest first."""
+    known = [u for u in updates if _is_number(u.get("relative"))]
+    if not known:
+        return ""
+    ordered = sorted(known, key=lambda u: -u["relative"])[:MOST]
+    rows = [
+        {
+            "layer": u["name"],
+            "change %": 100 * u["relative"],
+            "norm of the update": u["norm"],
+            "rank": u["rank"],
+        }
+        for u in ordered
+    ]
+    spec = {
+        "height": {"step": ROW},
+        "data": {"values": rows},
+        "mark": {"type": "bar", "tooltip": {"content": "data"}, "height": {"band": 0.7}},
+        "encoding": {
+            "y": _layers_axis([u["name"] for u in ordered]),
+            "x": {
+                "field": "change %",
+                "type": "quantitative",
+                "title": "size of the update, % of its weight",
+            },
+        },
+    }
+    first = f", the {MOST} of {len(known)} layers that changed most" if len(known) > MOST else ""
+    note = f'<p class="soft">‖ΔW‖ / ‖W‖ of each layer at the tested epoch{first}.</p>'
+    return note + chart(
+        spec, f"size of each layer's update beside its weight, the largest first{first}", widest=900
+    )
+
+
+def _layers_axis(names: Sequence[str]) -> dict[str, Any]:
+    """Layers from above, their names short in front, since their ends tell them apart."""
+    short = f"length(datum.label) > {NAME} ? '…' + slice(datum.label, {1 - NAME}) : datum.label"
+    axis = {"labelExpr": short, "labelLimit": 190, "ticks": False, "domain": False}
+    return {"field": "layer", "type": "nominal", "title": None, "sort": list(names), "axis": axis}
+
+
+def _over_time(metrics: Metrics) -> str:
+    """A heat map of layers by epochs."""
+    found = {
+        name.removeprefix(EFFECTIVE): points for name, points in metrics.items() if name.startswith(EFFECTIVE)
+    }
+    epochs = sorted({p.epoch for points in found.values() for p in points if p.epoch >= 0})
+    if not found or len(epochs) < 2:
+        return ""
+    chosen = {epochs[round(i * (len(epochs) - 1) / max(1, min(WIDEST, len(epochs)) - 1))]
+              for i in range(min(WIDEST, len(epochs)))}  # fmt: skip
+    rows = [
+        {"layer": name, "epoch": p.epoch + 1, "effective rank": p.value}
+        for name, points in found.items()
+        for p in {p.epoch: p for p in points}.values()
+        if p.epoch in chosen
+    ]
+    return (
+        '<p class="soft">How many directions an update uses, by epoch: the darker, the more. It begins near its '
+        "rank and shrinks to those that the data ask for.</p>"
+        + _heat(
+            rows, list(found), "epoch", "effective rank", "effective rank of each layer's update by epoch"
+        )
+    )
+
+
+def _used(updates: Sequence[Mapping[str, Any]]) -> str:
+    """A heat map of layers by singular values, each beside the layer's largest; and the effective rank."""
+    rows = [
+        {"layer": u["name"], "direction": i + 1, "share of the largest": v / u["values"][0],
+         "singular value": v, "effective rank": u["effective_rank"], "rank": u["rank"]}
+        for u in updates
+        if u["values"] and u["values"][0] > 0
+        for i, v in enumerate(u["values"][:WIDEST])
+    ]  # fmt: skip
+    if not rows:
+        return ""
+    names = [u["name"] for u in updates]
+    note = (
+        '<p class="soft">Each layer\'s directions at the tested epoch: the darker, the nearer the singular value '
+        "to the layer's largest. The mark is the effective rank: a layer whose mark lies far to the left needs less "
+        "rank than it has.</p>"
+    )
+    marks = {
+        "transform": [{"filter": "datum.direction == 1"}],
+        "mark": {
+            "type": "tick",
+            "orient": "vertical",
+            "thickness": 3,
+            "size": ROW - 4,
+            "color": "var(--bad)",
+        },
+        "encoding": {
+            "x": {"field": "effective rank", "type": "quantitative"},
+            "tooltip": [{"field": "layer"}, {"field": "effective rank", "format": ".3~g"}, {"field": "rank"}],
+        },
+    }
+    most = max(len(u["values"][:WIDEST]) for u in updates)
+    squares = {
+        "mark": {"type": "rect", "color": "var(--now)", "tooltip": {"content": "data"}},
+        "encoding": {
+            "x": {"field": "from", "type": "quantitative", "title": "direction",
+                  "scale": {"domain": [0, most], "nice": False}, "axis": {"grid": False, "tickMinStep": 1}},
+            "x2": {"field": "direction"},
+            "opacity": {"field": "share of the largest", "type": "quantitative", "legend": None,
+                        "scale": SHADES | {"domain": [0, 1]}},
+        },
+    }  # fmt: skip
+    spec = {
+        "height": {"step": ROW},
+        "data": {"values": rows},
+        "transform": [{"calculate": "datum.direction - 1", "as": "from"}],
+        "encoding": {"y": _layers_axis(names)},
+        "layer": [squares, marks],
+    }
+    return note + chart(
+        spec, "singular values and effective rank of each layer's update", least=300, widest=900
+    )
+
+
+def _heat(rows: Sequence[Mapping[str, Any]], names: Sequence[str], x: str, value: str, label: str) -> str:
+    most = max(row[value] for row in rows)
+    spec = {
+        "height": {"step": ROW},
+        "data": {"values": list(rows)},
+        "mark": {"type": "rect", "color": "var(--now)", "tooltip": {"content": "data"}},
+        "encoding": {
+            "y": _layers_axis(names),
+            "x": {"field": x, "type": "ordinal", "title": x,
+                  "axis": {"labelAngle": 0, "labelOverlap": True, "ticks": False, "domain": False}},
+            "opacity": {"field": value, "type": "quantitative", "legend": None,
+                        "scale": SHADES | {"domain": [0, max(most, 1e-9)]}},
+        },
+    }  # fmt: skip
+    return chart(spec, label, least=300, widest=900) + f'<p class="soft">The darkest is {most:.3g}.</p>'
+
+
+def _spectra(updates: Sequence[Mapping[str, Any]]) -> str:
+    """The singular values of every layer's update, a line each."""
+    rows = [
+        {"layer": u["name"], "direction": i + 1, "singular value": v}
+        for u in updates
+        for i, v in enumerate(u["values"])
+    ]
+    if not rows or max(row["singular value"] for row in rows) <= 0:
+        return ""
+    spec = {
+        "height": 240,
+        "data": {"values": rows},
+        "params": [{"name": "one", "select": {"type": "point", "fields": ["layer"], "on": "pointerover, click",
+                                              "nearest": True, "clear": "pointerout"}}],
+        "mark": {"type": "line", "tooltip": {"content": "data"}, "point": {"size": 14}},
+        "encoding": {
+            "x": {"field": "direction", "type": "quantitative", "axis": {"tickMinStep": 1, "grid": False},
+                  "scale": {"domainMin": 1}},
+            "y": {"field": "singular value", "type": "quantitative"},
+            "detail": {"field": "layer"},
+            "opacity": {"condition": {"param": "one", "empty": False, "value": 1}, "value": 0.35},
+        },
+    }  # fmt: skip
+    note = '<p class="soft">A line is a layer: its update\'s singular values, the largest first.</p>'
+    return note + chart(spec, "singular values of each layer's update", widest=900)
