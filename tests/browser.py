@@ -102,6 +102,7 @@ def opened(browser, path: Path | str, look: str = "desktop", complaints: list[st
         viewport={"width": width, "height": 800}, color_scheme="dark" if dark else "light",
         has_touch=width == TELEPHONE,
     )  # fmt: skip
+    context.set_default_timeout(180_000)  # a machine that does much else is slow
     page = context.new_page()
     page.on(
         "console", lambda m: told.append(f"console: {m.text}") if m.type in ("error", "warning") else None

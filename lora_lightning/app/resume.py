@@ -16,6 +16,8 @@ from lora_lightning.app.foreign import refuse_foreign, refuse_foreign_recipe, re
 from lora_lightning.app.recipe_file import WORD as FILE_WORD
 from lora_lightning.app.recipe_file import RecipeFile
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
+from lora_lightning.report.left import FACTS, RESULTS, UPDATES
+from lora_lightning.report.page import KEPT, PAGE_FILE
 from lora_lightning.utils.mapping_file import NOTHING_RUN, read_values
 
 WORD = "resume="
@@ -143,8 +145,9 @@ def refuse_finished(config: DictConfig, folder: Path) -> None:
 
 
 def forget_end(folder: Path) -> None:
-    """What is about to go on in the folder is not finished."""
-    (folder / "results.json").unlink(missing_ok=True)
+    """What is about to go on in the folder is not finished, and what was said of its end holds no more."""
+    for name in (RESULTS, FACTS, UPDATES, KEPT, PAGE_FILE):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _without_place(config: Mapping[Any, Any]) -> str:

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from lora_lightning.app.build import data_and_model, named, optim_config, plain
+from lora_lightning.app.left import device_in_words
 from lora_lightning.app.loggers import log_plan
 from lora_lightning.app.methods import ADAPTING
 from lora_lightning.app.monitors import watching
@@ -42,6 +43,7 @@ class Run:
         self.config = config.copy()
         self.config.run_dir = str(folder)
         pl.seed_everything(config.seed, workers=True, verbose=False)
+        self.device = ""  # in words, once a Trainer has one
         self.data, model = data_and_model(self.config)
         self.on_random = is_random(self.config.model, model)
         self.random_base = keeps and self.on_random and self.method in ADAPTING
@@ -186,7 +188,7 @@ class Run:
 
     def _make_trainer(self, **options: Any) -> pl.Trainer:
         own = strategy_name(self.config.trainer).startswith(("fsdp", "deepspeed", "modelparallel"))
-        return instantiate(
+        trainer = instantiate(
             self.config.trainer,
             plugins=None if own else [WholeCheckpointIO()],  # those write checkpoints of their own
             default_root_dir=self.config.run_dir,
@@ -194,6 +196,8 @@ class Run:
             _convert_="all",
             **options,
         )
+        self.device = self.device or device_in_words(trainer)
+        return trainer
 
 
 def strategy_name(trainer: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from lora_lightning.app.build import compared_config
 from lora_lightning.app.check import LAST, last_checkpoint
 from lora_lightning.app.console import say, short_path
 from lora_lightning.app.interrupts import wait_no_more
+from lora_lightning.app.left import Facts, save_updates
 from lora_lightning.app.loggers import (
     build_loggers,
     chosen_in_words,
@@ -45,6 +46,7 @@ from lora_lightning.app.tune import tuned
 from lora_lightning.files.locate import FACTS_FILE, read_any
 from lora_lightning.files.random_base import BASE_FILE
 from lora_lightning.files.save_load import load_adapter
+from lora_lightning.report import run as page
 from lora_lightning.utils.ranks import on_rank_zero
 
 FILES = {
@@ -58,7 +60,7 @@ FILES = {
     "wandb": "the W&B run",
     "fit-profile.txt": "seconds of each step of the loop",
     "contact_sheet.png": "what was found in the first test images, before and after",
-    "report.html": "scores and examples of the test data, before and after, and the worst mistakes",
+    "report.html": "the page of the run: scores, curves, layers, and test data before and after",
     "per_class.csv": "precision, recall and F1 of each class, before and after",
     "results.json": "the table above",
     "tuning.json": "what tuning tried",
@@ -89,11 +91,14 @@ def train(config: DictConfig, tell: Callable[[Ended], None]) -> float | None:
     if config.ckpt_path == LAST:
         refuse_finished(config, folder)
     _begin(config, folder)
+    facts = Facts.begin(config, folder, goes_on=config.ckpt_path == LAST) if on_rank_zero() else None
     done = {name: _train_adapter(config, name, tell) for name in names}
-    if on_rank_zero():
+    if facts:
         for line in _together(config, {name: run for name, (_, run) in done.items()}, folder):
             print(line)
         save_together(folder, names)
+        facts.ended()
+        print(f"{short_path(page.write(folder))}: the page of these adapters")
     best = [score for score, _ in done.values() if score is not None]
     return sum(best) / len(best) if best else None
 
@@ -154,10 +159,14 @@ def train_one(
         _begin(config, folder)
         config = tuned(config, folder, goes_on)
     plain = _begin(config, folder)
+    facts = Facts.begin(config, folder, adapter, goes_on) if on_rank_zero() else None
     run = Run(config, folder)
+    if facts:
+        facts.planned(run.prepared.plan, run.prepared.trained, run.prepared.total)
     _say_plan(run, folder)
     results = _compare(config, run, plain, goes_on)
-    _report(results, run, folder)
+    if facts:
+        _report(results, run, folder, facts)
     result = next(r for r in results if r.method == run.method)
     context = HydraConfig.get()
     if not adapter or context.mode == RunMode.MULTIRUN:
@@ -269,14 +278,17 @@ def _save_weights(run: Run, plain: dict[str, Any], folder: Path) -> None:
     save_trained(run.task, run.method, run.prepared, folder, origin)
 
 
-@rank_zero_only
-def _report(results: list[Result], run: Run, folder: Path) -> None:
-    """The table, what the task itself has to say, and what lies in the folder."""
+def _report(results: list[Result], run: Run, folder: Path, facts: Facts) -> None:
+    """The table, what the task itself has to say, the page of the run, and what lies in the folder."""
     print(f"\n{results_table(results, run.task.scores)}\n")
     if hasattr(run.task, "report"):
         for line in run.task.report(run.data, folder):
             print(line)
+    facts.planned(run.prepared.plan, run.prepared.trained, run.prepared.total)  # which data may have decided
+    facts.end(results, run.task, run.device)
+    save_updates(run.task, run.config, folder)
     save_results(results, folder / "results.json")  # last: it says that the run is finished
+    page.write(folder)
     print(f"In {short_path(folder)}:")
     width = max(map(len, FILES))
     for name, meaning in FILES.items():

@@ -1,4 +1,4 @@
-"""Curves of what was logged: a chart for each metric, a line for each method or run, values where one points."""
+"""Curves of what was logged: a chart for each metric, a line for each method or run."""
 
 from __future__ import annotations
 
@@ -41,27 +41,37 @@ def curves(metrics: Mapping[str, Metrics], scores: Sequence[Shown]) -> list[Sect
     losses = _losses(metrics, names)
     scored = _scores(metrics, names, scores)
     rates = _rates(metrics, [name for name in names if name.startswith("lr-")])
-    norms = [_alone(metrics, name, label) for name, label in (NORMS | MEANS).items() if name in names]
+    norms = {name: label for name, label in (NORMS | MEANS).items() if name in names}
     parts = {
-        "Losses": losses,
-        "Scores in validation": scored,
-        "Learning rates": rates,
-        "Norms and ranks": norms,
+        "Losses": ("", losses),
+        "Scores in validation": ("val/", scored),
+        "Learning rates": ("lr-", rates),
+        "Norms and ranks": (tuple(norms), [_alone(metrics, name, label) for name, label in norms.items()]),
     }
-    above = key_of(list(metrics)) if len(metrics) > 1 else ""
     return [
-        Section(title, f'{above}<div class="two">{"".join(charts)}</div>')
-        for title, charts in parts.items()
+        Section(title, f'{_key(metrics, begin)}<div class="two">{"".join(charts)}</div>')
+        for title, (begin, charts) in parts.items()
         if charts
     ]
 
 
-def key_of(names: Sequence[str]) -> str:
-    """Which colour stands for whom, as HTML, which breaks lines where a chart's own legend cannot."""
-    marks = (
-        f'<span><i style="background:var(--c{i % COLOURS + 1})"></i>{text(n)}</span>'
-        for i, n in enumerate(names)
-    )
+def _key(metrics: Mapping[str, Metrics], begin: str | tuple[str, ...]) -> str:
+    """Which colour stands for whom, of those with a metric whose name begins so; nothing of one."""
+    whose = {who: any(name.startswith(begin) for name in one) for who, one in metrics.items()}
+    return key_of(whose) if len(metrics) > 1 else ""
+
+
+def key_of(names: Mapping[str, bool]) -> str:
+    """Which colour stands for whom, as HTML, which breaks lines where a chart's own legend cannot.
+
+    Args:
+        names: in the order of the colours; those that are False have no line here.
+    """
+    marks = [
+        f'<span><i style="background:var(--c{i % COLOURS + 1})"></i>{text(name)}</span>'
+        for i, (name, is_there) in enumerate(names.items())
+        if is_there
+    ]
     return f'<p class="key">{" ".join(marks)}</p>'
 
 
@@ -123,8 +133,8 @@ def _figure(lines: Lines, title: str, shown: Callable[[float], float]) -> str:
     whole = {who: {part: points for part, points in of.items() if points} for who, of in lines.items()}
     series = {(who, part): points for who, of in whole.items() for part, points in of.items()}
     rows = [
-        {"step": p.step, "epoch": p.epoch if p.epoch >= 0 else None, "line": _line(who, part), "value": shown(p.value),
-         "of": who, "part": part}
+        {"step": p.step, "epoch": p.epoch if p.epoch >= 0 else None, "line": _line(who, part),
+         "value": shown(p.value), "of": who, "part": part}
         for (who, part), points in series.items()
         for p in thinned(points)
     ]  # fmt: skip

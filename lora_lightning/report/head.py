@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lora_lightning.report.left import LeftRun
+from lora_lightning.report.left import LeftRun, is_number, listing, mapping
 from lora_lightning.report.page import Html, Section, table, text
 
 LONG = 2000  # characters of a command line or a sentence
@@ -38,15 +38,15 @@ def number(run: LeftRun) -> str:
     if run.main is None or not run.result:
         return ""
     shown = [_value(run, run.result, "now")]
-    if run.before and run.method != "none" and run.main.name in (run.before.get("scores") or {}):
+    if run.before and run.method != "none" and run.main.name in run.before["scores"]:
         shown = [_value(run, run.before, "then"), "<span>→</span>", *shown]
-    return f'<p class="number">test {text(run.main.plain)}: {" ".join(shown)}</p>'
+    return f'<p class="headline">test {text(run.main.plain)}: {" ".join(shown)}</p>'
 
 
 def _value(run: LeftRun, result: Mapping[str, Any], state: str) -> str:
     assert run.main is not None  # of whom there is a value
-    value = run.main.number((result.get("scores") or {}).get(run.main.name))
-    bounds = run.main.interval((result.get("intervals") or {}).get(run.main.name))
+    value = run.main.number(result["scores"].get(run.main.name))
+    bounds = run.main.interval(result["intervals"].get(run.main.name))
     words = {"then": "before", "now": "after"}[state] if run.before else ""
     told = f"{words} {f'({bounds})' * bool(bounds)}".strip()
     return f'<span class="{state}"><b>{value}{run.main.unit}</b> <small>{text(told)}</small></span>'
@@ -63,7 +63,7 @@ def _facts(run: LeftRun) -> str:
         "checkpoint": _megabytes(result.get("checkpoint_bytes")),
         "time": _time(result.get("seconds"), facts.get("seconds")),
         "device": facts.get("device"),
-        "versions": ", ".join(f"{k} {v}" for k, v in (facts.get("versions") or {}).items()),
+        "versions": ", ".join(f"{k} {v}" for k, v in mapping(facts.get("versions")).items()),
         "begun": facts.get("started"),
         "seed": run.config.get("seed"),
         "run": run.folder.absolute().name,
@@ -84,22 +84,18 @@ def _rank(run: LeftRun) -> str:
 
 def _trained(counts: Mapping[str, Any]) -> str:
     trained, total = counts.get("trained"), counts.get("total")
-    if not isinstance(trained, int) or not isinstance(total, int) or not total:
+    if not (is_number(trained) and is_number(total) and total):
         return ""
     return f"{trained:,} of {total:,} parameters ({100 * trained / total:.3g} %)"
 
 
 def _megabytes(size: Any) -> str:
-    return f"{size / 1e6:.2f} MB" if isinstance(size, (int, float)) else ""
+    return f"{size / 1e6:.2f} MB" if is_number(size) else ""
 
 
 def _time(training: Any, whole: Any) -> str:
-    words = [f"{duration(s)} {what}" for s, what in ((training, "of training"), (whole, "in all")) if _is(s)]
-    return ", ".join(words)
-
-
-def _is(value: Any) -> bool:
-    return isinstance(value, (int, float)) and value > 0
+    told = ((training, "of training"), (whole, "in all"))
+    return ", ".join(f"{duration(seconds)} {what}" for seconds, what in told if is_number(seconds))
 
 
 def duration(seconds: float) -> str:
@@ -112,11 +108,10 @@ def duration(seconds: float) -> str:
 
 def methods(run: LeftRun) -> list[Section]:
     """The final table, where several methods were compared or the base was tested too."""
-    shown = run.facts.get("table")
-    if not run.ended or len(run.results) < 2 or not isinstance(shown, dict):
-        return []
-    header, rows = shown.get("header"), shown.get("rows")
-    if not isinstance(header, list) or not isinstance(rows, list):
+    shown = mapping(run.facts.get("table"))
+    header, rows = listing(shown.get("header")), listing(shown.get("rows"))
+    rows = [row for row in rows if isinstance(row, list) and len(row) == len(header)]
+    if not run.ended or len(run.results) < 2 or not rows:
         return []
     own = run.labels()[run.method]
     cells = [
@@ -129,10 +124,8 @@ def methods(run: LeftRun) -> list[Section]:
 
 def adapted(run: LeftRun) -> list[Section]:
     """Which layers have updates, folded away since it may be long."""
-    plan = run.facts.get("plan")
-    if not isinstance(plan, dict) or not isinstance(plan.get("rows"), list):
-        return []
-    rows: Sequence[Sequence[Any]] = [r for r in plan["rows"] if isinstance(r, list)]
-    notes = "".join(f"<p>{text(line, LONG)}</p>" for line in plan.get("notes") or ())
+    plan = mapping(run.facts.get("plan"))
+    rows: Sequence[Sequence[Any]] = [row for row in listing(plan.get("rows")) if isinstance(row, list)]
+    notes = "".join(f"<p>{text(line, LONG)}</p>" for line in listing(plan.get("notes")))
     whole = table(("layers", "count", "weight", "rank", "parameters"), rows) if rows else ""
     return [Section("What trains", whole + notes)] if whole or notes else []

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lora_lightning.report.charts import chart
+from lora_lightning.report.left import is_number
 from lora_lightning.report.metrics import Metrics
 from lora_lightning.report.page import Section
 
 EFFECTIVE = "lora/effective_rank/"
+SHOWN = 120  # layers with a row or a line
 MOST = 40  # layers with bars: those that changed most
 WIDEST = 60  # columns of a heat map
 ROW = 15  # pixels of a layer
@@ -19,19 +20,31 @@ SHADES = {"type": "linear", "range": [0.06, 0.95]}
 
 
 def layers(updates: Sequence[Mapping[str, Any]], metrics: Metrics) -> list[Section]:
-    """Sections of the updates of a run; none of a run that has no updates.
+    """Sections of what changed in a run, and of its updates, if it has any.
 
     Args:
-        updates: as `report/updates.json` has them: name, rank, effective_rank, norm, relative, values.
+        updates: as `report/updates.json` has them: name, norm and relative of what changed, and of an update
+            rank, effective_rank and values, its singular values.
         metrics: of the run, in which effective ranks may stand by layer and epoch.
     """
-    known = [u for u in updates if _is_update(u)]
+    changed = [u for u in updates if isinstance(u.get("name"), str) and is_number(u.get("norm"))]
+    known = [u for u in changed if _is_update(u)]
+    shown = _most(known)
+    note = f'<p class="soft">The {SHOWN} of {len(known)} layers that changed most.</p>' * (len(known) > SHOWN)
+    ranks = _over_time(metrics, {u["name"] for u in shown}) + _used(shown)
     parts = [
-        ("What changed most", _changed(known)),
-        ("Effective ranks", _over_time(metrics) + _used(known)),
-        ("Spectra of the updates", _spectra(known)),
+        ("What changed most", _changed(changed)),
+        ("Effective ranks", ranks and note + ranks),
+        ("Spectra of the updates", _spectra(shown)),
     ]
     return [Section(title, html) for title, html in parts if html]
+
+
+def _most(updates: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """As many as a chart can hold, those that changed most, in the model's order."""
+    kept = sorted(updates, key=lambda u: -(u.get("relative") or 0))[:SHOWN]
+    names = {u["name"] for u in kept}
+    return [u for u in updates if u["name"] in names]
 
 
 def compared_ranks(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Section]:
@@ -55,33 +68,24 @@ def compared_ranks(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Sect
 
 
 def _is_update(update: Mapping[str, Any]) -> bool:
-    numbers = [update.get(n) for n in ("rank", "effective_rank", "norm")]
     values = update.get("values")
     return (
         isinstance(update.get("name"), str)
-        and all(_is_number(n) for n in numbers)
+        and is_number(update.get("rank"))
+        and is_number(update.get("effective_rank"))
         and isinstance(values, list)
-        and all(map(_is_number, values))
+        and all(map(is_number, values))
     )
-
-
-def _is_number(value: object) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _changed(updates: Sequence[Mapping[str, Any]]) -> str:
     """The size of each update beside its weight's, the largest first."""
-    known = [u for u in updates if _is_number(u.get("relative"))]
+    known = [u for u in updates if is_number(u.get("relative"))]
     if not known:
         return ""
     ordered = sorted(known, key=lambda u: -u["relative"])[:MOST]
     rows = [
-        {
-            "layer": u["name"],
-            "change %": 100 * u["relative"],
-            "norm of the update": u["norm"],
-            "rank": u["rank"],
-        }
+        {"layer": u["name"], "change %": 100 * u["relative"], "norm of the change": u["norm"]}
         for u in ordered
     ]
     spec = {
@@ -93,14 +97,14 @@ def _changed(updates: Sequence[Mapping[str, Any]]) -> str:
             "x": {
                 "field": "change %",
                 "type": "quantitative",
-                "title": "size of the update, % of its weight",
+                "title": "size of the change, % of the weight",
             },
         },
     }
     first = f", the {MOST} of {len(known)} layers that changed most" if len(known) > MOST else ""
     note = f'<p class="soft">‖ΔW‖ / ‖W‖ of each layer at the tested epoch{first}.</p>'
     return note + chart(
-        spec, f"size of each layer's update beside its weight, the largest first{first}", widest=900
+        spec, f"size of each layer's change beside its weight, the largest first{first}", widest=900
     )
 
 
@@ -111,16 +115,17 @@ def _layers_axis(names: Sequence[str]) -> dict[str, Any]:
     return {"field": "layer", "type": "nominal", "title": None, "sort": list(names), "axis": axis}
 
 
-def _over_time(metrics: Metrics) -> str:
-    """A heat map of layers by epochs."""
+def _over_time(metrics: Metrics, shown: Collection[str]) -> str:
+    """A heat map of layers by epochs, of these layers, or of any where none are known."""
     found = {
         name.removeprefix(EFFECTIVE): points for name, points in metrics.items() if name.startswith(EFFECTIVE)
     }
+    found = {name: points for name, points in found.items() if name in shown or not shown}
     epochs = sorted({p.epoch for points in found.values() for p in points if p.epoch >= 0})
     if not found or len(epochs) < 2:
         return ""
-    chosen = {epochs[round(i * (len(epochs) - 1) / max(1, min(WIDEST, len(epochs)) - 1))]
-              for i in range(min(WIDEST, len(epochs)))}  # fmt: skip
+    columns = min(WIDEST, len(epochs))
+    chosen = {epochs[round(i * (len(epochs) - 1) / (columns - 1))] for i in range(columns)}
     rows = [
         {"layer": name, "epoch": p.epoch + 1, "effective rank": p.value}
         for name, points in found.items()
@@ -128,8 +133,7 @@ def _over_time(metrics: Metrics) -> str:
         if p.epoch in chosen
     ]
     return (
-        '<p class="soft">How many directions an update uses, by epoch: the darker, the more. It begins near its '
-        "rank and shrinks to those that the data ask for.</p>"
+        '<p class="soft">How many directions each update uses, by epoch: the fuller the colour, the more.</p>'
         + _heat(
             rows, list(found), "epoch", "effective rank", "effective rank of each layer's update by epoch"
         )
@@ -149,9 +153,9 @@ def _used(updates: Sequence[Mapping[str, Any]]) -> str:
         return ""
     names = [u["name"] for u in updates]
     note = (
-        '<p class="soft">Each layer\'s directions at the tested epoch: the darker, the nearer the singular value '
-        "to the layer's largest. The mark is the effective rank: a layer whose mark lies far to the left needs less "
-        "rank than it has.</p>"
+        '<p class="soft">Each layer\'s directions at the tested epoch: the fuller the colour, the nearer the '
+        "singular value to the layer's largest. The mark is the effective rank: a layer whose mark lies far "
+        "to the left uses less rank than it has.</p>"
     )
     marks = {
         "transform": [{"filter": "datum.direction == 1"}],
@@ -204,7 +208,7 @@ def _heat(rows: Sequence[Mapping[str, Any]], names: Sequence[str], x: str, value
                         "scale": SHADES | {"domain": [0, max(most, 1e-9)]}},
         },
     }  # fmt: skip
-    return chart(spec, label, least=300, widest=900) + f'<p class="soft">The darkest is {most:.3g}.</p>'
+    return chart(spec, label, least=300, widest=900) + f'<p class="soft">The fullest is {most:.3g}.</p>'
 
 
 def _spectra(updates: Sequence[Mapping[str, Any]]) -> str:
@@ -219,8 +223,9 @@ def _spectra(updates: Sequence[Mapping[str, Any]]) -> str:
     spec = {
         "height": 240,
         "data": {"values": rows},
-        "params": [{"name": "one", "select": {"type": "point", "fields": ["layer"], "on": "pointerover, click",
-                                              "nearest": True, "clear": "pointerout"}}],
+        "params": [{"name": "one", "select": {
+            "type": "point", "fields": ["layer"], "on": "pointerover, click", "nearest": True,
+            "clear": "pointerout"}}],
         "mark": {"type": "line", "tooltip": {"content": "data"}, "point": {"size": 14}},
         "encoding": {
             "x": {"field": "direction", "type": "quantitative", "axis": {"tickMinStep": 1, "grid": False},

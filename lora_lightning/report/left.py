@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -15,6 +16,7 @@ from lora_lightning.utils.mapping_file import read_mapping, read_values
 
 FACTS, UPDATES = "report/run.json", "report/updates.json"
 CONFIG, RESULTS = "config.yaml", "results.json"
+NUMBERS = ("trained", "total", "seconds", "checkpoint_bytes", "best_validation")  # of a result
 REMEDY = "Nothing in it was run; a file of a run holds plain values alone."
 
 
@@ -91,24 +93,24 @@ class LeftRun:
         """Scores and intervals of the base, where it was tested: by compare, or by the task with its adapter
         off."""
         base = next((r for r in self.results if r.get("method") == "none"), None)
-        return base if base is not None else _mapping(self.facts.get("before"))
+        return base if base is not None else _result(mapping(self.facts.get("before")))
 
     @cached_property
     def scores(self) -> list[Shown]:
         """Of the task, the one that counts first; those of the results' names where it says nothing."""
-        known = [_shown(s) for s in _list(self.facts.get("scores"))]
-        names = [s for s in _mapping(self.result.get("scores")) if isinstance(s, str)]
+        known = [_shown(s) for s in listing(self.facts.get("scores"))]
+        names = self.result.get("scores", {})
         return [s for s in known if s] or [Shown(name, name, 1.0, 4) for name in names]
 
     @property
     def main(self) -> Shown | None:
         """The one number that matters."""
-        tested = _mapping(self.result.get("scores"))
+        tested = self.result.get("scores", {})
         return next((s for s in self.scores if not tested or s.name in tested), None)
 
     def labels(self) -> dict[str, str]:
         """Methods in words, the run's own first."""
-        found = {str(r["method"]): str(r["label"]) for r in _list(self.facts.get("labels")) if _labelled(r)}
+        found = {str(r["method"]): str(r["label"]) for r in listing(self.facts.get("labels")) if _labelled(r)}
         others = self.config.get("compare") or []
         names = dict.fromkeys([self.method, *(m for m in others if isinstance(m, str))])
         return {name: found.get(name, name) for name in names}
@@ -142,7 +144,7 @@ def read_run(folder: Path) -> LeftRun:
         folder,
         config,
         read_mapping(folder / FACTS, REMEDY) if (folder / FACTS).is_file() else {},
-        [r for r in results if isinstance(r, dict)],
+        [_result(r) for r in results if isinstance(r, dict)],
         [layer for layer in _read_list(folder / UPDATES) if isinstance(layer, dict)],
         title,
         sections,
@@ -171,9 +173,27 @@ def _labelled(values: Any) -> bool:
     return isinstance(values, dict) and {"method", "label"} <= values.keys()
 
 
-def _mapping(value: Any) -> Mapping[str, Any]:
+def _result(values: Mapping[str, Any]) -> dict[str, Any]:
+    """What a method gave, without what is of another kind; empty of nothing."""
+    scores = {str(n): v for n, v in mapping(values.get("scores")).items() if is_number(v)}
+    pairs = {str(n): v for n, v in mapping(values.get("intervals")).items() if isinstance(v, list)}
+    kept = {n: values[n] for n in NUMBERS if is_number(values.get(n))}
+    if not scores and not kept:
+        return {}
+    intervals = {n: v for n, v in pairs.items() if len(v) == 2 and all(map(is_number, v))}
+    return kept | {"method": values.get("method"), "scores": scores, "intervals": intervals}
+
+
+def is_number(value: object) -> bool:
+    """A finite one."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+
+
+def mapping(value: Any) -> Mapping[str, Any]:
+    """A value of a file that should be a mapping; nothing of one of another kind."""
     return value if isinstance(value, dict) else {}
 
 
-def _list(value: Any) -> list[Any]:
+def listing(value: Any) -> list[Any]:
+    """The same of a list."""
     return value if isinstance(value, list) else []

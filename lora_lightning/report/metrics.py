@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -87,5 +88,5 @@ def thinned(points: Sequence[Point], most: int = MOST) -> list[Point]:
     if len(points) <= most:
         return list(points)
     edges = [round(i * len(points) / most) for i in range(most + 1)]
-    groups = [points[a:b] for a, b in zip(edges, edges[1:], strict=False)]
+    groups = [points[a:b] for a, b in itertools.pairwise(edges)]
     return [Point(g[-1].step, g[-1].epoch, sum(p.value for p in g) / len(g)) for g in groups]

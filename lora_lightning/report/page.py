@@ -10,12 +10,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from html import escape
 from pathlib import Path
-
-from PIL import Image
+from typing import TYPE_CHECKING
 
 from lora_lightning.errors import UserError
 from lora_lightning.report import charts
 from lora_lightning.utils.atomic import write_whole
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 STYLE = Path(__file__).with_name("style.css")
 PAGE_FILE, KEPT = "report.html", "report/sections.json"  # in a run's folder

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 from lora_lightning.report.curves import curves
@@ -57,7 +59,7 @@ def sections_of(run: LeftRun, beside: Path) -> list[Section]:
 
 
 def _adapters(run: LeftRun, beside: Path) -> list[Section]:
-    """The runs of several adapters: a row each with a link to its page, and their curves laid over each other."""
+    """The runs of several adapters: a row each with a link to its page, and their curves over each other."""
     found = {n: read_run(folder) for n, folder in run.adapters.items() if (folder / "config.yaml").is_file()}
     rows = []
     for name in run.adapters:
@@ -81,16 +83,16 @@ def _within(folder: Path, beside: Path) -> bool:
     return folder.absolute().is_relative_to(beside.absolute()) and folder.is_relative_to(beside)
 
 
-def state(run: LeftRun, result: object) -> str:
+def state(run: LeftRun, result: Mapping[str, Any]) -> str:
     """The score that counts most of a result, with its interval."""
-    if run.main is None or not isinstance(result, dict) or not result:
+    if run.main is None or not result:
         return "–"
-    value = (result.get("scores") or {}).get(run.main.name)
-    bounds = run.main.interval((result.get("intervals") or {}).get(run.main.name))
+    value = result["scores"].get(run.main.name)
+    bounds = run.main.interval(result["intervals"].get(run.main.name))
     return run.main.number(value) + (f" ({bounds})" if bounds else "")
 
 
 def seconds_of(run: LeftRun) -> str:
     """The time of training, in words."""
     seconds = run.result.get("seconds")
-    return duration(seconds) if isinstance(seconds, (int, float)) else "–"
+    return "–" if seconds is None else duration(seconds)

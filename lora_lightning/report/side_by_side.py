@@ -67,17 +67,17 @@ def _sentence(run: LeftRun) -> str:
 def _scores(runs: Mapping[str, LeftRun]) -> Section:
     """A row a run: every score that one of them has, with its interval, and what it cost."""
     scores = {
-        s.name: s for run in runs.values() for s in run.scores if s.name in (run.result.get("scores") or {})
+        s.name: s for run in runs.values() for s in run.scores if s.name in run.result.get("scores", {})
     }
     rows = []
     for name, run in runs.items():
-        values, bounds = run.result.get("scores") or {}, run.result.get("intervals") or {}
+        values, bounds = run.result.get("scores", {}), run.result.get("intervals", {})
         cells = []
         for key, score in scores.items():
             interval = score.interval(bounds.get(key))
             cells.append(score.number(values.get(key)) + (f" ({interval})" if interval else ""))
         trained = run.result.get("trained")
-        cost = [f"{trained:,}" if isinstance(trained, int) else "–", seconds_of(run)]
+        cost = [f"{trained:,}" if trained is not None else "–", seconds_of(run)]
         rows.append([name, run.labels()[run.method], *cells, *cost])
     header = ("run", "method", *(s.label for s in scores.values()), "trained parameters", "time")
     return Section("Scores on the test data", table(header, rows, left=2))
