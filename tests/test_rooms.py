@@ -18,7 +18,7 @@ CORE = ROOMS[: ROOMS.index("data")]
 # What the recipes need and the core does not; utils.libraries loads them by name where they are asked for.
 FOREIGN = {"hydra", "omegaconf", "wandb", "timm", "torchvision", "torchaudio", "transformers", "matplotlib"}
 # Folders of tests that go through several rooms, or beside them.
-BESIDE = {"acceptance", "architectures", "benchmarks", "distributed"}
+BESIDE = {"acceptance", "architectures", "benchmarks", "distributed", "docs"}
 
 
 def name_of(path: Path) -> str:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lora_lightning.adapters.manage import adapters_off
 from lora_lightning.layers.registry import LoRALayer
-from lora_lightning.report.page import text, write_page
+from lora_lightning.report.page import Section, leave, text
 from lora_lightning.report.pictures import WIDTH, key, rows_of, sheet
 from lora_lightning.utils.libraries import loading
 
@@ -147,7 +147,7 @@ def write_report(
     }
     rows = [rows_of(title, [_views(e, names) for e in shown]) for title, shown in sections.items()]
     parts = [*(f"<p>{text(line, 200)}</p>" for line in counts), key(LEGEND), *rows]
-    write_page(folder / "report.html", "Detections", [], "\n".join(parts))
+    leave(folder, [Section("Detections", "\n".join(parts))], "Detections")
     columns = [_views(example, names) for example in examples[:ON_SHEET]]
     sheet(columns, LEGEND).save(folder / "contact_sheet.png")
     return [f"{counts[-1]} (scores of at least {threshold:g}, IoU of at least 0.5)", ""]

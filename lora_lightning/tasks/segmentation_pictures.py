@@ -19,7 +19,7 @@ from lora_lightning.adapters.manage import adapters_off
 from lora_lightning.data.mask_files import IGNORED
 from lora_lightning.data.mask_pictures import BLACK, Colour, overlay
 from lora_lightning.layers.registry import LoRALayer
-from lora_lightning.report.page import table, text, write_page
+from lora_lightning.report.page import Section, leave, table, text
 from lora_lightning.report.pictures import WIDTH, key, rows_of, sheet
 from lora_lightning.tasks.confusion import Confusions, Segmentation, ious
 
@@ -74,7 +74,7 @@ def write_report(
     }
     rows = [rows_of(title, list(map(views, shown))) for title, shown in sections.items()]
     parts = [*(f"<p>{text(line, 200)}</p>" for line in lines), *_tables(tested, names), key(legend), *rows]
-    write_page(folder / "report.html", "Segmentation", [], "\n".join(parts))
+    leave(folder, [Section("Segmentation", "\n".join(parts))], "Segmentation")
     sheet(list(map(views, examples[:ON_SHEET])), legend).save(folder / "contact_sheet.png")
     return [*_classes_in_words(tested, names), ""]
 

@@ -18,6 +18,7 @@ from lora_lightning.adapters.manage import adapters_off
 from lora_lightning.adapters.state import is_injected
 from lora_lightning.data.buckets import grouped
 from lora_lightning.data.speech import SAMPLE_RATE, Utterance, collate
+from lora_lightning.report.page import Section, leave
 from lora_lightning.tasks.error_rates import Transcript, confusions, count_errors, error_rate
 from lora_lightning.tasks.recognizer import Recognizer
 from lora_lightning.tasks.vocabulary import encode
@@ -32,19 +33,11 @@ with loading("torchaudio"):
 BATCH_SECONDS = 120.0  # padding counted
 WORST = 12  # utterances on the page
 PIXELS = 4  # a side of each cell of the spectrogram
-PAGE = """<!doctype html><meta charset="utf-8"><title>{title}</title>
-<style>
-body {{ font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em }}
-html {{ color: #222 }}
-table {{ border-collapse: collapse; margin: 1em 0 }} td, th {{ padding: .2em .8em; text-align: left }}
-th {{ border-bottom: 1px solid #888 }} audio {{ display: block; margin: .3em 0 }}
-.sound {{ position: relative; overflow-x: auto; padding-bottom: 1.6em; width: max-content; max-width: 100% }}
-.sound img {{ display: block }} .sound span {{ position: absolute; bottom: 0; font: 13px monospace }}
-.wrong {{ color: #b00; font-weight: 600 }} article {{ margin: 2em 0 }}
-</style>
-<h1>{title}</h1>
-{body}
-"""
+STYLE = """<style>
+audio{display:block;margin:.3em 0}article{margin:2em 0}
+.sound{position:relative;overflow-x:auto;padding-bottom:1.6em;width:max-content;max-width:100%}
+.sound img{display:block}.sound span{position:absolute;bottom:0;font:13px monospace}
+</style>"""
 
 
 def transcribe_all(task: Recognizer, utterances: Sequence[Utterance]) -> list[Transcript]:
@@ -84,9 +77,8 @@ def report(task: Recognizer, utterances: Sequence[Utterance], folder: Path) -> l
         *_worst(task, utterances, before, after),
     ]  # fmt: skip
     accents = ", ".join(dict.fromkeys(t.accent or "unknown" for t in after))
-    (folder / "report.html").write_text(
-        PAGE.format(title=f"Heard: {html.escape(accents)}", body="\n".join(body))
-    )
+    title = f"Heard: {accents}"
+    leave(folder, [Section(title, STYLE + "\n".join(body))], title)
     return [format_table(header, rows), ""]
 
 
