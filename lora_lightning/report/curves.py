@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lora_lightning.report.charts import chart
@@ -42,10 +42,10 @@ def curves(metrics: Mapping[str, Metrics], scores: Sequence[Shown]) -> list[Sect
     scored = _scores(metrics, names, scores)
     rates = _rates(metrics, [name for name in names if name.startswith("lr-")])
     norms = {name: label for name, label in (NORMS | MEANS).items() if name in names}
-    parts = {
-        "Losses": ("", losses),
-        "Scores in validation": ("val/", scored),
-        "Learning rates": ("lr-", rates),
+    parts: dict[str, tuple[tuple[str, ...], list[str]]] = {
+        "Losses": (("",), losses),
+        "Scores in validation": (("val/",), scored),
+        "Learning rates": (("lr-",), rates),
         "Norms and ranks": (tuple(norms), [_alone(metrics, name, label) for name, label in norms.items()]),
     }
     return [
@@ -55,8 +55,8 @@ def curves(metrics: Mapping[str, Metrics], scores: Sequence[Shown]) -> list[Sect
     ]
 
 
-def _key(metrics: Mapping[str, Metrics], begin: str | tuple[str, ...]) -> str:
-    """Which colour stands for whom, of those with a metric whose name begins so; nothing of one."""
+def _key(metrics: Mapping[str, Metrics], begin: tuple[str, ...]) -> str:
+    """Which colour stands for whom, of those with a metric that begins so; nothing where there is one."""
     whose = {who: any(name.startswith(begin) for name in one) for who, one in metrics.items()}
     return key_of(whose) if len(metrics) > 1 else ""
 
@@ -89,7 +89,7 @@ def _losses(metrics: Mapping[str, Metrics], names: Sequence[str]) -> list[str]:
             }
             for who, one in metrics.items()
         }
-        charts.append(_figure(lines, name.replace("_", " "), lambda value: value))
+        charts.append(_figure(lines, name.replace("_", " "), 1.0))
     return charts
 
 
@@ -103,7 +103,7 @@ def _scores(metrics: Mapping[str, Metrics], names: Sequence[str], scores: Sequen
         scale = shown.scale if shown else 1.0
         label = shown.label if shown else name.removeprefix("val/")
         lines = {who: {"": one.get(name, ())} for who, one in metrics.items()}
-        charts.append(_figure(lines, label, lambda value, scale=scale: scale * value))
+        charts.append(_figure(lines, label, scale))
     return charts
 
 
@@ -119,7 +119,7 @@ def _rates(metrics: Mapping[str, Metrics], names: Sequence[str]) -> list[str]:
 def _alone(metrics: Mapping[str, Metrics], name: str, label: str) -> str:
     lines = {who: {"": one.get(name, ())} for who, one in metrics.items()}
     scale = 100.0 if name in PERCENT else 1.0
-    return _figure(lines, label, lambda value: scale * value)
+    return _figure(lines, label, scale)
 
 
 def _group(name: str) -> str:
@@ -127,14 +127,18 @@ def _group(name: str) -> str:
     return name.removeprefix("lr-").partition("/")[2].replace("_", " ") or "all"
 
 
-def _figure(lines: Lines, title: str, shown: Callable[[float], float]) -> str:
-    """A chart under its title; whom each colour means is said above."""
+def _figure(lines: Lines, title: str, scale: float) -> str:
+    """A chart under its title; whom each colour means is said above.
+
+    Args:
+        scale: from what was logged to what is shown.
+    """
     order = list(lines)
     whole = {who: {part: points for part, points in of.items() if points} for who, of in lines.items()}
     series = {(who, part): points for who, of in whole.items() for part, points in of.items()}
     rows = [
         {"step": p.step, "epoch": p.epoch if p.epoch >= 0 else None, "line": _line(who, part),
-         "value": shown(p.value), "of": who, "part": part}
+         "value": scale * p.value, "of": who, "part": part}
         for (who, part), points in series.items()
         for p in thinned(points)
     ]  # fmt: skip

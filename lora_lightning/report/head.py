@@ -83,8 +83,8 @@ def _rank(run: LeftRun) -> str:
 
 
 def _trained(counts: Mapping[str, Any]) -> str:
-    trained, total = counts.get("trained"), counts.get("total")
-    if not (is_number(trained) and is_number(total) and total):
+    trained, total = counts.get("trained", 0), counts.get("total", 0)
+    if not (is_number(trained) and is_number(total) and total > 0):
         return ""
     return f"{trained:,} of {total:,} parameters ({100 * trained / total:.3g} %)"
 
