@@ -94,9 +94,7 @@ def read() -> tuple[str, list[tuple[Path, int, str]], dict[str, set[str]]]:
     for folder in ("conf", "recipes"):
         for path in sorted((ROOT / folder).rglob("*.yaml")):
             codes += [path.read_text(encoding="utf-8"), parts_of(path)]
-    pages = [
-        p for p in (ROOT / "docs").rglob("*.md") if not p.name.startswith("from_")
-    ]  # tests/docs has those
+    pages = [p for p in (ROOT / "docs").rglob("*.md") if not p.name.startswith("from_")]  # of others' names
     for path in sorted([*ROOT.glob("*.md"), *pages]):
         texts.append((path, 1, path.read_text(encoding="utf-8")))
     return "\n".join(codes), texts, have

@@ -1,4 +1,4 @@
-"""docs/from_peft.md has every option and every call of the PEFT that is installed, and says of each what is so."""
+"""docs/from_peft.md has every option and call of the PEFT that is installed, and says of each what is so."""
 
 import dataclasses
 import re
@@ -6,6 +6,7 @@ import warnings
 from pathlib import Path
 
 import pytest
+import timm
 from torch import nn
 
 import lora_lightning as ll
@@ -66,3 +67,14 @@ def test_what_is_called_ours_is():
     names = set(re.findall(r"\bll\.(\w+)", PAGE))
     assert len(names) > 20
     assert names <= set(ll.__all__)
+
+
+def test_the_page_of_other_libraries_names_what_is_ours():
+    page = (Path(__file__).parents[2] / "docs" / "from_others.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"\bll\.(\w+)", page)) <= set(ll.__all__)
+    here = "\n".join(re.findall(r"^\| .* \| (.*) \|$", page, re.MULTILINE))
+    options = set(re.findall(r"`(\w+)=?[^`(]*`", here)) & set(ll.LoRAConfig.__dataclass_fields__)
+    assert options >= {"rank", "alpha", "dropout", "target_modules", "exclude_modules", "init", "use_dora"}
+    model = timm.create_model("test_vit", num_classes=10)
+    parts = ["attn.qkv.q", "attn.qkv.k", "attn.qkv.v", "attn.proj", "mlp.*"]
+    assert len(ll.plan(model, ll.LoRAConfig(target_modules=parts)).layers) == 6 * 6
