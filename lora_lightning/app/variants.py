@@ -39,6 +39,7 @@ def check_variant(
     if whole and len(problems) == before:
         single = config = _composed(known, overrides)
     if config is None and isinstance(chosen := known.compose_groups(groups), DictConfig):
+        find_user_modules(chosen.hydra.runtime.config_sources)  # whose classes say what needs no plus
         values, before_plus = with_plus(chosen, values), values
         if whole and values != before_plus and len(problems) == before:
             single = config = _composed(known, with_plus(chosen, overrides))

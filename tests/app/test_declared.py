@@ -174,3 +174,16 @@ def test_a_page_of_help_may_leave_open_what_a_run_is_given() -> None:
     CommandLine(["recipe=fcos_coco", "data=coco_format", "--help"]).check()
     with pytest.raises(ConfigError, match=r"data\.train_images=null: give a folder"):
         CommandLine(["recipe=fcos_coco", "data=coco_format"]).check()
+
+
+def test_a_class_beside_the_recipe_says_what_needs_no_plus(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])  # find_user_modules adds to it
+    monkeypatch.delitem(sys.modules, "blurred_beside", raising=False)
+    (tmp_path / "blurred_beside.py").write_text(CLASS)
+    recipe = tmp_path / "beside.yaml"
+    own = "data: {_target_: blurred_beside.BlurredDigits}"
+    recipe.write_text(f"# @package _global_\ndefaults: [{{override /data: null}}]\n{own}\n")
+    config = CommandLine([f"recipe={recipe}", "data.blur=7"]).check()
+    assert config is not None and config.data.blur == 7
