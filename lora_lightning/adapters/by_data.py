@@ -27,6 +27,7 @@ from lora_lightning.planning.ranks import Decided, Shared, shared_out
 from lora_lightning.planning.structure import targets_of
 from lora_lightning.planning.targets import plan
 from lora_lightning.utils.names import named_parameters, submodule
+from lora_lightning.utils.progress import working
 from lora_lightning.utils.tables import truncate_list
 
 
@@ -66,6 +67,7 @@ def decide(
     needed = planned.layers if config.init in BY_DATA else waiting
     _refuse_unfit(model, config, needed, gradients)
     highest = _highest(config, shared) if shared and config.rank == "auto" else {}
+    batches = working(batches, "measuring by data", "batches")
     try:
         with unharmed(model, *beside):
             if gradients:

@@ -38,6 +38,7 @@ from lora_lightning.utils.names import (
     named_parameters,
     submodule,
 )
+from lora_lightning.utils.progress import working
 from lora_lightning.utils.tables import truncate_list
 
 
@@ -77,7 +78,8 @@ def extract(
     everything = plan(base, begun)
     check_adapter(base, begun, adapter)
     twin = tuned_twin(base, state, everything.heads, where)
-    layers = [found for p in everything.layers if (found := _extracted(base, twin, p, rank, energy, where))]
+    whole = working(everything.layers, "extracting", "layers")
+    layers = [found for p in whole if (found := _extracted(base, twin, p, rank, energy, where))]
     kept = [one for one in layers if one.told.rank]
     changed = _changed(base, twin.model, everything)
     if not kept and not changed:

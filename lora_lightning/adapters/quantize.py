@@ -18,6 +18,7 @@ from lora_lightning.planning.targets import find_backbone, inside_backbone
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import one_of
 from lora_lightning.utils.names import inside, joined, named_modules, named_parameters, submodule
+from lora_lightning.utils.progress import working
 from lora_lightning.utils.sharding import FIRST, refuse_sharded
 
 
@@ -88,7 +89,7 @@ def quantize_as(model: nn.Module, kinds: Mapping[str, str]) -> None:
     found = named_parameters(model, all_names=True)
     rounded: dict[int, nn.Parameter] = {}
     kinds = {name: kind for name, kind in kinds.items() if name in found}
-    for name, kind in kinds.items():
+    for name, kind in working(kinds.items(), "quantizing", "weights"):
         if id(found[name]) not in rounded:
             made = QuantizedTensor.of(found[name], kind)
             rounded[id(found[name])] = nn.Parameter(made, requires_grad=False)

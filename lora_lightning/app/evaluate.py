@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ from omegaconf import OmegaConf
 
 from lora_lightning.app.evaluation_data import test_data
 from lora_lightning.app.prediction_files import problems_of_file
+from lora_lightning.app.progress import Progress
 from lora_lightning.app.rebuild import build, builder_of
 from lora_lightning.app.signatures import takes
 from lora_lightning.app.trained import Trained, named
@@ -101,7 +101,7 @@ def tested(trained: Trained, data: L.LightningDataModule, check_base: bool) -> t
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
-        enable_progress_bar=sys.stdout.isatty(),
+        callbacks=[Progress("")],
         use_distributed_sampler=False,
     )
     metrics = runs.test(task, datamodule=data, verbose=False)

@@ -29,6 +29,7 @@ from lora_lightning.methods.spectra import Spectra, spectra_of
 from lora_lightning.planning.plan import LayerPlan
 from lora_lightning.utils.digests import digests
 from lora_lightning.utils.names import family
+from lora_lightning.utils.progress import working
 from lora_lightning.utils.tables import format_table, printable, span, truncate_list
 
 EFFECTIVE = (
@@ -109,7 +110,7 @@ def _spectra(saved: SavedAdapter, weights: Mapping[str, Tensor]) -> Spectra:
     layers = saved.plan.layers
     factors = {p.name: saved.thin_factors(p) for p in layers}
     norms = {}
-    for layer in layers:
+    for layer in working(layers, "measuring", "layers"):
         name = saved.weight_name(layer)
         parts = normed_parts(weights, name)
         weight = normed_weight(*(weights[n] for n in parts)) if parts else weights.get(name)

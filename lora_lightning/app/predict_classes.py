@@ -10,7 +10,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from lora_lightning.app.contact_sheet import SHOWN, write_sheet
 from lora_lightning.app.prediction_files import WRITERS, Row, problems_of_file, write_rows
@@ -21,6 +20,7 @@ from lora_lightning.data.picture_transform import evaluation_transform, preproce
 from lora_lightning.data.workers import loading_workers
 from lora_lightning.errors import UserError
 from lora_lightning.tasks.predictions import numbers, probabilities
+from lora_lightning.utils.progress import Bar
 from lora_lightning.utils.tables import printable, truncate_list
 
 TOP, THRESHOLD, BATCH = 5, 0.5, 32
@@ -65,12 +65,12 @@ def predict(options: Mapping[str, Any], trained: Trained) -> str:
         collate_fn=columns,
     )
     rows: list[Row] = [{}] * len(pictures)
-    with tqdm(total=len(pictures), unit="picture", desc="predicting", disable=None) as bar:
+    with Bar("predicting", len(pictures), "pictures") as bar:
         for indices, images, bad in loader:
             told = teller.rows(classifier(images)) if indices else []
             for index, row in [*zip(indices, told, strict=True), *((i, {"error": why}) for i, why in bad)]:
                 rows[index] = {"path": pictures.names[index], **row}
-            bar.update(len(indices) + len(bad))
+            bar.advance(len(indices) + len(bad))
     out = Path(options["out"])
     write_rows(out, ["path", *teller.columns, "error"], rows)
     lines = [*_summary(rows, teller), f"{out}: a row for each, {', '.join(teller.columns[:4])}, …"]

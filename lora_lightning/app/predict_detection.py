@@ -16,7 +16,6 @@ from lightning.fabric import Fabric
 from omegaconf import OmegaConf
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
-from tqdm import tqdm
 
 from lora_lightning.app.rebuild import build
 from lora_lightning.app.trained import Trained
@@ -25,6 +24,7 @@ from lora_lightning.errors import UserError
 from lora_lightning.files.allowed import section_of
 from lora_lightning.tasks.detection_pictures import confident, drawn
 from lora_lightning.utils.atomic import write_whole
+from lora_lightning.utils.progress import Bar
 
 RESULTS, IMAGES, PICTURES, DRAWN = "predictions.json", "images.json", "pictures", "images"
 EMBEDDED = ("lora_lightning.data.shapes.ShapesDataModule",)  # data that are drawn, not found
@@ -74,11 +74,11 @@ def predict(options: Mapping[str, Any], trained: Trained) -> str:
         num_workers=options.get("num_workers", config["data"].get("num_workers") or 0),
         collate_fn=_columns,
     )
-    with tqdm(total=len(folder), unit="image", desc="predicting", disable=None) as bar:
+    with Bar("predicting", len(folder), "images") as bar:
         for indices, images in loader:
             for index, image, found in zip(indices, images, finder(images), strict=True):
                 writer.add(index, image, found)
-            bar.update(len(indices))
+            bar.advance(len(indices))
     writer.close()
     return (
         f"{len(folder)} images, {writer.shown} objects with a score of at least {score:g}\n"

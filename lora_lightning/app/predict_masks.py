@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
-from tqdm import tqdm
 
 from lora_lightning.app.prediction_files import Row, write_rows
 from lora_lightning.app.trained import Trained
@@ -24,6 +23,7 @@ from lora_lightning.data.workers import loading_workers
 from lora_lightning.errors import UserError
 from lora_lightning.tasks.segmentation_maps import class_maps
 from lora_lightning.utils.atomic import write_whole
+from lora_lightning.utils.progress import Bar
 from lora_lightning.utils.tables import printable, truncate_list
 
 MASKS, OVERLAYS, PIXELS, NAMES = "masks", "overlays", "pixels.csv", "classes.txt"
@@ -70,7 +70,7 @@ def predict(options: Mapping[str, Any], trained: Trained) -> str:
         collate_fn=list,
     )
     writer = Writer(Path(options["out"]), pictures, names, facts.get("palette"))
-    with tqdm(total=len(pictures), unit="picture", desc="predicting", disable=None) as bar:
+    with Bar("predicting", len(pictures), "pictures") as bar:
         for batch in loader:
             good = [one for one in batch if isinstance(one[1], Tensor)]
             maps = finder([one[1] for one in good], [one[2] for one in good])
@@ -78,7 +78,7 @@ def predict(options: Mapping[str, Any], trained: Trained) -> str:
                 writer.add(index, found)
             for index, why, _ in (one for one in batch if isinstance(one[1], str)):
                 writer.rows[index] = {"path": pictures.names[index], "error": why}
-            bar.update(len(batch))
+            bar.advance(len(batch))
     return printable("\n".join(writer.close()))
 
 

@@ -119,13 +119,14 @@ class Run:
             best_validation=score,
         )
 
-    def validated(self, callbacks: Sequence[Callback] = ()) -> float | None:
+    def validated(self, callbacks: Sequence[Callback] = (), what: str = "") -> float | None:
         """Fit without loggers or a test, and return the best validation score, if there is one.
 
         Args:
             callbacks: beside those of the configuration.
+            what: is tried, for the progress bar.
         """
-        trainer = self._trainer([], callbacks)
+        trainer = self._trainer([], callbacks, what)
         trainer.fit(self.task, datamodule=self.data)
         return _best_score(trainer)
 
@@ -151,12 +152,11 @@ class Run:
         csv = (self.config.get("logger") or {}).get("csv")
         return [instantiate(csv, _convert_="all")] if csv else []
 
-    def _trainer(self, loggers: Sequence[Logger], beside: Sequence[Callback] = ()) -> Any:
+    def _trainer(self, loggers: Sequence[Logger], beside: Sequence[Callback] = (), what: str = "") -> Any:
         callbacks: list[Callback] = [instantiate(node, _convert_="all") for node in self.callbacks]
         if not loggers:
             callbacks = [c for c in callbacks if not isinstance(c, LearningRateMonitor)]
-        if self.config.trainer.get("enable_progress_bar", True):
-            callbacks.append(Progress(self.label))
+        callbacks += self._progress(what or self.label)
         if speedups := self.config.get("speedups"):
             callbacks.append(instantiate(speedups))
         return self._make_trainer(
@@ -165,6 +165,11 @@ class Run:
             enable_checkpointing=any(isinstance(c, ModelCheckpoint) for c in callbacks),
         )
 
+    def _progress(self, label: str) -> list[Callback]:
+        """The bar, unless the configuration wants none."""
+        wanted = self.config.trainer.get("enable_progress_bar", True) is not False
+        return [Progress(label, self.prepared.trained)] if wanted else []
+
     def _sharded(self) -> bool:
         """Whether a fit leaves only a part of the task's parameters in this process."""
         return strategy_name(self.config.trainer).startswith(("fsdp", "modelparallel"))
@@ -172,10 +177,9 @@ class Run:
     def _test(self, checkpoint: str | None) -> dict[str, float]:
         """On every process the whole test set, so that no image counts twice to fill up a batch."""
         trainer = self._make_trainer(
-            callbacks=self.prepared.callbacks(),
+            callbacks=[*self._progress(self.label), *self.prepared.callbacks()],
             logger=False,
             enable_checkpointing=False,
-            enable_progress_bar=False,
             use_distributed_sampler=False,
             profiler=None,
             **({"strategy": "ddp"} if self._sharded() else {}),

@@ -74,8 +74,8 @@ def search(config: DictConfig) -> float | None:
         trial.set_user_attr(PROCESS, _this_process())
         state, told, value = optuna.trial.TrialState.FAIL, "failed", None
         try:
-            one = _proposed(config, trial)
-            found = tried(one, folder / f"trial_{trial.number}", [Pruning(trial, monitor)])
+            one, what = _proposed(config, trial), f"trial {trial.number + 1}/{config.search.trials}"
+            found = tried(one, folder / f"trial_{trial.number}", [Pruning(trial, monitor)], what)
             value, told = found.score, _told(found)
             state = state if value is None else optuna.trial.TrialState.COMPLETE
         except optuna.TrialPruned:

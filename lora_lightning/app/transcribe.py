@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -12,7 +11,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from lora_lightning.app.arguments import missing_path
 from lora_lightning.app.recognizer import recognizer
@@ -21,6 +19,7 @@ from lora_lightning.errors import UserError
 from lora_lightning.tasks.decoding import BeamDecoder
 from lora_lightning.tasks.transcription import Transcriber, Transcription, to_srt
 from lora_lightning.utils.atomic import write_whole
+from lora_lightning.utils.progress import Bar
 
 FORMATS = {"plain": ".txt", "srt": ".srt", "json": ".json"}
 AHEAD = 2  # files that are decoded while the model hears another
@@ -87,10 +86,10 @@ def _heard(
     errors: dict[Path, AudioError] = {}
     readable: list[Path] = []
     total = sum(seconds.values())
-    with tqdm(total=round(total), unit="s", desc="transcribing", disable=not sys.stderr.isatty()) as bar:
+    with Bar("transcribing", total, "seconds of sound") as bar:
         for result in transcriber.all(_waves(files, errors, readable)):
             path = readable.pop(0)
-            bar.update(round(seconds[path]))
+            bar.advance(seconds[path])
             yield path, result
     yield from errors.items()
 

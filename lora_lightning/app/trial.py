@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import shutil
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +14,7 @@ from omegaconf import DictConfig
 from lora_lightning.app.run import Run
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.utils.ranks import on_rank_zero
+from lora_lightning.utils.screens import screen_of
 
 
 class Tried(NamedTuple):
@@ -54,21 +54,25 @@ def watched(run: Run) -> tuple[str, str]:
     ])  # fmt: skip
 
 
-def tried(config: DictConfig, folder: Path, callbacks: Sequence[Callback] = ()) -> Tried:
+def tried(config: DictConfig, folder: Path, callbacks: Sequence[Callback] = (), what: str = "") -> Tried:
     """Train as configured and say what validation gives; the test data are never touched, and nothing is left
     in the folder.
+
+    Args:
+        what: is tried, for the progress bar.
 
     Raises:
         ConfigError: the configuration watches nothing by which trials could be told apart.
     """
     one = config.copy()
     one.compare, one.ckpt_path, one.run_dir = [], None, str(folder)
-    one.trainer.enable_progress_bar = sys.stdout.isatty()
+    shown = one.trainer.get("enable_progress_bar", True) is not False
+    one.trainer.enable_progress_bar = shown and screen_of().redraws  # a file has the trial's own line
     run = Run(one, folder, keeps=False)
     monitor, mode = watched(run)
     score, reason = None, ""
     try:
-        score = run.validated(callbacks)
+        score = run.validated(callbacks, what)
     except ConfigError:
         raise
     except UserError as error:  # such as a training that collapsed

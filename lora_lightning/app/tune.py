@@ -59,11 +59,12 @@ class Trials:
                 return entry.tried
         one = shortened(config, config.tuning.fraction)
         _set(one, option, value)
-        found = tried(one, self.folder / "tuning" / f"{method}_{option}_{value:g}")
+        what = f"{METHODS[method].label}, {option}={value:.3g}"
+        found = tried(one, self.folder / "tuning" / f"{method}_{option}_{value:g}", what=what)
         self.entries.append(Entry(method, option, value, *found))
         self.write()
         told = found.reason if found.score is None else f"{found.monitor} {found.score:.4g}"
-        say(f"  {METHODS[method].label}, {option}={value:.3g}: {told}")
+        say(f"  {what}: {told}")
         return found
 
     def write(self) -> None:

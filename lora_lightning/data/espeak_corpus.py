@@ -25,6 +25,7 @@ import soundfile
 import torch
 
 from lora_lightning.utils.libraries import loading
+from lora_lightning.utils.progress import working
 
 with loading("torchaudio"):
     from torchaudio.transforms import Resample
@@ -171,7 +172,7 @@ def write_corpus(
     rows: list[dict[str, str]] = []
     files: dict[str, soundfile.SoundFile] = {}
     try:
-        for number, sentence in enumerate(plan):
+        for number, sentence in enumerate(working(plan, "speaking", "utterances")):
             name = f"{sentence.accent}-{sentence.split}.opus"
             if name not in files:
                 files[name] = soundfile.SoundFile(

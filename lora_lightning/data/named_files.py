@@ -11,6 +11,7 @@ from typing import Any
 from lora_lightning.data import named_arrays as arrays
 from lora_lightning.data import named_folders as folders
 from lora_lightning.data.named_arrays import Part, Read
+from lora_lightning.data.torchvision_downloads import our_bar
 from lora_lightning.errors import MissingFileError
 from lora_lightning.utils.download import failure_text, url_failure
 from lora_lightning.utils.libraries import loading
@@ -232,7 +233,8 @@ def fetch_set(name: str, root: Path) -> None:
     reason = None if here or one.url is None else url_failure(one.url)
     if reason is None:
         try:
-            one.fetch(str(root))
+            with our_bar():
+                one.fetch(str(root))
         except (OSError, RuntimeError, ImportError) as error:  # no space, cut off, not the official archive
             reason = failure_text(error)
     if reason is not None:

@@ -5,23 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from tqdm import tqdm
-
 from lora_lightning.data.decoding import MENDED, UNUSABLE, problems_of
 from lora_lightning.data.findings import Findings
 from lora_lightning.data.picture_rows import PictureRow
 from lora_lightning.utils.atomic import write_whole
+from lora_lightning.utils.progress import working
 
 DECODED = 20_000  # pictures up to which each is decoded whole; of more, heads and ends are looked at
-BAR = 500  # pictures from which on a progress bar is worth a line
 THREADS = 8
 SAMPLE = 1 << 16  # bytes at either end of a file, by which files of one size are told apart first
 Item = TypeVar("Item")
@@ -114,19 +111,12 @@ def _digest(file: str, whole: bool) -> tuple[int, bytes]:
     return size, digest.digest()
 
 
-def _in_threads(
-    function: Callable[[Item], Result], items: Sequence[Item], what: str
-) -> Iterator[Result] | list[Result]:
+def _in_threads(function: Callable[[Item], Result], items: Sequence[Item], what: str) -> list[Result]:
     """PIL decodes and files are read without Python's lock, so that threads share the work."""
     if not items:
         return []
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        return list(_shown(pool.map(function, items, chunksize=16), len(items), what))
-
-
-def _shown(results: Iterable[Result], count: int, what: str) -> Iterator[Result]:
-    quiet = count < BAR or not sys.stderr.isatty()
-    yield from tqdm(results, what, count, disable=quiet, leave=False, unit=" pictures")
+        return list(working(pool.map(function, items, chunksize=16), what, "pictures", len(items)))
 
 
 def cache_file(name: str) -> Path:

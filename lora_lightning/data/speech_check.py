@@ -5,27 +5,25 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import sys
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from lora_lightning.data.audio import AudioError, decode
 from lora_lightning.data.manifests import Row
 from lora_lightning.data.text import normalize, unknown
 from lora_lightning.utils.atomic import write_whole
+from lora_lightning.utils.progress import working
 from lora_lightning.utils.tables import format_table
 
 SILENT = -50.0  # dB below full scale: no sample of a recording of speech is this weak
 CHARACTERS_PER_SECOND = 25  # fast speech has 20; CTC needs a frame for each, and frames last up to 40 ms
 SHOWN = 2  # examples of each problem
-BAR = 500  # utterances from which on a progress bar is worth a line
 KINDS = (
     "unreadable", "silent", "too short", "too long", "empty text", "unknown characters",
     "more text than speech",
@@ -129,7 +127,8 @@ def listen(rows: Sequence[Row], cache: Path | None = None) -> list[Sound]:
     new = {key: row for key, row in zip(keys, rows, strict=True) if key not in known}
     if new:
         with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
-            known |= zip(new, _shown(pool.map(_listen, new.values()), len(new)), strict=True)
+            sounds = pool.map(_listen, new.values())
+            known |= zip(new, working(sounds, "checking audio", "utterances", len(new)), strict=True)
         if cache is not None:
             cache.parent.mkdir(parents=True, exist_ok=True)
             text = json.dumps({key: known[key] for key in keys})
@@ -170,8 +169,3 @@ def _read(cache: Path | None) -> dict[str, Sound]:
         return {key: Sound(*value) for key, value in json.loads(cache.read_text()).items()} if cache else {}
     except (OSError, ValueError, TypeError, AttributeError):
         return {}  # none yet, or of another version: everything is listened to
-
-
-def _shown(sounds: Iterable[Sound], count: int) -> Iterator[Sound]:
-    quiet = count < BAR or not sys.stderr.isatty()
-    yield from tqdm(sounds, "checking audio", count, disable=quiet, leave=False, unit="utt")

@@ -21,6 +21,7 @@ from lora_lightning.layers.weight_norm import normed_parts, normed_weight, parts
 from lora_lightning.planning.plan import LayerPlan
 from lora_lightning.utils.digests import digests
 from lora_lightning.utils.names import named_parameters
+from lora_lightning.utils.progress import working
 from lora_lightning.utils.tables import truncate_list
 
 
@@ -68,7 +69,7 @@ def merge_state(saved: SavedAdapter, base_weights: Mapping[str, Tensor], check_b
     for layer in saved.plan.layers:
         groups.setdefault(saved.weight_name(layer), []).append(layer)
     largest, lost, moved = 0.0, 0.0, 0.0
-    for name, layers in groups.items():
+    for name, layers in working(groups.items(), "merging", "weights"):
         parts = normed_parts(base_weights, name)
         weight = normed_weight(*(base_weights[n] for n in parts)) if parts else base_weights[name]
         wide = weight.to(torch.promote_types(weight.dtype, torch.float32))

@@ -19,6 +19,7 @@ from lora_lightning.methods.truncation import Decomposed, decomposed_product, ra
 from lora_lightning.planning.plan import LayerPlan
 from lora_lightning.utils.marks import Bounds, above, at_least
 from lora_lightning.utils.names import family
+from lora_lightning.utils.progress import working
 from lora_lightning.utils.tables import ROOT, format_table, span, truncate_list
 
 SHARE: Bounds = above(0, most=1, note="0.95 keeps 95 % of Σσ²")
@@ -168,7 +169,8 @@ def shortened(
             "Make plain LoRA of it: lora_lightning.eject(model, merged=True), and then "
             "lora_lightning.extract_lora(base, model, energy=…)."
         ])  # fmt: skip
-    wholes = {name: decomposed_product(*pair) for name, pair in factors.items()}
+    pairs = working(factors.items(), "shrinking", "layers")
+    wholes = {name: decomposed_product(*pair) for name, pair in pairs}
     costs = {p.name: cost_of(slots[p.name], p.shape) for p in layers}
     ranks = chosen_ranks(wholes, costs, rank, energy, budget)
     if not any(one.norm for one in wholes.values()):

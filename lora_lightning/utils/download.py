@@ -11,8 +11,11 @@ from urllib.parse import urlparse
 import torch
 
 from lora_lightning.errors import MissingFileError
+from lora_lightning.utils.atomic import write_whole
+from lora_lightning.utils.progress import Bar
 
 DOWNLOAD_AGAIN = "Delete it and download it again."
+BLOCK = 1 << 18  # bytes read at once
 PROBE_SECONDS = 3.0  # the server answers a HEAD request within this time, or we are offline
 
 
@@ -35,7 +38,7 @@ def url_file(name: str, url: str, cache_dir: str | None = None) -> Path:
     if reason is None:
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(url, str(path))
+            _fetch(url, path)
             return path
         except OSError as error:
             reason = failure_text(error)
@@ -47,6 +50,33 @@ def url_file(name: str, url: str, cache_dir: str | None = None) -> Path:
         f"  to get it:  on a machine with internet, curl -LO {url}\n"
         f"  then:       copy it here as {path}"
     )
+
+
+def _fetch(url: str, path: Path) -> None:
+    """Write what is at an address into a file, whole or not at all.
+
+    Raises:
+        OSError: it cannot be read or written, or ends before its length.
+    """
+    request = urllib.request.Request(url, headers={"User-Agent": "lora_lightning"})
+    with urllib.request.urlopen(request) as answer:
+        size = answer.length
+
+        def write(temporary: str) -> None:
+            got = 0
+            with open(temporary, "wb") as file, megabytes(path.name, size) as bar:
+                while block := answer.read(BLOCK):
+                    got += file.write(block)
+                    bar.advance(len(block) / 1e6)
+            if size is not None and got != size:
+                raise OSError(f"the connection was cut off after {got:,} of {size:,} bytes")
+
+        write_whole(path, write)
+
+
+def megabytes(name: str, size: int | None) -> Bar:
+    """The bar of a download of so many bytes."""
+    return Bar(f"downloading {name}", None if size is None else size / 1e6, "MB")
 
 
 def url_failure(url: str) -> str | None:

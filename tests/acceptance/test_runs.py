@@ -127,9 +127,9 @@ def test_resume_goes_on_where_the_run_stopped(tmp_path: Path, capsys: pytest.Cap
     main([*SMALL, "compare=[]"])
     last = "ckpt_path=run/checkpoints/last.ckpt"
     main([*SMALL[:1], "trainer.max_epochs=2", "compare=[]", last, "hydra.run.dir=more"])
-    out = capsys.readouterr().out
+    out, err = capsys.readouterr()
     assert "resumed from run/checkpoints/last.ckpt" in out
-    assert "epoch 2/2" in out
+    assert "epoch 2/2" in err
     rows = metrics(tmp_path / "more" / "csv" / "metrics.csv")
     assert {row["epoch"] for row in rows if row["val/acc"]} == {"1"}
     for words, told in [
