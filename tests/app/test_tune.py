@@ -94,7 +94,7 @@ def test_a_run_has_the_rate_that_was_found() -> None:
 
 def test_a_compared_method_trains_at_the_rate_that_was_found(tmp_path: Path, monkeypatch: Any) -> None:
     """With an optimizer whose rates are others than AdamW's."""
-    monkeypatch.setattr(tune, "tried", lambda one, folder: worth(0.2)(one.optim.lr))
+    monkeypatch.setattr(tune, "tried", lambda one, folder, what: worth(0.2)(one.optim.lr))
     whole = config(points=3)
     whole.trainer = {"max_epochs": 1, "max_steps": -1, "check_val_every_n_epoch": 1}
     whole.update({
