@@ -29,6 +29,7 @@ from lora_lightning.tasks.ctc import SpeechRecognizer
 from lora_lightning.tasks.error_rates import error_rate
 from lora_lightning.tasks.optim_config import OptimConfig
 from lora_lightning.trainer.state_dict import keep_trained_only
+from lora_lightning.utils.progress import working
 from lora_lightning.utils.tables import format_table
 
 RESULTS = Path(__file__).parent / "results" / "accents.json"
@@ -55,7 +56,7 @@ def main() -> None:
         plan = [
             (a, m, s) for s in SEEDS for a in ACCENTS for m in ("before", "lora", "full", "probe", "peft")
         ]
-        for accent, method, seed in plan:
+        for accent, method, seed in working(plan, "accents", "runs"):
             if any((r["accent"], r["method"], r["seed"]) == (accent, method, seed) for r in done):
                 continue
             if method == "before" and seed:

@@ -18,6 +18,7 @@ import json
 import sys
 import time
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from torch import Tensor, nn
 
 import lora_lightning as ll
 from benchmarks import measure
+from lora_lightning.utils.progress import working
 
 RESULTS = Path(__file__).parent / "results"
 CLOCKS = {"wall": time.perf_counter, "cpu": time.thread_time}
@@ -49,13 +51,12 @@ def main() -> int:
     torch.set_num_threads(1)
     measure.keep_memory()
     found: dict[str, Any] = {}
-    for width in SIZES[options.kind][0]:
-        for count in SIZES[options.kind][1]:
-            make, x = CASES[options.kind](width, count)
-            if operations(make(), x) > LARGEST:
-                continue
-            found[f"{width}x{count}"] = row = compared(make, x, options.rounds, CLOCKS[options.clock])
-            print(f"{width:5} x {count:5}  " + "  ".join(map(line, row.values())), flush=True)
+    for width, count in working(list(product(*SIZES[options.kind])), "measuring", "sizes"):
+        make, x = CASES[options.kind](width, count)
+        if operations(make(), x) > LARGEST:
+            continue
+        found[f"{width}x{count}"] = row = compared(make, x, options.rounds, CLOCKS[options.clock])
+        print(f"{width:5} x {count:5}  " + "  ".join(map(line, row.values())), flush=True)
     result = {**measure.machine(1, "cpu"), "kind": options.kind, "rounds": options.rounds, "sizes": found}
     RESULTS.joinpath(f"layer_sizes_{options.kind}.json").write_text(json.dumps(result, indent=1) + "\n")
     slower = [

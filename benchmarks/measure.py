@@ -13,6 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lora_lightning.utils.progress import working
+
 MIB = 2**20
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 
@@ -39,7 +41,7 @@ def interleaved(
 ) -> dict[str, list[float]]:
     """Seconds of each step in each round; a round runs every step once, so that noise hits all alike."""
     times: dict[str, list[float]] = {name: [] for name in steps}
-    for index in range(warm_up + rounds):
+    for index in working(range(warm_up + rounds), "measuring", "rounds"):
         for name, step in steps.items():
             wait(device)
             start = clock()

@@ -28,6 +28,7 @@ from benchmarks.measure import keep_memory
 from benchmarks.real_files import SHA256, require_files
 from benchmarks.real_methods import EPOCHS, LORA, METHODS, SIZE, TEST, VALIDATION, before, run
 from lora_lightning.errors import UserError
+from lora_lightning.utils.progress import working
 
 RESULTS = Path(__file__).parent / "results"
 FACTOR = 10**0.5
@@ -89,7 +90,7 @@ def main() -> None:
     try:
         if not options.table:
             require_files()
-            for shots, methods in ORDER:
+            for shots, methods in working(ORDER, "training", "comparisons"):
                 train(runs, shots, methods)
         write(runs)
     except UserError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import time
+from itertools import product
 from statistics import mean, stdev
 from typing import Any
 
@@ -19,6 +20,7 @@ from benchmarks.fits import quiet, trainer
 from benchmarks.tune_digits import EPOCHS, LORA, RESULTS, SEEDS, classifier
 from lora_lightning import LoRACallback
 from lora_lightning.data.digits import DigitsDataModule
+from lora_lightning.utils.progress import working
 from lora_lightning.utils.tables import format_table
 
 RATE = 4e-3
@@ -36,13 +38,12 @@ def main() -> None:
     quiet()
     path = RESULTS / "regularizers.json"
     runs: dict[str, dict[str, float]] = json.loads(path.read_text()) if path.exists() else {}
-    for seed in SEEDS:
-        for name, weights in TERMS.items():
-            key = f"{name}, seed {seed}"
-            if key not in runs:
-                runs[key] = run(weights, seed)
-                path.write_text(json.dumps(runs, indent=1) + "\n")
-                print(key, runs[key], flush=True)
+    for seed, name in working(list(product(SEEDS, TERMS)), "training", "runs"):
+        key = f"{name}, seed {seed}"
+        if key not in runs:
+            runs[key] = run(TERMS[name], seed)
+            path.write_text(json.dumps(runs, indent=1) + "\n")
+            print(key, runs[key], flush=True)
     rows = [
         (name, *(spread([runs[f"{name}, seed {s}"][score] for s in SEEDS]) for score in SCORES))
         for name in TERMS

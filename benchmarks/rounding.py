@@ -34,6 +34,7 @@ from benchmarks.rounding_tasks import TASKS, Task, adapted
 from lora_lightning.layers.registry import lora_layers
 from lora_lightning.tasks.optim_config import ScheduleConfig
 from lora_lightning.tasks.schedules import schedule_of
+from lora_lightning.utils.progress import working
 
 RESULTS = Path(__file__).parent / "results" / "rounding.json"
 WAYS = {
@@ -70,7 +71,7 @@ def train_all(name: str, seeds: int, steps: int, out: Path) -> None:
     """Every way that is not in the file yet, seed by seed."""
     task = TASKS[name]()
     for seed in range(seeds):
-        for key in settings(name, seed):
+        for key in working(list(settings(name, seed)), f"seed {seed}", "runs"):
             if not any(key.items() <= run.items() for run in read(out)):
                 run = key | train(task, key["precision"], key["way"], key["factor"], seed, steps)
                 write(out, [*read(out), run])

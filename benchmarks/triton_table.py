@@ -31,6 +31,7 @@ from lora_lightning.kernels.fused.dots import column_dots, divided_sum
 from lora_lightning.kernels.fused.dropping import add_dropped, low_rank_rows
 from lora_lightning.kernels.fused.merging import merge_weight
 from lora_lightning.kernels.fused.passes import factor_pass, split_sum
+from lora_lightning.utils.progress import working
 
 RESULTS = Path(__file__).parent / "results"
 TARGETS = {
@@ -78,7 +79,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     rows = []
     for target in TARGETS:
-        for kernel in kernels(target):
+        for kernel in working(list(kernels(target)), target, "kernels"):
             rows.append(
                 {"target": target, "kernel": kernel.name, "warps": kernel.warps, **built(kernel, target)}
             )

@@ -28,6 +28,7 @@ from benchmarks.methods.search import Cell, Train, carry_out
 from benchmarks.methods.suites import SUITES, cells
 from benchmarks.real_files import require_files
 from lora_lightning.errors import UserError
+from lora_lightning.utils.progress import working
 
 RESULTS = Path(__file__).parents[1] / "results"
 CLAIMS = Path(tempfile.gettempdir()) / "benchmarks_methods_claims"
@@ -64,7 +65,7 @@ def work(suite: str, tasks: list[str], methods: list[str], ledger: Ledger) -> No
     waiting = cells(suite, tasks, methods, METHODS)
     while waiting:
         busy = []
-        for task, method in waiting:
+        for task, method in working(waiting, f"suite {suite}", "methods"):
             with ledger.claimed(suite, task, method) as own:
                 if own:
                     carry_out(cell(suite, task, method), ledger, trainer_of(suite, task, method))

@@ -30,7 +30,7 @@ def proposed(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """Trials that cost nothing: the nearer the rate to 3e-3, the better."""
     seen: list[dict[str, Any]] = []
 
-    def tried(config: Any, folder: Path, callbacks: Any) -> Tried:
+    def tried(config: Any, folder: Path, callbacks: Any, what: str) -> Tried:
         seen.append({"lr": config.optim.lr, "rank": config.lora.rank, "epochs": config.trainer.max_epochs})
         return Tried(1 - abs(config.optim.lr - 3e-3), "val/acc", "max")
 
