@@ -88,6 +88,7 @@ ABSENT = {
     "sbatch": "there is no SLURM here",
     "git": "the repository's, which is not this folder",
     "hf": "would ask the network",
+    "mkdocs": "tests/docs/test_site.py builds the site",
     "benchmarks/gpu.sh": "needs a GPU; tests/benchmarks/test_gpu_script.py reads it",
 }
 FILES = ("mkdir", "cp", "mv", "ls", "cat", "rm")
