@@ -14,7 +14,7 @@
       labelColor: ink, titleColor: soft, titleFontWeight: "normal", orient: "top", labelFontSize: 11, columns: 4,
       labelLimit: 200,
     },
-    header: { labelColor: ink, titleColor: soft }, title: { color: ink, anchor: "start", fontSize: 12 },
+    header: { labelColor: ink, titleColor: soft }, title: { color: ink, subtitleColor: soft, anchor: "start", fontSize: 12 },
     text: { color: ink },
     ...Object.fromEntries(marks.map(mark => [mark, { color: mark === "rule" ? soft : now }])),
   };

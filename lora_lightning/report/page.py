@@ -139,12 +139,18 @@ def _unbroken(cell: str) -> str:
 
 def image(picture: Image.Image, alt: str, side: int = 256) -> str:
     """A picture within the page, no side longer than `side` pixels: small ones losslessly."""
+    address, small = address_of(picture, side)
+    style = ' class="small"' if small else ""
+    return f'<img{style} alt="{text(alt)}" src="{address}">'
+
+
+def address_of(picture: Image.Image, side: int) -> tuple[str, bool]:
+    """A picture as an address that holds all of it, and whether it is small and kept losslessly."""
     small = max(picture.size) <= 64
     if not small:
         picture = picture.copy()
         picture.thumbnail((side, side))
     buffer = io.BytesIO()
     picture.convert("RGB").save(buffer, "PNG" if small else "JPEG", **({} if small else {"quality": 80}))
-    data = base64.b64encode(buffer.getvalue()).decode()
-    kind, style = ("png", ' class="small"') if small else ("jpeg", "")
-    return f'<img{style} alt="{text(alt)}" src="data:image/{kind};base64,{data}">'
+    kind = "png" if small else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode()}", small

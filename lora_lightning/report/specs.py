@@ -26,16 +26,19 @@ def apart(names: Sequence[str]) -> list[str]:
     return list(found)
 
 
-def bars(rows: Sequence[Row], name: str, value: str, top: float | None = 100) -> Spec:
+def bars(
+    rows: Sequence[Row], name: str, value: str, top: float | None = 100, title: str | None = None
+) -> Spec:
     """A horizontal bar a row, with its interval as a line and a mark where it was before.
 
     Args:
         rows: `name` and `value`, and `low`, `high` and `before` where there are any, or None.
-        name, value: names of columns, and titles of the axes.
+        name, value: names of columns, in which Vega-Lite takes dots and brackets for paths.
         top: where the axis ends; None is where the data do.
+        title: of the axis; None is `value`.
     """
     scale = {"domain": [0, top]} if top else {"zero": True}
-    across = {"type": "quantitative", "scale": scale, "axis": {"title": value, "tickCount": 5}}
+    across = {"type": "quantitative", "scale": scale, "axis": {"title": title or value, "tickCount": 5}}
     layers: list[Spec] = [
         {
             "mark": {"type": "bar", "height": {"band": 0.65}, "opacity": 0.8},
@@ -78,7 +81,7 @@ def grouped(rows: Sequence[Row], name: str, state: str, value: str, states: Mapp
     """Points with their intervals, a line a name and state, the states of a name one under the other.
 
     Args:
-        rows: `name`, `state`, `value`, `low` and `high`.
+        rows: `name`, `state`, `value`, `low` and `high`; names of columns as of `bars`.
         states: colours of the states, in their order.
     """
     colour = {
@@ -260,7 +263,7 @@ def curves(rows: Sequence[Row], across: str, up: str, states: Mapping[str, str],
     return {
         "data": {"values": list(rows)},
         "height": height,
-        "mark": {"type": "line", "interpolate": "step-after", "strokeWidth": 2},
+        "mark": {"type": "line", "interpolate": "step-before", "strokeWidth": 2},
         "encoding": {
             "x": _percent(across, across),
             "y": _percent(up, up),

@@ -25,14 +25,18 @@ class AveragePrecision(MeanAveragePrecision):
         area_scale: lengths are multiplied by this before COCO's limits of small and large objects (32²
             and 96² pixels) apply; for pictures much smaller than COCO's, about 640 pixels wide. Boxes alone.
         per_class: also each class's average precision.
+        curves: also COCO's whole table of precisions, for `class_precisions`.
     """
 
     images: list[tuple[int, int]]
 
-    def __init__(self, masks: bool = False, area_scale: float = 1.0, per_class: bool = False) -> None:
+    def __init__(
+        self, masks: bool = False, area_scale: float = 1.0, per_class: bool = False, curves: bool = False
+    ) -> None:
         super().__init__(
             iou_type=("bbox", "segm") if masks else "bbox",
             class_metrics=per_class,
+            extended_summary=curves,
             # torchmetrics' own are rounded to float32: a recall of 1/5 would miss its threshold of 0.2.
             iou_thresholds=np.linspace(0.5, 0.95, 10).tolist(),
             rec_thresholds=np.linspace(0, 1, 101).tolist(),
@@ -107,3 +111,20 @@ def scores_of(computed: Mapping[str, Tensor], class_names: Sequence[str]) -> dic
             for label, value in zip(classes.tolist(), each.tolist(), strict=True):
                 found[f"{ours}map/{class_names[label - 1]}"] = value
     return {name: value for name, value in found.items() if value >= 0}
+
+
+def class_precisions(computed: Mapping[str, Tensor], classes: int, part: str = "") -> np.ndarray:
+    """(IoUs from 0.5 to 0.95, 101 recalls from 0 to 1, classes): the precision at each recall, of at most 100
+    predictions an image; NaN of a class of which there is no object.
+
+    Args:
+        computed: by `AveragePrecision(curves=True)`.
+        classes: how many there are.
+        part: `bbox_` or `segm_` where it scores masks too.
+    """
+    found = np.full((10, 101, classes), np.nan)
+    if f"{part}precision" in computed:  # not of no image at all
+        table = computed[f"{part}precision"][:, :, :, 0, -1].numpy()  # of all sizes
+        present = torch.atleast_1d(computed["classes"]).numpy()
+        found[:, :, present - 1] = np.where(table < 0, np.nan, table)
+    return found

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from lora_lightning.errors import ConfigError
 from lora_lightning.planning.heads import find_heads
 from lora_lightning.tasks.average_precision import AveragePrecision, scores_of
-from lora_lightning.tasks.detection_pictures import log_to_wandb, write_report
+from lora_lightning.tasks.detection_pictures import log_to_wandb
+from lora_lightning.tasks.detection_report import write_report
 from lora_lightning.tasks.optim import configured
 from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
 from lora_lightning.tasks.scores import Score
@@ -151,9 +152,11 @@ class ObjectDetector(L.LightningModule):
         return [logger for logger in self.trainer.loggers if isinstance(logger, WandbLogger)]
 
     def report(self, data: L.LightningDataModule, folder: Path) -> list[str]:
-        """Pictures of the test images in `folder`: contact_sheet.png and report.html, where each picture
-        has the truth beside what the model found before (if it is adapted) and after training."""
-        return write_report(self, data, self.class_names, self.score_threshold, folder)
+        """Pictures of the test images in `folder`: contact_sheet.png and sections of the page, where each
+        picture has the truth beside what the model found before (if it is adapted) and after training, and
+        each class its curve of precision by recall."""
+        scale, masks = self.test_precision.area_scale, has_masks(self.model)
+        return write_report(self, data, self.class_names, self.score_threshold, folder, scale, masks)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         layers = [self.model.get_submodule(name) for name in find_heads(self.model)]

@@ -1,11 +1,11 @@
-"""What a detector found, in pictures: a contact sheet, an HTML page, and W&B's boxes and masks."""
+"""What a detector found in test images: which of it is right, in pictures, and as W&B's boxes and masks."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import lightning as L
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 
 from lora_lightning.adapters.manage import adapters_off
 from lora_lightning.layers.registry import LoRALayer
-from lora_lightning.report.page import Section, leave, text
-from lora_lightning.report.pictures import WIDTH, key, rows_of, sheet
+from lora_lightning.report.labels import placed
+from lora_lightning.report.pictures import WIDTH
 from lora_lightning.utils.libraries import loading
 
 with loading("torchvision"):
@@ -25,17 +25,24 @@ with loading("torchvision"):
     from torchvision.transforms.functional import to_pil_image
 
 TRUTH, RIGHT, WRONG, MISSED = "#3d8bfd", "#2fbf4f", "#e8432e", "#f2c316"
-EXAMINED, SHOWN, ON_SHEET = 200, 12, 6  # test images: looked at, on the page by each order, in the sheet
+EXAMINED = 200  # test images that are looked at
+MISSES = -math.inf  # the score of what found an object that nothing found
 Picture = Mapping[str, Any]  # boxes, labels and what belongs to them, of one image
 Box = tuple[Sequence[float], str, str]  # x1 y1 x2 y2, colour, caption
 
 
 @dataclass
 class Verdict:
-    """Which predictions are right, and which objects were found."""
+    """Which predictions are right, and by which score each object was found: -inf where nothing found it, inf
+    of a crowd, which is never missed."""
 
     right: list[bool]
-    found: list[bool]
+    scores: list[float]
+
+    @property
+    def found(self) -> list[bool]:
+        """Which objects were found."""
+        return [score > MISSES for score in self.scores]
 
     @property
     def mistakes(self) -> int:
@@ -51,9 +58,15 @@ class Example:
     truth: Picture
     found: dict[str, Picture]
 
+    def confident(self, threshold: float) -> Example:
+        """Without the predictions whose score is below the threshold."""
+        found: dict[str, Picture] = {s: confident(one, threshold) for s, one in self.found.items()}
+        return Example(self.image, self.truth, found)
+
 
 def judge(prediction: Picture, truth: Picture, iou: float = 0.5) -> Verdict:
-    """The surest first, each prediction takes the free object of its class that it overlaps most.
+    """The surest first, each prediction takes the free object of its class that it overlaps most. What is
+    said of one does not depend on less sure ones.
 
     Args:
         prediction: boxes, scores and labels.
@@ -63,11 +76,12 @@ def judge(prediction: Picture, truth: Picture, iou: float = 0.5) -> Verdict:
     crowd = truth.get("iscrowd", torch.zeros(len(truth["labels"]))).bool().cpu()
     overlap = box_iou(prediction["boxes"].cpu(), truth["boxes"].cpu())  # (predictions, objects)
     overlap = overlap * (prediction["labels"].cpu()[:, None] == truth["labels"].cpu()[None])
-    verdict = Verdict([False] * len(overlap), crowd.tolist())
-    for i in prediction["scores"].argsort(descending=True).tolist():
+    verdict = Verdict([False] * len(overlap), [math.inf if one else MISSES for one in crowd.tolist()])
+    for i in prediction["scores"].argsort(descending=True, stable=True).tolist():
         free = overlap[i].masked_fill(torch.tensor(verdict.found, dtype=torch.bool), 0)
         if len(free) and free.max() >= iou:
-            verdict.found[int(free.argmax())] = verdict.right[i] = True
+            verdict.scores[int(free.argmax())] = float(prediction["scores"][i])
+            verdict.right[i] = True
         elif crowd.any() and overlap[i][crowd].max() >= iou:
             verdict.right[i] = True
     return verdict
@@ -116,78 +130,59 @@ def drawn(
     factor = width / picture.width
     picture = picture.resize((width, round(picture.height * factor)), Image.Resampling.BICUBIC)
     draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=11)
-    for box, colour, caption in boxes:
-        x1, y1, x2, y2 = (factor * v for v in box)
+    scaled = [[factor * v for v in box] for box, _, _ in boxes]
+    for (x1, y1, x2, y2), (_, colour, _) in zip(scaled, boxes, strict=True):
         draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=2)
-        if caption:
-            at = (max(0, min(x1, width - draw.textlength(caption, font) - 2)), max(0, y1 - 13))
-            draw.rectangle(draw.textbbox(at, caption, font), fill=colour)
-            draw.text(at, caption, "black", font)
+    named = [(at, colour, caption) for at, (_, colour, caption) in zip(scaled, boxes, strict=True) if caption]
+    sizes = [(draw.textlength(caption, font) + 4, 14.0) for _, _, caption in named]
+    places = placed([at for at, _, _ in named], sizes, *picture.size)
+    for place, (_, colour, caption) in zip(places, named, strict=True):
+        if place is not None:
+            draw.rectangle(place, fill=colour)
+            draw.text((place[0] + 2, place[1]), caption, "black", font)
     return picture
 
 
-def write_report(
-    model: nn.Module, data: L.LightningDataModule, names: Sequence[str], threshold: float, folder: Path
-) -> list[str]:
-    """contact_sheet.png and report.html of the first test images, and one line about each.
+def seen(model: nn.Module, data: L.LightningDataModule, most: int) -> Iterator[Example]:
+    """The first test images, as they are seen before (if the model is adapted) and after training; afterwards
+    the model is in the mode that it was in.
 
     Args:
-        model: images -> predictions, with the trained weights; if it is adapted (the very module that
-            was), it is also shown as it was before.
-        names: of the classes.
-        threshold: the least score of a prediction that counts.
+        model: images -> predictions, with the trained weights; if it is adapted, the very module that was.
+        most: images, and what more the last batch has.
     """
-    examples = _examples(model, data, threshold)
-    states = list(examples[0].found)
-    worst = sorted(examples, key=lambda e: -judge(e.found[states[-1]], e.truth).mistakes)
-    counts = [_counts(examples, state) for state in states]
-    sections = {
-        f"The first {min(SHOWN, len(examples))} test images": examples[:SHOWN],
-        f"Of {len(examples)} test images, those with the most mistakes after training": worst[:SHOWN],
-    }
-    rows = [rows_of(title, [_views(e, names) for e in shown]) for title, shown in sections.items()]
-    parts = [*(f"<p>{text(line, 200)}</p>" for line in counts), key(LEGEND), *rows]
-    leave(folder, [Section("Detections", "\n".join(parts))], "Detections")
-    columns = [_views(example, names) for example in examples[:ON_SHEET]]
-    sheet(columns, LEGEND).save(folder / "contact_sheet.png")
-    return [f"{counts[-1]} (scores of at least {threshold:g}, IoU of at least 0.5)", ""]
-
-
-@torch.no_grad()
-def _examples(model: nn.Module, data: L.LightningDataModule, threshold: float) -> list[Example]:
     device = next(model.parameters()).device
     modes = {name: module.training for name, module in model.named_modules()}
-    model.eval()
     adapted = any(isinstance(module, LoRALayer) for module in model.modules())
     data.setup("test")
-    examples: list[Example] = []
-    for batch in data.test_dataloader():
-        images, targets = data.on_after_batch_transfer(batch, 0)  # as a Trainer would
-        inputs = [image.to(device) for image in images]
-        found: dict[str, list[Picture]] = {}
-        for state in ("before", "after") if adapted else ("after",):
-            with adapters_off(model) if state == "before" else nullcontext():
-                found[state] = [confident(p, threshold) for p in model(inputs)]
-        for i, (image, truth) in enumerate(zip(images, targets, strict=True)):
-            examples.append(Example(image, truth, {state: each[i] for state, each in found.items()}))
-        if len(examples) >= EXAMINED:
-            break
-    for name, module in model.named_modules():
-        module.training = modes[name]
-    return examples
+    count = 0
+    model.eval()
+    try:
+        for batch in data.test_dataloader():
+            images, targets = data.on_after_batch_transfer(batch, 0)  # as a Trainer would
+            inputs = [image.to(device) for image in images]
+            found: dict[str, list[Picture]] = {}
+            for state in ("before", "after") if adapted else ("after",):
+                with adapters_off(model) if state == "before" else nullcontext(), torch.no_grad():
+                    found[state] = [{n: t.cpu() for n, t in one.items()} for one in model(inputs)]
+            for i, (image, truth) in enumerate(zip(images, targets, strict=True)):
+                yield Example(image, truth, {state: each[i] for state, each in found.items()})
+            count += len(images)
+            if count >= most:
+                return
+    finally:
+        for name, module in model.named_modules():
+            module.training = modes[name]
 
 
-def _counts(examples: Sequence[Example], state: str) -> str:
-    verdicts = [judge(e.found[state], e.truth) for e in examples]
-    right = sum(v.right.count(True) for v in verdicts)
-    wrong = sum(v.right.count(False) for v in verdicts)
-    missed = sum(v.found.count(False) for v in verdicts)
-    return (
-        f"{state} training: {right} right, {wrong} false positives, {missed} missed in {len(examples)} images"
-    )
+def examined(
+    model: nn.Module, data: L.LightningDataModule, threshold: float, most: int = EXAMINED
+) -> list[Example]:
+    """The first test images with the predictions that count. Arguments as of `seen`."""
+    return [example.confident(threshold) for example in seen(model, data, most)]
 
 
-def _views(example: Example, names: Sequence[str]) -> dict[str, Image.Image]:
+def views_of(example: Example, names: Sequence[str]) -> dict[str, Image.Image]:
     """The pictures of one row: the truth, and each state's predictions."""
     truth, image = example.truth, example.image
     views = {"truth": drawn(image, truth_boxes(truth, names), truth.get("masks"))}

@@ -1,6 +1,7 @@
 """ObjectDetector in a Trainer: what it logs, how it scores, what its report and W&B's pictures show."""
 
 import json
+import re
 import types
 
 import pytest
@@ -12,11 +13,13 @@ from torch.utils.data import DataLoader
 
 import lora_lightning as ll
 from lora_lightning.errors import ConfigError
+from lora_lightning.report.page import left
 from lora_lightning.tasks.average_precision import AveragePrecision, scores_of
 from lora_lightning.tasks.detection import ObjectDetector
 from lora_lightning.tasks.detection_pictures import MISSED, RIGHT, WRONG, found_boxes, judge
 
 NAMES = ["disc", "box"]
+COUNTS = r'<tr data-state="(\w+)">.*?</td>' + 3 * r'<td class="number">(\d+)</td>'
 
 
 def target(image_id, boxes, labels, **more):
@@ -184,10 +187,12 @@ def test_the_report_shows_truth_before_and_after(detector, tmp_path):
     fitter = trainer(max_epochs=40, callbacks=[lora])
     fitter.fit(detector, datamodule=Scenes())
     lines = detector.report(Scenes(), tmp_path)
-    page = (tmp_path / "report.html").read_text()
-    assert all(f"<th>{state}</th>" in page for state in ("truth", "before", "after"))
-    assert page.count("<img") == 2 * 3 * 5
-    assert "before training: 0 right, 5 false positives, 5 missed in 5 images" in page
+    page = "".join(section.html for section in left(tmp_path)[1])
+    assert all(page.count(f"<figcaption>{s}</figcaption>") == 5 for s in ("truth", "before", "after"))
+    assert page.count("<image") == 5 and page.count('<use href="#image') == 2 * 5, "each picture once"
+    counted = {s: [*map(int, n)] for s, *n in re.findall(COUNTS, page)}
+    assert counted == {"before": [0, 5, 5], "after": [5, 0, 0]}  # right, false, missed
+    assert "a score of at least 0.5" in page
     assert lines[0].startswith("after training: 5 right, 0 false positives, 0 missed in 5 images")
     assert (tmp_path / "contact_sheet.png").stat().st_size > 1000
     assert detector.model.training, "as it was"
