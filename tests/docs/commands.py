@@ -29,7 +29,13 @@ from lora_lightning.errors import ConfigError
 
 SHORT = ["debug=fast", "trainer.enable_progress_bar=false", "trainer=cpu", "logger=csv"]
 """Before the words of every training that is executed; those of the page come after, and win."""
-STANDS_FOR = {"recipe=NAME": "recipe=vit_digits"}
+STANDS_FOR = {
+    "recipe=NAME": "recipe=vit_digits",
+    "search.trials=30": "search.trials=2",
+    "search.trials=50": "search.trials=3",
+    "trainer.max_epochs=40": "trainer.max_epochs=2",
+}
+"""Words of a page that are others where it is followed."""
 SPEECH = {
     "extractor_conv_layer_config": "[[16,10,5],[16,3,2],[16,3,2]]",
     "encoder_embed_dim": 32,
@@ -39,11 +45,11 @@ SPEECH = {
     "encoder_num_heads": 2,
     "encoder_ff_interm_features": 64,
 }
+EMBEDDED = (
+    "vit_digits", "resnet_digits", "fcos_shapes", "fasterrcnn_shapes", "accent_espeak", "accent_left_out",
+)  # fmt: skip
 MODELS: dict[str, list[str]] = {  # of recipes that are executed: what takes the place of a large model
-    **{f"{name}_digits": [] for name in ("vit", "resnet")},
-    **{f"{name}_shapes": [] for name in ("fcos", "fasterrcnn")},
-    "accent_espeak": [],
-    "accent_left_out": [],
+    **{name: [] for name in EMBEDDED},
     "my_photos": ["model.name=test_vit", "model.pretrained=false"],
     "my_voice": ["model.pretrained=false", *(f"+model.{name}={value}" for name, value in SPEECH.items())],
     "segment_folder": [
@@ -149,7 +155,11 @@ def _train(words: Sequence[str]) -> Treatment:
         _composed([word for word in at_home(words) if not word.startswith("resume=")])
 
     def run() -> None:
-        if "--help" in words or any(word.startswith("resume=") for word in words):
+        if "--help" in words:
+            return train(words)
+        if resumed := [word for word in words if word.startswith("resume=")]:
+            if words == resumed:
+                Path(resumed[0].partition("=")[2], "results.json").unlink()  # as if stopped before its end
             return train(words)
         folder = [f"hydra.run.dir=outputs/{Path(recipe).stem}/DATE", "hydra.sweep.dir=outputs/sweep"]
         return train([*SHORT, *folder, *_small(recipe), *words])
@@ -201,6 +211,9 @@ def _ours(words: Sequence[str]) -> Treatment:
             if ended.code:
                 raise
 
+    recipe = next((w.partition("=")[2] for w in rest if w.startswith("recipe=")), "vit_digits")
+    if recipe not in EMBEDDED:
+        return Treatment(f"composed: {recipe} needs weights", check)
     return Treatment("executed", check, run)
 
 
