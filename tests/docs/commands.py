@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import functools
-import importlib.metadata
 import importlib.util
 import re
 import runpy
@@ -19,6 +18,7 @@ from pathlib import Path
 from unittest.mock import patch
 
 import ruff
+from pages import ROOT
 from shell import Command
 
 from lora_lightning.app.application import main as train
@@ -86,6 +86,7 @@ HELP = {  # what lists the options of a tool
     "ruff check": ("-c", f"import os; os.execv({str(RUFF)!r}, ['ruff', 'check', '--help'])"),
     "ruff format": ("-c", f"import os; os.execv({str(RUFF)!r}, ['ruff', 'format', '--help'])"),
     "mypy": ("-m", "mypy", "--help"),
+    **{f"mkdocs {word}": ("-m", "mkdocs", word, "--help") for word in ("build", "serve")},
     "pre-commit install": ("-m", "pre_commit", "install", "--help"),
     **{f"wandb {word}": ("-m", "wandb", word, "--help") for word in ("sync", "sweep", "agent", "login")},
 }
@@ -265,6 +266,13 @@ def _help(words: tuple[str, ...]) -> str:
     return subprocess.run([sys.executable, *words], capture_output=True, text=True, check=True).stdout
 
 
+def _extras() -> set[str]:
+    """Those of the package."""
+    text = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    part = text.partition("[project.optional-dependencies]")[2].partition("\n[")[0]
+    return set(re.findall(r"^(\w+) = ", part, re.MULTILINE))
+
+
 def _tool(words: Sequence[str]) -> Treatment:
     """A command of others: whether its options are there, and the extras of ours that it names."""
     name = next((n for n in (" ".join(words[:2]), words[0]) if n in HELP), None)
@@ -273,12 +281,12 @@ def _tool(words: Sequence[str]) -> Treatment:
 
     def check() -> None:
         options = [w.partition("=")[0] for w in words if re.match(r"--?[a-z]", w)]
-        if options:
+        installed = HELP[name][0] != "-m" or importlib.util.find_spec(HELP[name][1])
+        if options and installed:
             page = _help(HELP[name])
             absent = [o for o in options if not re.search(rf"(?<![\w-]){re.escape(o)}(?![\w-])", page)]
             assert not absent, f"{name} has no {absent}"
-        known = importlib.metadata.metadata("lora-lightning").get_all("Provides-Extra")
         extras = {e for w in words for e in re.findall(r"\[([\w,]+)\]$", w) if name == "pip"}
-        assert {e for group in extras for e in group.split(",")} <= set(known or ()), extras
+        assert {e for group in extras for e in group.split(",")} <= _extras(), extras
 
-    return Treatment("parsed: of others", check)
+    return Treatment("parsed: of others, where it is installed", check)

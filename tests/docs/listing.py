@@ -10,7 +10,7 @@ from commands import treatment_of
 from reader import KINDS, SHELLS
 from shell import commands_of
 
-DONE = {"python": "executed", "text": "compared", "": "compared", "yaml": "composed", "csv": "read"}
+DONE = {"python": "executed", "text": "compared", "yaml": "composed", "csv": "read"}
 
 
 def entries_of(page: Path) -> Iterator[tuple[int, str, str]]:
@@ -24,7 +24,7 @@ def entries_of(page: Path) -> Iterator[tuple[int, str, str]]:
             raise LookupError(f"{name_of(page)}:{line}: no reader knows what to do with {block.language!r}")
         if block.language not in SHELLS:
             hidden = " in a comment" * block.hidden
-            yield line, f"{block.language or 'text'}{hidden}", DONE[block.language]
+            yield line, f"{block.language}{hidden}", DONE[block.language]
             continue
         for command in commands_of(block.source, block.language == "console"):
             yield line, str(command), treatment_of(command).name

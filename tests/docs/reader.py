@@ -145,7 +145,7 @@ KINDS: dict[str, Callable[[Reader, Example], None]] = {
     "python": Reader.python,
     **dict.fromkeys(SHELLS, Reader.shell),
     **dict.fromkeys(("yaml", "yml"), Reader.yaml),
-    **dict.fromkeys(("text", ""), Reader.text),
+    "text": Reader.text,
     "csv": Reader.table,
 }
 
