@@ -1,4 +1,4 @@
-"""An adapter as it is uploaded: its two files without this machine's paths, a card, and what trackers are told.
+"""An adapter as it is uploaded: its two files without this machine's paths, a card, what trackers are told.
 Nothing else ever is uploaded, unless the base's random weights are asked for."""
 
 from __future__ import annotations
