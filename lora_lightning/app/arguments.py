@@ -11,10 +11,23 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from lora_lightning.errors import did_you_mean
-from lora_lightning.utils.marks import FLAG, TEXT, Check, above, at_least, between, number, one_of, whole
+from lora_lightning.files.hubs.address import FORMS, address_problem, is_address
+from lora_lightning.utils.marks import (
+    FLAG,
+    TEXT,
+    Check,
+    above,
+    at_least,
+    between,
+    matching,
+    number,
+    one_of,
+    whole,
+)
 
 SHELLS = ("bash", "zsh")
-PATHS = """PATH is an adapter's folder (of PEFT, too) or a Trainer's checkpoint.
+PATHS = f"""PATH is an adapter's folder (of PEFT, too), a Trainer's checkpoint, or an address on a hub:
+{FORMS[0]}, {FORMS[1]}.
 `lora-lightning COMMAND --help` lists what a command takes."""
 
 
@@ -131,6 +144,15 @@ def existing(text: str) -> str:
     return text
 
 
+def found_or_address(text: str) -> str:
+    """A file or folder that is there, or an address on a hub, where nobody looks yet."""
+    if not is_address(text):
+        return existing(text)
+    if problem := address_problem(text):
+        raise argparse.ArgumentTypeError(problem)
+    return text
+
+
 def missing_path(path: str | os.PathLike[str]) -> str:
     """`there is no such file or folder`, with what lies near by; empty where there is one."""
     file = Path(path).expanduser()
@@ -191,10 +213,15 @@ def _copy(parser: Parser) -> None:
 
 
 def _merge(parser: Parser) -> None:
-    parser.key("ckpt", "PATH", "an adapter's folder (of PEFT, too) or a Trainer's checkpoint", existing, True)
+    parser.key(
+        "ckpt", "PATH", "an adapter's folder (of PEFT, too) or a Trainer's checkpoint", found_or_address, True
+    )
     parser.key("out", "FILE.safetensors", "the file to write", needed=True)
     parser.key(
-        "base", "FILE.safetensors", "the base's weights, where the run of PATH cannot tell them", existing
+        "base",
+        "FILE.safetensors",
+        "the base's weights, where the run of PATH cannot tell them",
+        found_or_address,
     )
     parser.key("adapter", "NAME", "which one of a checkpoint that holds several")
     parser.key("overwrite", "true", "replace FILE", switch)
@@ -204,12 +231,18 @@ def _merge(parser: Parser) -> None:
 def _inspect(parser: Parser) -> None:
     about = "an adapter's folder (of PEFT, too), a Trainer's checkpoint or a file that merge wrote"
     parser.add_argument("paths", nargs="*", metavar="PATH", help=about)
-    parser.key("base", "FILE.safetensors", "the base's weights, to which changes are compared", existing)
+    parser.key(
+        "base", "FILE.safetensors", "the base's weights, to which changes are compared", found_or_address
+    )
 
 
 def _shrink(parser: Parser) -> None:
     parser.key(
-        "adapter", "PATH", "the adapter's folder, the run's, or a Trainer's checkpoint", existing, True
+        "adapter",
+        "PATH",
+        "the adapter's folder or address, the run's, or a Trainer's checkpoint",
+        found_or_address,
+        True,
     )
     parser.key("out", "FOLDER", "the folder to write", needed=True)
     _rank_and_energy(parser)
@@ -220,9 +253,13 @@ def _shrink(parser: Parser) -> None:
 def _extract(parser: Parser) -> None:
     about = "builds the base, where no run of the tuned weights says how"
     parser.add_argument("words", nargs="*", metavar="recipe=NAME [key=value ...]", help=about)
-    parser.key("tuned", "PATH", "the fine-tuned weights: a file, a folder, or the run's", existing, True)
+    parser.key(
+        "tuned", "PATH", "the fine-tuned weights: a file, a folder, or the run's", found_or_address, True
+    )
     parser.key("out", "FOLDER", "the folder to write", needed=True)
-    parser.key("base", "PATH", "the weights that were tuned, where they are not the model's own", existing)
+    parser.key(
+        "base", "PATH", "the weights that were tuned, where they are not the model's own", found_or_address
+    )
     _rank_and_energy(parser)
     form = value_of(str, one_of("lora_lightning", "peft"))
     parser.key("format", "peft", "of the files: lora_lightning or peft", form)
@@ -235,9 +272,28 @@ def _rank_and_energy(parser: Parser) -> None:
     parser.key("energy", "0.95", "or: the part of each layer's energy (sum of squares) to keep", share)
 
 
+def _push(parser: Parser) -> None:
+    about = "the adapter's folder, the run's, or a Trainer's checkpoint"
+    parser.key("adapter", "PATH", about, found_or_address, True)
+    parser.key("to", "ADDRESS", f"where it goes: {' or '.join(FORMS)}", _address, True)
+    parser.key("private", "false", "on the Hugging Face hub: let everybody see a new repository", switch)
+    about = "of the adapter, as the hub spells it, for its card"
+    parser.key("license", "apache-2.0", about, value_of(str, matching(r"[a-z0-9][a-z0-9.-]*", "a licence")))
+    parser.key("base", "true", "with the base's weights, where these are random ones", switch)
+    parser.key("overwrite", "true", "replace a card that is there already", switch)
+    parser.key("dry", "true", "show what would be uploaded, and upload nothing", switch)
+
+
+def _address(text: str) -> str:
+    """An address on a hub."""
+    if problem := address_problem(text):
+        raise argparse.ArgumentTypeError(problem)
+    return text
+
+
 def _transcribe(parser: Parser) -> None:
     parser.add_argument("paths", nargs="*", metavar="AUDIO", help="audio files, and folders of them")
-    parser.key("adapter", "FOLDER", "the adapter", existing)
+    parser.key("adapter", "FOLDER", "the adapter", found_or_address)
     parser.key("recipe", "NAME", "builds the model; without adapter=, its base alone is used")
     form = value_of(str, one_of("plain", "srt", "json"))
     parser.key("format", "plain|srt|json", "text, subtitles, or everything with the time of each word", form)
@@ -263,7 +319,12 @@ def _predict(parser: Parser) -> None:
         "of classes a .csv, .json or .parquet; of objects or masks a folder",
         needed=True,
     )
-    parser.key("adapter", "PATH", "the adapter's folder, model.safetensors, or the run's folder", existing)
+    parser.key(
+        "adapter",
+        "PATH",
+        "the adapter's folder or address, model.safetensors, or the run's folder",
+        found_or_address,
+    )
     parser.key("ckpt", "FILE", "a Trainer's checkpoint in place of these", existing)
     parser.key("top", "5", "of classes: how many of them, the likeliest first", some)
     parser.key("threshold", "0.5", "of pictures of several classes: the least probability of one", share)
@@ -281,7 +342,12 @@ def _predict(parser: Parser) -> None:
 def _evaluate(parser: Parser) -> None:
     about = "other data than the run's: data=NAME data.key=value; or recipe=NAME, which builds the model"
     parser.add_argument("words", nargs="*", metavar="[data=NAME key=value ...]", help=about)
-    parser.key("adapter", "PATH", "the adapter's folder, model.safetensors, or the run's folder", existing)
+    parser.key(
+        "adapter",
+        "PATH",
+        "the adapter's folder or address, model.safetensors, or the run's folder",
+        found_or_address,
+    )
     parser.key("ckpt", "FILE", "a Trainer's checkpoint in place of these", existing)
     parser.key("out", "FILE.json", "every score, for programs")
     parser.key("report", "FOLDER", "where the task's own page of it goes")
@@ -321,6 +387,11 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], str, str]] = {
         _extract,
         "tuned=PATH energy=0.95 out=FOLDER [...]",
         "fine-tuned weights made an adapter of their base",
+    ),
+    "push": (
+        _push,
+        "adapter=PATH to=ADDRESS [key=value ...]",
+        "an adapter and its card to the Hugging Face hub or W&B",
     ),
     "transcribe": (
         _transcribe,

@@ -13,6 +13,7 @@ from lora_lightning.app import interrupts
 from lora_lightning.app.arguments import SHELLS, at_home, missing_path, page, parser_of
 from lora_lightning.app.interrupts import interruptible
 from lora_lightning.errors import FULL, UserError, did_you_mean
+from lora_lightning.files.hubs.address import address_problem, is_address
 from lora_lightning.utils.libraries import load_lightning
 from lora_lightning.utils.tables import truncate_list
 
@@ -134,6 +135,16 @@ def _extract(words: Sequence[str]) -> None:
         print(extract(given, of_run), flush=True)
 
 
+def _push(words: Sequence[str]) -> None:
+    given, problems = _given("push", words)
+    _refuse(problems)
+    with _extras("recipes"):
+        load_lightning()
+        from lora_lightning.app.push import push
+    with interruptible():
+        print(push(given), flush=True)
+
+
 def _transcribe(words: Sequence[str]) -> None:
     given, problems = _given("transcribe", words)
     paths = given.pop("paths")
@@ -192,6 +203,7 @@ COMMANDS = {
     "inspect": _inspect,
     "shrink": _shrink,
     "extract": _extract,
+    "push": _push,
     "transcribe": _transcribe,
     "predict": _predict,
     "evaluate": _evaluate,
@@ -204,13 +216,18 @@ def _given(command: str, words: Sequence[str]) -> tuple[dict[str, Any], list[str
     parser = parser_of(command)
     read, strays, problems = parser.read(words)
     given = vars(read)
-    absent = {path: problem for path in given.get("paths", ()) if (problem := missing_path(path))}
+    absent = {path: problem for path in given.get("paths", ()) if (problem := _absent(command, path))}
     strays += [path for path in absent if "=" in path]  # meant as an option
     problems += [parser.stray(word) for word in strays]
     problems += [f"{path}: {problem}" for path, problem in absent.items() if path not in strays]
     if absent:
         given["paths"] = [path for path in given["paths"] if path not in strays]
     return given, problems
+
+
+def _absent(command: str, path: str) -> str:
+    """Why there is nothing at a path; of an address only its form is looked at."""
+    return address_problem(path) if command == "inspect" and is_address(path) else missing_path(path)
 
 
 def _refuse(problems: Sequence[str]) -> None:

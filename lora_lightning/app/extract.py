@@ -49,7 +49,7 @@ def extract(options: Mapping[str, Any], words: Sequence[str]) -> str:
         for p in (one_limit(rank=rank, energy=energy), folder_problem(out, bool(options.get("overwrite"))))
         if p
     ]
-    refuse_adapter(Path(options["tuned"]))
+    refuse_adapter(options["tuned"])
     of_recipe = any(word.startswith(RECIPE) for word in words)
     tuned: Any = options["tuned"]
     trained = named({} if of_recipe else {"adapter": tuned}, words, problems)

@@ -19,7 +19,9 @@ from lora_lightning.files.alignment import aligned
 from lora_lightning.files.allowed import checked_facts
 from lora_lightning.files.fingerprint import other_tensors, short
 from lora_lightning.files.format import SavedAdapter
-from lora_lightning.files.locate import AdapterSource, read_source
+from lora_lightning.files.hubs.address import is_address
+from lora_lightning.files.hubs.fetch import fetched
+from lora_lightning.files.locate import WEIGHTS, AdapterSource, read_source
 from lora_lightning.files.merge import module_names
 from lora_lightning.files.origin import Origin
 from lora_lightning.files.peft_resolve import with_beginning
@@ -44,7 +46,7 @@ RESIDUAL = (
 
 
 def inspect(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = None) -> str:
-    """A page of plain text about an adapter's folder, a Trainer's checkpoint or a merged file.
+    """A page of plain text about an adapter's folder or address, a Trainer's checkpoint or a merged file.
 
     Args:
         base: a safetensors file with the base's weights, for norms relative to them.
@@ -52,8 +54,11 @@ def inspect(path: str | os.PathLike[str], base: str | os.PathLike[str] | None = 
     Raises:
         UserError, AdapterFileError: there is nothing of the kind, or it is damaged.
     """
-    if Path(path).suffix == ".safetensors" and Path(path).is_file():
-        return _weights_page(Path(path))
+    given, path = path, fetched(path)
+    if is_address(given) and (path / WEIGHTS).is_file():
+        path = path / WEIGHTS
+    if path.suffix == ".safetensors" and path.is_file():
+        return _weights_page(path)
     source = read_source(path)
     weights = base_of(source, base) if base is not None or source.base_weights else {}
     if weights:

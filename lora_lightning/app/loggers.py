@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import netrc
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
-from urllib.parse import urlparse
 
 from hydra.utils import instantiate
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -18,8 +16,8 @@ from lora_lightning.app.console import short_path
 from lora_lightning.app.options import TEXTS
 from lora_lightning.planning.plan import Plan
 from lora_lightning.utils.ranks import on_rank_zero
+from lora_lightning.utils.wandb_key import has_wandb_key
 
-WANDB_URLS = ("https://api.wandb.ai", "https://api.forge.coreweave.com")  # the second since wandb 0.31
 OFFLINE_MODES = ("offline", "dryrun")
 
 
@@ -92,24 +90,6 @@ def wandb_logger(
     )
     logger._wandb_init.pop("anonymous", None)  # wandb warns of it even when it is None
     return logger
-
-
-def has_wandb_key() -> bool:
-    """Whether W&B can log in without asking, where it looks itself: WANDB_API_KEY, a token's file, or an
-    entry for its host (with its port) in netrc."""
-    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
-        return True
-    given = os.environ.get("WANDB_BASE_URL")
-    hosts = [urlparse(url).netloc for url in ([given] if given else WANDB_URLS)]
-    named = os.environ.get("NETRC")
-    for path in [Path(named)] if named else [Path("~/.netrc"), Path("~/_netrc")]:
-        try:
-            entries = netrc.netrc(path.expanduser())
-            if any(entries.authenticators(host) for host in hosts if host):
-                return True
-        except (OSError, netrc.NetrcParseError):
-            continue
-    return False
 
 
 @rank_zero_only

@@ -17,6 +17,7 @@ from lora_lightning.errors import MissingFileError, UserError
 from lora_lightning.files.alignment import aligned
 from lora_lightning.files.allowed import BUILDERS, checked_facts, section_of
 from lora_lightning.files.fingerprint import short
+from lora_lightning.files.hubs.fetch import fetched
 from lora_lightning.files.locate import AdapterSource, Source, WeightsSource, read_source
 from lora_lightning.files.merge import Merged, merge_state
 from lora_lightning.files.random_base import kept_base, put_back_base
@@ -70,7 +71,7 @@ def base_of(source: AdapterSource, base: str | os.PathLike[str] | None) -> dict[
         UserError: none of these can give them.
     """
     if base is not None:
-        path = Path(base)
+        path = fetched(base, adapter=False)
         if not path.is_file():
             raise UserError(f"base={base}: there is no such file. Give a .safetensors file.")
         return read_weights(path)[0]

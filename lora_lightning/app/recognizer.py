@@ -46,6 +46,6 @@ def recognizer(
     model, facts = rebuilt_model(config, None if recipe else source)
     if "vocabulary" not in facts:
         raise UserError(f"{where}: its data, which decide the vocabulary, are not on this machine.")
-    if adapter:
-        load_adapter(model, adapter, check_base=check_base)
+    if source:
+        load_adapter(model, source.path, check_base=check_base)
     return model, list(facts["vocabulary"])

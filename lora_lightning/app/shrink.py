@@ -9,6 +9,7 @@ from typing import Any
 
 from lora_lightning.errors import UserError
 from lora_lightning.files.format import write_adapter
+from lora_lightning.files.hubs.address import is_address
 from lora_lightning.files.locate import AdapterSource, read_trained
 from lora_lightning.files.random_base import carry_base
 from lora_lightning.files.shrink import shrunk
@@ -46,6 +47,8 @@ def shrink(options: Mapping[str, Any]) -> str:
 
 def folder_problem(out: Path, overwrite: bool) -> str | None:
     """Why an adapter cannot be written into this folder, or None when it can."""
+    if is_address(out):
+        return f"out={out}: give a folder; `lora-lightning push adapter=FOLDER to={out}` uploads it."
     if out.is_file():
         return f"out={out}: is a file; give a folder."
     if out.is_dir() and any(out.iterdir()) and not overwrite:

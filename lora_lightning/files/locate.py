@@ -19,6 +19,7 @@ from lora_lightning.files.checkpoint_digests import KEY
 from lora_lightning.files.checkpoint_read import adapter_in, read_checkpoint, require_adapter
 from lora_lightning.files.compatibility import check_tensors
 from lora_lightning.files.format import SavedAdapter, assembled
+from lora_lightning.files.hubs.fetch import fetched
 from lora_lightning.files.origin import SECTIONS, Origin, is_place
 from lora_lightning.files.pair import CONFIG_FILE, is_peft, read_pair
 from lora_lightning.files.peft_read import assembled_peft
@@ -165,17 +166,18 @@ class WeightsSource(Source):
 
 
 def read_any(folder: str | os.PathLike[str]) -> SavedAdapter:
-    """An adapter's folder, of ours or of PEFT.
+    """An adapter's folder, of ours or of PEFT, or its address on a hub.
 
     Raises:
         AdapterFileError: it is neither, or damaged.
     """
+    folder = fetched(folder)
     pair = read_pair(folder)
     return assembled_peft(pair, folder) if is_peft(pair[0]) else assembled(pair, folder)
 
 
 def read_source(path: str | os.PathLike[str], adapter: str | None = None) -> AdapterSource:
-    """An adapter's folder, or a Trainer's checkpoint that LoRACallback wrote.
+    """An adapter's folder or its address on a hub, or a Trainer's checkpoint that LoRACallback wrote.
 
     Args:
         adapter: which one of a checkpoint that holds several; None is the one that was selected.
@@ -183,7 +185,7 @@ def read_source(path: str | os.PathLike[str], adapter: str | None = None) -> Ada
     Raises:
         AdapterFileError: there is no adapter, or a damaged one; nothing in the file is executed.
     """
-    path = Path(path)
+    path = fetched(path)
     if path.is_dir():
         saved = read_any(path)
         check_tensors(saved, path)
@@ -198,12 +200,12 @@ def read_source(path: str | os.PathLike[str], adapter: str | None = None) -> Ada
 
 def read_trained(path: str | os.PathLike[str]) -> AdapterSource | WeightsSource:
     """Whatever a run has saved: an adapter's folder, a Trainer's checkpoint with or without an adapter, all
-    weights as `.safetensors`; or the run's folder, whose adapter or weights are meant.
+    weights as `.safetensors`; the run's folder, whose adapter or weights are meant; or an address on a hub.
 
     Raises:
         AdapterFileError: there is nothing of the kind, or it is damaged; nothing in the file is executed.
     """
-    path = Path(path)
+    path = fetched(path)
     if path.is_dir() and not (path / CONFIG_FILE).exists():
         path = next((p for name in _saved_names(path) if (p := path / name).exists()), path)
     if path.is_dir() and not (path / CONFIG_FILE).exists():

@@ -15,7 +15,8 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from lora_lightning.errors import AdapterFileError
+from lora_lightning.errors import AdapterFileError, ConfigError
+from lora_lightning.files.hubs.address import is_address
 from lora_lightning.utils.atomic import make_folder, write_together
 from lora_lightning.utils.mapping_file import read_mapping
 from lora_lightning.utils.peft_names import PEFT_OPTIONS
@@ -38,8 +39,11 @@ def write_pair(
     both new, whenever the writer is killed and whoever else writes (`read_pair`).
 
     Raises:
+        ConfigError: it is the address of a hub.
         WriteError: the folder cannot be written; files that stood there before are untouched.
     """
+    if is_address(folder):
+        raise ConfigError([f"folder={str(folder)!r}: give a folder; `lora-lightning push` uploads it."])
     folder = Path(folder)
     make_folder(folder)
     write_together(

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from lora_lightning.adapters.state import is_injected
 from lora_lightning.errors import AdapterFileError, UserError
+from lora_lightning.files.hubs.fetch import fetched
 from lora_lightning.files.locate import ADAPTER, WEIGHTS
 from lora_lightning.files.pair import CONFIG_FILE
 from lora_lightning.files.weights import read_weights
@@ -46,7 +47,7 @@ def tuned_state(tuned: Tuned) -> tuple[dict[str, Tensor], str]:
         raise UserError(
             f"tuned={type(tuned).__name__}: give a model, its state dict, or a file or folder of it."
         )
-    path = Path(tuned).expanduser()
+    path = fetched(tuned).expanduser()
     state = _of_folder(path) if path.is_dir() else _of_file(path)
     if not state:
         raise AdapterFileError(f"{path} holds no tensors. {GIVE}")
@@ -55,12 +56,13 @@ def tuned_state(tuned: Tuned) -> tuple[dict[str, Tensor], str]:
     return state, str(path)
 
 
-def refuse_adapter(path: Path) -> None:
+def refuse_adapter(path: str | os.PathLike[str]) -> None:
     """Refuse what is no fine-tuned model, but an adapter.
 
     Raises:
         AdapterFileError: it is the folder of one, or of a run that has saved nothing else.
     """
+    path = fetched(path)
     run = (path / ADAPTER / CONFIG_FILE).is_file() and not (path / WEIGHTS).is_file()
     if run or (path / CONFIG_FILE).is_file():
         raise AdapterFileError(f"{path} {IS_ADAPTER}.")

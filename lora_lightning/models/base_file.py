@@ -9,6 +9,7 @@ from typing import Annotated
 from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError, MissingFileError, did_you_mean
+from lora_lightning.files.hubs.fetch import fetched
 from lora_lightning.files.weights import read_weights
 from lora_lightning.utils.marks import path
 
@@ -18,13 +19,13 @@ PICKLED = (".pth", ".pt", ".bin", ".ckpt", ".tar", ".pkl")
 
 
 def base_file(checkpoint: str | Path) -> Path:
-    """The file meant by a path, or by the bare name of weights shipped in the package.
+    """The file meant by a path, an address on a hub, or the bare name of weights shipped in the package.
 
     Raises:
         MissingFileError: there is no such file or name.
         AdapterFileError: not a .safetensors file.
     """
-    given = Path(checkpoint).expanduser()
+    given = fetched(checkpoint, adapter=False).expanduser()
     if not given.suffix and given.name == str(checkpoint):
         shipped = sorted(p.stem for p in SHIPPED.glob("*.safetensors"))
         if given.name in shipped:

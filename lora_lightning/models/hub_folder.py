@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from lora_lightning.errors import AdapterFileError
+from lora_lightning.errors import AdapterFileError, ConfigError
+from lora_lightning.files.hubs.address import is_address
 from lora_lightning.files.weights import refuse_misfit
 from lora_lightning.utils.download import failure_text
 from lora_lightning.utils.libraries import loading
@@ -58,6 +59,17 @@ def load_network(
     what = f"{what} as its own config.json says"
     refuse_misfit(sorted(found["missing_keys"]), [], shapes, folder, what, COPY_AGAIN)
     return network, sorted(other)
+
+
+def refuse_address(checkpoint: str) -> None:
+    """A model of many files is found on the hub by its name.
+
+    Raises:
+        ConfigError: the address of a hub stands where a folder belongs.
+    """
+    if is_address(checkpoint):
+        name = checkpoint.partition(":")[2] or "USER/NAME"
+        raise ConfigError([f"checkpoint={checkpoint!r}: give a folder, or name={name} and no checkpoint."])
 
 
 def refuse_adapter_beside(folder: Path) -> None:

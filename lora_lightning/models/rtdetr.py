@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError, MissingFileError
 from lora_lightning.models.hub import WEIGHTS, hub_files
-from lora_lightning.models.hub_folder import load_network, reading, refuse_adapter_beside
+from lora_lightning.models.hub_folder import load_network, reading, refuse_adapter_beside, refuse_address
 from lora_lightning.utils.checks import require, strays
 from lora_lightning.utils.libraries import loading
 from lora_lightning.utils.marks import at_least, multiple_of, path
@@ -146,6 +146,7 @@ def _summed(losses: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _folder(checkpoint: str) -> Path:
+    refuse_address(checkpoint)
     folder = Path(checkpoint).expanduser().absolute()
     missing = [name for name in ("config.json", WEIGHTS) if not (folder / name).is_file()]
     if missing:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from lora_lightning.data.speech import SAMPLE_RATE
 from lora_lightning.errors import ConfigError, MissingFileError
 from lora_lightning.models.hub import hub_failure
-from lora_lightning.models.hub_folder import load_network, reading
+from lora_lightning.models.hub_folder import load_network, reading, refuse_address
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.download import failure_text
 from lora_lightning.utils.libraries import loading
@@ -177,6 +177,7 @@ def _windowed(
 
 def _folder(name: str, checkpoint: str | None) -> Path:
     if checkpoint is not None:
+        refuse_address(checkpoint)
         folder = Path(checkpoint).expanduser()
         if missing := [f for f in NEEDED if not (folder / f).is_file()]:
             raise MissingFileError(f"checkpoint={checkpoint!r}: {folder} has no {', '.join(missing)}.")

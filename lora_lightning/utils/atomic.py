@@ -33,7 +33,7 @@ def make_folder(folder: Path) -> None:
     Raises:
         WriteError: it cannot be made, or a file stands there.
     """
-    with _told(folder):
+    with reported(folder):
         if folder.exists() and not folder.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, "a file stands in the place of the folder")
         folder.mkdir(parents=True, exist_ok=True)
@@ -52,10 +52,10 @@ def write_together(files: Mapping[Path, Callable[[str], object]]) -> None:
     """
     path = next(iter(files))
     folder = path.parent
-    with _told(folder if len(files) > 1 else path), workplace(folder) as place:
+    with reported(folder if len(files) > 1 else path), workplace(folder) as place:
         for number, (path, write) in enumerate(files.items()):
             temporary = place / f"{number}.{path.name}"
-            with _told(path):
+            with reported(path):
                 write(str(temporary))
                 with open(temporary, "rb") as file:
                     os.fsync(file.fileno())
@@ -67,7 +67,7 @@ def write_together(files: Mapping[Path, Callable[[str], object]]) -> None:
 
 
 @contextlib.contextmanager
-def _told(path: Path) -> Iterator[None]:
+def reported(path: Path) -> Iterator[None]:
     """One error of ours for all that the system can refuse."""
     try:
         yield
