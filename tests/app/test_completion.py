@@ -41,6 +41,7 @@ NAMES = shipped().choices("recipe")
         ("lora-lightning ", ["train", "merge", "completion"], []),
         ("lora-lightning merge o", ["out=", "overwrite="], ["ckpt="]),
         ("lora-lightning shrink b", ["budget="], ["rank="]),
+        ("lora-lightning push ", ["to=", "dry=", "private="], ["budget="]),
         ("lora-lightning extract tuned=x m", ["model=", "model."], ["data="]),
         ("lora-lightning completion ", ["bash", "zsh"], []),
         ("lora-lightning copy vit_", ["vit_digits"], ["resnet_digits"]),
