@@ -16,6 +16,7 @@ from lora_lightning.data.decoding import image_size
 from lora_lightning.data.detection import Sample
 from lora_lightning.data.findings import DataError, Findings
 from lora_lightning.utils.marks import is_number, is_whole
+from lora_lightning.utils.progress import working
 
 PARTS = ("images", "annotations", "categories")
 HEADERS_AT_ONCE = 16
@@ -122,7 +123,8 @@ class CocoCheck:
                 listed[image_id] = (self.folder / name, entry.get("width"), entry.get("height"))
         found: dict[int, tuple[Path, int, int]] = {}
         with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
-            sizes = pool.map(image_size, [path for path, _, _ in listed.values()])
+            heads = pool.map(image_size, [path for path, _, _ in listed.values()])
+            sizes = working(heads, "checking images", "images", len(listed))
             for (image_id, (path, width, height)), size in zip(listed.items(), sizes, strict=True):
                 where = f"{self.file.name}: image {image_id}, {path}"
                 if size is None:

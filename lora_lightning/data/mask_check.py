@@ -11,6 +11,7 @@ from lora_lightning.data.findings import DataError, Findings
 from lora_lightning.data.mask_files import IGNORED, MOST_CLASSES, Legend, codes_of, count_codes
 from lora_lightning.data.mask_pairs import Files, Parts
 from lora_lightning.data.picture_check import same_pictures
+from lora_lightning.utils.progress import working
 
 LOSSY = (".jpg", ".jpeg")
 ORDER = ("train", "val", "test")  # what is in two parts stays in the later one
@@ -40,7 +41,11 @@ def read_pairs(parts: Parts, coloured: bool, findings: Findings) -> dict[str, li
     """The pairs whose files can be read and fit each other."""
     checked: dict[Files, Pair | None] = {}
     return {
-        part: [pair for files in several for pair in _checked(files, coloured, findings, checked)]
+        part: [
+            pair
+            for files in working(several, f"checking {part}", "pairs")
+            for pair in _checked(files, coloured, findings, checked)
+        ]
         for part, several in parts.items()
     }
 

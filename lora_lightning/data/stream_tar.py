@@ -24,6 +24,7 @@ from lora_lightning.data.findings import Findings
 from lora_lightning.data.pictures import tell
 from lora_lightning.data.stream_sources import OpenFiles, open_shard, size_and_time
 from lora_lightning.utils.atomic import make_folder, write_whole
+from lora_lightning.utils.progress import working
 
 VERSION = 1  # of the index
 LABELS = ("cls", "json", "txt")  # members that hold a label, the first one that there is
@@ -72,7 +73,7 @@ class TarShards:
         self.indices = [index_file(name, cache, field) for name in names]
         if new := [i for i, file in enumerate(self.indices) if not file.is_file()]:
             tell(f"Indexing {len(new):,} tar shards, once: {cache} keeps it.")
-        for i in new:
+        for i in working(new, "indexing", "shards"):
             write_index(self.names[i], self.indices[i], field)
         self.counts, self.labels = [], set()
         for index in self.indices:

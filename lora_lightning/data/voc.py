@@ -18,6 +18,7 @@ from lora_lightning.data.options import BatchSize, Folder, Seed, Workers
 from lora_lightning.errors import MissingFileError, did_you_mean
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import TEXT, listed, matching
+from lora_lightning.utils.progress import working
 
 CLASSES = (
     "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -120,7 +121,8 @@ class VOCDataModule(DetectionDataModule):
     def _samples(self, files: list[Path], first: int, findings: Findings) -> list[Sample]:
         images = [file.parents[1] / "JPEGImages" / f"{file.stem}.jpg" for file in files]
         with ThreadPoolExecutor(HEADERS_AT_ONCE) as pool:
-            sizes = list(pool.map(image_size, images))
+            heads = pool.map(image_size, images)
+            sizes = list(working(heads, "checking images", "images", len(images)))
         samples = []
         for image_id, (file, image, size) in enumerate(zip(files, images, sizes, strict=True), first):
             if size is None:
