@@ -17,17 +17,12 @@ def names_of(config: DictConfig) -> list[str]:
 
 
 def config_of(config: DictConfig, name: str) -> DictConfig:
-    """The configuration that trains one of the adapters: in a folder of its own, its W&B run in one group
-    with the others'."""
+    """The configuration that trains one of the adapters, in a folder of its own."""
     one = config.copy()
     OmegaConf.set_struct(one, False)
     one.merge_with(config.adapters[name])
     one.run_dir = str(Path(config.run_dir) / name)
     one.adapters = None
-    wandb = (one.get("logger") or {}).get("wandb")
-    if wandb:
-        wandb.group = wandb.group or Path(config.run_dir).absolute().name
-        wandb.name = wandb.name or name
     return one
 
 

@@ -19,11 +19,13 @@ from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.tasks.optim_config import OptimConfig
 from lora_lightning.utils.ranks import on_rank_zero
 
+APPLICATIONS = ("quantize", "spectra")  # options of the group `lora` that are no LoRAConfig's
+
 
 def lora_config(config: DictConfig) -> LoRAConfig:
     """The group `lora` as LoRAConfig."""
     options = plain(config.lora)
-    return LoRAConfig(**{k: v for k, v in options.items() if k != "quantize"})
+    return LoRAConfig(**{k: v for k, v in options.items() if k not in APPLICATIONS})
 
 
 def optim_config(config: DictConfig) -> OptimConfig:

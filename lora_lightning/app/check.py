@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.adapters import adapters_problems, config_of, names_of
+from lora_lightning.app.logger_packages import missing_packages
 from lora_lightning.app.matching import mismatches
 from lora_lightning.app.methods import METHODS, method_problems
 from lora_lightning.app.options import OPTIONAL, OWN, PROVIDED, REQUIRED, RULES, STRATEGIES, devices_of
@@ -78,6 +79,7 @@ def problems_of(config: DictConfig) -> list[str]:
     problems += mismatches(values)
     problems += _trainer_problems(_section(values, "trainer"))
     problems += method_problems(values)
+    problems += missing_packages(_section(values, "logger"))
     if isinstance(checkpoint := values.get("ckpt_path"), str) and checkpoint != LAST:
         problems += checkpoint_problems(checkpoint, _section(values, "trainer").get("max_epochs"))
     if isinstance(search := values.get("search"), dict):

@@ -1,47 +1,86 @@
-"""Experiment loggers: W&B with or without a key, and what every logger is told of a run."""
+"""Experiment loggers: those of a run, made of its configuration, and the end of them."""
 
 from __future__ import annotations
 
+import json
 import os
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.loggers import CometLogger, CSVLogger, Logger, TensorBoardLogger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig
 
 from lora_lightning.app.console import short_path
-from lora_lightning.app.options import TEXTS
-from lora_lightning.planning.plan import Plan
+from lora_lightning.app.loggers_others import CometBeside
+from lora_lightning.app.loggers_wandb import begin_beside, in_sweep, wandb_is_wanted
+from lora_lightning.app.prepare import Prepared
+from lora_lightning.app.run_names import RunName, named_nodes
+from lora_lightning.trainer.hparams import PLAN, plan_rows
+from lora_lightning.trainer.trackers.choice import tracker_of
+from lora_lightning.utils.atomic import write_whole
+from lora_lightning.utils.mapping_file import NOTHING_RUN, read_mapping
 from lora_lightning.utils.ranks import on_rank_zero
 from lora_lightning.utils.wandb_key import has_wandb_key
 
-OFFLINE_MODES = ("offline", "dryrun")
+IDS = "trackers.json"  # in a run's folder: the ids of its runs in the trackers, by their names
+ID = re.compile(r"[\w-]{1,128}")
 
 
-def build_loggers(config: DictConfig) -> list[Logger]:
-    """The loggers of the group `logger`, in its order; none when it is null. With `choose`, of W&B and CSV
-    only the one that can work here."""
-    nodes = dict(config.get("logger") or {})
-    if nodes.pop("choose", False):
-        del nodes["csv" if wandb_is_wanted(nodes["wandb"]) else "wandb"]
-    return [instantiate(node, _convert_="all") for node in nodes.values() if node]
+class Loggers(dict[str, Logger]):
+    """Those of a run by their names in the group `logger`, in its order."""
+
+    def all(self) -> list[Logger]:
+        """As a Trainer takes them."""
+        return list(self.values())
 
 
-def wandb_is_wanted(node: Mapping[str, Any]) -> bool:
-    """Whether W&B can work as it is, or is asked for: a key, WANDB_MODE=offline, `offline=true`, a run to go
-    on with."""
-    mode = os.environ.get("WANDB_MODE")
-    if mode == "disabled":
-        return False
-    return bool(mode in OFFLINE_MODES or node.get("offline") or node.get("id") or has_wandb_key())
+def build_loggers(config: DictConfig, name: RunName) -> Loggers:
+    """The loggers of the group `logger`; none when it is null. With `choose`, W&B only
+    where it can work.
+
+    Args:
+        name: of the run.
+    """
+    nodes = _chosen(named_nodes(config, name))
+    return Loggers({key: instantiate(node, _convert_="all") for key, node in nodes.items()})
+
+
+def loggers_beside(config: DictConfig, name: RunName, run: Loggers) -> Loggers:
+    """The same for a method that the run is compared with, while those of the run are open: a run of its own
+    in its group, where a tracker has such a thing.
+
+    Args:
+        config: of the method.
+        name: of the run.
+        run: its loggers.
+    """
+    made = Loggers()
+    for key, node in _chosen(named_nodes(config, name.of_method(config.method), first=False)).items():
+        before = run[key]
+        if isinstance(before, CometLogger):
+            made[key] = CometBeside(before, config.method)
+        elif not isinstance(before, WandbLogger):
+            if "parent" in node and on_rank_zero():
+                node["parent"] = tracker_of(before).id()
+            made[key] = instantiate(node, _convert_="all")
+        elif not in_sweep():  # whose runs are the run's own method
+            made[key] = begin_beside(instantiate(node, _convert_="all"))
+    return made
+
+
+def _chosen(nodes: dict[str, Any]) -> dict[str, Any]:
+    if nodes.pop("choose", False) and not wandb_is_wanted(nodes["wandb"]):
+        del nodes["wandb"]
+    return {key: node for key, node in nodes.items() if node}
 
 
 def chosen_in_words(config: DictConfig) -> str | None:
-    """One line that says that CSV was chosen, and how to have W&B; None where nothing was chosen, or W&B,
-    which `where` speaks of."""
+    """One line that says that W&B was left out, and how to have it; None where nothing was left out."""
+
     nodes = config.get("logger") or {}
     if not nodes.get("choose") or wandb_is_wanted(nodes["wandb"]):
         return None
@@ -52,93 +91,57 @@ def chosen_in_words(config: DictConfig) -> str | None:
     return f"Metrics go to {folder}: W&B has no key here ({remedy})."
 
 
-def wandb_logger(
-    *,
-    project: str = "lora_lightning",
-    name: str | None = None,
-    entity: str | None = None,
-    group: str | None = None,
-    id: str | None = None,
-    tags: Annotated[Sequence[str], TEXTS] = (),
-    save_dir: str = ".",
-    offline: bool | None = None,
-) -> WandbLogger:
-    """Lightning's WandbLogger, which works without a key: then the run is kept in `save_dir`.
-
-    Args:
-        id: of a run to go on with; `resume=FOLDER` gives it.
-        tags: words to find the run by.
-        offline: None decides by WANDB_MODE if that is set, else by whether there is a key.
-    """
-    import wandb
-
-    mode = os.environ.get("WANDB_MODE")
-    if offline is None:
-        offline = mode in OFFLINE_MODES if mode else not has_wandb_key()
-    if offline:
-        mode = "offline"
-    logger = WandbLogger(
-        project=project,
-        name=name,
-        save_dir=save_dir,
-        entity=entity,
-        group=group,
-        id=id,
-        tags=list(tags),
-        mode=mode or "online",
-        settings=wandb.Settings(silent=True),  # `where` says what is worth saying
-    )
-    logger._wandb_init.pop("anonymous", None)  # wandb warns of it even when it is None
-    return logger
-
-
 @rank_zero_only
-def log_start(
-    loggers: Sequence[Logger], config: Mapping[str, Any], trainable: int, total: int, plan: Plan | None
-) -> None:
-    """Give every logger the resolved configuration and the parameter counts, and W&B and TensorBoard
-    the plan as a table."""
+def log_start(loggers: Loggers, config: Mapping[str, Any], prepared: Prepared) -> None:
+    """Give every logger the resolved configuration and the parameter counts, and the plan that PEFT carries
+    out; what LoRACallback adapts it tells itself."""
     counts = {
-        "trainable": trainable,
-        "total": total,
-        "percent": round(100 * trainable / total, 4),
+        "trainable": prepared.trained,
+        "total": prepared.total,
+        "percent": round(100 * prepared.trained / prepared.total, 4),
     }
-    for logger in loggers:
+    for logger in loggers.all():
         if isinstance(logger, TensorBoardLogger):
             logger.log_hyperparams({**config, "parameters": counts}, {"hp_metric": 0.0})
         else:
             logger.log_hyperparams({**config, "parameters": counts})
         if isinstance(logger, CSVLogger):
             logger.save()
-    if plan is not None:
-        log_plan(loggers, plan)
-
-
-def log_plan(loggers: Sequence[Logger], plan: Plan) -> None:
-    """Give W&B and TensorBoard the plan as a table."""
-    rows = [[p.name, p.kind, "×".join(map(str, p.shape)), p.rank, p.alpha, p.parameters] for p in plan.layers]
-    log_table(loggers, "plan", ("layer", "kind", "weight", "rank", "alpha", "parameters"), rows)
+        tracker = tracker_of(logger)
+        tracker.begin()
+        if prepared.peft and prepared.plan:
+            tracker.table("plan", PLAN, plan_rows(prepared.plan))
 
 
 @rank_zero_only
-def log_table(
-    loggers: Sequence[Logger], name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]
-) -> None:
-    """A table for the loggers that show tables: W&B and TensorBoard (as Markdown)."""
-    for logger in loggers:
-        if isinstance(logger, WandbLogger):
-            logger.log_table(name, columns=list(header), data=[list(row) for row in rows])
-        elif isinstance(logger, TensorBoardLogger):
-            lines = [header, ["---"] * len(header), *rows]
-            text = "\n".join("| " + " | ".join(map(str, line)) + " |" for line in lines)
-            logger.experiment.add_text(name, text)
+def keep_ids(loggers: Loggers, folder: Path) -> None:
+    """Write the ids by which a run that goes on in its folder goes on in the trackers too."""
+    ids = {key: tracker_of(logger).id() for key, logger in loggers.items()}
+    if known := {key: value for key, value in ids.items() if value}:
+        write_whole(folder / IDS, lambda file: Path(file).write_text(json.dumps(known, indent=2) + "\n"))
+
+
+def give_ids(config: DictConfig, folder: Path) -> None:
+    """Put in the ids that a run in the folder has kept, where none are given.
+
+    Raises:
+        AdapterFileError: their file is damaged.
+    """
+    if not (folder / IDS).is_file():
+        return
+    kept = read_mapping(folder / IDS, NOTHING_RUN)
+    for key, node in (config.get("logger") or {}).items():
+        known = kept.get(key)
+        takes = isinstance(node, DictConfig) and "id" in node and node.id is None
+        if takes and isinstance(known, str) and ID.fullmatch(known):
+            node.id = known
 
 
 def where(loggers: Sequence[Logger]) -> list[str]:
-    """One line for each logger that needs a word: where a W&B run goes, and how to upload it later."""
+    """One line for each logger that needs a word: where a run goes, and how to upload or to see it."""
     lines = []
-    for logger in loggers:
-        if isinstance(logger, WandbLogger) and on_rank_zero():
+    for logger in loggers if on_rank_zero() else ():
+        if isinstance(logger, WandbLogger):
             run = logger.experiment
             if getattr(run, "offline", False):
                 folder = short_path(Path(run.dir).parent)
@@ -146,14 +149,16 @@ def where(loggers: Sequence[Logger]) -> list[str]:
                 lines.append(f"W&B runs offline{reason}. To upload: wandb sync {folder}")
             elif getattr(run, "url", None):
                 lines.append(f"W&B: {run.url}")
+        elif line := tracker_of(logger).where():
+            lines.append(line)
     return lines
 
 
-def finish(loggers: Sequence[Logger], status: str = "success") -> None:
+def finish(loggers: Loggers, status: str = "success") -> None:
     """Close every logger; W&B's run ends here, so that the next job of a sweep begins another."""
-    for logger in loggers:
+    for logger in loggers.all():
         logger.finalize(status)
-    if any(isinstance(logger, WandbLogger) for logger in loggers) and on_rank_zero():
-        import wandb
-
-        wandb.finish(exit_code=0 if status == "success" else 1)
+        if isinstance(logger, WandbLogger) and on_rank_zero():
+            logger.experiment.finish(exit_code=0 if status == "success" else 1)
+        elif isinstance(logger, CometLogger) and not isinstance(logger, CometBeside) and on_rank_zero():
+            logger.experiment.end()

@@ -12,7 +12,7 @@ from lora_lightning.config import BY_GRADIENTS, BY_INPUTS, LoRAConfig
 from lora_lightning.utils.marks import show
 
 HEAD = frozenset({"modules_to_save", "backbone"})  # options that say where the head is
-OPTIONS = frozenset(field.name for field in fields(LoRAConfig)) | {"quantize"}
+OPTIONS = frozenset(field.name for field in fields(LoRAConfig)) | {"quantize", "spectra"}
 PEFT_MISSING = "PEFT is not installed: pip install 'lora-lightning[peft]'"
 
 
@@ -32,7 +32,7 @@ METHODS = {
     "peft": Method(
         "LoRA by PEFT",
         "updates of PEFT's",
-        OPTIONS - {"quantize", "implementation", "fold_norms", "regularizer", "restarts"},
+        OPTIONS - {"quantize", "spectra", "implementation", "fold_norms", "regularizer", "restarts"},
     ),
     "lora": Method("LoRA", "updates", OPTIONS),
     "full": Method("full fine-tuning", "everything", frozenset()),

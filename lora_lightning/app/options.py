@@ -71,6 +71,7 @@ def devices_of(value: Any) -> Any:
 
 
 TEXTS = listed("a list of words, such as [first,tuned]", TEXT, least=0)
+ARTIFACT = matching(r"[\w.-]{1,128}", "a name of letters, digits, -, _ and .")  # as W&B takes it
 COMPARED = listed(
     f"a list of methods, each once, of {', '.join(METHODS)}; [] for none",
     one_of(*METHODS),
@@ -131,6 +132,7 @@ RULES: dict[str, Check] = {
     "run_dir": TEXT,
     "optim.rate_scale": number(above(0)),
     "lora.quantize": static_checks("lora_lightning.adapters.quantize.quantize")["kind"].or_null(),
+    "lora.spectra": one_of("layers", "mean", "none"),
     "trainer.accelerator": one_of(*ACCELERATORS),
     "trainer.devices": DEVICES,
     "trainer.num_nodes": whole(at_least(1)),
@@ -185,7 +187,7 @@ RULES: dict[str, Check] = {
     "logger.choose": FLAG,
     "logger.csv": MAPPING,
     "logger.tensorboard": MAPPING,
-    "logger.wandb": MAPPING,
+    **{f"logger.{name}": MAPPING for name in ("wandb", "mlflow", "comet", "aim")},
 }
 
 REQUIRED = ("model", "data", "task", "lora", "optim", "schedule", "trainer", "rates", "tuning")

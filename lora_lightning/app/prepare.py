@@ -10,11 +10,13 @@ from typing import Any
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.loggers import TensorBoardLogger
 from omegaconf import DictConfig
 from torch import nn
 
 from lora_lightning.adapters.inject import train_parts
 from lora_lightning.adapters.quantize import quantize
+from lora_lightning.adapters.state import state_of
 from lora_lightning.app.build import lora_config, named
 from lora_lightning.app.console import say
 from lora_lightning.app.methods import ADAPTING, METHODS
@@ -28,11 +30,13 @@ from lora_lightning.planning.plan import Plan
 from lora_lightning.planning.targets import head_alone, plan, plan_parts
 from lora_lightning.trainer.callback import LoRACallback
 from lora_lightning.trainer.exact_resume import ExactResume
+from lora_lightning.trainer.hparams import logged
 from lora_lightning.utils.tables import percent
 
 
-class SayDecided(Callback):
-    """Prints the plan of a callback when the data have decided it: before the fit it was not known.
+class Tell(Callback):
+    """Tells the loggers what a callback does, since the application's Trainer logs no hyperparameters by
+    itself; and prints its plan when the data have decided it: before the fit it was not known.
 
     Args:
         adapting: the callback, which comes before this one.
@@ -42,7 +46,14 @@ class SayDecided(Callback):
         self.adapting = adapting
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        say(f"{self.adapting.plan}\n")
+        plan = self.adapting.plan
+        assert plan is not None
+        if self.adapting.config.by_data:
+            say(f"{plan}\n")
+        about = logged(self.adapting.config, plan, state_of(pl_module).adapter)
+        for logger in trainer.loggers if trainer.is_global_zero else ():
+            if not isinstance(logger, TensorBoardLogger):  # shows what was logged first, and that alone
+                logger.log_hyperparams(about)
 
 
 @dataclass
@@ -54,6 +65,7 @@ class Prepared:
         plan: what trains where the base stays as it is; None where everything trains, or nothing.
         adapting: the configuration of the callback that adapts, or has adapted, the task.
         peft: the task's network in PEFT's hands.
+        spectra: what is logged of the updates after each epoch.
     """
 
     trained: int
@@ -61,13 +73,14 @@ class Prepared:
     plan: Plan | None = None
     adapting: LoRAConfig | None = None
     peft: PeftLoRA | None = None
+    spectra: str = "none"
 
     def callbacks(self) -> list[Callback]:
         """For a Trainer of the task."""
         if self.adapting is None:
             return [ExactResume()]
-        adapting = LoRACallback(self.adapting, verbose=False)
-        return [adapting, SayDecided(adapting)] if self.adapting.by_data else [adapting]
+        adapting = LoRACallback(self.adapting, verbose=False, spectra=self.spectra)
+        return [adapting, Tell(adapting)]
 
     def decided(self, callbacks: Iterable[Callback]) -> bool:
         """Take the plan that data have decided in a fit with these callbacks; whether there is one."""
@@ -96,7 +109,7 @@ def prepare(task: LightningModule, config: DictConfig) -> Prepared:
             planned = plan(task, lora)
             if kind := config.lora.get("quantize"):
                 quantize(task, kind, exclude_modules=planned.heads or None)
-            return Prepared(planned.trainable, planned.total, planned, lora)
+            return Prepared(planned.trainable, planned.total, planned, lora, spectra=config.lora.spectra)
         if method == "peft":
             peft = PeftLoRA(task, lora)
             return Prepared(peft.trained, peft.plan.total, peft.plan, peft=peft)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,7 +20,6 @@ from lora_lightning.report.page import KEPT, PAGE_FILE
 from lora_lightning.utils.mapping_file import NOTHING_RUN, read_values
 
 WORD = "resume="
-WANDB_RUN = re.compile(r"(?:offline-)?run-(\d{8}_\d{6})-(.+)")
 
 
 def resumed(arguments: Sequence[str]) -> list[str]:
@@ -159,20 +157,6 @@ def _without_place(config: Mapping[Any, Any]) -> str:
             config[section] = {k: v for k, v in config[section].items() if k != name}
     kept = {k: v for k, v in config.items() if k not in ("run_dir", "ckpt_path", "logger", "tags")}
     return json.dumps(kept, default=str, sort_keys=True).replace(json.dumps(place)[1:-1], "")
-
-
-def wandb_run(folder: Path) -> str | None:
-    """The id of the W&B run that was last logged to a run's folder."""
-    found = [match for path in folder.glob("wandb/*") if (match := WANDB_RUN.fullmatch(path.name))]
-    return max(found, key=lambda match: match[1])[2] if found else None
-
-
-def continue_logs(config: DictConfig, folder: Path) -> None:
-    """Let a run that goes on in its folder go on with its W&B run too, and keep its CSV file of metrics."""
-    wandb = (config.get("logger") or {}).get("wandb")
-    if wandb and wandb.id is None:
-        wandb.id = wandb_run(folder)
-    put_metrics_aside(folder)
 
 
 def put_metrics_aside(folder: Path) -> None:

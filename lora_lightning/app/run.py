@@ -15,7 +15,6 @@ from omegaconf import DictConfig
 
 from lora_lightning.app.build import data_and_model, named, optim_config, plain
 from lora_lightning.app.left import device_in_words
-from lora_lightning.app.loggers import log_plan
 from lora_lightning.app.methods import ADAPTING
 from lora_lightning.app.monitors import watching
 from lora_lightning.app.prepare import check_method, prepare
@@ -81,24 +80,22 @@ class Run:
         elif on_rank_zero():
             keep_base(model, folder) if self.random_base else forget_base(folder)
 
-    def train_and_test(self, loggers: Sequence[Logger] | None = None, ckpt_path: str | None = None) -> Result:
+    def train_and_test(self, loggers: Sequence[Logger], ckpt_path: str | None = None) -> Result:
         """Fit, then test the best checkpoint, whose weights the task holds afterwards.
 
         Args:
-            loggers: None makes a CSV logger in this run's own folder, if the configuration has one.
+            loggers: of the fit, which also learn the scores of the test.
             ckpt_path: a Trainer checkpoint to resume from.
         """
         if self.method == "none":
             return self._result(self._test(None))
-        loggers = self._own_loggers() if loggers is None else loggers
         trainer = self._trainer(loggers)
         started = time.perf_counter()
         try:
             trainer.fit(self.task, datamodule=self.data, ckpt_path=ckpt_path, weights_only=True)
         except AdapterFileError as error:
             raise AdapterFileError(f"ckpt_path={ckpt_path}: {error}") from None
-        if self.prepared.decided(trainer.callbacks) and self.prepared.plan:
-            log_plan(loggers, self.prepared.plan)
+        self.prepared.decided(trainer.callbacks)
         seconds = time.perf_counter() - started
         seconds += sum((c.seconds_before for c in trainer.callbacks if isinstance(c, ExactResume)), 0.0)
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
@@ -147,10 +144,6 @@ class Run:
     def _intervals(self) -> dict[str, tuple[float, float]]:
         """Of the scores just tested, where the task knows them."""
         return self.task.intervals() if hasattr(self.task, "intervals") else {}
-
-    def _own_loggers(self) -> list[Logger]:
-        csv = (self.config.get("logger") or {}).get("csv")
-        return [instantiate(csv, _convert_="all")] if csv else []
 
     def _trainer(self, loggers: Sequence[Logger], beside: Sequence[Callback] = (), what: str = "") -> Any:
         callbacks: list[Callback] = [instantiate(node, _convert_="all") for node in self.callbacks]

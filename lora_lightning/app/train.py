@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from lightning.pytorch.loggers import Logger, WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
@@ -20,25 +19,29 @@ from lora_lightning.app.check import LAST, last_checkpoint
 from lora_lightning.app.console import say, short_path
 from lora_lightning.app.interrupts import wait_no_more
 from lora_lightning.app.left import Facts, save_updates
+from lora_lightning.app.logged import log_end, log_method
 from lora_lightning.app.loggers import (
+    Loggers,
     build_loggers,
     chosen_in_words,
     finish,
+    give_ids,
+    keep_ids,
     log_start,
-    log_table,
+    loggers_beside,
     where,
 )
 from lora_lightning.app.methods import ADAPTING, compared
 from lora_lightning.app.prepare import in_words, save_trained
-from lora_lightning.app.results import Result, results_rows, results_table, save_results, save_together
+from lora_lightning.app.results import Result, results_table, save_results, save_together
 from lora_lightning.app.resume import (
-    continue_logs,
     forget_end,
     is_finished,
     put_metrics_aside,
     refuse_finished,
 )
 from lora_lightning.app.run import Run
+from lora_lightning.app.run_names import RunName, run_name
 from lora_lightning.app.search import search
 from lora_lightning.app.sweep import Ended
 from lora_lightning.app.travels import origin_of
@@ -164,7 +167,7 @@ def train_one(
     if facts:
         facts.planned(run.prepared.plan, run.prepared.trained, run.prepared.total)
     _say_plan(run, folder)
-    results = _compare(config, run, plain, goes_on)
+    results = _compare(config, run, plain, goes_on, run_name(config, adapter))
     if facts:
         _report(results, run, folder, facts)
     result = next(r for r in results if r.method == run.method)
@@ -181,8 +184,9 @@ def _go_on(config: DictConfig, folder: Path) -> bool:
         return False
     refuse_finished(config, folder)
     config.ckpt_path = last_checkpoint(folder, config.trainer.max_epochs)
+    give_ids(config, folder)
     if on_rank_zero():
-        continue_logs(config, folder)
+        put_metrics_aside(folder)
     return True
 
 
@@ -197,25 +201,27 @@ def _say_plan(run: Run, folder: Path) -> None:
         say(f"{RANDOM_START}\n")
 
 
-def _compare(config: DictConfig, run: Run, plain: dict[str, Any], goes_on: bool) -> list[Result]:
+def _compare(
+    config: DictConfig, run: Run, plain: dict[str, Any], goes_on: bool, name: RunName
+) -> list[Result]:
     """The result of the run, and of the methods of compare, as every logger is told."""
-    loggers = build_loggers(config)
+    loggers = build_loggers(config, name)
     status = "failed"
     try:
-        log_start(loggers, plain, run.prepared.trained, run.prepared.total, run.prepared.plan)
-        for line in filter(None, [chosen_in_words(config), *where(loggers)]):
+        log_start(loggers, plain, run.prepared)
+        keep_ids(loggers, Path(config.run_dir))
+        for line in filter(None, [chosen_in_words(config), *where(loggers.all())]):
             say(f"{line}\n")
         order = compared(run.method, config.compare)
-        ended = {run.method: run.train_and_test(loggers, config.ckpt_path)}
+        ended = {run.method: run.train_and_test(loggers.all(), config.ckpt_path)}
         _save_weights(run, plain, Path(config.run_dir))
         for method in (run.method, *(m for m in order if m != run.method)):
             if method not in ended:
-                ended[method] = _compared(config, method, goes_on)
+                ended[method] = _compared(config, method, goes_on, name, loggers)
             if len(order) > 1:
                 say(ended[method].line(run.task.scores))
         results = [ended[method] for method in order]
-        log_table(loggers, "results", *results_rows(results, run.task.scores))
-        _log_report(loggers, run)
+        log_end(loggers, run, results)
         status = "success"
         return results
     finally:
@@ -223,24 +229,37 @@ def _compare(config: DictConfig, run: Run, plain: dict[str, Any], goes_on: bool)
         finish(loggers, status)
 
 
-@rank_zero_only
-def _log_report(loggers: Sequence[Logger], run: Run) -> None:
-    """What the task has found in its test, in tables and, in W&B, in pictures."""
-    for name, (header, rows) in run.task.tables().items() if hasattr(run.task, "tables") else ():
-        log_table(loggers, name, header, rows)
-    for logger in loggers:
-        if isinstance(logger, WandbLogger) and hasattr(run.task, "log_report"):
-            run.task.log_report(logger, run.data)
+def _compared(config: DictConfig, method: str, goes_on: bool, name: RunName, loggers: Loggers) -> Result:
+    """The result of a method that the run's own is compared with; it goes on where the run does.
 
-
-def _compared(config: DictConfig, method: str, goes_on: bool) -> Result:
-    """The result of a method that the run's own is compared with; it goes on where the run does."""
+    Args:
+        name, loggers: of the run, whose trackers show the method's curves beside the run's.
+    """
     folder = Path(config.run_dir) / method
-    checkpoint = None
-    if goes_on and (checkpoint := last_checkpoint(folder, config.trainer.max_epochs)) and on_rank_zero():
-        put_metrics_aside(folder)
     one = compared_config(config, method, folder)
-    return Run(one, folder, keeps=False).train_and_test(ckpt_path=checkpoint)
+    if method == "none":
+        return Run(one, folder, keeps=False).train_and_test([])
+    checkpoint = None
+    for key, node in (one.get("logger") or {}).items():  # those given are the run's own
+        if isinstance(node, DictConfig) and "id" in node:
+            one.logger[key].id = None
+    if goes_on:
+        give_ids(one, folder)
+        checkpoint = last_checkpoint(folder, config.trainer.max_epochs)
+        if checkpoint and on_rank_zero():
+            put_metrics_aside(folder)
+    plain: Any = OmegaConf.to_container(one, resolve=True)
+    run = Run(one, folder, keeps=False)
+    beside, status = loggers_beside(one, name, loggers), "failed"
+    try:
+        log_start(beside, plain, run.prepared)
+        keep_ids(beside, folder)
+        result = run.train_and_test(beside.all(), checkpoint)
+        log_method(beside, result, run.task.scores)
+        status = "success"
+        return result
+    finally:
+        finish(beside, status)
 
 
 def _begin(config: DictConfig, folder: Path) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from lora_lightning.app.check import problems_of
 from lora_lightning.app.compose import UNCOMPOSABLE, Configurations, without_hydra
+from lora_lightning.app.logger_packages import ENDED
 from lora_lightning.app.methods import unused_option
 from lora_lightning.app.options import SEVERAL
 from lora_lightning.app.overriding import apply_override, with_plus
@@ -128,6 +129,8 @@ def _bad_choice(override: Override, choices: Sequence[str]) -> str | None:
         value = wrong if isinstance(wrong, str) else value
     if value is None:
         return f"{group}=null: give one of {', '.join(choices)}; ~{group} leaves the group out."
+    if group == "logger" and isinstance(value, str) and value in ENDED:
+        return f"logger={value}: {ENDED[value]}: give one of {', '.join(choices)}."
     near = (
         did_you_mean(value, choices)
         if isinstance(value, str)

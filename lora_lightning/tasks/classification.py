@@ -8,7 +8,6 @@ from typing import Annotated, Any, Literal
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.trainer.states import TrainerFn
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
@@ -19,6 +18,7 @@ from lora_lightning.adapters.manage import adapters_off
 from lora_lightning.adapters.state import is_injected
 from lora_lightning.methods.optimizers import head_parameters
 from lora_lightning.tasks.classification_checks import problems_of
+from lora_lightning.tasks.classification_examples import confusion_of, examples_of
 from lora_lightning.tasks.classification_losses import Loss
 from lora_lightning.tasks.classification_report import Outcome, tables, write_report
 from lora_lightning.tasks.classification_scores import (
@@ -27,12 +27,12 @@ from lora_lightning.tasks.classification_scores import (
     score_intervals,
     scores_of,
 )
-from lora_lightning.tasks.classification_wandb import log_to_wandb
 from lora_lightning.tasks.optim import configured
 from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
 from lora_lightning.tasks.predictions import Collector, Predictions, numbers
 from lora_lightning.tasks.scores import Score
 from lora_lightning.tasks.temperature import fitted_temperature
+from lora_lightning.trainer.trackers.tracker import Confusion, Example
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import TEXT, above, at_least, listed, number
 from lora_lightning.utils.sharding import is_sharded
@@ -284,10 +284,13 @@ class ImageClassifier(L.LightningModule):
         """Header and rows of what loggers show as tables, by name."""
         return {} if self.predictions is None else tables(self.predictions, self.class_names)
 
-    def log_report(self, logger: WandbLogger, data: Any) -> None:
-        """The confusion matrix and pictures of the worst mistakes in W&B."""
-        if self.predictions is not None:
-            log_to_wandb(logger, self.predictions, self.class_names, data)
+    def confusion(self) -> Confusion | None:
+        """What was taken for what in the last test, for trackers; of pictures of one class."""
+        return None if self.predictions is None else confusion_of(self.predictions, self.class_names)
+
+    def examples(self, data: Any, most: int) -> list[Example]:
+        """Pictures of the last test with what was predicted before (if the model is adapted) and after."""
+        return [] if self.predictions is None else examples_of(self.predictions, self.class_names, data, most)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configured(self, head_parameters(self.model), self.optim)

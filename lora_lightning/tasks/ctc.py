@@ -19,9 +19,10 @@ from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
 from lora_lightning.tasks.recognizer import Recognizer
 from lora_lightning.tasks.routing import report_together
 from lora_lightning.tasks.scores import Score
+from lora_lightning.tasks.speech_examples import examples_of
 from lora_lightning.tasks.speech_report import report
-from lora_lightning.tasks.speech_samples import Samples, samples_of
 from lora_lightning.tasks.vocabulary import BLANK, VOCABULARY, Decoder, encode, greedy
+from lora_lightning.trainer.trackers.tracker import Example
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import TEXT, listed
 
@@ -79,14 +80,6 @@ class SpeechRecognizer(Recognizer):
             for stage in ("val_rates", "test_rates")
         })  # fmt: skip
         self.transcripts: list[Transcript] = []
-        self._samples: Samples | None = None
-
-    def on_fit_start(self) -> None:
-        self._samples = samples_of(self)
-
-    def on_fit_end(self) -> None:
-        if self._samples is not None:
-            self._samples.log(self)
 
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities (batch, frames, vocabulary) and lengths in frames (batch,)."""
@@ -169,6 +162,11 @@ class SpeechRecognizer(Recognizer):
     def report(self, data: Any, folder: Path) -> list[str]:
         """Tables by accent, and report.html, of the test utterances in `data.test_set`."""
         return report(self, data.test_set, folder)
+
+    def examples(self, data: Any, most: int) -> list[Example]:
+        """Test utterances of the last test to play, with what was heard before (if the model is adapted) and
+        after training."""
+        return examples_of(self, self.transcripts, data.test_set, most)
 
     def report_together(self, data: dict[str, Any], folder: Path) -> list[str]:
         """The test utterances of several data modules by all adapters of this model, routed."""

@@ -14,11 +14,14 @@ from torch import Tensor, nn
 from lora_lightning.errors import ConfigError
 from lora_lightning.planning.heads import find_heads
 from lora_lightning.tasks.average_precision import AveragePrecision, scores_of
+from lora_lightning.tasks.detection_examples import examples_of
 from lora_lightning.tasks.detection_pictures import log_to_wandb
 from lora_lightning.tasks.detection_report import write_report
 from lora_lightning.tasks.optim import configured
 from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
 from lora_lightning.tasks.scores import Score
+from lora_lightning.trainer.trackers.choice import tracker_of
+from lora_lightning.trainer.trackers.tracker import Example
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import TEXT, above, at_least, between, is_number, is_whole, listed
 
@@ -129,7 +132,8 @@ class ObjectDetector(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val", self.val_precision)
         for logger in self._wandb():
-            log_to_wandb(logger, "val/predictions", self._pictures, self.class_names, self.score_threshold)
+            pictures = self._pictures[: tracker_of(logger).allowed.examples]
+            log_to_wandb(logger, "val/predictions", pictures, self.class_names, self.score_threshold)
         self._pictures.clear()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
@@ -149,7 +153,11 @@ class ObjectDetector(L.LightningModule):
     def _wandb(self) -> list[WandbLogger]:
         if not self.trainer.is_global_zero or self.trainer.sanity_checking:
             return []
-        return [logger for logger in self.trainer.loggers if isinstance(logger, WandbLogger)]
+        return [
+            logger
+            for logger in self.trainer.loggers
+            if isinstance(logger, WandbLogger) and tracker_of(logger).allowed.examples
+        ]
 
     def report(self, data: L.LightningDataModule, folder: Path) -> list[str]:
         """Pictures of the test images in `folder`: contact_sheet.png and sections of the page, where each
@@ -157,6 +165,10 @@ class ObjectDetector(L.LightningModule):
         each class its curve of precision by recall."""
         scale, masks = self.test_precision.area_scale, has_masks(self.model)
         return write_report(self, data, self.class_names, self.score_threshold, folder, scale, masks)
+
+    def examples(self, data: L.LightningDataModule, most: int) -> list[Example]:
+        """Test images with the truth and what was found before (if the model is adapted) and after."""
+        return examples_of(self, data, self.class_names, self.score_threshold, most)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         layers = [self.model.get_submodule(name) for name in find_heads(self.model)]

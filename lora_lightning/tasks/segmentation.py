@@ -19,8 +19,11 @@ from lora_lightning.tasks.confusion import Confusions, Segmentation, named_ious
 from lora_lightning.tasks.optim import configured
 from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
 from lora_lightning.tasks.scores import Score
+from lora_lightning.tasks.segmentation_examples import examples_of
 from lora_lightning.tasks.segmentation_maps import class_maps, dice_loss, logits_of, pixel_loss
 from lora_lightning.tasks.segmentation_pictures import log_to_wandb, tables_of, write_report
+from lora_lightning.trainer.trackers.choice import tracker_of
+from lora_lightning.trainer.trackers.tracker import Example
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import TEXT, at_least, is_whole, listed, whole
 
@@ -150,7 +153,8 @@ class SemanticSegmenter(L.LightningModule):
     def on_validation_epoch_end(self) -> None:
         self._log_scores("val")
         for logger in self._wandb():
-            log_to_wandb(logger, "val/predictions", self._pictures, self.class_names)
+            pictures = self._pictures[: tracker_of(logger).allowed.examples]
+            log_to_wandb(logger, "val/predictions", pictures, self.class_names)
         self._pictures.clear()
 
     def on_test_epoch_end(self) -> None:
@@ -183,11 +187,20 @@ class SemanticSegmenter(L.LightningModule):
         assert self._tested is not None  # a run has tested what it reports
         return write_report(self, self.predicted, data, self._tested, self.class_names, self.colours, folder)
 
+    def examples(self, data: L.LightningDataModule, most: int) -> list[Example]:
+        """Test pictures with the truth and what was found before (if the model is adapted) and after."""
+        return examples_of(self, self.predicted, data, self.colours, most)
+
     def _wandb(self) -> list[WandbLogger]:
         if not self.trainer.is_global_zero or self.trainer.sanity_checking:
             return []
-        shows = hasattr(getattr(self.trainer, "datamodule", None), "show")
-        return [logger for logger in self.trainer.loggers if isinstance(logger, WandbLogger) and shows]
+        if not hasattr(getattr(self.trainer, "datamodule", None), "show"):
+            return []
+        return [
+            logger
+            for logger in self.trainer.loggers
+            if isinstance(logger, WandbLogger) and tracker_of(logger).allowed.examples
+        ]
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         layers = [self.model.get_submodule(name) for name in find_heads(self.model)]

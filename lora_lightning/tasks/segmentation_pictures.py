@@ -56,14 +56,14 @@ def write_report(
         tested: of the whole test part, after training.
         names, colours: of the classes.
     """
-    examples = list(_examples(model, predict, data))
+    examples = list(examined(model, predict, data))
     judged = {state: _judged(examples, state, len(names)) for state in examples[0].found}
     last = list(judged)[-1]
     worst = sorted(examples, key=lambda e: judged[last].picture_miou(e.place))
 
     def views(example: Example) -> dict[str, Image.Image]:
         picture = data.show("test", example.place)[1]  # type: ignore[attr-defined]  # as MasksDataModule
-        return _views(example, picture, colours)
+        return views_of(example, picture, colours)
 
     lines = [f"{state} training: {_in_words(one)}" for state, one in judged.items()]
     legend = [(_css(colour), name) for name, colour in zip(names, colours, strict=True) if colour != BLACK]
@@ -92,7 +92,8 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def _examples(model: nn.Module, predict: Predict, data: L.LightningDataModule) -> Iterator[Example]:
+def examined(model: nn.Module, predict: Predict, data: L.LightningDataModule) -> Iterator[Example]:
+    """The first test pictures, as they were seen before (if the model is adapted) and after training."""
     device = next(model.parameters()).device
     adapted = any(isinstance(module, LoRALayer) for module in model.modules())
     data.setup("test")
@@ -139,7 +140,7 @@ def _classes_in_words(tested: Segmentation, names: Sequence[str]) -> list[str]:
     return [f"lowest IoU %: {', '.join(shown)}"] if len(each) > 1 else []
 
 
-def _views(example: Example, picture: Image.Image, colours: Sequence[Colour]) -> dict[str, Image.Image]:
+def views_of(example: Example, picture: Image.Image, colours: Sequence[Colour]) -> dict[str, Image.Image]:
     """The pictures of one row: the picture, the truth, each state's map, and where the last is wrong."""
     nothing = np.full(example.truth.shape, IGNORED, np.uint8)
     views = {"picture": overlay(picture, nothing, colours, WIDTH)}

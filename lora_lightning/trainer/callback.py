@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
+from torch.optim import Optimizer
 
 from lora_lightning.adapters import quantize as quantization
 from lora_lightning.adapters.base_values import begin_training, refuse_replaced
@@ -24,7 +25,8 @@ from lora_lightning.trainer.collapse import CollapseWatch
 from lora_lightning.trainer.compat import is_a
 from lora_lightning.trainer.exact_resume import ExactResume
 from lora_lightning.trainer.first_steps import GradientMonitor
-from lora_lightning.trainer.hparams import log_to_all, logged
+from lora_lightning.trainer.gradient_norm import UpdateGradients
+from lora_lightning.trainer.hparams import log_plan, log_to_all, logged
 from lora_lightning.trainer.injecting import Injector
 from lora_lightning.trainer.objective import Objective
 from lora_lightning.trainer.refusals import (
@@ -34,7 +36,7 @@ from lora_lightning.trainer.refusals import (
     warn_of_random_base,
 )
 from lora_lightning.trainer.restarting import Restarts, restarts_of_fit
-from lora_lightning.trainer.spectra import log_spectra
+from lora_lightning.trainer.spectra import hide_layers, log_spectra, log_spectra_table
 from lora_lightning.trainer.strategies import UNSHARDED, prepare_saving
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import one_of
@@ -55,8 +57,11 @@ OWN_OPTIONS = (  # beside LoRAConfig's
 class LoRACallback(ExactResume):
     """Injects LoRA into the LightningModule at setup, freezes its backbone, keeps the Trainer's
     checkpoints down to what is trained, writes them whole or not at all, and lets a run resumed from one
-    go on as if it had never stopped. Its configuration and the numbers of parameters go to the Trainer's
-    loggers, as hyperparameters under `LoRACallback`.
+    go on as if it had never stopped.
+
+    Its configuration and the numbers of parameters go to the Trainer's loggers, as hyperparameters under
+    `LoRACallback`; the plan as a table, where a logger shows tables, or beside its `metrics.csv`; while it
+    trains `lora/grad_norm`, the length of the updates' gradient before clipping, and what `spectra` says.
 
     Args:
         config: what to adapt and how; a mapping of LoRAConfig's fields and PEFT's `LoraConfig` will do.
@@ -75,7 +80,8 @@ class LoRACallback(ExactResume):
             the updates outgrew their weights. False trains on.
         spectra: what is logged after each epoch of the updates, of which rank, how even and how large they
             are: "mean" over the layers, as `lora/effective_rank`, `lora/stable_rank` and
-            `lora/relative_norm` (`spectra` of the package); "layers", of each layer beside it; or "none".
+            `lora/relative_norm` (`spectra` of the package), and `lora/update_norm`, the length of all of
+            them; "layers", of each layer beside it; or "none". After training each layer's in a table.
         **options: fields of LoRAConfig, instead of `config`.
 
     Attributes:
@@ -120,6 +126,7 @@ class LoRACallback(ExactResume):
         self._collapse: CollapseWatch | None = None
         self._objective: Objective | None = None
         self._restarts: Restarts | None = None
+        self._gradients: UpdateGradients | None = None
         self._restored_seed: int | None = None  # of the restarts of the run that is resumed
         self._logged: tuple[list[int], dict[str, Any]] | None = None
 
@@ -170,6 +177,7 @@ class LoRACallback(ExactResume):
             refuse_untrained(trainer, pl_module)
             begin_training(pl_module)
         self._collapse = CollapseWatch(pl_module) if self.watch_collapse else None
+        self._gradients = UpdateGradients(pl_module)
         super().on_train_start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
@@ -181,6 +189,12 @@ class LoRACallback(ExactResume):
         if self._first_steps is not None:
             scaler = getattr(trainer.precision_plugin, "scaler", None)
             self._first_steps.after_backward(scaled=scaler is not None)
+
+    def on_before_optimizer_step(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, optimizer: Optimizer
+    ) -> None:
+        if self._gradients is not None:
+            self._gradients.before_step(trainer, pl_module, optimizer)
 
     def on_train_batch_end(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, *args: Any
@@ -201,6 +215,8 @@ class LoRACallback(ExactResume):
         super().on_train_end(trainer, pl_module)
         if self._first_steps is not None and self._first_steps.observed:
             self._conclude(trainer)
+        if self.spectra != "none":
+            log_spectra_table(trainer, pl_module)
 
     def on_fit_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_fit_end(trainer, pl_module)
@@ -248,4 +264,7 @@ class LoRACallback(ExactResume):
         about = logged(self.config, self.plan, state_of(pl_module).adapter)
         if self._logged != (told := ([id(logger) for logger in trainer.loggers], about)):
             log_to_all(trainer, pl_module, about)
+            log_plan(trainer, self.plan)
+            if self.spectra == "layers":
+                hide_layers(trainer)
             self._logged = told

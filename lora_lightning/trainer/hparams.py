@@ -14,12 +14,14 @@ from lora_lightning.errors import AdapterFileError
 from lora_lightning.files.allowed import BUILDERS, calls
 from lora_lightning.planning.plan import Plan
 from lora_lightning.trainer.compat import is_a
+from lora_lightning.trainer.trackers.choice import tracker_of
 from lora_lightning.utils.tables import truncate_list
 
 LOGGED_AS = "LoRACallback"  # a name of its own, so that no hyperparameter of the module's is replaced
 STORED = ("hparams", "module_arguments", "hyper_parameters")  # Lightning's keys, of old and now
 INSTANTIATOR, CLASSES = "_instantiator", ("class_path", "_class_path")  # what LightningCLI obeys
 LIGHTNING_CLI = "lightning.pytorch.cli.instantiate_module"
+PLAN = ("layer", "kind", "weight", "rank", "alpha", "parameters")  # the head of a plan as a table
 
 
 def logged(config: LoRAConfig, planned: Plan, adapter: str) -> dict[str, Any]:
@@ -37,9 +39,23 @@ def logged(config: LoRAConfig, planned: Plan, adapter: str) -> dict[str, Any]:
     }
 
 
+def plan_rows(planned: Plan) -> list[list[Any]]:
+    """A plan as a table under `PLAN`."""
+    return [
+        [p.name, p.kind, "×".join(map(str, p.shape)), p.rank, p.alpha, p.parameters] for p in planned.layers
+    ]
+
+
 def _ranks(planned: Plan) -> dict[str, int]:
     """By layer, without the dots that loggers would take for levels."""
     return {layer.name.replace(".", "/"): layer.rank for layer in planned.layers}
+
+
+def log_plan(trainer: Any, planned: Plan) -> None:
+    """Give the loggers of the Trainer that show tables the plan."""
+    if trainer.is_global_zero and planned.layers:
+        for logger in trainer.loggers:
+            tracker_of(logger).table("plan", PLAN, plan_rows(planned))
 
 
 def log_to_all(trainer: Any, pl_module: pl.LightningModule, about: dict[str, Any]) -> None:

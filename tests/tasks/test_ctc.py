@@ -9,7 +9,6 @@ from types import SimpleNamespace
 import lightning as L
 import pytest
 import torch
-from lightning.pytorch.loggers import WandbLogger
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -147,32 +146,6 @@ def test_training_with_lora_learns_and_leaves_the_base(tmp_path: Path) -> None:
     assert all(torch.equal(now[n], t) for n, t in before.items())
 
 
-class Listening(WandbLogger):
-    """W&B's logger without W&B."""
-
-    def __init__(self) -> None:
-        self.tables: list[tuple[list[str], list[list[object]]]] = []
-
-    def log_table(self, name: str, columns: list[str], data: list[list[object]]) -> None:  # type: ignore[override]
-        self.tables.append((columns, data))
-
-
-def test_samples_to_play_for_wandb() -> None:
-    task, logger = recognizer(), Listening()
-    data = SimpleNamespace(val_dataloader=lambda: loader(UTTERANCES))
-    task._trainer = SimpleNamespace(datamodule=data, loggers=[logger])  # type: ignore[assignment]
-    task._fabric = None
-    task.on_fit_start()
-    task.model.head.weight.data[2, 3], task.model.head.weight.data[3, 3] = 10, 0  # type: ignore[union-attr, index]
-    task.on_fit_end()
-    [(columns, rows)] = logger.tables
-    first = dict(zip(columns, rows[0], strict=True))
-    assert [first[name] for name in ("id", "accent", "said")] == ["1", "scottish", "a b"]
-    assert (first["heard before"], first["heard after"]) == ("a b", "a a")
-    assert type(first["audio"]).__name__ == "Audio"
-    assert len(rows) == 2  # the first batch
-
-
 def injected() -> SpeechRecognizer:
     task = SpeechRecognizer(conformer_ctc(LETTERS, width=32), LETTERS, kept=["us"])
     ll.inject(task, ll.LoRAConfig(rank=2, target_modules="all"), adapter="scottish")
@@ -186,6 +159,22 @@ def injected() -> SpeechRecognizer:
 def noises() -> list[Utterance]:
     about = [("scottish", "m1"), ("caribbean", "f1"), ("us", "m1")]
     return [Utterance(torch.randn(4000 + 100 * i), "ab c", str(i), *about[i % 3]) for i in range(12)]
+
+
+def test_examples_to_play_for_trackers() -> None:
+    task, sounds = injected(), noises()
+    task.transcripts = transcribe_all(task, sounds)
+    found = task.examples(SimpleNamespace(test_set=sounds), 3)
+    with ll.adapters_off(task):
+        off = {t.id: t.hypothesis for t in transcribe_all(task, sounds)}
+    now = {t.id: t for t in task.transcripts}
+    worst = max(len(t.hypothesis.split()) for t in task.transcripts if t.accent != "us")
+    assert len(found) == 3 and worst
+    for one in found:
+        assert one.words["accent"] != "us", "of what was trained"
+        assert one.words["heard after"] == now[one.name].hypothesis
+        assert one.words["heard before"] == off[one.name]
+        assert one.sound is not None and torch.equal(one.sound, sounds[int(one.name)].wave)
 
 
 def test_the_report_plays_what_was_heard(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,6 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from small import Classifier, cnn, loader, trainer
 
 import lora_lightning as ll
-
-sys.path.append(str(Path(__file__).parents[1] / "app"))
 
 
 class Recorder(Logger):
@@ -109,7 +106,7 @@ def test_csv_and_tensorboard(tmp_path):
 @pytest.mark.slow
 def test_wandb_tells_two_ranks_apart(tmp_path, monkeypatch):
     import wandb
-    from test_loggers import read_wandb
+    from wandb_file import read_wandb
 
     monkeypatch.setenv("WANDB_SILENT", "true")
     for rank in (4, 8):
@@ -117,7 +114,7 @@ def test_wandb_tells_two_ranks_apart(tmp_path, monkeypatch):
         fit(tmp_path, ll.LoRACallback(rank=rank), logger)
         wandb.finish()
         (file,) = (tmp_path / str(rank)).glob("wandb/offline-run-*/*.wandb")
-        config = read_wandb(file)["config"]
+        config = read_wandb(file).config
         assert config["LoRACallback"]["rank"] == rank
         assert config["LoRACallback"]["trainable_parameters"] > 0
         assert (config["lora"], config["width"]) == ("mine", 3)

@@ -14,7 +14,7 @@ from safetensors.torch import load_file
 
 import lora_lightning as ll
 from lora_lightning.app.application import main
-from lora_lightning.app.resume import resumed, wandb_run
+from lora_lightning.app.resume import resumed
 
 ROOT = Path(__file__).parents[2]
 ADAPTER = Path("adapter") / "adapter_model.safetensors"
@@ -29,9 +29,6 @@ def test_the_words_that_began_the_run_come_back(tmp_path, monkeypatch):
     given = ["--config-dir", "mine", "resume=a'b", "x=2"]
     own = [r"hydra.run.dir='a\'b'", "ckpt_path=last"]
     assert resumed(given) == ["--config-dir", "mine", "x=2", "recipe=resnet_digits", *own]
-    for name in ("run-20260102_000000-old-id", "offline-run-20260103_000000-new-id", "latest-run"):
-        (run / "wandb" / name).mkdir(parents=True)
-    assert wandb_run(run) == "new-id"
     assert resumed(["lora.rank=2"]) == ["lora.rank=2"]
     with pytest.raises(ll.ConfigError, match=r"resume=a'c: is not a run's folder.*Did you mean \"a'b\""):
         resumed(["resume=a'c"])
@@ -41,10 +38,12 @@ def test_a_run_goes_on_in_its_folder(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("WANDB_MODE", "offline")
     main([*WORDS, "trainer.max_epochs=1", "hydra.run.dir=run"])
-    began = wandb_run(tmp_path / "run")
+    began = json.loads((tmp_path / "run" / "trackers.json").read_text())
     main(["resume=run", "trainer.max_epochs=2"])
-    assert len(list((tmp_path / "run" / "wandb").glob("offline-run-*"))) == 2
-    assert wandb_run(tmp_path / "run") == began
+    parts = sorted((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert len(parts) == 2
+    assert [part.name.rpartition("-")[2] for part in parts] == [began["wandb"]] * 2
+    assert json.loads((tmp_path / "run" / "trackers.json").read_text()) == began
     assert {p.name for p in (tmp_path / "run" / "csv").iterdir()} >= {"metrics.csv", "metrics.1.csv"}
     assert [p.name for p in tmp_path.iterdir()] == ["run"]
     with pytest.raises(SystemExit):
