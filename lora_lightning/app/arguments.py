@@ -355,6 +355,13 @@ def _evaluate(parser: Parser) -> None:
     _check_base(parser)
 
 
+def _report(parser: Parser) -> None:
+    about = "the folder of a run, ended or not; several are set side by side"
+    parser.add_argument("paths", nargs="*", metavar="RUN", help=about)
+    parser.key("out", "FILE.html", "the file to write; of one run, its own report.html where it is left out")
+    parser.key("overwrite", "true", "replace FILE.html", switch)
+
+
 def _completion(parser: Parser) -> None:
     about = 'eval "$(lora-lightning completion bash)", once or in ~/.bashrc; zsh likewise'
     parser.add_argument("shell", nargs="*", metavar="|".join(SHELLS), help=about)
@@ -408,6 +415,7 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], str, str]] = {
         "adapter=PATH [data=NAME key=value ...]",
         "scores on the test data, or on others",
     ),
+    "report": (_report, "RUN ... [out=FILE.html]", "the page of a run anew, or several runs side by side"),
     "completion": (_completion, "bash|zsh", "Tab completes groups, recipes and options"),
 }
 

@@ -185,6 +185,15 @@ def _evaluate(words: Sequence[str]) -> None:
         print(evaluate(given, of_run), flush=True)
 
 
+def _report(words: Sequence[str]) -> None:
+    given, problems = _given("report", words)
+    paths = given.pop("paths")
+    _refuse([*([] if paths else ["give the folder of a run, or of several."]), *problems])
+    from lora_lightning.app.report import report
+
+    print(report(paths, given))
+
+
 def _completion(words: Sequence[str]) -> None:
     from lora_lightning.app.completion import script
 
@@ -207,6 +216,7 @@ COMMANDS = {
     "transcribe": _transcribe,
     "predict": _predict,
     "evaluate": _evaluate,
+    "report": _report,
     "completion": _completion,
 }
 

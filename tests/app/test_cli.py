@@ -74,6 +74,11 @@ LINES = {
     "merge ckpt=. out=x out=y": ["out: is given twice."],
     "merge ckpt=. out= overwrite=yes": ["out=: give a text", "overwrite=yes: give true or false"],
     "inspect . .": ["give one path."],
+    "report": ["give the folder of a run, or of several."],
+    "report nowhere . otu=x": [
+        "nowhere: there is no such file",
+        "otu=x: there is no such option. Did you mean 'out'",
+    ],
     "inspect . bse=x base=nowhere": [
         f"bse=x: {NO_SUCH} Did you mean 'base'",
         "base=nowhere: there is no such file",

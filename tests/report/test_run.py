@@ -4,7 +4,7 @@ import json
 import re
 
 import pytest
-from runs import LAYERS, metrics, run
+from left_runs import LAYERS, metrics, run
 
 from lora_lightning.errors import UserError
 from lora_lightning.report.metrics import Point, read_metrics, thinned

@@ -47,7 +47,7 @@ def run(folder: Path, ended: bool = True, layers=LAYERS, accuracy: float = 0.6, 
     (folder / "report").mkdir(parents=True)
     values = {"model": {"name": "vit"}, "method": "lora", "compare": ["none", "linear_probe", "lora"],
               "seed": 0, "lora": {"rank": 4}, "run_dir": str(folder), **config}  # fmt: skip
-    (folder / "config.yaml").write_text(yaml.safe_dump(values))
+    (folder / "config.yaml").write_text(yaml.safe_dump(values, sort_keys=False))
     facts = {"recipe": "vit_digits", "about": "A small ViT, adapted to <digits>",
              "command": "lora-lightning train", "model": "vit", "data": "Digits", "versions": {"torch": "2"},
              "started": "2026-01-01 10:00"}  # fmt: skip
