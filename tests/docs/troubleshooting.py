@@ -28,6 +28,7 @@ GROUPS = {  # what one was doing -> the beginnings of modules' names; the longes
     "Getting a pretrained model": "models utils.download",
     "Reading data": "data",
     "Scoring, predicting and transcribing": "tasks app.predict app.evaluat app.transcribe app.recognizer",
+    "Making the page of a run": "report app.report",
 }
 FINDINGS = "What a check of data finds"
 
