@@ -78,6 +78,8 @@ class Facts:
     def end(self, results: Sequence[Result], task: Any, device: str) -> None:
         """Write down what came of it."""
         header, rows = results_rows(results, task.scores)
+        if hasattr(task, "before") and not any(r.method == "none" for r in results):
+            self.add(before=task.before())
         self.ended()
         self.add(
             device=device,

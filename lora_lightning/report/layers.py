@@ -220,20 +220,24 @@ def _spectra(updates: Sequence[Mapping[str, Any]]) -> str:
     ]
     if not rows or max(row["singular value"] for row in rows) <= 0:
         return ""
+    select = {
+        "type": "point", "fields": ["layer"], "on": "pointerover, click", "nearest": True, "clear": "pointerout",
+    }  # fmt: skip
+    here = {"condition": {"param": "one", "empty": False, "value": 1}, "value": 0.35}
+    points = {"type": "circle", "size": 20, "opacity": 0.35, "tooltip": {"content": "data"}}
+    axis = {"tickMinStep": 1, "grid": False}
     spec = {
         "height": 240,
         "data": {"values": rows},
-        "params": [{"name": "one", "select": {
-            "type": "point", "fields": ["layer"], "on": "pointerover, click", "nearest": True,
-            "clear": "pointerout"}}],
-        "mark": {"type": "line", "tooltip": {"content": "data"}, "point": {"size": 14}},
         "encoding": {
-            "x": {"field": "direction", "type": "quantitative", "axis": {"tickMinStep": 1, "grid": False},
-                  "scale": {"domainMin": 1}},
+            "x": {"field": "direction", "type": "quantitative", "axis": axis, "scale": {"domainMin": 1}},
             "y": {"field": "singular value", "type": "quantitative"},
             "detail": {"field": "layer"},
-            "opacity": {"condition": {"param": "one", "empty": False, "value": 1}, "value": 0.35},
         },
-    }  # fmt: skip
+        "layer": [
+            {"mark": points, "params": [{"name": "one", "select": select}]},
+            {"mark": "line", "encoding": {"opacity": here}},
+        ],
+    }
     note = '<p class="soft">A line is a layer: its update\'s singular values, the largest first.</p>'
     return note + chart(spec, "singular values of each layer's update", widest=900)

@@ -25,6 +25,7 @@ from lora_lightning.tasks.classification_scores import (
     calibration_error,
     metrics_of,
     score_intervals,
+    score_values,
     scores_of,
 )
 from lora_lightning.tasks.optim import configured
@@ -263,6 +264,12 @@ class ImageClassifier(L.LightningModule):
     def intervals(self) -> dict[str, tuple[float, float]]:
         """The 95 % interval of each score of the last test, by the bootstrap over pictures."""
         return {} if self.predictions is None else score_intervals(self.predictions)
+
+    def before(self) -> dict[str, Any]:
+        """Scores and intervals of the last test with the adapter off, for the head of the run's page; nothing
+        of a model that is not adapted."""
+        base = None if self.predictions is None else self.predictions.as_before()
+        return {} if base is None else {"scores": score_values(base), "intervals": score_intervals(base)}
 
     def facts(self) -> dict[str, Any]:
         """What was learned beside the weights, and belongs to the adapter: plain numbers and words."""
