@@ -63,7 +63,7 @@ CONTRAST = """() => {
     const text = walker.currentNode.textContent.trim(), node = walker.currentNode.parentElement;
     if (!text || !node.getClientRects().length || node.closest("script, style, noscript")) continue;
     const style = getComputedStyle(node), inSvg = node.closest("svg");
-    if (inSvg && node.closest(".role-mark, .boxes")) continue;  // a text upon a mark, whose ground is not known here
+    if (inSvg && node.closest(".role-mark, .boxes")) continue;  // upon a mark, whose ground is not known
     const both = [light(rgba(inSvg ? style.fill : style.color)), light(ground(node))];
     const ratio = (Math.max(...both) + .05) / (Math.min(...both) + .05);
     const where = `<${node.tagName.toLowerCase()} class=${node.getAttribute("class")}>`;

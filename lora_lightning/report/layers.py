@@ -221,7 +221,8 @@ def _spectra(updates: Sequence[Mapping[str, Any]]) -> str:
     if not rows or max(row["singular value"] for row in rows) <= 0:
         return ""
     select = {
-        "type": "point", "fields": ["layer"], "on": "pointerover, click", "nearest": True, "clear": "pointerout",
+        "type": "point", "fields": ["layer"], "on": "pointerover, click", "nearest": True,
+        "clear": "pointerout",
     }  # fmt: skip
     here = {"condition": {"param": "one", "empty": False, "value": 1}, "value": 0.35}
     points = {"type": "circle", "size": 20, "opacity": 0.35, "tooltip": {"content": "data"}}
