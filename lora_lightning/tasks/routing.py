@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,18 @@ from torch import Tensor
 from lora_lightning.adapters.manage import adapters_off, set_adapter
 from lora_lightning.adapters.mixed_batch import mixed_adapters
 from lora_lightning.data.speech import Utterance, collate
+from lora_lightning.report import specs
+from lora_lightning.report.page import Section, leave, table, text
 from lora_lightning.tasks.error_rates import Transcript
 from lora_lightning.tasks.recognizer import Recognizer
-from lora_lightning.tasks.speech_report import percent, transcribe_all
+from lora_lightning.tasks.speech_report import Heard, percent, rates, transcribe_all, worst
+from lora_lightning.tasks.speech_sounds import Sounds
 from lora_lightning.utils.tables import format_table
 
 MIXED = 32  # utterances of a mixed batch
+WORST = 4  # utterances of each accent on the page
+BASE, BY_LABEL = "base", "routed by label"
+TITLE = "All adapters in one model"
 SHRINKAGE = 0.1  # of the covariance towards its diagonal
 
 
@@ -71,21 +78,21 @@ def transcribe_mixed(
         batch = collate([utterances[i] for i in rows])
         with torch.no_grad(), mixed_adapters(task, [adapters[i] for i in rows]):
             texts = task.transcribe(batch.waves.to(task.device), batch.lengths.to(task.device))
-        for i, text in zip(rows, texts, strict=True):
-            heard[i] = text
+        for i, one in zip(rows, texts, strict=True):
+            heard[i] = one
     return [Transcript(u.id, u.accent, u.speaker, u.text, h) for u, h in zip(utterances, heard, strict=True)]
 
 
 def report_together(task: Recognizer, data: dict[str, Any], folder: Path) -> list[str]:
     """Several adapters in one model: each accent by the base, by every adapter, routed by its label, and
-    by a router that has not seen the label.
+    by a router that has not seen the label; and what is heard worst by its own adapter.
 
     Args:
         task: with all adapters loaded.
         data: the data module that each adapter was trained on, set up.
 
     Returns:
-        Lines to print; the same as numbers are in adapters.json.
+        Lines to print; the same as numbers are in adapters.json, and as sections of the page.
     """
     tested = {u.id: u for module in data.values() for u in module.test_set}
     utterances = list(tested.values())
@@ -93,30 +100,76 @@ def report_together(task: Recognizer, data: dict[str, Any], folder: Path) -> lis
     own = [owner.get(u.accent) for u in utterances]
     heard: dict[str, list[Transcript]] = {}
     with adapters_off(task):
-        heard["base"] = transcribe_all(task, utterances)
+        heard[BASE] = transcribe_all(task, utterances)
     for name in data:
         set_adapter(task, name)
         heard[name] = transcribe_all(task, utterances)
-    heard["routed by label"] = transcribe_mixed(task, utterances, own)
+    heard[BY_LABEL] = transcribe_mixed(task, utterances, own)
     lines: list[str] = []
+    guessed: list[str] = []
     if hasattr(task.model, "features"):
         known = {u.id: u for module in data.values() for u in [*module.train_set, *module.val_set]}
-        labels = [owner.get(u.accent) or "base" for u in known.values()]
+        labels = [owner.get(u.accent) or BASE for u in known.values()]
         router = Router(mean_features(task, list(known.values())), labels)
         guessed = router(mean_features(task, utterances))
         heard["routed by nearest centroid"] = [
             heard[name][i] for i, name in enumerate(guessed)
         ]  # each row as alone: what a mixed batch promises
-        right = sum(g == (o or "base") for g, o in zip(guessed, own, strict=True))
+        right = sum(g == (o or BASE) for g, o in zip(guessed, own, strict=True))
         lines.append(f"The router sends {100 * right / len(own):.1f} % of the utterances to the right one.")
-    alone = [heard[o or "base"][i].hypothesis for i, o in enumerate(own)]
-    same = sum(a == t.hypothesis for a, t in zip(alone, heard["routed by label"], strict=True))
+    alone = [heard[o or BASE][i].hypothesis for i, o in enumerate(own)]
+    same = sum(a == t.hypothesis for a, t in zip(alone, heard[BY_LABEL], strict=True))
     lines.append(f"Mixed batches: {same} of {len(own)} transcripts are those of the adapter by itself.")
     accents = list(dict.fromkeys(u.accent for u in utterances))
+    accents.sort(key=lambda accent: accent not in owner)  # what was adapted to comes first
     rows = [
         (accent, *(percent([t for t in part if t.accent == accent]) for part in heard.values()))
         for accent in accents
     ]
     header = ("WER %", *heard)
     (folder / "adapters.json").write_text(json.dumps({"header": header, "rows": rows}, indent=2) + "\n")
-    return ["", "All adapters in one model", "", format_table(header, rows), "", *lines]
+    sections = [_overview(heard, accents, table(header, rows), lines)]
+    if guessed:
+        sections.append(_routes(utterances, guessed, accents, [*data, BASE]))
+    sections += _worst(task, utterances, heard, owner, accents)
+    leave(folder, sections, TITLE)
+    return ["", TITLE, "", format_table(header, rows), "", *lines]
+
+
+def _overview(heard: Heard, accents: Sequence[str], numbers: str, lines: Sequence[str]) -> Section:
+    """Each accent by the base, by every adapter and routed."""
+    transcripts = next(iter(heard.values()))
+    places = {a or "unknown": [i for i, t in enumerate(transcripts) if t.accent == a] for a in accents}
+    colours = dict(zip(heard, (f"var(--c{1 + i % 8})" for i in range(len(heard))), strict=True))
+    colours[BASE] = specs.STATES["before"]
+    words = "".join(f"<p>{text(line, 200)}</p>" for line in lines)
+    return Section(TITLE, words + rates(heard, "accent", places, colours) + numbers)
+
+
+def _routes(
+    utterances: Sequence[Utterance], guessed: Sequence[str], accents: Sequence[str], names: Sequence[str]
+) -> Section:
+    """Which adapter the router takes for the utterances of each accent."""
+    cells = Counter((u.accent, name) for u, name in zip(utterances, guessed, strict=True))
+    rows = [(accent, *(str(cells[accent, name]) for name in names)) for accent in accents]
+    lead = (
+        "<p>Utterances of each accent, by the adapter that a router takes which has not seen the label.</p>"
+    )
+    return Section("Where the router sends them", lead + table(("accent", *names), rows))
+
+
+def _worst(
+    task: Recognizer,
+    utterances: Sequence[Utterance],
+    heard: Heard,
+    owner: dict[str, str],
+    accents: Sequence[str],
+) -> list[Section]:
+    """Of each accent that has an adapter, by that adapter and by the base."""
+    sounds, both = Sounds(), {"adapter off": heard[BASE], "its own adapter": heard[BY_LABEL]}
+    sections = []
+    for accent in accents:
+        if accent in owner:
+            set_adapter(task, owner[accent])
+            sections += worst(task, utterances, both, [accent], WORST, sounds)
+    return sections

@@ -1,43 +1,32 @@
-"""What a trained recognizer hears, in tables and on a page: accents, confusions, worst utterances to play."""
+"""What a trained recognizer hears, in tables and on a page: accents, speakers, words, utterances to play."""
 
 from __future__ import annotations
 
-import base64
-import html
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
-import soundfile
 import torch
-from PIL import Image
-from torch import Tensor
 
 from lora_lightning.adapters.manage import adapters_off
 from lora_lightning.adapters.state import is_injected
 from lora_lightning.data.buckets import grouped
-from lora_lightning.data.speech import SAMPLE_RATE, Utterance, collate
-from lora_lightning.report.page import Section, leave
+from lora_lightning.data.speech import Utterance, collate
+from lora_lightning.report import specs
+from lora_lightning.report.charts import chart
+from lora_lightning.report.page import Section, leave, table, text
 from lora_lightning.tasks.error_rates import Transcript, confusions, count_errors, error_rate
 from lora_lightning.tasks.recognizer import Recognizer
-from lora_lightning.tasks.vocabulary import encode
-from lora_lightning.utils.libraries import loading
+from lora_lightning.tasks.speech_sounds import Sounds, aligned, spectrogram
+from lora_lightning.tasks.speech_words import as_html, compared
 from lora_lightning.utils.tables import format_table
 
-with loading("torchaudio"):
-    from torchaudio.functional import forced_align
-    from torchaudio.transforms import MelSpectrogram
-
-
 BATCH_SECONDS = 120.0  # padding counted
-WORST = 12  # utterances on the page
-PIXELS = 4  # a side of each cell of the spectrogram
-STYLE = """<style>
-audio{display:block;margin:.3em 0}article{margin:2em 0}
-.sound{position:relative;overflow-x:auto;padding-bottom:1.6em;width:max-content;max-width:100%}
-.sound img{display:block}.sound span{position:absolute;bottom:0;font:13px monospace}
-</style>"""
+WORST, WORST_KEPT = 12, 4  # utterances on the page, of what was adapted to and of what was kept
+CONFUSED = 15  # pairs of words
+SPEAKERS, ROWS = 30, 1000  # in a chart, and in a table
+ON, OFF = "adapter on", "adapter off"
+COLOURS = {OFF: specs.STATES["before"], ON: specs.STATES["after"]}
+Heard = Mapping[str, Sequence[Transcript]]  # by the state of the model, the last one what is now
 
 
 def transcribe_all(task: Recognizer, utterances: Sequence[Utterance]) -> list[Transcript]:
@@ -56,42 +45,43 @@ def transcribe_all(task: Recognizer, utterances: Sequence[Utterance]) -> list[Tr
 
 
 def report(task: Recognizer, utterances: Sequence[Utterance], folder: Path) -> list[str]:
-    """Tables of what was heard in test utterances, before (the adapter off) and after; the page report.html.
+    """Tables of what was heard in test utterances, before (the adapter off) and after, and sections of the
+    page: what the model was adapted to comes first, then the accents that it was to keep.
 
     Returns:
         Lines to print.
     """
-    after = transcribe_all(task, utterances)
-    before = None
+    heard: dict[str, Sequence[Transcript]] = {}
     if is_injected(task):
         with adapters_off(task):
-            before = transcribe_all(task, utterances)
-    header, rows = by_accent(before, after)
-    body = [
-        _table(header, rows),
-        "<h2>Words heard as others</h2>",
-        _table(("said", "heard", "times"), _confusions(after)),
-        "<h2>Speakers</h2>",
-        _table(("speaker", "utterances", "WER %"), _by_speaker(after)),
-        f"<h2>The {WORST} worst utterances</h2>",
-        *_worst(task, utterances, before, after),
-    ]  # fmt: skip
-    accents = ", ".join(dict.fromkeys(t.accent or "unknown" for t in after))
-    title = f"Heard: {accents}"
-    leave(folder, [Section(title, STYLE + "\n".join(body))], title)
-    return [format_table(header, rows), ""]
+            heard[OFF] = transcribe_all(task, utterances)
+        heard[ON] = transcribe_all(task, utterances)
+    else:
+        heard[""] = transcribe_all(task, utterances)
+    accents = in_order(heard, task.kept)
+    sections = [_accents(heard, task.kept), _speakers(heard, accents), _words(heard, accents)]
+    sections += _worst(task, utterances, heard, accents)
+    leave(folder, sections, f"Heard: {', '.join(a or 'unknown accent' for a in accents)}")
+    return [format_table(*by_accent(heard, accents)), ""]
 
 
-def by_accent(
-    before: Sequence[Transcript] | None, after: Sequence[Transcript]
-) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+def in_order(heard: Heard, kept: Sequence[str]) -> list[str]:
+    """The accents, those that the model was adapted to first."""
+    found = dict.fromkeys(t.accent for t in _now(heard))
+    return sorted(found, key=lambda accent: accent in kept)
+
+
+def _now(heard: Heard) -> Sequence[Transcript]:
+    return list(heard.values())[-1]
+
+
+def by_accent(heard: Heard, accents: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Header and rows of a table of error rates with intervals, one row an accent."""
-    stages = {"adapter off": before, "adapter on": after} if before is not None else {"": after}
     header = ["accent", "utterances"]
-    header += [f"{rate} %, {stage}".rstrip(", ") for rate in ("WER", "CER") for stage in stages]
+    header += [f"{rate} %, {state}".rstrip(", ") for rate in ("WER", "CER") for state in heard]
     rows: list[tuple[str, ...]] = []
-    for accent in dict.fromkeys(t.accent for t in after):
-        parts = [[t for t in heard if t.accent == accent] for heard in stages.values() if heard is not None]
+    for accent in accents:
+        parts = [[t for t in one if t.accent == accent] for one in heard.values()]
         cells = [percent(part, unit) for unit in ("word", "character") for part in parts]
         rows.append((accent or "unknown", str(len(parts[-1])), *cells))
     return tuple(header), rows
@@ -103,81 +93,137 @@ def percent(transcripts: Sequence[Transcript], unit: str = "word") -> str:
     return f"{100 * rate:.1f} ({100 * low:.1f}–{100 * high:.1f})"
 
 
-def _confusions(heard: Sequence[Transcript]) -> list[tuple[str, ...]]:
-    common = confusions(heard).most_common(20)
-    return [(left or "–", right or "–", str(count)) for (left, right), count in common]
+def rate_rows(heard: Heard, name: str, shown: Mapping[str, Sequence[int]]) -> list[dict[str, object]]:
+    """What `specs.grouped` takes: the WER of groups of utterances, by state.
 
-
-def _by_speaker(heard: Sequence[Transcript]) -> list[tuple[str, ...]]:
-    rows: list[tuple[str, ...]] = []
-    for name in dict.fromkeys((t.accent, t.speaker) for t in heard):
-        part = [t for t in heard if (t.accent, t.speaker) == name]
-        rows.append((" ".join(name), str(len(part)), percent(part)))
+    Args:
+        name: of the groups.
+        shown: the places of each group's utterances.
+    """
+    rows: list[dict[str, object]] = []
+    for group, places in shown.items():
+        for state, transcripts in heard.items():
+            rate, low, high = error_rate([transcripts[i] for i in places])
+            values = {"WER %": 100 * rate, "low": 100 * low, "high": 100 * high}
+            rows.append({name: group, "state": state or "now", **values})
     return rows
 
 
+def rates(heard: Heard, name: str, shown: Mapping[str, Sequence[int]], colours: Mapping[str, str]) -> str:
+    """WER of groups of utterances with intervals, as a chart."""
+    spec = specs.grouped(rate_rows(heard, name, shown), name, "state", "WER %", colours)
+    return chart(spec, f"word error rate by {name}, with intervals", widest=760)
+
+
+def colours_of(heard: Heard) -> Mapping[str, str]:
+    """Of the adapter's states."""
+    return COLOURS if OFF in heard else {"now": specs.STATES["after"]}
+
+
+def _accents(heard: Heard, kept: Sequence[str]) -> Section:
+    accents = in_order(heard, kept)
+    named = {a: f"{a or 'unknown'}{' (kept)' if a in kept else ''}" for a in accents}
+    places = {named[a]: [i for i, t in enumerate(_now(heard)) if t.accent == a] for a in accents}
+    header, rows = by_accent(heard, accents)
+    words = ["Word error rates (WER) with 95 % intervals by the bootstrap over utterances."]
+    for accent in (a for a in accents if a in kept and OFF in heard):
+        off, on = (percent([t for t in heard[s] if t.accent == accent]) for s in (OFF, ON))
+        words.append(
+            f"{accent}, which was to be kept, has a WER of {on} % with the adapter on, and with it off of "
+            f"{off} %, as before."
+        )
+    lead = f"<p>{text(' '.join(words), 2000)}</p>"
+    figure = rates(heard, "accent", places, colours_of(heard))
+    return Section("Errors by accent", lead + figure + table(header, rows))
+
+
+def _speakers(heard: Heard, accents: Sequence[str]) -> Section:
+    found: dict[str, list[int]] = {}
+    for accent in accents:
+        for i, one in enumerate(_now(heard)):
+            if one.accent == accent:
+                found.setdefault(" ".join(filter(None, (accent, one.speaker))) or "unknown", []).append(i)
+    most = sorted(found, key=lambda name: -len(found[name]))[:SPEAKERS]
+    shown = {name: places for name, places in found.items() if name in most}
+    note = f"The {SPEAKERS} with the most utterances." if len(found) > SPEAKERS else ""
+    header = ("speaker", "utterances", *(f"WER %, {state}".rstrip(", ") for state in heard))
+    rows = [
+        (name, str(len(places)), *(percent([one[i] for i in places]) for one in heard.values()))
+        for name, places in list(found.items())[:ROWS]
+    ]
+    every = f"<details><summary>All speakers in numbers</summary>{table(header, rows)}</details>"
+    figure = rates(heard, "speaker", shown, colours_of(heard))
+    return Section("Errors by speaker", f'<p class="soft">{note}</p>' * bool(note) + figure + every)
+
+
+def _words(heard: Heard, accents: Sequence[str]) -> Section:
+    parts = []
+    for accent in accents:
+        counts = {state: confusions([t for t in one if t.accent == accent]) for state, one in heard.items()}
+        now = list(counts.values())[-1]
+        rows = [
+            (said or "–", other or "–", *(str(one[said, other]) for one in counts.values()))
+            for (said, other), _ in now.most_common(CONFUSED)
+        ]
+        header = ("said", "heard", *(state or "times" for state in heard))
+        if rows:
+            parts.append(f"<div><h3>{text(accent or 'unknown accent')}</h3>{table(header, rows, 2)}</div>")
+    found = f'<div class="two">{"".join(parts)}</div>' if parts else "<p>None.</p>"
+    return Section("Words heard as others", found)
+
+
 def _worst(
+    task: Recognizer, utterances: Sequence[Utterance], heard: Heard, accents: Sequence[str]
+) -> list[Section]:
+    """The worst utterances of what the model was adapted to, and fewer of what it was to keep."""
+    sounds = Sounds()
+    sections = []
+    for old, most in ((False, WORST), (True, WORST_KEPT)):
+        own = [a for a in accents if (a in task.kept) == old]
+        sections += worst(task, utterances, heard, own, most, sounds)
+    return sections
+
+
+def worst(
     task: Recognizer,
     utterances: Sequence[Utterance],
-    before: Sequence[Transcript] | None,
-    after: Sequence[Transcript],
-) -> list[str]:
-    errors, lengths = count_errors(after)
-    order = sorted(range(len(after)), key=lambda i: -errors[i] / max(1, lengths[i]))[:WORST]
-    articles = []
-    for i in order:
-        old = f"<br>adapter off: {html.escape(before[i].hypothesis)}" if before else ""
-        articles.append(
-            f"<article><b>{html.escape(after[i].accent)} {html.escape(after[i].speaker)}</b>"
-            f" {html.escape(after[i].id)}<br>said: {html.escape(after[i].reference)}{old}"
-            f'<br>heard: <span class="wrong">{html.escape(after[i].hypothesis)}</span>'
-            f"{_player(utterances[i].wave)}{_picture(task, utterances[i])}</article>"
-        )
-    return articles
-
-
-def _player(wave: Tensor) -> str:
-    file = io.BytesIO()
-    soundfile.write(file, wave.numpy(), SAMPLE_RATE, format="FLAC")
-    return f'<audio controls preload="none" src="data:audio/flac;base64,{_base64(file)}"></audio>'
-
-
-def _picture(task: Recognizer, utterance: Utterance) -> str:
-    """The spectrogram, low notes below, with each character of the text where the model aligns it."""
-    mels = MelSpectrogram(SAMPLE_RATE, 512, hop_length=160, n_mels=32)(utterance.wave)
-    mels = (mels + 1e-6).log().flip(0)
-    shades = 255 * (1 - (mels - mels.min()) / (mels.max() - mels.min() + 1e-6))
-    image = Image.fromarray(shades.byte().numpy()).resize((PIXELS * mels.shape[1], PIXELS * len(mels)))
-    file = io.BytesIO()
-    image.save(file, format="PNG")
-    letters = "".join(
-        f'<span style="left:{100 * at:.1f}%">{html.escape(c)}</span>' for c, at in aligned(task, utterance)
+    heard: Heard,
+    accents: Sequence[str],
+    most: int,
+    sounds: Sounds,
+) -> list[Section]:
+    """A section of the utterances of some accents that are heard worst, aligned by the model as it is; none
+    where all is right."""
+    errors, lengths = count_errors(_now(heard))
+    order = sorted(range(len(errors)), key=lambda i: -errors[i] / max(1, lengths[i]))
+    places = [i for i in order if _now(heard)[i].accent in accents and errors[i]][:most]
+    if not places:
+        return []
+    cards = [_card(task, utterances[i], {s: one[i] for s, one in heard.items()}, sounds) for i in places]
+    name, count = (
+        ", ".join(a or "unknown accent" for a in accents),
+        sum(t.accent in accents for t in _now(heard)),
     )
-    return f'<div class="sound"><img src="data:image/png;base64,{_base64(file)}">{letters}</div>'
+    lead = (
+        '<p class="soft">Under each word that was said stands what was heard: → another word, − left out, '
+        "+ put in.</p>"
+    )
+    return [
+        Section(
+            f"{name}: the worst {len(places)} of {count} utterances",
+            f'{lead}<div class="utterances">{"".join(cards)}</div>',
+        )
+    ]
 
 
-def aligned(task: Recognizer, utterance: Utterance) -> list[tuple[str, float]]:
-    """Each character of an utterance's text with the place where it begins, as a fraction of the whole, by
-    the most probable CTC path; empty where the text does not fit into the frames."""
-    if not task.aligns:
-        return []
-    batch = collate([utterance])
-    with torch.no_grad():
-        log_probs, frames = task.eval()(batch.waves.to(task.device), batch.lengths.to(task.device))
-    targets, lengths = encode(batch.texts, batch.ids, task.vocabulary)
-    repeats = int((targets[1:] == targets[:-1]).sum())
-    if not len(targets) or int(frames[0]) < len(targets) + repeats:
-        return []
-    path = forced_align(log_probs.cpu(), targets[None], frames.cpu(), lengths)[0][0].tolist()
-    starts = [i for i, (now, last) in enumerate(zip(path, [0, *path], strict=False)) if now not in (0, last)]
-    return [(task.vocabulary[path[i]], i / int(frames[0])) for i in starts]
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    head = "".join(f"<th>{html.escape(str(cell))}</th>" for cell in header)
-    lines = ("".join(f"<td>{html.escape(str(cell))}</td>" for cell in row) for row in rows)
-    return f"<table><tr>{head}</tr>{''.join(f'<tr>{line}</tr>' for line in lines)}</table>"
-
-
-def _base64(file: io.BytesIO) -> str:
-    return base64.b64encode(file.getvalue()).decode()
+def _card(task: Recognizer, utterance: Utterance, heard: Mapping[str, Transcript], sounds: Sounds) -> str:
+    """An utterance to play, its spectrogram, and what was heard in it by each state."""
+    name = " · ".join(filter(None, (utterance.accent, utterance.speaker, utterance.id)))
+    parts = [f"<h3>{text(name, 100)}</h3>", sounds.player(utterance.wave, name)]
+    parts.append(spectrogram(utterance.wave, aligned(task, utterance)))
+    for state, one in heard.items():
+        pairs = compared(one.reference, one.hypothesis)
+        wrong, said = sum(p.kind != "right" for p in pairs), len(one.reference.split())
+        parts.append(f'<p class="soft">{text(state or "heard")}: {wrong} errors in {said} words</p>')
+        parts.append(as_html(pairs))
+    return f'<article class="utterance">{"".join(parts)}</article>'

@@ -16,9 +16,10 @@ import lora_lightning as ll
 from lora_lightning.data.speech import SpeechBatch, Utterance, collate
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.models.ctc import conformer_ctc
+from lora_lightning.report.page import left
 from lora_lightning.tasks.ctc import SpeechRecognizer
 from lora_lightning.tasks.routing import Router
-from lora_lightning.tasks.speech_report import aligned, transcribe_all
+from lora_lightning.tasks.speech_sounds import aligned
 from lora_lightning.tasks.vocabulary import encode, greedy
 
 LETTERS = ["_", " ", "a", "b", "c"]
@@ -177,21 +178,10 @@ def test_examples_to_play_for_trackers() -> None:
         assert one.sound is not None and torch.equal(one.sound, sounds[int(one.name)].wave)
 
 
-def test_the_report_plays_what_was_heard(tmp_path: Path) -> None:
-    task = injected()
-    lines = task.report(SimpleNamespace(test_set=noises()), tmp_path)
-    with ll.adapters_off(task):
-        off = transcribe_all(task, noises())
-    assert len(off) == 12
-    page = (tmp_path / "report.html").read_text()
-    assert page.count("data:audio/flac;base64,") == page.count("data:image/png;base64,") == 12
-    assert "adapter off" in lines[0]
-    assert [line.split()[0] for line in lines[0].splitlines()[2:]] == ["scottish", "caribbean", "us"]
-
-
 def test_the_alignment_is_in_order_and_complete() -> None:
     places = aligned(recognizer(), said([0, 2, 0, 0, 1, 3, 0, 0], "a b"))
-    assert places == [("a", 1 / 8), (" ", 4 / 8), ("b", 5 / 8)]
+    step = 4 / 16_000  # seconds of an output
+    assert places == [("a", step), (" ", 4 * step), ("b", 5 * step)]
     assert aligned(recognizer(), said([2], "abc")) == []  # does not fit into one frame
 
 
@@ -207,7 +197,14 @@ def test_adapters_meet_in_mixed_batches(tmp_path: Path) -> None:
     lines = task.report_together({a: module(a) for a in ("scottish", "caribbean")}, tmp_path)
     assert any("12 of 12 transcripts are those of the adapter by itself" in line for line in lines)
     rows = json.loads((tmp_path / "adapters.json").read_text())["rows"]
-    assert [row[0] for row in rows] == ["scottish", "us", "caribbean"]
+    assert [row[0] for row in rows] == ["scottish", "caribbean", "us"]
+    title, sections = left(tmp_path)
+    assert title == sections[0].title == "All adapters in one model"
+    assert [s.title for s in sections[1:]] == [
+        "Where the router sends them",
+        "scottish: the worst 4 of 4 utterances",
+        "caribbean: the worst 4 of 4 utterances",
+    ]
 
 
 def test_the_router_finds_shifted_groups() -> None:
