@@ -19,6 +19,7 @@ from lora_lightning.models.ctc import conformer_ctc
 from lora_lightning.report.page import left
 from lora_lightning.tasks.ctc import SpeechRecognizer
 from lora_lightning.tasks.routing import Router
+from lora_lightning.tasks.speech_report import transcribe_all
 from lora_lightning.tasks.speech_sounds import aligned
 from lora_lightning.tasks.vocabulary import encode, greedy
 
