@@ -21,6 +21,8 @@ from lora_lightning.data.coco import GAP
 from lora_lightning.data.relabelled import Relabelled, by_name
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.files.allowed import section_of
+from lora_lightning.files.locate import RUN_FILE
+from lora_lightning.report.page import PAGE_FILE, Section, left, table, write_page
 from lora_lightning.utils.atomic import write_whole
 from lora_lightning.utils.tables import format_table, printable
 
@@ -50,6 +52,9 @@ def evaluate(options: Mapping[str, Any], words: Sequence[str]) -> str:
     if "out" in options:
         overwrite = bool(options.get("overwrite"))
         problems += problems_of_file("out", Path(options["out"]).expanduser(), (".json",), overwrite)
+    folder = Path(options["report"]).expanduser() if "report" in options else None
+    if folder and (folder / RUN_FILE).is_file():
+        problems.append(f"report={folder}: is a run's folder, which has a page of its own; give another.")
     of_recipe = any(word.startswith("recipe=") for word in words)
     about_data = [word for word in words if word.startswith(DATA) and not of_recipe]
     trained = named(options, [word for word in words if word not in about_data], problems)
@@ -66,17 +71,23 @@ def evaluate(options: Mapping[str, Any], words: Sequence[str]) -> str:
     task, metrics = tested(trained, data, bool(options.get("check_base", True)))
     found = _found(task, metrics)
     lines = [_title(trained, data), "", _page(task, found)]
-    if "report" in options:
-        folder = Path(options["report"]).expanduser()
+    if folder:
         folder.mkdir(parents=True, exist_ok=True)
-        if hasattr(task, "report"):
-            lines += ["", *task.report(data, folder), f"{folder}: the page of it"]
+        told = task.report(data, folder) if hasattr(task, "report") else []
+        lines += ["", *told, f"{_write_report(folder, _title(trained, data), task, found)}: the page of it"]
     if "out" in options:
         out = Path(options["out"]).expanduser()
         text = json.dumps({**_origin(trained), **found}, indent=1, ensure_ascii=False) + "\n"
         write_whole(out, lambda file: Path(file).write_text(text, encoding="utf-8"))
         lines += ["", f"{out}: all of it, for programs"]
     return printable("\n".join(lines))
+
+
+def _write_report(folder: Path, title: str, task: Any, found: Mapping[str, Any]) -> Path:
+    """The page of a test: its scores, and what the task has left."""
+    scores = Section("Scores on the test data", table(("score", ""), _score_rows(task, found)))
+    write_page(folder / PAGE_FILE, title, [scores, *left(folder)[1]])
+    return folder / PAGE_FILE
 
 
 def tested(trained: Trained, data: L.LightningDataModule, check_base: bool) -> tuple[Any, dict[str, float]]:
@@ -149,14 +160,17 @@ def _per_class(task: Any, metrics: Mapping[str, float]) -> tuple[list[str], list
     return ["class", "mAP"], rows
 
 
-def _page(task: Any, found: Mapping[str, Any]) -> str:
+def _score_rows(task: Any, found: Mapping[str, Any]) -> list[tuple[str, str]]:
     scores, intervals = found["scores"], found.get("intervals", {})
-    rows = [
+    return [
         (score.label, score.show(scores[score.name], intervals.get(score.name)))
         for score in task.scores
         if score.name in scores
     ]
-    parts = [format_table(("score", "on the test data"), rows)]
+
+
+def _page(task: Any, found: Mapping[str, Any]) -> str:
+    parts = [format_table(("score", "on the test data"), _score_rows(task, found))]
     if classes := found.get("per_class"):
         shown = [_cells(row) for row in classes[:CLASSES]]
         parts.append(format_table(list(shown[0]), [list(row.values()) for row in shown]))

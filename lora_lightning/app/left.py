@@ -22,7 +22,7 @@ from torch import Tensor
 from lora_lightning.adapters.spectra import spectra_now
 from lora_lightning.adapters.state import extra_tensors, is_injected, state_of
 from lora_lightning.app.build import data_and_model
-from lora_lightning.app.methods import METHODS
+from lora_lightning.app.methods import METHODS, compared
 from lora_lightning.app.recipe_file import RecipeFile
 from lora_lightning.app.recipe_text import description
 from lora_lightning.app.results import Result, results_rows
@@ -61,6 +61,9 @@ class Facts:
             "model": _named(config.model),
             "data": _data(config.data),
             "versions": versions(),
+            "labels": [
+                {"method": m, "label": METHODS[m].label} for m in compared(config.method, config.compare)
+            ],
         }
         facts = cls(folder, known, time.monotonic())
         facts.save()

@@ -75,6 +75,11 @@ def key_of(names: Mapping[str, bool]) -> str:
     return f'<p class="key">{" ".join(marks)}</p>'
 
 
+def colours(names: Sequence[str]) -> dict[str, Any]:
+    """A scale of Vega's that gives names their colours, in this order."""
+    return {"domain": list(names), "range": [f"var(--c{i % COLOURS + 1})" for i in range(len(names))]}
+
+
 def _losses(metrics: Mapping[str, Metrics], names: Sequence[str]) -> list[str]:
     """Each loss, in training and in validation; the sum first."""
     found = {n.partition("/")[2] for n in names if re.fullmatch(r"(train|val)/(.*_)?loss(_.*)?", n)}
@@ -167,16 +172,15 @@ def line_chart(
         order: whom lines may be of, by the colours.
         marked: each point is.
     """
-    axis = {"tickMinStep": 1, "tickCount": 6, "grid": False}
+    axis = {"tickMinStep": 1, "tickCount": 6, "grid": False, "format": "d"}
     encoding: dict[str, Any] = {
         "x": {"field": "step", "type": "quantitative", "title": "step", "axis": axis},
         "y": {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False}},
     }
-    colours = [f"var(--c{i % COLOURS + 1})" for i in range(len(order))]
     dashes = {"domain": list(DASHES), "range": list(DASHES.values())}
     drawn: dict[str, Any] = {
         "detail": {"field": "line"},
-        "color": {"field": "of", "scale": {"domain": list(order), "range": colours}, "legend": None},
+        "color": {"field": "of", "scale": colours(order), "legend": None},
         "strokeDash": {"field": "part", "scale": dashes, "legend": None},
     }
     told = [

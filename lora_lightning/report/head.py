@@ -58,7 +58,8 @@ def _facts(run: LeftRun) -> str:
     model, data = facts.get("model"), facts.get("data")
     rows: dict[str, Any] = {
         "adapted": model and f"{model}, by {run.labels()[run.method]}{_rank(run)}",
-        "to": data,
+        "to": None if run.adapters else data,
+        "adapters": ", ".join(run.adapters),
         "trained": _trained(result or facts),
         "checkpoint": _megabytes(result.get("checkpoint_bytes")),
         "time": _time(result.get("seconds"), facts.get("seconds")),

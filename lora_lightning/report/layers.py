@@ -6,6 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 from lora_lightning.report.charts import chart
+from lora_lightning.report.curves import colours, key_of
 from lora_lightning.report.left import is_number
 from lora_lightning.report.metrics import Metrics
 from lora_lightning.report.page import Section
@@ -48,7 +49,7 @@ def _most(updates: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
 
 
 def compared_ranks(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Section]:
-    """A heat map of the effective ranks of several runs' updates, where two of them have updates.
+    """The effective ranks of several runs' updates, layer by layer, where two of them have updates.
 
     Args:
         runs: `report/updates.json` of each, by its name.
@@ -62,9 +63,25 @@ def compared_ranks(runs: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Sect
     if sum(map(bool, known.values())) < 2:
         return []
     names = list(dict.fromkeys(row["layer"] for row in rows))
-    return [
-        Section("Effective ranks", _heat(rows, names, "run", "effective rank", "effective ranks of the runs"))
-    ]
+    spec = {
+        "height": {"step": ROW},
+        "data": {"values": rows},
+        "mark": {
+            "type": "point",
+            "filled": True,
+            "size": 45,
+            "opacity": 0.85,
+            "tooltip": {"content": "data"},
+        },
+        "encoding": {
+            "y": _layers_axis(names),
+            "x": {"field": "effective rank", "type": "quantitative", "scale": {"zero": False}},
+            "color": {"field": "run", "legend": None, "scale": colours(list(runs))},
+        },
+    }
+    note = '<p class="soft">How many directions each update uses at the tested epoch.</p>'
+    drawn = chart(spec, "effective rank of each layer's update, by run", least=300, widest=900)
+    return [Section("Effective ranks", note + key_of({name: bool(known[name]) for name in runs}) + drawn)]
 
 
 def _is_update(update: Mapping[str, Any]) -> bool:
@@ -195,7 +212,7 @@ def _used(updates: Sequence[Mapping[str, Any]]) -> str:
 
 
 def _heat(rows: Sequence[Mapping[str, Any]], names: Sequence[str], x: str, value: str, label: str) -> str:
-    most = max(row[value] for row in rows)
+    least, most = min(row[value] for row in rows), max(row[value] for row in rows)
     spec = {
         "height": {"step": ROW},
         "data": {"values": list(rows)},
@@ -205,10 +222,13 @@ def _heat(rows: Sequence[Mapping[str, Any]], names: Sequence[str], x: str, value
             "x": {"field": x, "type": "ordinal", "title": x,
                   "axis": {"labelAngle": 0, "labelOverlap": True, "ticks": False, "domain": False}},
             "opacity": {"field": value, "type": "quantitative", "legend": None,
-                        "scale": SHADES | {"domain": [0, max(most, 1e-9)]}},
+                        "scale": SHADES | {"domain": [least, max(most, least + 1e-9)]}},
         },
     }  # fmt: skip
-    return chart(spec, label, least=300, widest=900) + f'<p class="soft">The fullest is {most:.3g}.</p>'
+    return (
+        chart(spec, label, least=300, widest=900)
+        + f'<p class="soft">From {least:.3g}, the palest, to {most:.3g}.</p>'
+    )
 
 
 def _spectra(updates: Sequence[Mapping[str, Any]]) -> str:

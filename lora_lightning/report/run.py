@@ -43,7 +43,8 @@ def sections_of(run: LeftRun, beside: Path) -> list[Section]:
         beside: the folder of the page, for links.
     """
     if run.adapters:
-        return [*_adapters(run, beside), *run.sections]
+        found, *drawn = _adapters(run, beside)
+        return [found, *run.sections, *drawn]
     labels = run.labels()
     metrics = {labels[method]: found for method, found in run.metrics.items()}
     drawn = curves(metrics, run.scores)

@@ -57,7 +57,8 @@ def test_other_pictures_are_matched_by_the_names_of_their_classes(
     assert found["scores"]["acc"] == pytest.approx(accuracy) and 0.3 < accuracy < 0.9
     assert {row["class"]: row["pictures"] for row in found["per_class"]} == counts
     assert found["intervals"]["acc"][0] <= found["scores"]["acc"] <= found["intervals"]["acc"][1]
-    assert (tmp_path / "report" / "report.html").is_file()
+    written = (tmp_path / "report" / "report.html").read_text()
+    assert f"<h1>{folder} on" in written and "Scores on the test data" in written and "Classes" in written
 
 
 def test_classes_that_the_model_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
