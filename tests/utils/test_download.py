@@ -1,4 +1,4 @@
-"""Files fetched by their address: whole or not at all, with a bar that puts no control characters in files."""
+"""Files fetched by address, whole or not at all, with a bar that keeps control characters out of files."""
 
 from __future__ import annotations
 
