@@ -1,4 +1,4 @@
-"""What hatchling asks while it builds: the package's addresses, and its README with links that hold on an index.
+"""What hatchling asks while it builds: the package's addresses, and its README with links that hold anywhere.
 
 Both are those of the repository that the release workflow runs in; built elsewhere the package names none.
 """
