@@ -1,0 +1,48 @@
+"""Numbers that pages show are those of benchmarks/results/, and the README's are those of the pages."""
+
+import json
+import re
+from statistics import mean, stdev
+
+import pytest
+from pages import DOCS, ROOT, text_of
+
+RESULTS = ROOT / "benchmarks" / "results"
+NUMBER = re.compile(r"\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+")
+SPEED = {"ViT-S/16": "vit_small", "ResNet-50": "resnet50", "wav2vec 2.0 base": "wav2vec2_base"}
+
+
+def row(name, path=DOCS / "results.md"):
+    """The cells of the first table row that begins so."""
+    line = next(
+        line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith(f"| {name}")
+    )
+    return [cell.strip() for cell in line.strip("| ").split("|")][1:]
+
+
+def result(name):
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def test_the_readme_shows_no_number_that_no_page_has():
+    pages = " ".join(path.read_text(encoding="utf-8") for path in DOCS.glob("*.md"))
+    known = {*NUMBER.findall(pages)}
+    assert not {*NUMBER.findall(text_of(ROOT / "README.md"))} - known
+
+
+@pytest.mark.parametrize(("name", "model"), [("ViT, ", "vit"), ("ResNet, ", "resnet")])
+def test_digits(name, model):
+    found = result(f"tune_digits_{model}")
+    scores = {method: chosen["test_acc"] for method, chosen in found["chosen"].items()}
+    shown = [
+        f"{mean(scores[m]):.1f} ± {stdev(scores[m]):.1f}" if m in scores else ""
+        for m in ("probe", "lora", "peft", "full")
+    ]
+    assert row(name) == [f"{found['before_test_acc']:.1f}", *shown]
+
+
+@pytest.mark.parametrize("name", SPEED)
+def test_steps(name):
+    ways = result(f"training_{SPEED[name]}_1t")["ways"]
+    shown = [f"{ways[w]['ratio']:.2f}; {ways[w]['saved_mib']:.0f} MiB" for w in ("ours", "peft", "full")]
+    assert row(name) == shown
