@@ -1,4 +1,4 @@
-"""Rows of pictures as a contact sheet and in an HTML page, for detection and segmentation."""
+"""Rows of pictures as a contact sheet, and the key to their colours, for detection and segmentation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image, ImageDraw, ImageFont
 
-from lora_lightning.report.page import image, text
+from lora_lightning.report.page import text
 
 WIDTH = 288  # of a picture in the sheet and on the page
 Views = Mapping[str, Image.Image]  # the pictures of one example by their titles
@@ -53,16 +53,3 @@ def key(legend: Legend) -> str:
     """The legend as HTML."""
     swatches = "".join(f'<i style="background:{colour}"></i>{text(meaning)}' for colour, meaning in legend)
     return f'<p class="key">{swatches}</p>'
-
-
-def rows_of(headline: str, examples: Sequence[Views]) -> str:
-    """A headline and a row of pictures for each example, as HTML for `write_page`."""
-    head = "".join(f"<th>{text(title)}</th>" for title in examples[0])
-    body = "".join(
-        "<tr>"
-        + "".join(f"<td>{image(view, title, 2 * WIDTH)}</td>" for title, view in views.items())
-        + "</tr>"
-        for views in examples
-    )
-    table = f'<div class="wide"><table class="rows"><tr>{head}</tr>{body}</table></div>'
-    return f"<h2>{text(headline, 200)}</h2>{table}"

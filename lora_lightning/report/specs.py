@@ -126,7 +126,7 @@ def confusion(counts: np.ndarray, names: Sequence[str], what: str = "pictures") 
 
     Args:
         counts: (classes, classes).
-        what: is counted.
+        what: is counted; of pictures each cell shows how many, of others the percent of the row.
     """
     shares = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
     cells = [
@@ -151,7 +151,8 @@ def confusion(counts: np.ndarray, names: Sequence[str], what: str = "pictures") 
             "value": "var(--ink)",
         }
         mark = {"type": "text", "fontSize": 9}
-        layers.append({"mark": mark, "encoding": {"text": {"field": what}, "color": ink}})
+        number = {"field": what} if what == "pictures" else {**share, "format": ".0f"}
+        layers.append({"mark": mark, "encoding": {"text": number, "color": ink}})
     return {
         "data": {"values": cells},
         "width": {"step": 26 if small else 14},

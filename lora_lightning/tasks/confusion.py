@@ -105,6 +105,17 @@ class Segmentation:
             name: (float(low), float(high)) for name, (low, high) in zip(("miou", "acc"), bounds, strict=True)
         }
 
+    def class_intervals(self) -> np.ndarray:
+        """(classes, 2), of each class's intersection over union, likewise; NaN of one that is nowhere."""
+        right, true, found = self._sums()
+
+        def statistic(counts: np.ndarray) -> np.ndarray:
+            hit, there, said = (counts.astype(np.float64) @ sums for sums in (right, true, found))
+            with np.errstate(invalid="ignore"):
+                return hit / (there + said - hit)  # (resamples, classes)
+
+        return intervals(statistic, len(self.pictures))
+
     def _sums(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Pixels of each picture and class that are right, that are of it, that were found as it."""
         right, true, found = np.zeros((3, len(self.pictures), self.classes))

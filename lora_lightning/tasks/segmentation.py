@@ -21,7 +21,8 @@ from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
 from lora_lightning.tasks.scores import Score
 from lora_lightning.tasks.segmentation_examples import examples_of
 from lora_lightning.tasks.segmentation_maps import class_maps, dice_loss, logits_of, pixel_loss
-from lora_lightning.tasks.segmentation_pictures import log_to_wandb, tables_of, write_report
+from lora_lightning.tasks.segmentation_pictures import log_to_wandb, tables_of
+from lora_lightning.tasks.segmentation_report import write_report
 from lora_lightning.trainer.trackers.choice import tracker_of
 from lora_lightning.trainer.trackers.tracker import Example
 from lora_lightning.utils.checks import require

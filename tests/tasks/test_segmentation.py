@@ -1,6 +1,7 @@
 """SemanticSegmenter: its losses, its scores against scikit-learn's and torchmetrics', its report."""
 
 import json
+import re
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,6 +19,7 @@ import lora_lightning as ll
 from lora_lightning.data.mask_pictures import class_colours, indexed, overlay
 from lora_lightning.data.masks import MasksDataModule
 from lora_lightning.errors import ConfigError
+from lora_lightning.report.page import left
 from lora_lightning.tasks.confusion import Confusions, ious, named_ious
 from lora_lightning.tasks.segmentation import SemanticSegmenter
 from lora_lightning.tasks.segmentation_maps import class_maps, dice_loss, pixel_loss
@@ -189,10 +191,23 @@ def test_it_learns_logs_and_reports(segmenter, data, tmp_path):
     assert sum(row[2] for row in pairs) == pytest.approx(1 - test["test/acc"], abs=1e-6)
     lines = segmenter.report(data, tmp_path)
     assert lines[0].startswith("lowest IoU %: ")
-    page = (tmp_path / "report.html").read_text()
+    sections = left(tmp_path)[1]
+    assert [s.title for s in sections] == [
+        "Scores on the test pictures", "Classes", "What is taken for what", "Masks in test pictures",
+    ]  # fmt: skip
+    page = "".join(section.html for section in sections)
     for words in ("picture", "truth", "before", "after", "mistakes"):
-        assert f"<th>{words}</th>" in page
-    assert page.count("<img") == 2 * 4 * 5 and "before training: mIoU" in page and "Taken for another" in page
+        assert page.count(f"<figcaption>{words}</figcaption>") == 2 * 4
+    assert page.count("<img") == 2 * 4 * 5 and "before training" in page and "Confused most" in page
+    assert re.search(r'alt="[^"]+, after: ground \d+ %', page), (
+        "what a mask shows, for those who cannot see it"
+    )
+    specs = [json.loads(s) for s in re.findall(r'json">(.*?)</script>', page)]
+    bars, before, after = (spec["data"]["columns"] for spec in specs)
+    assert bars["class"] == NAMES
+    assert bars["IoU %"] == pytest.approx([100 * test[f"test/iou/{name}"] for name in NAMES], abs=1e-3)
+    assert all(a <= b <= c for a, b, c in zip(bars["low"], bars["IoU %"], bars["high"], strict=True))
+    assert sum(before["pixels"]) == sum(after["pixels"]) == int(segmenter._tested.matrix().sum())
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
         assert sheet.width > 4 * 288 and sheet.height > 5 * 200
     assert segmenter.model.training and not segmenter.model.body[1].training, (
