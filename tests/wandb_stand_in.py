@@ -13,6 +13,7 @@ from urllib.parse import urlparse
 from hf_stand_in import serving
 
 KEY = "5" * 40
+DATE = "2026-01-01T00:00:00"
 
 
 def b64md5(contents: bytes) -> str:
@@ -39,6 +40,7 @@ class Artifacts:
         self.stated: dict[str, dict[str, Any]] = {}
         self.answer: dict[str, Any] = {}
         self.stored: dict[str, bytes] = {}
+        self.sent: dict[str, Any] = {}
         self.drafts: dict[str, dict[str, Any]] = {}
         self.used: list[str] = []
         self.seen: list[str] = []
@@ -154,30 +156,31 @@ def _handler(hub: Artifacts) -> type[BaseHTTPRequestHandler]:
                 number = int(alias[1:])
             if number is None:
                 return {"project": {"artifactCollectionMembership": None}}
-            project = {
-                "id": "1",
-                "internalId": "1",
-                "name": asked["project"],
-                "entity": {"name": asked["entity"]},
+            artifact = self.about(name, number, asked["entity"], asked["project"])
+            membership = {"__typename": "ArtifactCollectionMembership", "id": "1", "versionIndex": number}
+            membership |= {
+                "createdAt": DATE,
+                "aliases": [],
+                "artifactCollection": artifact["artifactSequence"],
             }
-            collection = {"__typename": "ArtifactSequence", "name": name, "project": project}
+            return {"project": {"artifactCollectionMembership": {**membership, "artifact": artifact}}}
+
+        def _ArtifactByID(self, asked: Any) -> Any:
+            name, number = asked["id"].split("/")
+            return {"artifact": {**self.about(name, int(number), "me", "p"), "aliases": []}}
+
+        def about(self, name: str, number: int, entity: str, project: str) -> dict[str, Any]:
+            owner = {"id": "1", "internalId": "1", "name": project, "entity": {"name": entity}}
             files = hub.artifacts[name][number]
-            kind = {"name": hub.types.get(name, "model")}
-            artifact = {
-                "__typename": "Artifact", "id": f"{name}/{number}", "artifactSequence": collection,
-                "versionIndex": number, "artifactType": kind, "description": None, "tags": [],
+            return {
+                "__typename": "Artifact", "id": f"{name}/{number}", "versionIndex": number, "tags": [],
+                "artifactSequence": {"__typename": "ArtifactSequence", "name": name, "project": owner},
+                "artifactType": {"name": hub.types.get(name, "model")}, "description": None,
                 "metadata": hub.metadata.get(name, "{}"), "ttlDurationSeconds": -2, "ttlIsInherited": True,
                 "historyStep": None, "state": "COMMITTED", "size": sum(map(len, files.values())),
                 "digest": "0", "digestAlgorithm": "MANIFEST_MD5", "commitHash": "0",
-                "fileCount": hub.counted or len(files), "createdAt": "2026-01-01T00:00:00", "updatedAt": None,
+                "fileCount": hub.counted or len(files), "createdAt": DATE, "updatedAt": None,
             }  # fmt: skip
-            membership = {"__typename": "ArtifactCollectionMembership", "id": "1", "versionIndex": number}
-            membership |= {
-                "createdAt": "2026-01-01T00:00:00",
-                "aliases": [],
-                "artifactCollection": collection,
-            }
-            return {"project": {"artifactCollectionMembership": {**membership, "artifact": artifact}}}
 
         def _FetchArtifactManifest(self, asked: Any) -> Any:
             file = {"directUrl": f"{hub.url}/kept/{asked['id']}/manifest"}
@@ -196,6 +199,55 @@ def _handler(hub: Artifacts) -> type[BaseHTTPRequestHandler]:
             files["pageInfo"] = {"__typename": "PageInfo", "endCursor": None, "hasNextPage": False}
             membership = {"artifactMembership": {"files": files}}
             return {"project": {"artifactCollection": {"__typename": "ArtifactSequence", **membership}}}
+
+        def _CreateArtifact(self, asked: Any) -> Any:
+            given = asked["input"]
+            names = given.get("artifactCollectionNames") or [given.get("artifactCollectionName")]
+            draft = f"{names[0]}/{len(hub.artifacts.get(names[0], []))}"
+            hub.drafts[draft] = {**given, "files": {}}
+            hub.types[names[0]] = given["artifactTypeName"]
+            hub.metadata[names[0]] = given.get("metadata") or "{}"
+            artifact = {
+                "id": draft,
+                "state": "PENDING",
+                "artifactSequence": {"id": "1", "latestArtifact": None},
+            }
+            return {"createArtifact": {"artifact": artifact}}
+
+        def _CreateArtifactManifest(self, asked: Any) -> Any:
+            file = {"id": "1", "name": "manifest", "displayName": "manifest", "uploadHeaders": []}
+            file["uploadUrl"] = (
+                f"{hub.url}/up/{asked['artifactID']}/manifest" if asked["includeUpload"] else None
+            )
+            manifest = {"id": asked["artifactID"], "file": file}
+            return {"createArtifactManifest": {"artifactManifest": manifest}}
+
+        def _UpdateArtifactManifest(self, asked: Any) -> Any:
+            file = {"id": "1", "name": "manifest", "displayName": "manifest", "uploadHeaders": []}
+            file["uploadUrl"] = f"{hub.url}/up/{asked['artifactManifestID']}/manifest"
+            manifest = {"id": asked["artifactManifestID"], "file": file}
+            return {"updateArtifactManifest": {"artifactManifest": manifest}}
+
+        def _CreateArtifactFiles(self, asked: Any) -> Any:
+            edges = [
+                {"node": {"id": "1", "name": f["name"], "displayName": f["name"], "storagePath": f["name"],
+                          "uploadUrl": f"{hub.url}/up/{f['artifactID']}/{f['name']}", "uploadHeaders": [],
+                          "uploadMultipartUrls": None, "artifact": {"id": f["artifactID"]}}}
+                for f in asked["input"]["artifactFiles"]
+            ]  # fmt: skip
+            return {"createArtifactFiles": {"files": {"edges": edges}}}
+
+        def _CommitArtifact(self, asked: Any) -> Any:
+            draft = hub.drafts[asked["artifactID"]]
+            name, start = asked["artifactID"].partition("/")[0], f"/up/{asked['artifactID']}/"
+            files = {p.removeprefix(start): b for p, b in hub.stored.items() if p.startswith(start)}
+            hub.sent[name] = json.loads(files.pop("manifest"))
+            hub.put(name, files, *[a["alias"] for a in draft.get("aliases") or []])
+            return {"commitArtifact": {"artifact": {"id": asked["artifactID"], "digest": "0"}}}
+
+        def _UseArtifact(self, asked: Any) -> Any:
+            hub.used.append(asked["input"]["artifactID"])
+            return {"useArtifact": {"artifact": {"id": asked["input"]["artifactID"], "digest": "0"}}}
 
         def number(self, name: str, alias: str) -> int:
             return int(alias[1:]) if alias[1:].isdecimal() else hub.aliases[name][alias]

@@ -15,10 +15,10 @@ from lora_lightning.files.hubs.remote import UnreachableError
 from lora_lightning.utils.tables import format_table, printable
 from lora_lightning.utils.wandb_key import has_wandb_key
 
-QUIET = {  # settings of W&B, by which nothing but the artifact goes: no code, console, machine or packages
+QUIET = {  # settings of W&B by which nothing goes beside the artifact: no code, console, machine or packages
     "silent": True, "console": "off", "disable_git": True, "disable_code": True, "disable_job_creation": True,
     "save_code": False, "x_disable_meta": True, "x_disable_stats": True, "x_disable_machine_info": True,
-    "x_save_requirements": False, "host": "", "program": "", "root_dir": None,
+    "x_save_requirements": False, "program": "lora-lightning", "program_relpath": "lora-lightning",
 }  # fmt: skip
 
 
@@ -127,8 +127,8 @@ def _to_wandb(address: Address, upload: Upload, options: Mapping[str, Any]) -> l
     """A version of the artifact, logged by a run of its own that tells nothing else."""
     wandb = weights_and_biases.client()
     entity, project, name = address.name.split("/")
-    known = wandb.Settings.model_fields
-    settings = wandb.Settings(**{k: v for k, v in QUIET.items() if k in known and v is not None})
+    settings = wandb.Settings(**{k: v for k, v in QUIET.items() if k in wandb.Settings.model_fields})
+    wandb.setup(wandb.Settings(silent=True))  # or it tells where it has the key from
     with tempfile.TemporaryDirectory(prefix="lora-push-") as folder, weights_and_biases.failures(address):
         run = wandb.init(
             entity=entity, project=project, job_type="push", mode="online", dir=folder, settings=settings

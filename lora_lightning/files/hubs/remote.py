@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import importlib
 import os
 import re
 import threading
@@ -28,7 +29,7 @@ class Digest:
     """A digest of a file, as its hub states it.
 
     Attributes:
-        kind: "sha256", "git" (SHA-1 of git's blob) or "md5".
+        kind: "sha256", "git" (SHA-1 of git's blob), "md5" or "xxh128".
         value: hexadecimal.
     """
 
@@ -39,6 +40,8 @@ class Digest:
         """A hash object to be fed with the file's bytes."""
         if self.kind == "git":
             return hashlib.sha1(f"blob {size}\0".encode(), usedforsecurity=False)
+        if self.kind == "xxh128":
+            return importlib.import_module("xxhash").xxh128()  # which wandb brings
         return hashlib.new(self.kind, usedforsecurity=False)
 
 
@@ -69,13 +72,13 @@ class Listing:
     files: dict[str, Remote]
 
 
-def md5_of_base64(text: str) -> str:
-    """The hexadecimal form of a digest that W&B writes in base64; empty for anything else."""
+def hexadecimal(text: str) -> str:
+    """A digest of 16 bytes that W&B writes in base64; empty for anything else."""
     try:
         value = base64.b64decode(text, validate=True)
     except ValueError:
         return ""
-    return value.hex() if len(value) == hashlib.md5(usedforsecurity=False).digest_size else ""
+    return value.hex() if len(value) == 16 else ""
 
 
 def answered(call: Callable[[], T], seconds: float = 2 * SECONDS) -> T:

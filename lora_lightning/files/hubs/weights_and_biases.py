@@ -17,7 +17,7 @@ from lora_lightning.files.hubs.remote import (
     Remote,
     UnreachableError,
     answered,
-    md5_of_base64,
+    hexadecimal,
     told,
 )
 from lora_lightning.utils.libraries import loading
@@ -72,9 +72,11 @@ def _remote(address: Address, name: str, entry: Any, url: str | None) -> Remote:
             f"{address}: {name} is a reference to {told(ValueError(entry.ref or 'nowhere'))}, and none is "
             "followed: log the file itself."
         )
-    digest = Digest("md5", md5_of_base64(entry.digest))
+    algorithm = getattr(entry, "digest_algorithm", None)  # MD5 in older wandb
+    kind = algorithm().value.rpartition("_")[2].lower() if algorithm else "md5"
+    digest = Digest(kind, hexadecimal(entry.digest))
     if not digest.value or entry.size is None:
-        raise UserError(f"{address}: {name} has no MD5 or no size there, by which it could be checked.")
+        raise UserError(f"{address}: {name} has no digest or no size there, by which it could be checked.")
 
     def pieces() -> Generator[bytes]:
         requests = importlib.import_module("requests")  # which wandb brings
