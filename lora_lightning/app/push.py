@@ -49,7 +49,7 @@ def push(options: Mapping[str, Any]) -> str:
             raise UserError(
                 f"adapter={options['adapter']}: is of no use elsewhere: {upload.lacking} takes it along."
             )
-        shown = _shown(address, upload)
+        shown = _shown(upload)
         if dry:
             card = upload.files[CARD].read_text(encoding="utf-8")
             lack = [f"It would be refused: {upload.lacking} takes it along."] if upload.lacking else []
@@ -81,7 +81,7 @@ def _problems(address: Address, options: Mapping[str, Any], dry: bool) -> list[s
     return problems
 
 
-def _shown(address: Address, upload: Upload) -> list[str]:
+def _shown(upload: Upload) -> list[str]:
     """The files with their sizes, and what of the configuration was shortened."""
     rows = [(name, f"{path.stat().st_size:,}") for name, path in upload.files.items()]
     lines = [format_table(("file", "bytes"), rows)]

@@ -26,6 +26,7 @@ from lora_lightning.app.arguments import COMMANDS, at_home, parser_of
 from lora_lightning.app.cli import main as ours
 from lora_lightning.app.command_line import CommandLine, command_config
 from lora_lightning.errors import ConfigError
+from lora_lightning.files.hubs.address import is_address
 
 SHORT = ["debug=fast", "trainer.enable_progress_bar=false", "trainer=cpu", "logger=csv"]
 """Before the words of every training that is executed; those of the page come after, and win."""
@@ -211,6 +212,8 @@ def _ours(words: Sequence[str]) -> Treatment:
             if ended.code:
                 raise
 
+    if any(is_address(word.partition("=")[2]) for word in rest):
+        return Treatment("parsed: would ask the network", check)
     recipe = next((w.partition("=")[2] for w in rest if w.startswith("recipe=")), "vit_digits")
     if recipe not in EMBEDDED:
         return Treatment(f"composed: {recipe} needs weights", check)

@@ -23,7 +23,7 @@ GROUPS = {  # what one was doing -> the beginnings of modules' names; the longes
     ),
     "Reading and writing adapters and checkpoints": (
         "files trainer.checkpoint trainer.state_dict utils.torch_file utils.mapping_file utils.atomic "
-        "utils.writers utils.digests app.rebuild app.inspect app.shrink app.extract"
+        "utils.writers utils.digests app.rebuild app.inspect app.shrink app.extract app.push app.upload"
     ),
     "Getting a pretrained model": "models utils.download",
     "Reading data": "data",

@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -82,11 +83,12 @@ def test_without_a_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("NETRC", str(tmp_path / "none"))
     assert "W&B has no key here" in refusal()
-    for told, entry in {
+    wicked: dict[str, dict[str, Any]] = {
         "is a reference to file:///etc/passwd": {"ref": "file:///etc/passwd"},
         "has no digest": {"ref": None, "digest": "AAAA", "size": 3},
         "or no size": {"ref": None, "digest": b64md5(b"x"), "size": None},
-    }.items():
+    }
+    for told, entry in wicked.items():
         with pytest.raises(UserError, match=told):
             _remote(address, TENSORS, SimpleNamespace(**entry), "http://127.0.0.1:9")
 
@@ -158,10 +160,8 @@ def test_an_adapter_goes_and_comes_back(
     said = capsys.readouterr().out
     assert said.startswith("wandb:me/p/pushed:best: v0 of ") and KEY not in said
     there = hub.artifacts["pushed"][0]
-    assert there.keys() == {CONFIG, TENSORS, "README.md"} and hub.aliases["pushed"] == {
-        "latest": 0,
-        "best": 0,
-    }
+    assert there.keys() == {CONFIG, TENSORS, "README.md"}
+    assert hub.aliases["pushed"] == {"latest": 0, "best": 0}
     assert hub.types == {"pushed": "model", **{n: "base-model" for n in hub.types if n != "pushed"}}
     assert hub.used == [f"{name}/0" for name, kind in hub.types.items() if kind == "base-model"]  # lineage
     told = {path.rpartition("/")[2] for path in hub.stored if path.startswith("/run/")}
