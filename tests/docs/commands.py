@@ -163,7 +163,8 @@ def _train(words: Sequence[str]) -> Treatment:
                 Path(resumed[0].partition("=")[2], "results.json").unlink()  # as if stopped before its end
             return train(words)
         folder = [f"hydra.run.dir=outputs/{Path(recipe).stem}/DATE", "hydra.sweep.dir=outputs/sweep"]
-        return train([*SHORT, *folder, *_small(recipe), *words])
+        search = ["search.trials=2"] * ("hparams_search=optuna" in words)
+        return train([*SHORT, *folder, *search, *_small(recipe), *words])
 
     if recipe not in MODELS and not recipe.endswith(".yaml"):
         return Treatment(f"composed: {recipe} needs more than the package", check)

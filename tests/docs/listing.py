@@ -10,7 +10,8 @@ from commands import treatment_of
 from reader import KINDS, SHELLS
 from shell import commands_of
 
-DONE = {"python": "executed", "text": "compared", "yaml": "composed", "csv": "read"}
+COMPOSED = ("@package _global_", "class_path")  # a recipe; a configuration of LightningCLI
+DONE = {"python": "executed", "text": "compared", "csv": "read"}
 
 
 def entries_of(page: Path) -> Iterator[tuple[int, str, str]]:
@@ -24,7 +25,8 @@ def entries_of(page: Path) -> Iterator[tuple[int, str, str]]:
             raise LookupError(f"{name_of(page)}:{line}: no reader knows what to do with {block.language!r}")
         if block.language not in SHELLS:
             hidden = " in a comment" * block.hidden
-            yield line, f"{block.language}{hidden}", DONE[block.language]
+            composed = "composed" if any(sign in block.source for sign in COMPOSED) else "read"
+            yield line, f"{block.language}{hidden}", DONE.get(block.language, composed)
             continue
         for command in commands_of(block.source, block.language == "console"):
             yield line, str(command), treatment_of(command).name
