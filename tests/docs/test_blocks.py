@@ -14,8 +14,8 @@ QUICK = ("lora-lightning copy", "lora-lightning recipes", "lora-lightning comple
 
 
 UNMENDED = {
-    "README.md", "CONTRIBUTING.md", "docs/deploying.md", "docs/accents.md",
-    "docs/lora_methods.md", "docs/pictures.md", "docs/recordings.md",
+    "README.md", "docs/accents.md",
+    "docs/lora_methods.md", "docs/pictures.md",
     "docs/optimization.md", "docs/recipes.md", "docs/comparing.md",
 }  # fmt: skip
 
