@@ -76,6 +76,8 @@ OTHER_DATA = {
     "imagefolder": ["recipe=my_photos"],
 }
 """By which words about other data than a run's are composed."""
+HUB = re.compile(r"=(hf|wandb):")
+"""Adapters that a hub has: such a command is checked."""
 PROGRAMS = ("benchmarks", "tests", "lora_lightning")
 """Packages whose programs are parsed: most of them take minutes."""
 RUFF = Path(ruff.__file__).parents[4] / "bin" / "ruff"
@@ -218,6 +220,8 @@ def _ours(words: Sequence[str]) -> Treatment:
     recipe = next((w.partition("=")[2] for w in rest if w.startswith("recipe=")), "vit_digits")
     if recipe not in EMBEDDED:
         return Treatment(f"composed: {recipe} needs weights", check)
+    if name == "push" or any(HUB.search(word) for word in words):
+        return Treatment("composed: asks a hub", check)
     return Treatment("executed", check, run)
 
 

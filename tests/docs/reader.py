@@ -20,7 +20,7 @@ from lora_lightning.app.command_line import CommandLine
 
 SHELLS = ("bash", "console", "sh")
 NAMESPACE = "page"
-LITERAL = re.compile(r"""^print\(.*\)  # ([\[{('"\d].*)$""", re.MULTILINE)
+LITERAL = re.compile(r"""^print\(.*\)  # ((?:[\[{('"\d]|True|False|None).*)$""", re.MULTILINE)
 NUMBER = re.compile(r"(?<![\w.])[-−+]?\d[\d,]*(\.\d+)?([eE][-+]?\d+)?")
 ANYTHING = re.compile(r"…|\.\.\.")
 
