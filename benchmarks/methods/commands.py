@@ -87,7 +87,12 @@ def tested(made: Path, run: Path, method: Method, result: dict[str, Any]) -> Fou
     )  # fmt: skip
     of = (f"adapter={run}", "data=manifest", "data.max_seconds=10") if method.method != "none" else base
     out = run / "english.json"
-    english = ("model.language=en", f"data.manifest={made / 'english.csv'}", "data.strict=false", f"out={out}")
+    english = (
+        f"data.manifest={made / 'english.csv'}",
+        "data.strict=false",
+        "model.language=en",
+        f"out={out}",
+    )
     told = command(made, "evaluate", *of, *english)
     if told is not None:
         raise UserError(told)
