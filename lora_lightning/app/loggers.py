@@ -158,7 +158,7 @@ def finish(loggers: Loggers, status: str = "success") -> None:
     """Close every logger; W&B's run ends here, so that the next job of a sweep begins another."""
     for logger in loggers.all():
         logger.finalize(status)
-        if isinstance(logger, WandbLogger) and on_rank_zero():
-            logger.experiment.finish(exit_code=0 if status == "success" else 1)
+        if isinstance(logger, WandbLogger) and logger._experiment is not None:  # else it never began
+            logger._experiment.finish(exit_code=0 if status == "success" else 1)
         elif isinstance(logger, CometLogger) and not isinstance(logger, CometBeside) and on_rank_zero():
             logger.experiment.end()

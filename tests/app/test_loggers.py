@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 from urllib.parse import urlparse
 
 import pytest
+import torch
 import wandb
 import yaml
 from lightning.pytorch.loggers import CSVLogger
@@ -16,10 +18,10 @@ from PIL import Image
 from safetensors.torch import load_file
 from wandb_file import StoredRun, read_wandb
 
-from lora_lightning.app import loggers
+from lora_lightning.app import logged, loggers
 from lora_lightning.app.application import main
 from lora_lightning.app.command_line import command_config
-from lora_lightning.app.compose import RECIPES
+from lora_lightning.app.compose import CONF, RECIPES
 from lora_lightning.app.console import short_path
 from lora_lightning.app.loggers import Loggers, build_loggers, give_ids, log_start
 from lora_lightning.app.loggers_wandb import wandb_logger
@@ -229,6 +231,41 @@ def test_a_sweep_makes_one_run_a_job(tmp_path: Path) -> None:
         assert found.about["group"] == "vit_digits sweep"
         assert found.about["name"].endswith(f"rank={ranks[-1]}")
     assert ranks == [2, 4]
+
+
+@pytest.mark.slow
+def test_a_run_of_wandbs_sweep_is_one_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As an agent starts it; what it is compared with stays on the disk."""
+    sweep = yaml.safe_load((CONF / "wandb_sweep.yaml").read_text())
+    parameters = sweep["parameters"].items()
+    given = [f"{name}={values.get('values', [values.get('min')])[0]}" for name, values in parameters]
+    words = [word for word in sweep["command"][2:] if not word.startswith(("$", "compare"))]
+    monkeypatch.setenv("WANDB_SWEEP_ID", "swept")
+    monkeypatch.setenv("WANDB_RUN_ID", "first")
+    main([*words, *TINY[::2], *given, "compare=[linear_probe]", "hydra.run.dir=run"])
+    run = read_wandb(only(tmp_path, "run/wandb/offline-run-*/*.wandb"))
+    assert (run.about["id"], run.about["group"]) == ("first", "")
+    assert run.config["lora"]["rank"] == 4 and run.config["optim"]["lr"] == 1e-4
+    assert sweep["metric"]["name"] in run.last()
+    assert not (tmp_path / "run" / "linear_probe" / "wandb").exists()
+    assert (tmp_path / "run" / "linear_probe" / "csv" / "metrics.csv").is_file()
+
+
+def test_the_adapters_of_the_best_and_of_the_last_epoch(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    best, last = tmp_path / "adapter", tmp_path / "checkpoints" / "last.ckpt"
+    assert logged._epochs(tmp_path, "lora") == [(best, ["best"])]
+    last.parent.mkdir()
+    last.touch()
+    found = {best: torch.ones(2), last: torch.zeros(2)}
+    monkeypatch.setattr(
+        logged, "read_source", lambda path: SimpleNamespace(saved=SimpleNamespace(tensors={"a": found[path]}))
+    )
+    assert logged._epochs(tmp_path, "lora") == [(last, ["last"]), (best, ["best"])]
+    assert logged._epochs(tmp_path, "peft") == [(best, ["best"])]
+    found[last] = torch.ones(2)
+    assert logged._epochs(tmp_path, "lora") == [(best, ["best", "last"])]
 
 
 def test_the_key_is_found_where_wandb_looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
