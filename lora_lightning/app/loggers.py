@@ -160,5 +160,7 @@ def finish(loggers: Loggers, status: str = "success") -> None:
         logger.finalize(status)
         if isinstance(logger, WandbLogger) and logger._experiment is not None:  # else it never began
             logger._experiment.finish(exit_code=0 if status == "success" else 1)
+        elif hasattr(logger, "end"):  # Aim's
+            logger.end()
         elif isinstance(logger, CometLogger) and not isinstance(logger, CometBeside) and on_rank_zero():
             logger.experiment.end()

@@ -7,7 +7,9 @@ import os
 from collections.abc import Sequence
 from typing import Annotated, Any
 
+from lightning.fabric.utilities.logger import _convert_params, _flatten_dict
 from lightning.pytorch.loggers import CometLogger, Logger, MLFlowLogger
+from lightning.pytorch.utilities import rank_zero_only
 
 from lora_lightning.app.options import ARTIFACT, TEXTS
 from lora_lightning.trainer.trackers.tracker import Allowed, allow
@@ -45,7 +47,7 @@ def mlflow_logger(
     """
     known = {"group": group, "tags": ", ".join(tags), "mlflow.parentRunId": parent}
     kept = {} if environment else dict.fromkeys(FOUND_OUT, "-")
-    logger = MLFlowLogger(
+    logger = GoesOn(
         experiment_name=experiment,
         run_name=name,
         tracking_uri=tracking_uri or os.environ.get("MLFLOW_TRACKING_URI") or "sqlite:///mlflow.db",
@@ -53,6 +55,20 @@ def mlflow_logger(
         run_id=id,
     )
     return allow(logger, Allowed(examples, adapter))
+
+
+class GoesOn(MLFlowLogger):
+    """Lightning's, for runs that go on: MLflow takes no parameter a second time with another value, such as
+    the checkpoint that the run goes on from; the first stays."""
+
+    @rank_zero_only
+    def log_hyperparams(self, params: Any) -> None:
+        known = self.experiment.get_run(self.run_id).data.params
+        new = {
+            key: value for key, value in _flatten_dict(_convert_params(params)).items() if key not in known
+        }
+        if new:
+            super().log_hyperparams(new)
 
 
 def comet_logger(
@@ -166,7 +182,18 @@ def aim_logger(
         environment: the command line, the installed packages, environment variables, the commit.
         console: what is printed.
     """
-    made = importlib.import_module("aim.pytorch_lightning").AimLogger(
+    theirs: Any = importlib.import_module("aim.pytorch_lightning").AimLogger
+
+    class Open(theirs):
+        """Stays open when a fit ends, since more is told afterwards, and opening it anew breaks its lock."""
+
+        def finalize(self, status: str = "") -> None:
+            """The Trainer's end is not the run's."""
+
+        def end(self) -> None:
+            super().finalize()
+
+    made = Open(
         repo=repo,
         experiment=experiment,
         run_name=name,

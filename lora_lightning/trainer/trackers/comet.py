@@ -17,9 +17,13 @@ class CometTracker(Tracker):
 
     shows = keeps = True
 
+    @property
+    def _offline(self) -> bool:
+        return "Offline" in type(self.logger.experiment).__name__
+
     def where(self) -> str | None:
         experiment = self.logger.experiment
-        if "Offline" not in type(experiment).__name__:
+        if not self._offline:
             return f"Comet: {experiment.url}"
         file = Path(experiment.offline_directory) / f"{experiment.get_key()}.zip"
         return f"Comet runs offline. To upload it when it has ended: comet upload {file}"
@@ -55,6 +59,13 @@ class CometTracker(Tracker):
     def files(
         self, name: str, files: Mapping[str, Path], aliases: Sequence[str], about: Mapping[str, Any]
     ) -> None:
+        """An artifact; offline, where Comet has none, files of the experiment in a folder for each alias."""
+        if self._offline:
+            for alias in aliases:
+                for target, file in files.items():
+                    there = f"adapter/{alias}/{target}"
+                    self.logger.experiment.log_asset(str(file), file_name=there, copy_to_tmp=True)
+            return
         comet = importlib.import_module("comet_ml")
         artifact = comet.Artifact(name, "adapter", aliases=list(aliases), metadata=dict(about))
         for target, file in files.items():
