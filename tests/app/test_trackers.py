@@ -100,7 +100,7 @@ def test_comet(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     pytest.importorskip("comet_ml")
     main([*WORDS, "logger=comet", "tags=[first]", "hydra.run.dir=run"])
     (archive,) = (tmp_path / "run" / "comet").glob("*.zip")
-    assert f"comet upload {archive}" in capsys.readouterr().out
+    assert f"comet upload {archive.parent}/{archive.name[:32]}*.zip" in capsys.readouterr().out
     with zipfile.ZipFile(archive) as stored:
         lines = [json.loads(line) for line in stored.read("messages.json").decode().splitlines()]
         about = json.loads(stored.read("experiment.json"))

@@ -25,7 +25,7 @@ class CometTracker(Tracker):
         experiment = self.logger.experiment
         if not self._offline:
             return f"Comet: {experiment.url}"
-        file = Path(experiment.offline_directory) / f"{experiment.get_key()}.zip"
+        file = Path(experiment.offline_directory) / f"{experiment.get_key()}*.zip"  # Comet adds letters
         return f"Comet runs offline. To upload it when it has ended: comet upload {file}"
 
     def table(self, name: str, header: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
