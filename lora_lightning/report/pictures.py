@@ -51,5 +51,7 @@ def _legend_places(
 
 def key(legend: Legend) -> str:
     """The legend as HTML."""
-    swatches = "".join(f'<i style="background:{colour}"></i>{text(meaning)}' for colour, meaning in legend)
+    swatches = "".join(
+        f'<span><i style="background:{colour}"></i>{text(meaning)}</span>' for colour, meaning in legend
+    )
     return f'<p class="key">{swatches}</p>'

@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 import torch
+from browser import problems
 from PIL import Image
 from test_classification_scores import classes, labels, numbers
 
@@ -218,3 +219,10 @@ def test_numbers_are_points_on_a_scale_that_both_axes_have(tmp_path):
     points = charts(page)["predicted over true numbers"]["layer"][0]
     assert points["encoding"]["x"]["scale"] == points["encoding"]["y"]["scale"]
     assert specs.scatter(np.arange(5000.0), {"after": np.zeros(5000)})["data"]["values"][-1]["true"] == 4999
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [classes, labels, numbers])
+def test_the_page_in_every_look(make, tmp_path):
+    written(make(), tmp_path, data=Data(), source={"source": 0.5, "source_off": 0.9})
+    assert problems(tmp_path / "report.html") == []

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from browser import problems
 from lightning import Trainer, seed_everything
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
@@ -253,6 +254,15 @@ def test_wandbs_masks_have_their_names():
         "ground_truth": [[0, 255]], "predictions": [[0, 2]],
     }  # fmt: skip
     assert layers["predictions"]["class_labels"] == {0: "ground", 1: "disc", 2: "box", 255: "ignored"}
+
+
+@pytest.mark.slow
+def test_the_page_in_every_look(segmenter, data, tmp_path):
+    fitter = trainer(max_epochs=1, callbacks=[ll.LoRACallback(rank=4, verbose=False)])
+    fitter.fit(segmenter, datamodule=data)
+    fitter.test(segmenter, datamodule=data, verbose=False)
+    segmenter.report(data, tmp_path)
+    assert problems(tmp_path / "report.html") == []
 
 
 @pytest.mark.slow
