@@ -156,8 +156,8 @@ class Reader:
             return
         tuples = [v for given in _given(scope, name) for v in (_given(scope, _name(given)) or [given])]
         each = [_name(e) for t in tuples if isinstance(t, ast.Tuple) for e in t.elts]  # for f in (one, other)
-        for one in each or [name]:
-            if found := self.function(source, one):
+        for function in each or [name]:
+            if found := self.function(source, function):
                 yield from self.returned(*found, depth + 1)
 
     def function(self, source: Source, name: str) -> tuple[Source, Scope] | None:
