@@ -52,3 +52,9 @@ class Terminal(io.StringIO):
 
     def __exit__(self, *error: object) -> None:
         sys.stdout, sys.stderr = self.before
+
+
+def beside_progress(text: str) -> str:
+    """What else stands in a file to which progress has written lines."""
+    lines = text.splitlines(keepends=True)
+    return "".join(line for line in lines if not re.search(r"(\d trained|\d/s|s each)$", line.rstrip("\n")))
