@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from lora_lightning.app.upload import CARD, Upload, upload_of
@@ -49,20 +50,28 @@ def push(options: Mapping[str, Any]) -> str:
             raise UserError(
                 f"adapter={options['adapter']}: is of no use elsewhere: {upload.lacking} takes it along."
             )
-        shown = _shown(upload)
         if dry:
             card = upload.files[CARD].read_text(encoding="utf-8")
             lack = [f"It would be refused: {upload.lacking} takes it along."] if upload.lacking else []
-            text = "\n".join([f"This would go to {address}; nothing is uploaded.", *shown, *lack, "", card])
+            text = "\n".join(
+                [
+                    f"This would go to {address}; nothing is uploaded.",
+                    *_shown(upload.files, upload),
+                    *lack,
+                    "",
+                    card,
+                ]
+            )
             return printable(text)
         try:
-            where = (_to_hub if address.hub == "hf" else _to_wandb)(address, upload, options)
+            send = _to_hub if address.hub == "hf" else _to_wandb
+            where, files = send(address, upload, options)
         except UnreachableError as error:
             raise UserError(
                 f"to={address}: {HUBS[address.hub]} cannot be reached now ({error}): try again. "
                 "What was begun may be seen there."
             ) from None
-    return printable("\n".join([*where, *shown]))
+        return printable("\n".join([*where, *_shown(files, upload)]))
 
 
 def _problems(address: Address, options: Mapping[str, Any], dry: bool) -> list[str]:
@@ -81,9 +90,9 @@ def _problems(address: Address, options: Mapping[str, Any], dry: bool) -> list[s
     return problems
 
 
-def _shown(upload: Upload) -> list[str]:
+def _shown(files: Mapping[str, Path], upload: Upload) -> list[str]:
     """The files with their sizes, and what of the configuration was shortened."""
-    rows = [(name, f"{path.stat().st_size:,}") for name, path in upload.files.items()]
+    rows = [(name, f"{path.stat().st_size:,}") for name, path in files.items()]
     lines = [format_table(("file", "bytes"), rows)]
     if upload.changed:
         lines.append("Paths of this machine stay here; of these the last name alone goes:")
@@ -91,8 +100,11 @@ def _shown(upload: Upload) -> list[str]:
     return lines
 
 
-def _to_hub(address: Address, upload: Upload, options: Mapping[str, Any]) -> list[str]:
-    """One commit; a repository that is not there is made, for oneself alone unless private=false."""
+def _to_hub(
+    address: Address, upload: Upload, options: Mapping[str, Any]
+) -> tuple[list[str], dict[str, Path]]:
+    """One commit, in words, and its files; a repository that is not there is made, for oneself alone unless
+    private=false."""
     hub = huggingface.client()
     within = f"{address.folder}/" if address.folder else ""
     branch = address.version or None
@@ -120,10 +132,12 @@ def _to_hub(address: Address, upload: Upload, options: Mapping[str, Any]) -> lis
     lines = [f"{address}: {commit.commit_url}{' (a new repository' + seen + ')' if new else ''}"]
     if CARD not in files:
         lines.append(f"{CARD} there stays as it is; overwrite=true replaces it.")
-    return lines
+    return lines, files
 
 
-def _to_wandb(address: Address, upload: Upload, options: Mapping[str, Any]) -> list[str]:
+def _to_wandb(
+    address: Address, upload: Upload, options: Mapping[str, Any]
+) -> tuple[list[str], dict[str, Path]]:
     """A version of the artifact, logged by a run of its own that tells nothing else."""
     wandb = weights_and_biases.client()
     entity, project, name = address.name.split("/")
@@ -141,4 +155,4 @@ def _to_wandb(address: Address, upload: Upload, options: Mapping[str, Any]) -> l
             run.finish(exit_code=1)
             raise
         run.finish()
-    return [f"{address}: {version} of {weights_and_biases.page(address)}"]
+    return [f"{address}: {version} of {weights_and_biases.page(address)}"], upload.files

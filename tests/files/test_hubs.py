@@ -7,6 +7,7 @@ import os
 import time
 import warnings
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -90,6 +91,14 @@ def test_an_adapter_is_fetched_once_and_loaded_as_its_folder(hub: Hub, files: di
     assert fetched(f"hf:me/x@{commit}").is_dir() and hub.seen == []  # which never changes
 
 
+def test_several_fetch_at_once(hub: Hub, files: dict[str, bytes]) -> None:
+    """As the processes of a training do."""
+    with ThreadPoolExecutor(4) as pool:
+        folders = set(pool.map(fetched, ["hf:me/x"] * 8))
+    assert len(folders) == 1 and {p.name for p in folders.pop().iterdir()} == set(files)
+    assert not list(cache().rglob(".lora*"))
+
+
 def test_branches_folders_and_all_weights(hub: Hub, files: dict[str, bytes], tmp_path: Path) -> None:
     hub.put("me/y", {f"sub/in/{n}": f for n, f in files.items()}, "dev")
     assert {p.name for p in fetched("hf:me/y/sub/in@dev").iterdir()} == set(files)
@@ -110,6 +119,20 @@ def test_commands_take_addresses(hub: Hub, tmp_path: Path, capsys: pytest.Captur
     words = ["merge", "ckpt=hf:me/x", "base=hf:me/w", "check_base=false", f"out={tmp_path / 'm.safetensors'}"]
     main(words)
     assert (tmp_path / "m.safetensors").is_file()
+
+
+def test_what_came_is_read_as_a_strangers(
+    hub: Hub, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    task = {"_target_": "lora_lightning.tasks.classification.ImageClassifier"}
+    model = {"_target_": "os.system", "command": f"touch {tmp_path / 'done'}"}
+    hub.put("me/evil", folder_of(tmp_path / "e", origin={"config": {"model": model, "task": task}}))
+    (tmp_path / "pictures").mkdir()
+    words = ["predict", "adapter=hf:me/evil", f"images={tmp_path / 'pictures'}", f"out={tmp_path / 'p.csv'}"]
+    with pytest.raises(SystemExit):
+        main(words)
+    message = capsys.readouterr().err
+    assert "model._target_=os.system is not run unasked" in message and not (tmp_path / "done").exists()
 
 
 def answering(**parts: Any) -> Any:

@@ -114,8 +114,12 @@ def _fetch(address: Address, files: Sequence[Remote], folder: Path) -> None:
         whole.mkdir()
         for file in files:
             _write(address, file, whole / file.name)
-        shutil.rmtree(folder, ignore_errors=True)  # incomplete: somebody has deleted files in it
-        os.rename(whole, folder)
+        try:
+            os.rename(whole, folder)
+        except OSError:  # it is there: another process was faster, or somebody has deleted files in it
+            if not _complete(folder, files):
+                shutil.rmtree(folder)
+                os.rename(whole, folder)
 
 
 def _write(address: Address, file: Remote, path: Path) -> None:
