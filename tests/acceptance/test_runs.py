@@ -7,6 +7,7 @@ import hashlib
 import json
 import pickle
 import runpy
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -61,6 +62,13 @@ def test_the_main_job_compares_four_methods(tmp_path: Path, capsys: pytest.Captu
     for line in truncate_list:
         assert (run / line.split()[0]).exists()
     assert yaml.safe_load((run / "config.yaml").read_text())["data"]["seed"] == 0
+    page = (run / "report.html").read_text()
+    assert all(f'<td class="name">{name}</td>' in page for name in methods if name != "LoRA")
+    assert all(f"<h2>{head}</h2>" in page for head in ("Methods", "Losses", "What changed most", "Classes"))
+    facts = json.loads((run / "report" / "run.json").read_text())
+    assert facts["command"] == " ".join(["lora-lightning train", *map(shlex.quote, SMALL)]).replace(
+        " hydra.run.dir=run", ""
+    )
     assert "model.blocks.*.attn.qkv" in out
     assert "trainable: " in out
     assert "\x1b" not in out
