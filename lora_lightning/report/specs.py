@@ -89,6 +89,7 @@ def grouped(rows: Sequence[Row], name: str, state: str, value: str, states: Mapp
         "type": "nominal",
         "title": None,
         "scale": {"domain": list(states), "range": list(states.values())},
+        "legend": {"columns": 2},  # of which a telephone has room
     }
     across = {"type": "quantitative", "scale": {"zero": True}, "axis": {"title": value, "tickCount": 5}}
     shapes = ["circle", "square", "triangle-up", "diamond", "cross", "triangle-down"]
