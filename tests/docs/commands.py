@@ -76,7 +76,7 @@ OTHER_DATA = {
     "imagefolder": ["recipe=my_photos"],
 }
 """By which words about other data than a run's are composed."""
-HUB = re.compile(r"=(hf|wandb):")
+HUB = re.compile(r"(^|=)(hf|wandb):")
 """Adapters that a hub has: such a command is checked."""
 PROGRAMS = ("benchmarks", "tests", "lora_lightning")
 """Packages whose programs are parsed: most of them take minutes."""
