@@ -12,14 +12,19 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 ROOT = Path(__file__).parents[1]
 RUNS, PICTURES = ROOT / "build" / "gallery", ROOT / "docs" / "images" / "gallery"
 MOST_BYTES = 100_000
+CLASSES = ("ground", "disc", "square", "triangle")
+CPU = ("trainer=cpu", "trainer.precision=32-true", "logger=csv", "data.num_workers=0")
+SEGMENTER = ("model=timm_segmenter", "model.name=resnet18", "model.pretrained=false", "method=full")
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,38 @@ class Picture:
         part: a file of the run's folder: a page, or a picture.
         heading: how a heading of that page begins, whose section is the picture; "" takes the file itself.
         height: pixels of the section at most, from its top, 0 for all.
+        before: makes what the run needs, in the folder where it runs.
     """
 
     run: tuple[str, ...]
     part: str = "report.html"
     heading: str = ""
     height: int = 0
+    before: Callable[[Path], None] | None = None
+
+
+def masks(folder: Path, count: int = 60) -> None:
+    """Pictures of shapes and their masks: each pixel of the shape around it whose colour it has."""
+    from lora_lightning.data.shapes import (
+        Shapes,
+    )  # loads torch, which pictures of runs that are there do not need
+
+    for name in ("images", "masks"):
+        (folder / "shapes" / name).mkdir(parents=True, exist_ok=True)
+    shapes = Shapes("source", "train", count, side=128)
+    for index in range(count):
+        image, target = shapes[index]
+        pixels = (image * 255).round().to(int).permute(1, 2, 0).numpy()  # (side, side, 3)
+        mask = np.zeros(pixels.shape[:2], np.uint8)
+        nearest = abs(pixels - pixels[0, 0]).sum(2)  # to the ground's colour
+        for (x1, y1, x2, y2), label in zip(target["boxes"].int().tolist(), target["labels"], strict=True):
+            colour = pixels[(y1 + y2) // 2, (x1 + x2) // 2]
+            away = abs(pixels - colour).sum(2)
+            own = np.zeros_like(mask, bool)
+            own[y1:y2, x1:x2] = (away < nearest)[y1:y2, x1:x2]
+            mask[own], nearest[own] = int(label), away[own]
+        Image.fromarray(pixels.astype(np.uint8)).save(folder / "shapes" / "images" / f"{index:03}.png")
+        Image.fromarray(mask).save(folder / "shapes" / "masks" / f"{index:03}.png")
 
 
 GALLERY = {
@@ -45,7 +76,13 @@ GALLERY = {
     "accent_espeak": Picture(
         ("recipe=accent_espeak", "compare=[]"), "scottish/report.html", "scottish: the worst", height=730
     ),
-}
+    "segment_folder": Picture(
+        (
+            "recipe=segment_folder", "data.root=shapes", f"data.class_names=[{','.join(CLASSES)}]",
+            "data.image_size=96", "data.crop_size=96", "trainer.max_epochs=10", *SEGMENTER, *CPU,
+        ), "contact_sheet.png", before=masks,
+    ),
+}  # fmt: skip
 
 
 def main(names: list[str]) -> None:
@@ -65,6 +102,8 @@ def run(name: str, picture: Picture) -> None:
     work = RUNS / f"{name}-unfinished"
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir(parents=True)
+    if picture.before is not None:
+        picture.before(work)
     program = Path(sys.executable).with_name("lora-lightning")
     command = [str(program), "train", *picture.run, "hydra.run.dir=run"]
     print(" ".join(["lora-lightning", *command[1:]]), flush=True)
