@@ -169,7 +169,9 @@ def _train(words: Sequence[str]) -> Treatment:
         return train([*SHORT, *folder, *search, *_small(recipe), *words])
 
     if recipe not in MODELS and not recipe.endswith(".yaml"):
-        return Treatment(f"composed: {recipe} needs more than the package", check)
+        made = recipe.startswith("pretrain_")
+        reason = "makes a base that ships" if made else "needs data or weights that are not here"
+        return Treatment(f"composed: {recipe} {reason}", check)
     if any(DEVICES.match(word) for word in words):
         return Treatment("composed: needs devices", check)
     if recipe != "vit_digits" and any(word.startswith("model=") for word in words):

@@ -13,7 +13,7 @@ from reader import Reader
 QUICK = ("lora-lightning copy", "lora-lightning recipes", "lora-lightning completion")
 
 
-UNMENDED = {"README.md", "docs/accents.md", "docs/comparing.md"}
+UNMENDED = {"docs/accents.md"}
 
 
 PROGRAMS = {"CONTRIBUTING.md"}
