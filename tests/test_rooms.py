@@ -17,8 +17,8 @@ ROOMS = (
 CORE = ROOMS[: ROOMS.index("data")]
 # What the recipes need and the core does not; utils.libraries loads them by name where they are asked for.
 FOREIGN = {
-    "hydra", "omegaconf", "wandb", "mlflow", "comet_ml", "aim", "timm", "torchvision", "torchaudio", "transformers",
-    "matplotlib",
+    "hydra", "omegaconf", "wandb", "mlflow", "comet_ml", "aim", "timm", "torchvision", "torchaudio",
+    "transformers", "matplotlib",
 }  # fmt: skip
 # Folders of tests that go through several rooms, or beside them.
 BESIDE = {"acceptance", "architectures", "benchmarks", "distributed", "docs"}
