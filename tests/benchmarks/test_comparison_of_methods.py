@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from pathlib import Path
 from statistics import mean, stdev
 
 import numpy as np
@@ -14,6 +15,7 @@ import torch
 
 from benchmarks.methods import report, suites
 from benchmarks.methods.catalog import METHODS, Method
+from benchmarks.methods.commands import _short_of_tests
 from benchmarks.methods.ledger import Ledger
 from benchmarks.methods.search import Budget, Cell, carry_out, choice, grid
 from benchmarks.methods.statistics import difference, exceeds_noise, interval, quantile
@@ -213,3 +215,12 @@ def test_pefts_own_method_trains_beside_ours():
     assert run.prepared.trained == base.prepared.trained
     assert torch.allclose(run.task.eval()(images), base.task.eval()(images), atol=1e-4)
     assert any(p.abs().sum() > 0 for n, p in run.task.named_parameters() if ".lora_B." in n)
+
+
+def test_a_trial_by_commands_hears_few_tests(tmp_path):
+    header, rest = "path,text,speaker,split", ["a.wav,hm,s,train", "b.wav,ha,t,val"]
+    tests = [f"{i}.wav,ho,u,test" for i in range(9)]
+    (tmp_path / "czech.csv").write_text("\n".join([header, *tests, *rest]) + "\n")
+    option, path = _short_of_tests(f"data.manifest={tmp_path}/czech.csv").split("=")
+    assert option == "data.manifest"
+    assert Path(path).read_text().splitlines() == [header, *tests[:4], *rest]
