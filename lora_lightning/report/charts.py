@@ -65,8 +65,7 @@ def compact(part: Any) -> Any:
     return part
 
 
-def script() -> str:
-    """The libraries and what draws with them, as elements of a page."""
+def scripts() -> list[str]:
+    """The libraries and what draws with them, each to stand in an element of a page."""
     texts = ((HERE / name).read_text(encoding="utf-8") for name in LIBRARIES)
-    bare = ("\n".join(x for x in t.splitlines() if not x.startswith("//# sourceMappingURL")) for t in texts)
-    return "\n".join(f"<script>{text}</script>" for text in bare)
+    return ["\n".join(x for x in t.splitlines() if not x.startswith("//# sourceMappingURL")) for t in texts]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -16,6 +17,7 @@ from lora_lightning.utils.mapping_file import read_mapping, read_values
 
 FACTS, UPDATES = "report/run.json", "report/updates.json"
 CONFIG, RESULTS = "config.yaml", "results.json"
+MOST_DIGITS = 10  # after a score's point
 NUMBERS = ("trained", "total", "seconds", "checkpoint_bytes", "best_validation")  # of a result
 REMEDY = "Nothing in it was run; a file of a run holds plain values alone."
 
@@ -111,8 +113,8 @@ class LeftRun:
     def labels(self) -> dict[str, str]:
         """Methods in words, the run's own first."""
         found = {str(r["method"]): str(r["label"]) for r in listing(self.facts.get("labels")) if _labelled(r)}
-        others = self.config.get("compare") or []
-        names = dict.fromkeys([self.method, *(m for m in others if isinstance(m, str))])
+        others = listing(self.config.get("compare"))
+        names = dict.fromkeys([self.method, *(m for m in others if _is_folder_name(m))])
         return {name: found.get(name, name) for name in names}
 
     @cached_property
@@ -137,7 +139,7 @@ def read_run(folder: Path) -> LeftRun:
         raise UserError(f"{folder}: is not a run's folder: it has no {CONFIG}.{hint}")
     config = read_mapping(folder / CONFIG, REMEDY)
     names = config.get("adapters") if isinstance(config.get("adapters"), dict) else {}
-    adapters = {str(n): folder / str(n) for n, v in (names or {}).items() if v is not None}
+    adapters = {n: folder / n for n, v in (names or {}).items() if v is not None and _is_folder_name(n)}
     title, sections = left(folder)
     results = [] if adapters else _read_list(folder / RESULTS)
     return LeftRun(
@@ -164,9 +166,17 @@ def _read_list(path: Path) -> list[Any]:
 def _shown(values: Any) -> Shown | None:
     try:
         label, best = str(values["label"]), str(values.get("best", "max"))
-        return Shown(str(values["name"]), label, float(values["scale"]), int(values["digits"]), best)
-    except (TypeError, KeyError, ValueError, AttributeError):
+        scale, digits = float(values["scale"]), int(values["digits"])
+    except (TypeError, KeyError, ValueError, AttributeError, OverflowError):
         return None
+    if not math.isfinite(scale) or not 0 <= digits <= MOST_DIGITS:
+        return None
+    return Shown(str(values["name"]), label, scale, digits, best)
+
+
+def _is_folder_name(name: Any) -> bool:
+    """Whether it names a folder within the run's, and no place outside it."""
+    return isinstance(name, str) and name not in ("", ".", "..") and not {"/", "\\", "\0"} & set(name)
 
 
 def _labelled(values: Any) -> bool:
@@ -185,8 +195,10 @@ def _result(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_number(value: object) -> bool:
-    """A finite one."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    """A finite one, no larger than a float can be."""
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 def mapping(value: Any) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
 import json
 import re
@@ -15,16 +16,19 @@ from typing import TYPE_CHECKING
 from lora_lightning.errors import UserError
 from lora_lightning.report import charts
 from lora_lightning.utils.atomic import write_whole
+from lora_lightning.utils.mapping_file import read_values
 
 if TYPE_CHECKING:
     from PIL import Image
 
 STYLE = Path(__file__).with_name("style.css")
+SLIDER = Path(__file__).with_name("threshold.js")  # the one script that stands within a section
 PAGE_FILE, KEPT = "report.html", "report/sections.json"  # in a run's folder
 
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
+<meta http-equiv="Content-Security-Policy" content="{policy}">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{title}</title>
 <style>{style}</style>
@@ -40,6 +44,8 @@ PAGE = """<!doctype html>
 LONGEST = 60  # characters of a name that are shown
 HEADING = 200  # of a heading
 MANY = 4  # sections, from which on a page has a list of them
+MOST_KEPT = 256 * 2**20  # bytes of all that a task has left
+DELETE = "Delete it, and the page is made without it."
 
 
 class Html(str):
@@ -62,10 +68,29 @@ def write_page(path: Path, title: str, sections: Sequence[Section], lead: str = 
         lead: HTML between the title and the first heading, in which every text is escaped.
     """
     body = "\n".join([lead, _contents(sections), *(_headed(i, one) for i, one in enumerate(sections))])
-    drawn = charts.script() if charts.MARK in body else ""
+    drawn = charts.scripts() if charts.MARK in body else []
+    slides = [SLIDER.read_text(encoding="utf-8")]
     style = STYLE.read_text(encoding="utf-8")
-    page = PAGE.format(title=escape(title), style=style, body=body, script=drawn)
-    write_whole(path, lambda file: Path(file).write_text(page, encoding="utf-8"))
+    page = PAGE.format(
+        title=text(title, HEADING),
+        policy=_policy([*drawn, *slides]),
+        style=style,
+        body=body,
+        script="\n".join(f"<script>{one}</script>" for one in drawn),
+    )
+    # half of a surrogate pair, which JSON may hold and UTF-8 may not, becomes "?"
+    write_whole(path, lambda file: Path(file).write_text(page, encoding="utf-8", errors="replace"))
+
+
+def _policy(scripts: Sequence[str]) -> str:
+    """What a browser lets the page do: run these scripts and no others, whatever stands in its sections, and
+    load nothing. Vega makes functions of what a chart says, in its own small language."""
+    digests = (base64.b64encode(hashlib.sha256(one.encode()).digest()).decode() for one in scripts)
+    allowed = " ".join(f"'sha256-{digest}'" for digest in digests)
+    return (
+        f"default-src 'none'; script-src {allowed} 'unsafe-eval'; style-src 'unsafe-inline'; "
+        "img-src data:; media-src data:; base-uri 'none'; form-action 'none'"
+    )
 
 
 def _headed(number: int, section: Section) -> str:
@@ -101,13 +126,11 @@ def left(folder: Path) -> tuple[str, list[Section]]:
     """
     if not (folder / KEPT).is_file():
         return "", []
+    found = read_values(folder / KEPT, DELETE, MOST_KEPT)
     try:
-        found = json.loads((folder / KEPT).read_text(encoding="utf-8"))
         return str(found["title"]), [Section(str(s["title"]), str(s["html"])) for s in found["sections"]]
-    except (ValueError, TypeError, KeyError) as error:
-        raise UserError(
-            f"{folder / KEPT} is damaged: {error}. Delete it, and the page is made without it."
-        ) from None
+    except (TypeError, KeyError):
+        raise UserError(f"{folder / KEPT} is damaged: it holds no title and sections. {DELETE}") from None
 
 
 def text(name: object, longest: int = LONGEST) -> str:

@@ -31,7 +31,6 @@ from lora_lightning.tasks.detection_pictures import (
 SHOWN, ON_SHEET = 12, 6  # test images on the page by each order, in the sheet
 LEAST = 0.05  # the lowest threshold of the slider
 STEPS = 100  # of thresholds from 0 to 1
-SLIDER = Path(page.__file__).with_name("threshold.js")
 
 
 def write_report(
@@ -157,7 +156,7 @@ def _slider(found: Findings) -> str:
         f'max="1" step="{1 / STEPS:g}" value="{found.threshold:g}"> <output>{found.threshold:g}</output>'
         f'</label><table><tr><th class="name">{counts.images} images</th>{head}</tr>{"".join(rows)}</table>'
         f'<script type="application/json">{embedded(steps)}</script></div>'
-        f"<script>{SLIDER.read_text(encoding='utf-8')}</script>"
+        f"<script>{page.SLIDER.read_text(encoding='utf-8')}</script>"
     )
 
 

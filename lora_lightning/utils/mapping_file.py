@@ -20,20 +20,21 @@ PARSERS: dict[str, Callable[[str], Any]] = {
 }
 
 
-def read_text(path: Path, remedy: str) -> str:
+def read_text(path: Path, remedy: str, largest: int = LARGEST) -> str:
     """The text of a file.
 
     Args:
         remedy: what to do when it cannot be read; ends each message.
+        largest: bytes that it may have.
 
     Raises:
         AdapterFileError: it cannot be read, or is too large.
     """
     try:
         with open(path, "rb") as file:
-            text = file.read(LARGEST + 1)
-        if len(text) > LARGEST:
-            raise ValueError(f"it is larger than {LARGEST >> 20} MiB")
+            text = file.read(largest + 1)
+        if len(text) > largest:
+            raise ValueError(f"it is larger than {largest >> 20} MiB")
         return text.decode("utf-8")
     except OSError as error:
         raise AdapterFileError(f"{path} cannot be read: {error.strerror or error}. {remedy}") from None
@@ -53,13 +54,13 @@ def parse_values(text: str, path: Path, remedy: str) -> Any:
         raise _unreadable(path, error, remedy) from None
 
 
-def read_values(path: Path, remedy: str) -> Any:
-    """What a file holds.
+def read_values(path: Path, remedy: str, largest: int = LARGEST) -> Any:
+    """What a file holds, of at most so many bytes.
 
     Raises:
         AdapterFileError: as `read_text` and `parse_values`.
     """
-    return parse_values(read_text(path, remedy), path, remedy)
+    return parse_values(read_text(path, remedy, largest), path, remedy)
 
 
 def read_mapping(path: Path, remedy: str) -> dict[str, Any]:

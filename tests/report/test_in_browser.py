@@ -59,7 +59,26 @@ def test_hovering_shows_the_values_and_the_data_are_a_table(tmp_path):
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(tmp_path, html, said):
-    assert any(said in line for line in problems(page_of(tmp_path, html), ("telephone",)))
+    page = page_of(tmp_path, html)
+    page.write_text(page.read_text().replace("Content-Security-Policy", "nothing"))  # as other pages are
+    assert any(said in line for line in problems(page, ("telephone",)))
+
+
+@pytest.mark.slow
+def test_scripts_in_sections_do_not_run_and_nothing_is_loaded(tmp_path):
+    wicked = (
+        "<p id=p>as it was</p><script>document.getElementById('p').textContent = 'taken'</script>"
+        "<img src=x alt=x onerror=\"document.getElementById('p').textContent = 'taken'\">"
+        "<img src='http://example.org/a.png' alt='a'><a href='javascript:document.title=1'>x</a>"
+    )
+    said = []
+    page = page_of(tmp_path, wicked + chart(bars(["a"]), "b"))
+    with chromium() as browser, opened(browser, page, complaints=said) as shown:
+        shown.locator("a", has_text="x").click()
+        assert shown.locator("#p").inner_text() == "as it was" and shown.title().startswith("A page")
+        assert shown.locator(".plot svg").count() == 1
+    refused = " ".join(line for line in said if "Content Security Policy" in line)
+    assert all(word in refused for word in ("inline script", "event handler", "example.org/a.png"))
 
 
 def test_a_sound_picture_has_a_text():

@@ -1,5 +1,7 @@
 """The frame of a page: one file without a network, in which texts are texts."""
 
+import base64
+import hashlib
 import json
 import re
 
@@ -48,9 +50,25 @@ def test_sections_that_are_left_make_a_page_and_come_back(tmp_path):
     assert left(tmp_path / "elsewhere") == ("", [])
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", '{"title": 1}', '{"title": "", "sections": [1]}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "[" * 100_000, '{"title": 1}', '{"title": "", "sections": [1]}']
+)
 def test_damaged_sections_are_refused_by_name(tmp_path, text):
     (tmp_path / "report").mkdir()
     (tmp_path / "report" / "sections.json").write_text(text)
-    with pytest.raises(UserError, match=r"sections\.json is damaged"):
+    with pytest.raises(UserError, match=r"sections\.json (is damaged|cannot be read).*Delete it"):
         left(tmp_path)
+
+
+def test_the_policy_allows_the_scripts_of_the_page_alone(tmp_path):
+    write_page(
+        tmp_path / "page.html", "\ud800", [Section("\ud800", chart(SPEC, "one") + "\ud800<script>x()")]
+    )
+    page = (tmp_path / "page.html").read_text()
+    policy = re.search(r'Content-Security-Policy" content="(.*?)"', page)[1]
+    ours = re.findall(r"<script>(.*?)</script>", page[page.index("</main>") :], re.DOTALL)
+    digests = [
+        "'sha256-" + base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() + "'" for s in ours
+    ]
+    assert len(ours) == 3 and all(digest in policy for digest in digests)
+    assert policy.startswith("default-src 'none'; script-src 'sha256-") and policy.count("sha256-") == 4

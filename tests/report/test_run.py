@@ -7,6 +7,7 @@ import pytest
 from left_runs import LAYERS, metrics, run
 
 from lora_lightning.errors import UserError
+from lora_lightning.report.left import read_run
 from lora_lightning.report.metrics import Point, read_metrics, thinned
 from lora_lightning.report.page import Section, leave
 from lora_lightning.report.run import write
@@ -126,6 +127,48 @@ def test_odd_values_leave_the_page_whole(tmp_path):
     }
     (folder / "report" / "run.json").write_text(json.dumps(facts))
     assert "acc" in write(folder).read_text()
+
+
+@pytest.mark.parametrize(
+    "score",
+    [
+        {"scale": 1e400},
+        {"digits": 1e400},
+        {"digits": -3},
+        {"digits": 10**6},
+        {"digits": 10**11},
+        {"label": "\ud800"},
+    ],
+)
+def test_scores_that_cannot_be_shown_leave_the_page_whole(tmp_path, score):
+    folder = run(tmp_path / "run")
+    facts = {"scores": [{"name": "acc", "label": "accuracy", "scale": 1, "digits": 1, **score}]}
+    (folder / "report" / "run.json").write_text(json.dumps(facts))
+    assert "acc" in write(folder).read_text() and (folder / "report.html").stat().st_size < 2_000_000
+
+
+def test_numbers_too_large_for_a_float_are_left_out(tmp_path):
+    folder = run(tmp_path / "run")
+    huge = [{"method": "lora", "scores": {"acc": 10**400}, "trained": 10**400, "total": 1}]
+    (folder / "results.json").write_text(json.dumps(huge))
+    layer = {
+        "name": "a",
+        "norm": 10**400,
+        "relative": 10**400,
+        "rank": 1,
+        "effective_rank": 1,
+        "values": [10**400],
+    }
+    (folder / "report" / "updates.json").write_text(json.dumps([layer]))
+    assert "10000000" not in write(folder).read_text()
+
+
+def test_names_in_a_configuration_lead_nowhere_else(tmp_path):
+    run(tmp_path / "other", seed=4711)
+    folder = run(
+        tmp_path / "run", adapters={"../other": {}, str(tmp_path / "other"): {}, ".": {}, "a": {}}, compare=3
+    )
+    assert list(read_run(folder).adapters) == ["a"] and list(read_run(folder).labels()) == ["lora"]
 
 
 def test_folders_that_are_no_runs(tmp_path):
