@@ -172,6 +172,8 @@ def _train(words: Sequence[str]) -> Treatment:
         made = recipe.startswith("pretrain_")
         reason = "makes a base that ships" if made else "needs data or weights that are not here"
         return Treatment(f"composed: {recipe} {reason}", check)
+    if recipe.startswith("accent_") and any(word.startswith("data.root=") for word in words):
+        return Treatment("composed: needs a corpus that takes minutes", check)
     if any(DEVICES.match(word) for word in words):
         return Treatment("composed: needs devices", check)
     if recipe != "vit_digits" and any(word.startswith("model=") for word in words):

@@ -13,9 +13,6 @@ from reader import Reader
 QUICK = ("lora-lightning copy", "lora-lightning recipes", "lora-lightning completion")
 
 
-UNMENDED = {"docs/accents.md"}
-
-
 PROGRAMS = {"CONTRIBUTING.md"}
 """Pages that start so many programs of others, or of `benchmarks/`, that the check takes ten seconds."""
 
@@ -33,9 +30,7 @@ def followed(page: Path) -> Any:
         and not what.startswith(QUICK)
         for _, what, done in entries_of(page)
     )
-    marks = [pytest.mark.slow] * slow
-    marks += [pytest.mark.xfail(reason="blocks that do not stand alone")] * (name_of(page) in UNMENDED)
-    return pytest.param(page, marks=marks)
+    return pytest.param(page, marks=[pytest.mark.slow] * slow)
 
 
 @pytest.fixture
