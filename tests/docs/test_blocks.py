@@ -11,8 +11,6 @@ from listing import entries_of
 from reader import Reader
 
 QUICK = ("lora-lightning copy", "lora-lightning recipes", "lora-lightning completion")
-
-
 PROGRAMS = {"CONTRIBUTING.md"}
 """Pages that start so many programs of others, or of `benchmarks/`, that the check takes ten seconds."""
 
