@@ -173,10 +173,12 @@ def line_chart(
         marked: each point is.
     """
     axis = {"tickMinStep": 1, "tickCount": 6, "grid": False, "format": "d"}
+    one = len({row["value"] for row in rows}) == 1  # of which Vega writes every digit
     encoding: dict[str, Any] = {
         "x": {"field": "step", "type": "quantitative", "title": "step", "axis": axis},
-        "y": {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False}},
-    }
+        "y": {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False},
+              **({"axis": {"format": ".4~g"}} if one else {})},
+    }  # fmt: skip
     dashes = {"domain": list(DASHES), "range": list(DASHES.values())}
     drawn: dict[str, Any] = {
         "detail": {"field": "line"},

@@ -14,6 +14,8 @@ UNFINISHED = (
     "It goes on with resume=FOLDER; `lora-lightning report FOLDER` makes this page again."
 )
 
+UNTRAINED = "Nothing was trained: where it says “after” below, it is the base model as it is."
+
 
 def title_of(run: LeftRun) -> str:
     """`vit_digits: LoRA`; of one adapter of several, its name too."""
@@ -27,6 +29,8 @@ def head(run: LeftRun) -> str:
     parts = [f"<p>{text(run.facts['about'], LONG)}.</p>" if run.facts.get("about") else ""]
     if not run.ended:
         parts.append(f'<p class="notice" role="status">{text(UNFINISHED, LONG)}</p>')
+    if run.method == "none" and not run.adapters:
+        parts.append(f'<p class="soft">{text(UNTRAINED, LONG)}</p>')
     parts += [number(run), _facts(run)]
     if command := run.facts.get("command"):
         parts.append(f"<pre><code>{text(command, LONG)}</code></pre>")
@@ -37,17 +41,18 @@ def number(run: LeftRun) -> str:
     """The score that counts most, before and after, each with its interval."""
     if run.main is None or not run.result:
         return ""
-    shown = [_value(run, run.result, "now")]
-    if run.before and run.method != "none" and run.main.name in run.before["scores"]:
-        shown = [_value(run, run.before, "then"), "<span>→</span>", *shown]
+    if run.method == "none" or run.main.name not in run.before.get("scores", {}):
+        shown = [_value(run, run.result, "now")]
+    else:
+        was, is_now = _value(run, run.before, "then", "before"), _value(run, run.result, "now", "after")
+        shown = [was, "<span>→</span>", is_now]
     return f'<p class="headline">test {text(run.main.plain)}: {" ".join(shown)}</p>'
 
 
-def _value(run: LeftRun, result: Mapping[str, Any], state: str) -> str:
+def _value(run: LeftRun, result: Mapping[str, Any], state: str, words: str = "") -> str:
     assert run.main is not None  # of whom there is a value
     value = run.main.number(result["scores"].get(run.main.name))
     bounds = run.main.interval(result["intervals"].get(run.main.name))
-    words = {"then": "before", "now": "after"}[state] if run.before else ""
     told = f"{words} {f'({bounds})' * bool(bounds)}".strip()
     return f'<span class="{state}"><b>{value}{run.main.unit}</b> <small>{text(told)}</small></span>'
 
@@ -56,9 +61,11 @@ def _facts(run: LeftRun) -> str:
     """What, by what, on what, in a table of two columns."""
     facts, result = run.facts, run.result
     model, data = facts.get("model"), facts.get("data")
+    adapted = run.method != "none"
     rows: dict[str, Any] = {
-        "adapted": model and f"{model}, by {run.labels()[run.method]}{_rank(run)}",
-        "to": None if run.adapters else data,
+        "adapted": f"{model}, by {run.labels()[run.method]}{_rank(run)}" if model and adapted else None,
+        "tested": None if adapted else model,
+        "to" if adapted else "on": None if run.adapters else data,
         "adapters": ", ".join(run.adapters),
         "trained": _trained(result or facts),
         "checkpoint": _megabytes(result.get("checkpoint_bytes")),

@@ -43,6 +43,17 @@ def test_what_stands_on_the_page_of_a_run(tmp_path):
     assert len(page) < 1_000_000
 
 
+def test_a_base_that_is_only_tested_is_not_said_to_be_adapted(tmp_path):
+    page = write(run(tmp_path / "run", method="none", compare=[])).read_text()
+    assert "<b>40.0 %</b> <small>(36.0–44.0)</small>" in page
+    assert '<th scope="row">tested</th><td>vit</td>' in page and '<th scope="row">on</th>' in page
+    assert (
+        "by before" not in page
+        and "Nothing was trained" in page
+        and '<th scope="row">seed</th><td>0</td>' in page
+    )
+
+
 def test_curves_are_of_every_method_and_layers_of_every_epoch(tmp_path):
     drawn = specs(write(run(tmp_path / "run")).read_text())
     lines = [set(s["data"]["columns"].get("of", [])) for s in drawn]
