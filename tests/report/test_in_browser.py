@@ -94,10 +94,6 @@ def test_a_table_of_methods_is_seen_whole_on_a_desktop(tmp_path):
               "trained parameters", "% of total", "seconds", "checkpoint MB"]  # fmt: skip
     row = ["before adaptation", *["42.7 (38.7–46.7)"] * 4, "99.0", "99.0", "454,954", "18.28", "4.7", "1.32"]
     with chromium() as browser, opened(browser, page_of(tmp_path, table(header, [row]))) as page:
-        assert (
-            page.evaluate(
-                "() => document.querySelector('.wide').scrollWidth - document.querySelector('.wide').clientWidth"
-            )
-            == 0
-        )
+        beyond = "() => { const w = document.querySelector('.wide'); return w.scrollWidth - w.clientWidth; }"
+        assert page.evaluate(beyond) == 0
         assert page.locator("td.name").bounding_box()["height"] < 40
