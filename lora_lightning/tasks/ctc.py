@@ -13,14 +13,14 @@ from torchmetrics.text import CharErrorRate, WordErrorRate
 
 from lora_lightning.data.speech import SpeechBatch
 from lora_lightning.methods.optimizers import head_parameters
-from lora_lightning.tasks.error_rates import Transcript, error_rate
+from lora_lightning.tasks.error_rates import Interval, Transcript, error_rate
 from lora_lightning.tasks.optim import configured
 from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
 from lora_lightning.tasks.recognizer import Recognizer
 from lora_lightning.tasks.routing import report_together
 from lora_lightning.tasks.scores import Score
 from lora_lightning.tasks.speech_examples import examples_of
-from lora_lightning.tasks.speech_report import report
+from lora_lightning.tasks.speech_report import OFF, heard_in, report
 from lora_lightning.tasks.vocabulary import BLANK, VOCABULARY, Decoder, encode, greedy
 from lora_lightning.trainer.trackers.tracker import Example
 from lora_lightning.utils.checks import require
@@ -46,6 +46,7 @@ class SpeechRecognizer(Recognizer):
 
     Attributes:
         transcripts: what the last validation or test has heard, in the order of the data.
+        heard_off: what the last report has heard with the adapter off.
 
     Raises:
         ConfigError: one line for each bad option.
@@ -80,6 +81,7 @@ class SpeechRecognizer(Recognizer):
             for stage in ("val_rates", "test_rates")
         })  # fmt: skip
         self.transcripts: list[Transcript] = []
+        self.heard_off: Sequence[Transcript] = ()
 
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities (batch, frames, vocabulary) and lengths in frames (batch,)."""
@@ -148,20 +150,34 @@ class SpeechRecognizer(Recognizer):
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """The interval of each score of the last test, that covers it with a probability of 95 %."""
+        return {name: (found.low, found.high) for name, found in self._rates_of(self.transcripts).items()}
+
+    def before(self) -> dict[str, Any]:
+        """Scores and intervals of the last report's utterances with the adapter off, for the head of the
+        run's page; nothing of a model that is not adapted."""
+        found = self._rates_of(self.heard_off)
+        if not found:
+            return {}
+        return {
+            "scores": {name: one.rate for name, one in found.items()},
+            "intervals": {name: (one.low, one.high) for name, one in found.items()},
+        }
+
+    def _rates_of(self, transcripts: Sequence[Transcript]) -> dict[str, Interval]:
+        """Of each score: those of an accent that is kept of it alone, the others of all the rest."""
         found = {}
         for score in self.scores:
             name, _, accent = score.name.partition("_")
-            heard = [
-                t for t in self.transcripts if (t.accent == accent if accent else t.accent not in self.kept)
-            ]
+            heard = [t for t in transcripts if (t.accent == accent if accent else t.accent not in self.kept)]
             if heard:
-                interval = error_rate(heard, "word" if name == "wer" else "character")
-                found[score.name] = (interval.low, interval.high)
+                found[score.name] = error_rate(heard, "word" if name == "wer" else "character")
         return found
 
     def report(self, data: Any, folder: Path) -> list[str]:
         """Tables by accent, and report.html, of the test utterances in `data.test_set`."""
-        return report(self, data.test_set, folder)
+        heard = heard_in(self, data.test_set)
+        self.heard_off = heard.get(OFF, ())
+        return report(self, data.test_set, heard, folder)
 
     def examples(self, data: Any, most: int) -> list[Example]:
         """Test utterances of the last test to play, with what was heard before (if the model is adapted) and

@@ -44,20 +44,22 @@ def transcribe_all(task: Recognizer, utterances: Sequence[Utterance]) -> list[Tr
     return heard
 
 
-def report(task: Recognizer, utterances: Sequence[Utterance], folder: Path) -> list[str]:
+def heard_in(task: Recognizer, utterances: Sequence[Utterance]) -> Heard:
+    """What an adapted model hears with the adapter off and on; another one as it is, under ""."""
+    if not is_injected(task):
+        return {"": transcribe_all(task, utterances)}
+    with adapters_off(task):
+        off = transcribe_all(task, utterances)
+    return {OFF: off, ON: transcribe_all(task, utterances)}
+
+
+def report(task: Recognizer, utterances: Sequence[Utterance], heard: Heard, folder: Path) -> list[str]:
     """Tables of what was heard in test utterances, before (the adapter off) and after, and sections of the
     page: what the model was adapted to comes first, then the accents that it was to keep.
 
     Returns:
         Lines to print.
     """
-    heard: dict[str, Sequence[Transcript]] = {}
-    if is_injected(task):
-        with adapters_off(task):
-            heard[OFF] = transcribe_all(task, utterances)
-        heard[ON] = transcribe_all(task, utterances)
-    else:
-        heard[""] = transcribe_all(task, utterances)
     accents = in_order(heard, task.kept)
     sections = [_accents(heard, task.kept), _speakers(heard, accents), _words(heard, accents)]
     sections += _worst(task, utterances, heard, accents)

@@ -101,7 +101,12 @@ def noises() -> list[Utterance]:
 
 def test_the_target_comes_first_and_the_source_with_the_adapter_off(tmp_path: Path) -> None:
     task = adapted()
+    assert task.before() == {}
     lines = task.report(SimpleNamespace(test_set=noises()), tmp_path)
+    before = task.before()  # of the head: the very numbers of the table
+    low, high = (f"{100 * bound:.1f}" for bound in before["intervals"]["wer"])
+    assert f"{100 * before['scores']['wer']:.1f} ({low}–{high})" in lines[0].splitlines()[2]
+    assert before["scores"].keys() == {"wer", "cer", "wer_us"}
     assert [line.split()[0] for line in lines[0].splitlines()[2:]] == ["scottish", "us"]
     title, sections = left(tmp_path)
     assert title == "Heard: scottish, us"
