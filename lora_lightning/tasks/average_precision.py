@@ -58,17 +58,23 @@ class AveragePrecision(MeanAveragePrecision):
 
     def compute(self) -> dict[str, Tensor]:
         """COCO's scores of all images of all processes; -1 where there is nothing to find."""
-        state = self.metric_state
-        states: list[Any] = [state]
+        states: list[Any] = [self.metric_state]
         if _processes() > 1:
             states = [None] * _processes()
-            dist.all_gather_object(states, state)
+            dist.all_gather_object(states, self.metric_state)
+        return self._of(states)
+
+    def here(self) -> dict[str, Tensor]:
+        """The same of the images of this process, which no other one has to ask for at the same time."""
+        return self._of([self.metric_state])
+
+    def _of(self, states: Sequence[Any]) -> dict[str, Tensor]:
         places: dict[Any, tuple[int, int]] = {}
         for process, one in enumerate(states):
             for position, image in enumerate(one["images"]):
                 places.setdefault(image, (process, position))
         order = [places[image] for image in sorted(places)]
-        for name, values in state.items():
+        for name, values in self.metric_state.items():
             setattr(self, name, [states[p][name][i] for p, i in order] if values else [])
         return super().compute()
 

@@ -28,7 +28,8 @@ def examples_of(
 
 
 def _example(one: Examined, index: int, names: Sequence[str]) -> Example:
-    words = {"truth": f"{len(one.truth['labels'])} objects"}
+    objects = len(one.truth["labels"])
+    words = {"truth": f"{objects} object{'s' * (objects != 1)}"}
     for state, prediction in one.found.items():
         verdict = judge(prediction, one.truth)
         right, missed = verdict.right.count(True), verdict.found.count(False)

@@ -108,8 +108,8 @@ class Findings:
         return {name: tensor[surest] for name, tensor in found.items()}
 
     def computed(self) -> dict[str, dict[str, torch.Tensor]]:
-        """COCO's scores and tables, of each state."""
-        return {state: one.compute() for state, one in self._precisions.items()}
+        """COCO's scores and tables, of each state; the first process alone makes a report."""
+        return {state: one.here() for state, one in self._precisions.items()}
 
 
 def _boxes(found: Findings, names: Sequence[str]) -> Section:

@@ -226,6 +226,10 @@ def _card(task: Recognizer, utterance: Utterance, heard: Mapping[str, Transcript
     for state, one in heard.items():
         pairs = compared(one.reference, one.hypothesis)
         wrong, said = sum(p.kind != "right" for p in pairs), len(one.reference.split())
-        parts.append(f'<p class="soft">{text(state or "heard")}: {wrong} errors in {said} words</p>')
+        parts.append(f'<p class="soft">{text(state or "heard")}: {_errors(wrong, said)}</p>')
         parts.append(as_html(pairs))
     return f'<article class="utterance">{"".join(parts)}</article>'
+
+
+def _errors(wrong: int, said: int) -> str:
+    return f"{wrong} error{'s' * (wrong != 1)} in {said} word{'s' * (said != 1)}"

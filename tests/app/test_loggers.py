@@ -123,7 +123,7 @@ def examples_of(run: StoredRun) -> None:
     """As W&B stores tables with pictures: the table and they are files of an artifact."""
     (files,) = (a["files"] for a in run.artifacts if "test/examples.table.json" in a["files"])
     examples = json.loads(Path(files["test/examples.table.json"]).read_text())
-    assert examples["columns"] == ["name", "picture, picture", "truth", "before", "after"]
+    assert examples["columns"] == ["name", "picture", "truth", "before", "after"]
     assert len(examples["data"]) == 8
     pictures = [Image.open(files[row[1]["path"]]) for row in examples["data"]]
     assert {picture.size for picture in pictures} == {(256, 256)}

@@ -16,6 +16,7 @@ from lora_lightning.report.page import PAGE_FILE, left
 from lora_lightning.tasks.average_precision import AveragePrecision, class_precisions
 from lora_lightning.tasks.detection_boxes import boxes_of, row
 from lora_lightning.tasks.detection_curves import Counts, corners
+from lora_lightning.tasks.detection_examples import _example
 from lora_lightning.tasks.detection_pictures import MISSED, RIGHT, TRUTH, WRONG, Example, confident, judge
 from lora_lightning.tasks.detection_report import write_report
 
@@ -204,6 +205,27 @@ def test_the_page_names_its_threshold_and_counts_at_each(tmp_path):
     assert (tmp_path / PAGE_FILE).stat().st_size < 2e6 and (tmp_path / "contact_sheet.png").is_file()
 
 
+def test_a_report_of_one_process_of_several_asks_no_other(tmp_path, monkeypatch):
+    """The first alone makes it: what it gathered, it would wait for, or find the other gone."""
+    written(tmp_path / "alone", 2)
+
+    def gather(*_):
+        raise AssertionError("gathers")
+
+    monkeypatch.setattr("torch.distributed.is_initialized", lambda: True)
+    monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
+    monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+    written(tmp_path / "first", 2)
+    assert left(tmp_path / "first")[1] == left(tmp_path / "alone")[1]
+
+
+def test_trackers_are_told_how_many():
+    one = scene(1)
+    single = Example(one.image, {name: t[:1] for name, t in one.truth.items() if name != "image_id"}, {})
+    assert [_example(e, 0, NAMES).words["truth"] for e in (one, single)] == ["6 objects", "1 object"]
+
+
 def test_masks_have_curves_of_their_own(tmp_path):
     written(tmp_path, 2, masks=True)
     _, precision = left(tmp_path)[1]
@@ -227,3 +249,7 @@ def test_the_slider_in_a_browser(tmp_path):
 def test_the_page_in_every_look(tmp_path):
     written(tmp_path, masks=True)
     assert problems(tmp_path / PAGE_FILE) == []
+    with chromium() as browser, opened(browser, tmp_path / PAGE_FILE, "print") as page:
+        tops = page.evaluate("[...document.querySelector('.views').children].map(f => f.offsetTop)")
+        assert len(tops) == 3 and len(set(tops)) == 1, "truth, before and after stand side by side"
+        assert not page.locator(".threshold input").is_visible()

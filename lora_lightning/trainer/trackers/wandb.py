@@ -31,7 +31,7 @@ class WandbTracker(Tracker):
             pictures = [wandb.Image(one.pictures[state]) for state in first.pictures]
             played = [wandb.Audio(one.sound.cpu().numpy(), sample_rate=one.rate) for _ in sounds]  # type: ignore[union-attr]  # all have one
             rows.append([one.name, *pictures, *played, *(one.words[word] for word in first.words)])
-        titles = [f"picture, {state}" for state in first.pictures]
+        titles = ["picture" if state == "picture" else f"picture, {state}" for state in first.pictures]
         self.table(name, ["name", *titles, *sounds, *first.words], rows)
 
     def confusion(self, name: str, found: Confusion) -> None:
