@@ -131,12 +131,12 @@ def read_run(folder: Path) -> LeftRun:
     Raises:
         UserError: it is no run's, or a file in it is damaged.
     """
+    if folder.is_file():
+        raise UserError(f"{folder}: is a file. Give the folder of a run{_meant(folder)}")
     if not folder.is_dir():
         raise UserError(f"{folder}: there is no such folder. Give one that a run has named.")
     if not (folder / CONFIG).is_file():
-        near = sorted(str(f.parent) for f in folder.glob(f"*/{CONFIG}"))[-1:]
-        hint = f" Is {near[0]} meant?" if near else " Give one such as outputs/vit_digits/DATE."
-        raise UserError(f"{folder}: is not a run's folder: it has no {CONFIG}.{hint}")
+        raise UserError(f"{folder}: is not a run's folder: it has no {CONFIG}. Give one{_meant(folder)}")
     config = read_mapping(folder / CONFIG, REMEDY)
     names = config.get("adapters") if isinstance(config.get("adapters"), dict) else {}
     adapters = {n: folder / n for n, v in (names or {}).items() if v is not None and _is_folder_name(n)}
@@ -152,6 +152,13 @@ def read_run(folder: Path) -> LeftRun:
         sections,
         adapters,
     )
+
+
+def _meant(place: Path) -> str:
+    """The run that a place lies in, or the last one in it; the words after `Give one`."""
+    near = [place.parent] if (place.parent / CONFIG).is_file() else []
+    near += sorted((f.parent for f in place.glob(f"*/{CONFIG}")), key=str)[-1:]
+    return f": is {near[0]} meant?" if near else " such as outputs/vit_digits/DATE."
 
 
 def _read_list(path: Path) -> list[Any]:

@@ -186,8 +186,13 @@ def test_folders_that_are_no_runs(tmp_path):
     with pytest.raises(UserError, match="there is no such folder"):
         write(tmp_path / "nowhere")
     run(tmp_path / "run")
-    with pytest.raises(UserError, match=r"is not a run's folder: it has no config.yaml. Is .*run meant\?"):
-        write(tmp_path)
+    for place, said in (
+        (tmp_path, "is not a run's folder: it has no config.yaml."),
+        (tmp_path / "run" / "report", "is not a run's folder: it has no config.yaml."),
+        (tmp_path / "run" / "results.json", "is a file."),
+    ):
+        with pytest.raises(UserError, match=rf"{place}: {said} Give .*: is {tmp_path / 'run'} meant\?"):
+            write(place)
 
 
 def test_a_resumed_run_has_the_parts_of_its_metrics_after_one_another(tmp_path):
