@@ -32,6 +32,9 @@ if TYPE_CHECKING:
     from lora_lightning.adapters.shrink import shrink
     from lora_lightning.adapters.spectra import spectra
     from lora_lightning.adapters.verify import verify
+    from lora_lightning.compression.compress import compress
+    from lora_lightning.compression.rebuild import compressed, load_compressed, save_compressed
+    from lora_lightning.compression.result import Compressed, CompressedLayer
     from lora_lightning.config import LoRAConfig
     from lora_lightning.errors import AdapterFileError, ConfigError, UserError
     from lora_lightning.files.extract import extract_lora
@@ -70,6 +73,9 @@ MODULES = {  # module -> its public names, as above
     "adapters.shrink": ("shrink",),
     "adapters.spectra": ("spectra",),
     "adapters.verify": ("verify",),
+    "compression.compress": ("compress",),
+    "compression.rebuild": ("compressed", "load_compressed", "save_compressed"),
+    "compression.result": ("Compressed", "CompressedLayer"),
     "config": ("LoRAConfig",),
     "errors": ("AdapterFileError", "ConfigError", "UserError"),
     "files.extract": ("extract_lora",),
@@ -92,6 +98,8 @@ HOMES = {name: module for module, names in MODULES.items() for name in names}
 __all__ = [
     "EMA",
     "AdapterFileError",
+    "Compressed",
+    "CompressedLayer",
     "ConfigError",
     "ExactResume",
     "LayerPlan",
@@ -106,12 +114,15 @@ __all__ = [
     "adapters_off",
     "add_adapter",
     "combine",
+    "compress",
+    "compressed",
     "delete_adapter",
     "eject",
     "extract_lora",
     "inject",
     "linear_probe",
     "load_adapter",
+    "load_compressed",
     "load_from_checkpoint",
     "lora_parameters",
     "lora_state_dict",
@@ -125,6 +136,7 @@ __all__ = [
     "regularization",
     "restart",
     "save_adapter",
+    "save_compressed",
     "set_adapter",
     "shrink",
     "spectra",

@@ -37,6 +37,22 @@ def input_spectra(
     Raises:
         UserError: no batch came; inputs of some layers were not seen, or are not finite.
     """
+    seen, count = seen_inputs(model, layers, batches, step, ranks)
+    return _spectra({one.layer.name: one.moments.spectrum for one in seen if one.moments.rows}, layers), count
+
+
+def seen_inputs(
+    model: nn.Module, layers: Sequence[LayerPlan], batches: Iterable[Any], step: Step, ranks: dict[str, int]
+) -> tuple[list[Seen], int]:
+    """The second moments of the inputs of planned layers, those that were not seen included, and the number
+    of batches.
+
+    Args:
+        ranks: the most components that are asked for, by name.
+
+    Raises:
+        UserError: no batch came.
+    """
     seen = []
     for layer in layers:
         module = submodule(model, layer.module)
@@ -57,7 +73,7 @@ def input_spectra(
         for hook in hooks:
             hook.remove()
     _refuse_none(count)
-    return _spectra({one.layer.name: one.moments.spectrum for one in seen if one.moments.rows}, layers), count
+    return seen, count
 
 
 def gradient_spectra(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 from collections import OrderedDict
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,15 @@ def write_weights(path: Path, tensors: Mapping[str, Tensor], about: Mapping[str,
     Raises:
         WriteError: the file cannot be written; what stood there before is untouched.
     """
+    write_whole(path, weights_writer(tensors, about))
+
+
+def weights_writer(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> Callable[[str], object]:
+    """What fills the file of `write_weights`, whose name it is given."""
     state = {n: t.detach().cpu().contiguous().clone() for n, t in tensors.items()}
     texts = {"lora_lightning": json.dumps(about)}
     metadata = {"format": "pt", **texts, "sha256": digest_of(texts, state)}
-    write_whole(path, lambda temporary: save_file(state, temporary, metadata))
+    return lambda temporary: save_file(state, temporary, metadata)
 
 
 def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

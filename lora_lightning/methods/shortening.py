@@ -27,7 +27,7 @@ Rank = Annotated[int | None, at_least(1)]
 Energy = Annotated[float | None, SHARE]
 
 
-def one_limit(**limits: float | None) -> str | None:
+def one_limit(**limits: object) -> str | None:
     """Why not exactly one of these options is given, or None when it is."""
     given = [f"{name}={value!r}" for name, value in limits.items() if value is not None]
     names = f"{', '.join([*limits][:-1])} or {[*limits][-1]}"

@@ -1,0 +1,1 @@
+"""Low-rank compression of a whole network: layers by smaller plain ones, ranks chosen over all of them."""

@@ -1,0 +1,243 @@
+"""compress: the layers of a model by smaller plain ones, in place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor, nn
+
+from lora_lightning.adapters.base_values import refuse_meta
+from lora_lightning.compression.allocate import Choice, by_budget, by_energy, least, worthwhile
+from lora_lightning.compression.by_hand import by_hand
+from lora_lightning.compression.forms import FORMS, Layer, Rank, forms_of
+from lora_lightning.compression.inputs import Looked, Positions, look
+from lora_lightning.compression.layers import READ, empty, layers_of, put, refuse_adapted
+from lora_lightning.compression.moment import Moment
+from lora_lightning.compression.result import Compressed, CompressedLayer
+from lora_lightning.errors import ConfigError, UserError
+from lora_lightning.methods.shortening import SHARE, one_limit
+from lora_lightning.planning.plan import summary
+from lora_lightning.utils.checks import require
+from lora_lightning.utils.marks import Bounds, above
+from lora_lightning.utils.names import named_parameters
+from lora_lightning.utils.progress import working
+from lora_lightning.utils.sharding import refuse_sharded
+
+BUDGET: Bounds = above(0, below=1, note="0.5 is half of the original's")
+Names = str | list[str] | tuple[str, ...]
+
+
+@dataclass
+class Work:
+    """A model that is being compressed.
+
+    Attributes:
+        left: layers that stay as they are, and why.
+        seen: what the data showed; None without data.
+        plain: whether the weights alone count, although there are data.
+        counts: what a budget counts: "parameters" or "flops".
+    """
+
+    layers: dict[str, Layer]
+    left: dict[str, str]
+    seen: Looked | None
+    plain: bool
+    counts: str = "parameters"
+    choices: dict[str, list[Choice]] = field(default_factory=dict)
+
+    def moment(self, name: str) -> Moment:
+        """Of a layer's inputs."""
+        return Moment() if self.seen is None or self.plain else self.seen.moments[name]
+
+    def choice(self, name: str, form: str, rank: Rank, lost: float) -> Choice:
+        """With its costs."""
+        parts = FORMS[form].parts(self.layers[name], rank)
+        parameters, flops = sum(part.size for part in parts), None
+        if self.seen is not None:
+            where = self.seen.positions.get(name, Positions())
+            flops = sum(where.flops(part.size, part.place) for part in parts)
+        cost = flops if self.counts == "flops" and flops is not None else parameters
+        return Choice(form, rank, parameters, flops, lost, cost)
+
+    def dense(self, name: str) -> Choice:
+        """The layer as it is."""
+        size = self.layers[name].weight.numel()
+        flops = None if self.seen is None else self.seen.dense.get(name, 0)
+        return Choice("dense", (), size, flops, 0.0, flops if self.counts == "flops" and flops else size)
+
+
+@torch.no_grad()
+def compress(
+    model: nn.Module,
+    *,
+    energy: Annotated[float | None, SHARE] = None,
+    parameters: Annotated[float | None, BUDGET] = None,
+    flops: Annotated[float | None, BUDGET] = None,
+    ranks: Mapping[str, int | str] | None = None,
+    data: Iterable[Any] | None = None,
+    plain: bool = False,
+    exclude: Names = (),
+) -> Compressed:
+    """Put smaller layers of torch in the places of linear layers and convolutions, in place.
+
+    A linear layer and a 1×1 convolution become two (`svd`); a larger convolution `channel`, `spatial` or
+    `tucker`, whichever loses least for its cost. Biases, strides, paddings, dtypes, devices, `requires_grad`
+    flags and modes stay. The new parameters are other ones: make an optimizer afterwards.
+
+    Args:
+        model: without an adapter.
+        energy: the share of Σσ² of its output that each layer keeps, with the fewest parameters that do.
+        parameters: at most this share of the model's parameters, shared out for the least loss in all.
+        flops: the same of the FLOPs of all linear layers and convolutions; needs data.
+        ranks: by hand: a layer's name or a pattern -> a rank, or a form with its rank: `"spatial:32"`,
+            `"tucker:32x16"`, outputs first. Other layers stay as they are.
+        data: a few batches, on the model's device: each a tensor, a tuple of arguments or a dictionary of
+            keyword arguments. What is kept is then what matters for these inputs.
+        plain: what is kept is what is largest in the weights, whatever the inputs.
+        exclude: names or patterns of layers that stay as they are.
+
+    Returns:
+        What became of each layer; `print` it for a table.
+
+    Raises:
+        ConfigError: none or several of energy, parameters, flops and ranks, or a bad one; neither data nor
+            `plain`; a budget that no choice of ranks meets. The model is untouched.
+        UserError: the model has an adapter, is sharded or without values; no layer can be compressed; there
+            is no batch, or inputs are not finite.
+
+    Example:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
+        >>> compress(net, ranks={"0": 16}, plain=True).parameters
+        (4810, 2762)
+    """
+    problems = [one_limit(energy=energy, parameters=parameters, flops=flops, ranks=ranks)]
+    if data is None:
+        if not plain:
+            problems.append("data=None: give a few batches, or plain=True for the weights alone.")
+        if flops is not None:
+            problems.append(f"flops={flops}: give data=, a few batches: FLOPs depend on their sizes.")
+    require(compress, locals(), problems)
+    refuse_sharded(model, "compress")
+    refuse_adapted(model)
+    refuse_meta(model, "compress")
+    layers, left = layers_of(model, exclude)
+    _refuse_none(layers, left)
+    seen = None if data is None else look(model, layers, data)
+    work = Work(layers, left, seen, plain, "flops" if flops is not None else "parameters")
+    _leave_unseen(work)
+    total = sum(p.numel() for p in named_parameters(model).values())
+    if ranks is not None:
+        chosen = _by_hand(work, ranks)
+    else:
+        _gather(work)
+        chosen = _chosen(work, energy, parameters, flops, total)
+    new = {}
+    for name in working(chosen, "factoring", "layers"):
+        new[name] = _factored(work.layers[name], work.moment(name), chosen[name])
+    told = _told(work, chosen, total)
+    put(model, new)
+    return told
+
+
+def _refuse_none(layers: Mapping[str, Layer], left: Mapping[str, str]) -> None:
+    if not layers:
+        why = f": {summary(left)}" if left else ": it has no linear layer and no convolution"
+        raise UserError(f"compress: no layer can be compressed{why}.")
+
+
+def _leave_unseen(work: Work) -> None:
+    """Leave what the data did not reach, and what is read without being called."""
+    if work.seen is None:
+        return
+    for name in list(work.layers):
+        if name not in work.seen.positions:
+            work.left[name] = READ if name in work.seen.moments else "no batch reaches it"
+            del work.layers[name]
+    _refuse_none(work.layers, work.left)
+
+
+def _by_hand(work: Work, ranks: Mapping[str, int | str]) -> dict[str, Choice]:
+    meant = by_hand(ranks, work.layers, work.left, work.moment)
+    chosen = {}
+    for name, (form, rank) in meant.items():
+        solved = FORMS[form].solve(work.layers[name], work.layers[name].weight.double(), work.moment(name))
+        chosen[name] = work.choice(name, form, rank, solved.error(rank))
+    work.left |= dict.fromkeys((n for n in work.layers if n not in chosen), "not named in ranks")
+    return chosen
+
+
+def _gather(work: Work) -> None:
+    """The choices of every layer that save parameters and FLOPs."""
+    for name in working(work.layers, "taking weights apart", "layers"):
+        layer, moment, dense = work.layers[name], work.moment(name), work.dense(name)
+        found = []
+        for form, about in forms_of(layer, moment).items():
+            for rank, lost in about.solve(layer, layer.weight.double(), moment).errors():
+                choice = work.choice(name, form, rank, lost)
+                less = choice.flops is None or dense.flops is None or choice.flops < dense.flops
+                if choice.parameters < dense.parameters and less:
+                    found.append(choice)
+        work.choices[name] = worthwhile(found)
+
+
+def _chosen(
+    work: Work, energy: float | None, parameters: float | None, flops: float | None, total: int
+) -> dict[str, Choice]:
+    if energy is not None:
+        chosen, why = by_energy(work.choices, energy), "no smaller form keeps as much"
+    else:
+        dense = {n: work.dense(n).cost for n in work.choices}
+        option, share = ("parameters", parameters) if flops is None else ("flops", flops)
+        whole = total if flops is None or work.seen is None else sum(work.seen.dense.values())
+        assert share is not None
+        fixed = whole - sum(dense.values())
+        low = fixed + least(work.choices, dense)
+        if share * whole < low:
+            raise ConfigError([
+                f"{option}={share}: the smallest ranks of the {len(dense)} layers that can be compressed "
+                f"leave {low / whole:.3f} of the model: give at least {low / whole + 5e-4:.3f}."
+            ])  # fmt: skip
+        chosen = by_budget(work.choices, dense, int(share * whole) - fixed)
+        why = "worth its cost as it is"
+    for name, some in work.choices.items():
+        if name not in chosen:
+            work.left[name] = why if some else "no form saves anything"
+    return chosen
+
+
+def _factored(layer: Layer, moment: Moment, choice: Choice) -> nn.Sequential:
+    """The modules of a choice, with its values."""
+    solved = FORMS[choice.form].solve(layer, layer.weight.double(), moment)
+    modules = empty(layer, choice.form, choice.rank)
+    for module, values in zip(modules, solved.weights(choice.rank), strict=True):
+        weight = module.weight
+        assert isinstance(weight, Tensor)
+        weight.copy_(values.reshape(weight.shape))
+    return modules
+
+
+def _told(work: Work, chosen: Mapping[str, Choice], total: int) -> Compressed:
+    layers = []
+    after, counted = total, None
+    if work.seen is not None:
+        counted = sum(work.seen.dense.values())
+        less = counted
+    for name in (n for n in work.layers if n in chosen):
+        layer, choice, dense = work.layers[name], chosen[name], work.dense(name)
+        after += choice.parameters - dense.parameters
+        flops = None
+        if work.seen is not None and choice.flops is not None and dense.flops is not None:
+            less += choice.flops - dense.flops
+            flops = dense.flops // work.seen.count, choice.flops // work.seen.count
+        layers.append(
+            CompressedLayer(
+                name, type(layer).__name__, tuple(layer.weight.shape), choice.form, choice.rank,
+                (dense.parameters, choice.parameters), flops, choice.lost**0.5,
+            )
+        )  # fmt: skip
+    batches = 0 if work.seen is None else work.seen.count
+    both = None if counted is None else (counted // batches, less // batches)
+    return Compressed(tuple(layers), work.left, (total, after), both, batches)

@@ -1,0 +1,111 @@
+"""A few batches through a plain model: the second moments of its layers' inputs, and how often each weight is
+used."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+
+from lora_lightning.adapters.measure import run, seen_inputs
+from lora_lightning.adapters.unharmed import unharmed
+from lora_lightning.compression.forms import Layer
+from lora_lightning.compression.moment import LEADING, WHOLE, Moment
+from lora_lightning.errors import UserError
+from lora_lightning.planning.plan import LayerPlan
+from lora_lightning.utils.names import named_modules
+from lora_lightning.utils.progress import working
+from lora_lightning.utils.tables import truncate_list
+
+
+@dataclass
+class Positions:
+    """Where the weight of a layer was used in all batches: places of its inputs and of its outputs, and those
+    between a kernel's columns and its rows."""
+
+    inputs: int = 0
+    between: int = 0
+    outputs: int = 0
+
+    def flops(self, size: int, place: str) -> int:
+        """Of a weight of so many entries, a multiplication and an addition each."""
+        return 2 * size * int(getattr(self, place))
+
+
+@dataclass
+class Looked:
+    """What the data showed.
+
+    Attributes:
+        moments: of the layers' inputs, by name; of those that were reached.
+        positions: of every linear layer and convolution that was called, by name.
+        dense: FLOPs of these.
+        count: of batches.
+    """
+
+    moments: dict[str, Moment]
+    positions: dict[str, Positions]
+    dense: dict[str, int]
+    count: int
+
+
+def look(model: nn.Module, layers: Mapping[str, Layer], data: Iterable[Any]) -> Looked:
+    """Run a model over batches; it is, bit for bit, as it was.
+
+    Args:
+        data: each batch a tensor, a tuple of arguments or a dictionary of keyword arguments.
+
+    Raises:
+        UserError: there is no batch, or some input is not finite.
+    """
+    positions: dict[str, Positions] = {}
+    columns = {n: layer.weight[0].numel() for n, layer in layers.items()}
+    ranks = {n: size if size <= WHOLE else LEADING for n, size in columns.items()}
+    plans = [
+        LayerPlan(n, n, "", type(m).__name__, tuple(m.weight.shape), 1, 1.0, m.weight.numel())
+        for n, m in layers.items()
+    ]
+    weighted = {n: m for n, m in named_modules(model).items() if isinstance(m, (nn.Linear, _ConvNd))}
+    with unharmed(model):
+        hooks = [m.register_forward_hook(partial(_count, positions, n)) for n, m in weighted.items()]
+        try:
+            batches = working(data, "measuring the layers' inputs", "batches")
+            seen, count = seen_inputs(model, plans, batches, partial(run, model), ranks)
+        except UserError as error:
+            raise UserError(f"data: {error}.") from None
+        finally:
+            for hook in hooks:
+                hook.remove()
+    reached = {one.layer.name: one.moments for one in seen if one.moments.rows}
+    wrong = [n for n, m in reached.items() if m.total is None or not torch.isfinite(m.total).all()]
+    if wrong:
+        raise UserError(f"data: inputs of {truncate_list(wrong)} hold NaN or infinity: give others.")
+    dense = {}
+    for name, where in positions.items():
+        turned = isinstance(weighted[name], _ConvTransposeNd)
+        dense[name] = where.flops(weighted[name].weight.numel(), "inputs" if turned else "outputs")
+    return Looked({n: Moment(m) for n, m in reached.items()}, positions, dense, count)
+
+
+def _count(
+    positions: dict[str, Positions], name: str, module: Any, args: tuple[Any, ...], output: Tensor
+) -> None:
+    """Note how often a module's weight was used in a call."""
+    if not args:  # given by its name: as many as come out, but for a stride
+        args = (output,)
+    found = positions.setdefault(name, Positions())
+    x = args[0]
+    if isinstance(module, nn.Linear):
+        x_places = places = between = output.numel() // module.out_features
+    else:
+        x_places = x.numel() // module.in_channels
+        places = output.numel() // module.out_channels
+        between = places // output.shape[-1] * x.shape[-1]
+    found.inputs += x_places
+    found.between += between
+    found.outputs += places

@@ -1,0 +1,135 @@
+"""Which layers of a model can be compressed, why the others cannot, and how one takes another's place."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Hashable, Iterable, Mapping
+from functools import cache
+from typing import cast
+
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import is_parametrized
+
+from lora_lightning.compression.forms import FORMS, Layer, Rank
+from lora_lightning.errors import ConfigError, UserError
+from lora_lightning.kernels.quantized_tensor import is_quantized
+from lora_lightning.layers.registry import DTYPES, hidden_weight, lora_layers
+from lora_lightning.layers.swap import class_of
+from lora_lightning.planning.patterns import matching
+from lora_lightning.utils.names import named_modules, named_parameters, submodule
+from lora_lightning.utils.tables import truncate_list
+
+BASES = (nn.Linear, nn.Conv1d, nn.Conv2d)
+READ = "what holds it reads its weight, and does not call it"
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def layers_of(model: nn.Module, exclude: str | Iterable[str]) -> tuple[dict[str, Layer], dict[str, str]]:
+    """The layers that can be compressed by name, and why the other linear layers and convolutions are left.
+
+    Raises:
+        ConfigError: a pattern of `exclude` means no layer.
+    """
+    weighted = {n: m for n, m in named_modules(model).items() if isinstance(m, (nn.Linear, _ConvNd))}
+    problems: list[str] = []
+    patterns = exclude if isinstance(exclude, str) else list(exclude)
+    excluded = set(matching("exclude", patterns, dict.fromkeys(weighted), problems)) if patterns else set()
+    if problems:
+        raise ConfigError(problems)
+    sharers: dict[int, list[str]] = {}
+    for name, parameter in named_parameters(model, all_names=True).items():
+        sharers.setdefault(id(parameter), []).append(name)
+    every = named_modules(model, all_names=True)
+    left = {}
+    for name, module in weighted.items():
+        others = sharers.get(id(module._parameters.get("weight")), [])
+        tied = [n for n in others if every[n.rpartition(".")[0]] is not module]
+        reason = "excluded" if name in excluded else _reason(model, name, module)
+        if reason is None and tied:
+            reason = f"shares its weight with {truncate_list(tied, most=1)}"
+        if reason is not None:
+            left[name] = reason
+    return {n: cast(Layer, m) for n, m in weighted.items() if n not in left}, left
+
+
+def _reason(model: nn.Module, name: str, module: nn.Module) -> str | None:
+    """Why a layer is left as it is, or None."""
+    base = next((b for b in BASES if isinstance(module, b)), None)
+    if not name:
+        return "it is the model itself: put it into nn.Sequential"
+    if base is None:
+        return f"a {type(module).__name__}, for which there is no form"
+    if (groups := getattr(module, "groups", 1)) > 1:
+        return "depthwise" if groups == module.in_channels else f"a convolution in {groups} groups"
+    kind = class_of(module)
+    if any(
+        getattr(kind, f) is not getattr(base, f) for f in ("forward", "_conv_forward") if hasattr(base, f)
+    ):
+        return f"{type(module).__name__} computes in a way of its own"
+    if is_parametrized(module) or hidden_weight(module) or "weight" not in module._parameters:
+        return "its weight is computed by a parametrization or a hook"
+    if any(getattr(module, hooks) for hooks in HOOKS):
+        return "it has hooks, which would be lost"
+    weight = cast(Tensor, module.weight)
+    if isinstance(weight, nn.UninitializedParameter):
+        return "its shape is not known yet: run one batch through the model first"
+    if is_quantized(weight) or weight.dtype not in DTYPES:
+        return "its weight is quantized"
+    return READ if _is_read(model, name) else None
+
+
+def _is_read(model: nn.Module, name: str) -> bool:
+    """Whether the class that holds a layer reads its weight or its bias, as attention does."""
+    holder, _, leaf = name.rpartition(".")
+    source = _source(cast(Hashable, type(submodule(model, holder))))
+    return re.search(rf"\.{re.escape(leaf)}\.(weight|bias)\b", source) is not None
+
+
+@cache
+def _source(kind: Hashable) -> str:
+    """The text of a class's methods, but for those that give weights their first values."""
+    texts = []
+    assert isinstance(kind, type)
+    for base in kind.__mro__[: kind.__mro__.index(nn.Module)]:
+        for name, method in vars(base).items():
+            if inspect.isfunction(method) and "init" not in name and "reset" not in name:
+                try:
+                    texts.append(inspect.getsource(method))
+                except (OSError, TypeError):  # made where no file has its text
+                    continue
+    return "\n".join(texts)
+
+
+def empty(layer: Layer, form: str, rank: Rank) -> nn.Sequential:
+    """What takes a layer's place, without values: its flags and its bias are the layer's."""
+    modules = nn.Sequential(*FORMS[form].modules(layer, rank))
+    for module in modules:
+        cast(nn.Parameter, module.weight).requires_grad_(layer.weight.requires_grad)
+    if layer.bias is not None:
+        modules[-1].bias = layer.bias
+    return modules.train(layer.training)
+
+
+def put(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
+    """Put modules in the places of those of these names, wherever they stand."""
+    modules = named_modules(model, all_names=True)
+    new = {modules[name]: module for name, module in replacements.items()}
+    for holder in {*modules.values()}:
+        for leaf, child in holder._modules.items():
+            if child in new:
+                holder._modules[leaf] = new[child]
+
+
+def refuse_adapted(model: nn.Module) -> None:
+    """Refuse a model with an adapter, whose updates belong to the layers as they are.
+
+    Raises:
+        UserError: it has one.
+    """
+    if lora_layers(model):
+        raise UserError(
+            "compress: the model has an adapter. Give it its place in the weights first, "
+            "eject(model, merged=True), or compress the plain model and inject into that."
+        )

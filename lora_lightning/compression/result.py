@@ -1,0 +1,95 @@
+"""Compressed: what became of every layer, as data that can be printed, compared and saved."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lora_lightning.planning.plan import summary
+from lora_lightning.utils.tables import format_table, percent
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class CompressedLayer:
+    """A layer by smaller ones.
+
+    Attributes:
+        name: in the model.
+        kind: class of the layer that it was.
+        shape: of its weight.
+        form: "svd", "channel", "spatial" or "tucker".
+        rank: one number; of "tucker" those of the outputs and of the inputs.
+        parameters: of its weights, before and after.
+        flops: a batch, before and after; None without data.
+        error: ‖(W − Ŵ)X‖ / ‖WX‖ on the data; ‖W − Ŵ‖ / ‖W‖ without them or with `plain`.
+    """
+
+    name: str
+    kind: str
+    shape: tuple[int, ...]
+    form: str
+    rank: tuple[int, ...]
+    parameters: tuple[int, int]
+    flops: tuple[int, int] | None
+    error: float
+
+
+@dataclass(frozen=True)
+class Compressed:
+    """What was done to a model; `print` it for a table.
+
+    Attributes:
+        layers: those that were replaced, in the model's order.
+        dense: the other linear layers and convolutions, and why they are as they were.
+        parameters: of the whole model, before and after.
+        flops: of all linear layers and convolutions, a batch, before and after; None without data.
+        batches: that were looked at; 0 without data.
+    """
+
+    layers: tuple[CompressedLayer, ...]
+    dense: dict[str, str]
+    parameters: tuple[int, int]
+    flops: tuple[int, int] | None
+    batches: int
+
+    def description(self) -> dict[str, Any]:
+        """Plain types, fit for JSON, from which `compressed` gives a fresh model the same layers."""
+        keys = ("name", "kind", "form")
+        return {
+            "format": FORMAT,
+            "layers": [
+                {**{k: getattr(p, k) for k in keys}, "shape": list(p.shape), "rank": list(p.rank)}
+                for p in self.layers
+            ],
+        }
+
+    def __str__(self) -> str:
+        counted = self.flops is not None
+        header = [
+            "layer",
+            "weight",
+            "form",
+            "rank",
+            "parameters",
+            "of before",
+            *["FLOPs"] * counted,
+            "error %",
+        ]
+        rows = []
+        for p in self.layers:
+            shape, rank = "×".join(map(str, p.shape)), "×".join(map(str, p.rank))
+            before, after = p.parameters
+            flops = [percent(p.flops[1], p.flops[0])] if p.flops else [""] * counted
+            size = [f"{after:,}", percent(after, before)]
+            rows.append([p.name, shape, p.form, rank, *size, *flops, f"{100 * p.error:.2f}"])
+        lines = [format_table(header, rows) if rows else "no layer is compressed"]
+        if self.dense:
+            lines.append(f"left dense: {summary(self.dense)}")
+        before, after = self.parameters
+        lines.append(f"parameters: {after:,} of {before:,} ({percent(after, before)})")
+        if self.flops:
+            before, after = self.flops
+            lines.append(f"FLOPs a batch: {after:,} of {before:,} ({percent(after, before)})")
+        return "\n".join(lines)
