@@ -92,6 +92,7 @@ def load_compressed(model: Model, folder: str | os.PathLike[str]) -> Model:
     Args:
         model: as it was before it was compressed, freshly built; changed in place, thrown away where this
             raises.
+        folder: that `save_compressed` wrote.
 
     Returns:
         The same model.
