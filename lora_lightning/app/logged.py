@@ -18,7 +18,7 @@ from lora_lightning.app.wandb_artifact import artifact_name, log_adapter
 from lora_lightning.files.locate import ADAPTER, read_source
 from lora_lightning.tasks.scores import Score
 from lora_lightning.trainer.trackers.choice import tracker_of, trackers_of
-from lora_lightning.trainer.trackers.tracker import Tracker
+from lora_lightning.trainer.trackers.tracker import Example, Tracker, sparing
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # header and rows
 
@@ -31,37 +31,35 @@ def log_end(loggers: Loggers, run: Run, results: Sequence[Result]) -> None:
         run: whose task holds what was tested.
         results: of its method and of those that it was compared with.
     """
-    trackers = trackers_of(loggers.all())
     tables: dict[str, Table] = {"results": results_rows(results, run.task.scores)}
     tables |= run.task.tables() if hasattr(run.task, "tables") else {}
-    for tracker in trackers:
-        for name, (header, rows) in tables.items():
-            tracker.table(name, header, rows)
-    _examples(trackers, run)
-    if hasattr(run.task, "confusion") and (found := run.task.confusion()):
-        for tracker in trackers:
-            tracker.confusion("test/confusion", found)
-    _adapters(loggers, run, results)
+    examples = _examples(trackers_of(loggers.all()), run)
+    confusion = run.task.confusion() if hasattr(run.task, "confusion") else None
     numbers = final_numbers(results, run.method, run.task.scores)
-    for tracker in trackers:
-        tracker.summary(numbers)
+    for logger in loggers.all():
+        tracker = tracker_of(logger)
+        with sparing(logger, "how the run ended"):
+            for name, (header, rows) in tables.items():
+                tracker.table(name, header, rows)
+            tracker.examples("test/examples", examples[: tracker.allowed.examples])
+            if confusion:
+                tracker.confusion("test/confusion", confusion)
+            tracker.summary(numbers)
+    _adapters(loggers, run, results)
 
 
 @rank_zero_only
 def log_method(loggers: Loggers, result: Result, scores: Sequence[Score]) -> None:
     """Tell those of a method that the run was compared with how it ended."""
-    for tracker in trackers_of(loggers.all()):
-        tracker.summary(final_numbers([result], result.method, scores))
+    for logger in loggers.all():
+        with sparing(logger, f"how {result.method} ended"):
+            tracker_of(logger).summary(final_numbers([result], result.method, scores))
 
 
-def _examples(trackers: Sequence[Tracker], run: Run) -> None:
+def _examples(trackers: Sequence[Tracker], run: Run) -> Sequence[Example]:
     """Of the test data, as many as the one that takes most of them may have."""
     most = max((tracker.allowed.examples for tracker in trackers if tracker.shows), default=0)
-    if not most or not hasattr(run.task, "examples"):
-        return
-    examples = run.task.examples(run.data, most)
-    for tracker in trackers:
-        tracker.examples("test/examples", examples[: tracker.allowed.examples])
+    return run.task.examples(run.data, most) if most and hasattr(run.task, "examples") else ()
 
 
 def _adapters(loggers: Loggers, run: Run, results: Sequence[Result]) -> None:
@@ -72,17 +70,22 @@ def _adapters(loggers: Loggers, run: Run, results: Sequence[Result]) -> None:
         return
     for path, aliases in _epochs(folder, run.method):
         for logger in taking:
-            tracker = tracker_of(logger)
-            name = tracker.allowed.artifact or f"adapter-{tracker.id()}"
-            address = _address(logger, name, aliases[0])
-            with upload_of(path, address, results if "best" in aliases else None, run.task.scores) as upload:
-                if isinstance(logger, WandbLogger):
-                    log_adapter(logger.experiment, upload, artifact_name(name), aliases)
-                else:
-                    about = {**upload.metadata, "base": upload.base}
-                    tracker.files(artifact_name(name), upload.files, aliases, about)
-            if address:
-                print(f"The adapter goes to {address}")
+            with sparing(logger, f"the adapter as {' and '.join(aliases)}"):
+                _adapter(logger, path, aliases, run, results)
+
+
+def _adapter(logger: Logger, path: Path, aliases: list[str], run: Run, results: Sequence[Result]) -> None:
+    tracker = tracker_of(logger)
+    name = tracker.allowed.artifact or f"adapter-{tracker.id()}"
+    address = _address(logger, name, aliases[0])
+    with upload_of(path, address, results if "best" in aliases else None, run.task.scores) as upload:
+        if isinstance(logger, WandbLogger):
+            log_adapter(logger.experiment, upload, artifact_name(name), aliases)
+        else:
+            about = {**upload.metadata, "base": upload.base}
+            tracker.files(artifact_name(name), upload.files, aliases, about)
+    if address:
+        print(f"The adapter goes to {address}")
 
 
 def _epochs(folder: Path, method: str) -> list[tuple[Path, list[str]]]:

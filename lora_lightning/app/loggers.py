@@ -21,6 +21,7 @@ from lora_lightning.app.prepare import Prepared
 from lora_lightning.app.run_names import RunName, named_nodes
 from lora_lightning.trainer.hparams import PLAN, plan_rows
 from lora_lightning.trainer.trackers.choice import tracker_of
+from lora_lightning.trainer.trackers.tracker import sparing
 from lora_lightning.utils.atomic import write_whole
 from lora_lightning.utils.mapping_file import NOTHING_RUN, read_mapping
 from lora_lightning.utils.ranks import on_rank_zero
@@ -157,10 +158,15 @@ def where(loggers: Sequence[Logger]) -> list[str]:
 def finish(loggers: Loggers, status: str = "success") -> None:
     """Close every logger; W&B's run ends here, so that the next job of a sweep begins another."""
     for logger in loggers.all():
-        logger.finalize(status)
-        if isinstance(logger, WandbLogger) and logger._experiment is not None:  # else it never began
-            logger._experiment.finish(exit_code=0 if status == "success" else 1)
-        elif hasattr(logger, "end"):  # Aim's
-            logger.end()
-        elif isinstance(logger, CometLogger) and not isinstance(logger, CometBeside) and on_rank_zero():
-            logger.experiment.end()
+        with sparing(logger, "the end of the run"):
+            _finish(logger, status)
+
+
+def _finish(logger: Logger, status: str) -> None:
+    logger.finalize(status)
+    if isinstance(logger, WandbLogger) and logger._experiment is not None:  # else it never began
+        logger._experiment.finish(exit_code=0 if status == "success" else 1)
+    elif hasattr(logger, "end"):  # Aim's
+        logger.end()
+    elif isinstance(logger, CometLogger) and not isinstance(logger, CometBeside) and on_rank_zero():
+        logger.experiment.end()

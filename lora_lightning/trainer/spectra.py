@@ -10,6 +10,7 @@ from lora_lightning.adapters.spectra import spectra_now
 from lora_lightning.trainer.compat import is_a
 from lora_lightning.trainer.strategies import UNSHARDED
 from lora_lightning.trainer.trackers.choice import trackers_of
+from lora_lightning.trainer.trackers.tracker import sparing
 
 HEADER = ("layer", "rank", "effective rank", "stable rank", "‖ΔW‖", "‖ΔW‖/‖W‖")
 EACH = ("effective_rank", "stable_rank", "relative_norm")  # of what is logged, by layer
@@ -47,7 +48,8 @@ def log_spectra_table(trainer: pl.Trainer, pl_module: pl.LightningModule) -> Non
         for name, one in spectra_now(pl_module).items()
     ]
     for tracker in trackers_of(trainer.loggers) if rows else ():
-        tracker.table("spectra", HEADER, rows)
+        with sparing(tracker.logger, "the table of spectra"):
+            tracker.table("spectra", HEADER, rows)
 
 
 def hide_layers(trainer: pl.Trainer) -> None:

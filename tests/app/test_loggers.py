@@ -23,12 +23,14 @@ from lora_lightning.app.application import main
 from lora_lightning.app.command_line import command_config
 from lora_lightning.app.compose import CONF, RECIPES
 from lora_lightning.app.console import short_path
-from lora_lightning.app.loggers import Loggers, build_loggers, give_ids, log_start
+from lora_lightning.app.logged import log_end
+from lora_lightning.app.loggers import Loggers, build_loggers, finish, give_ids, log_start
 from lora_lightning.app.loggers_wandb import wandb_logger
 from lora_lightning.app.prepare import Prepared
 from lora_lightning.app.run_names import RunName, differing
 from lora_lightning.files.fingerprint import short
 from lora_lightning.trainer.trackers.choice import tracker_of
+from lora_lightning.trainer.trackers.csv import CSVTracker
 from lora_lightning.utils.wandb_key import has_wandb_key
 
 DEFAULT_HOST = urlparse(wandb.Settings.model_fields["base_url"].default).netloc  # wandb's own
@@ -266,6 +268,42 @@ def test_the_adapters_of_the_best_and_of_the_last_epoch(
     assert logged._epochs(tmp_path, "peft") == [(best, ["best"])]
     found[last] = torch.ones(2)
     assert logged._epochs(tmp_path, "lora") == [(best, ["best", "last"])]
+
+
+def full(*_: Any, **__: Any) -> None:
+    raise OSError(28, "No space left on device")
+
+
+def test_a_tracker_that_fails_at_the_end_keeps_nobody_from_the_rest(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    bad, good = CSVLogger(tmp_path, "bad", ""), CSVLogger(tmp_path, "good", "")
+    monkeypatch.setattr(bad, "finalize", full)
+    monkeypatch.setattr(CSVTracker, "summary", lambda self, values: full() if self.logger is bad else None)
+    told: list[Any] = []
+    monkeypatch.setattr(CSVTracker, "table", lambda self, name, *_: told.append((self.logger, name)))
+    monkeypatch.setattr(good, "finalize", lambda status: told.append((good, status)))
+    run = SimpleNamespace(
+        task=SimpleNamespace(scores=()), method="lora", config=OmegaConf.create({"run_dir": str(tmp_path)})
+    )
+    both = Loggers(bad=bad, good=good)
+    with pytest.warns(UserWarning, match=r"CSVLogger could not take how the run ended \(OSError: .*No space"):
+        log_end(both, run, [])  # type: ignore[arg-type]
+    with pytest.warns(UserWarning, match="could not take the end of the run"):
+        finish(both)
+    assert told == [(bad, "results"), (good, "results"), (good, "success")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("where", ["app.logged.log_adapter", "trainer.trackers.wandb.WandbTracker.summary"])
+def test_a_run_outlives_a_tracker_that_fails_when_it_has_trained(
+    where: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(f"lora_lightning.{where}", full)
+    with pytest.warns(UserWarning, match="WandbLogger could not take"):
+        main([*TINY, "logger=wandb", "hydra.run.dir=run"])
+    assert (tmp_path / "run" / "results.json").is_file() and (tmp_path / "run" / "report.html").is_file()
+    assert read_wandb(only(tmp_path, "run/wandb/offline-run-*/*.wandb")).exit == 0
 
 
 def test_the_key_is_found_where_wandb_looks(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

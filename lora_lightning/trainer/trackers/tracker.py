@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -133,6 +135,24 @@ def allow(logger: Any, allowed: Allowed) -> Any:
     """The logger, to which nothing else goes from now on."""
     setattr(logger, ALLOWED, allowed)
     return logger
+
+
+@contextlib.contextmanager
+def sparing(logger: Any, what: str) -> Iterator[None]:
+    """Within this context a logger's failure is a warning: a training that has ended is not lost by a disk
+    that is full or a server that does not answer.
+
+    Args:
+        what: it is told, in a few words.
+    """
+    try:
+        yield
+    except Exception as error:  # of any tracker's library
+        name, reason = type(logger).__name__, " ".join(str(error).split())[:300]
+        rank_zero_warn(
+            f"{name} could not take {what} ({type(error).__name__}: {reason}). Training is not touched by "
+            "it, and the files that the run itself writes have everything."
+        )
 
 
 def as_markdown(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
