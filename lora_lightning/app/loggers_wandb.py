@@ -99,7 +99,7 @@ def wandb_logger(
 
 
 def begin_beside(logger: WandbLogger) -> WandbLogger:
-    """A logger whose run begins while another is open, which stays the one that `wandb.log` means."""
+    """A logger whose run begins while another is open, which stays the one that W&B's functions mean."""
     if not on_rank_zero():
         return logger
     import wandb

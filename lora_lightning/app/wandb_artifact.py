@@ -17,7 +17,7 @@ def log_adapter(run: Any, upload: Upload, name: str, aliases: Sequence[str]) -> 
     are the same as before. Nothing but `upload.files` is copied.
 
     Args:
-        run: a live `wandb.Run`, online or offline.
+        run: a live one of W&B, online or offline.
         name: of the artifact: letters, digits, `-`, `_` and `.`.
         aliases: such as "best" and "last".
 
