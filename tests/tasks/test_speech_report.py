@@ -21,7 +21,7 @@ from lora_lightning.models.ctc import conformer_ctc
 from lora_lightning.report.page import PAGE_FILE, left
 from lora_lightning.tasks.ctc import SpeechRecognizer
 from lora_lightning.tasks.error_rates import Transcript, count_errors, error_rate
-from lora_lightning.tasks.speech_report import OFF, ON, in_order, rate_rows
+from lora_lightning.tasks.speech_report import OFF, ON, _errors, in_order, rate_rows
 from lora_lightning.tasks.speech_sounds import Sounds, spectrogram, words_of
 from lora_lightning.tasks.speech_words import as_html, compared
 
@@ -124,6 +124,10 @@ def test_the_target_comes_first_and_the_source_with_the_adapter_off(tmp_path: Pa
     assert (tmp_path / PAGE_FILE).stat().st_size < 3e6
 
 
+def test_errors_are_counted_in_words() -> None:
+    assert (_errors(1, 2), _errors(0, 1)) == ("1 error in 2 words", "0 errors in 1 word")
+
+
 def test_rates_of_groups_are_those_of_their_utterances() -> None:
     heard = {
         OFF: [Transcript("", "", "", "a b", h) for h in ("a", "b b", "c c")],
@@ -139,6 +143,8 @@ def test_rates_of_groups_are_those_of_their_utterances() -> None:
 def test_the_page_in_every_look_and_its_sounds_play(tmp_path: Path) -> None:
     adapted().report(SimpleNamespace(test_set=noises()), tmp_path)
     assert problems(tmp_path / PAGE_FILE) == []
+    with chromium() as browser, opened(browser, tmp_path / PAGE_FILE, "print") as page:
+        assert not page.locator("audio").first.is_visible(), "paper plays nothing"
     with chromium() as browser, opened(browser, tmp_path / PAGE_FILE) as page:
         seconds = page.evaluate(
             """async () => {
