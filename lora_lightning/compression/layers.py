@@ -116,7 +116,7 @@ def put(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
     """Put modules in the places of those of these names, wherever they stand."""
     modules = named_modules(model, all_names=True)
     new = {modules[name]: module for name, module in replacements.items()}
-    for holder in {*modules.values()}:
+    for holder in list(model.modules()):  # wrappers too, which hold what they wrap
         for leaf, child in holder._modules.items():
             if child in new:
                 holder._modules[leaf] = new[child]

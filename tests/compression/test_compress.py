@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from small import adapted, cnn, encoder, mlp, pretrained
 from torch import nn
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 
 import lora_lightning as ll
 from lora_lightning.compression.forms import FORMS
@@ -222,6 +223,13 @@ def test_large_layers_have_ranks_in_multiples_of_16():
     model = nn.Sequential(nn.Linear(96, 96), nn.Linear(96, 96), nn.Linear(8, 6))
     told = ll.compress(model, parameters=0.7, plain=True)
     assert told.layers and all(p.rank[0] % 16 == 0 for p in told.layers)
+
+
+def test_a_wrapped_layer_is_replaced_within_its_wrapper():
+    model = nn.Sequential(checkpoint_wrapper(nn.Linear(8, 8)), nn.Linear(8, 8))
+    told = ll.compress(model, ranks={"0": 2}, plain=True)
+    assert told.parameters[1] == sum(p.numel() for p in model.parameters())
+    assert model(torch.randn(3, 8)).shape == (3, 8)
 
 
 class Twice(nn.Module):
