@@ -91,6 +91,13 @@ def test_an_adapter_is_fetched_once_and_loaded_as_its_folder(hub: Hub, files: di
     assert fetched(f"hf:me/x@{commit}").is_dir() and hub.seen == []  # which never changes
 
 
+def test_a_copy_that_was_altered_here_is_fetched_anew(hub: Hub, files: dict[str, bytes]) -> None:
+    kept = fetched("hf:me/x") / "adapter_model.safetensors"
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # of the same size
+    assert fetched("hf:me/x") == kept.parent and kept.read_bytes() == whole
+
+
 def test_several_fetch_at_once(hub: Hub, files: dict[str, bytes]) -> None:
     """As the processes of a training do."""
     with ThreadPoolExecutor(4) as pool:

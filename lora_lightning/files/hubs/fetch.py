@@ -142,10 +142,22 @@ def _write(address: Address, file: Remote, path: Path) -> None:
 
 
 def _complete(folder: Path, files: Sequence[Remote]) -> bool:
+    """Whether the folder holds these files alone, as their hub has them now."""
     try:
-        return {p.name: p.stat().st_size for p in folder.iterdir()} == {f.name: f.size for f in files}
+        sizes = {p.name: p.stat().st_size for p in folder.iterdir()}
+        return sizes == {f.name: f.size for f in files} and all(
+            _is_unaltered(folder / f.name, f) for f in files
+        )
     except OSError:
         return False
+
+
+def _is_unaltered(path: Path, file: Remote) -> bool:
+    digest = file.digest.begun(file.size)
+    with open(path, "rb") as kept:
+        while piece := kept.read(2**20):
+            digest.update(piece)
+    return bool(digest.hexdigest() == file.digest.value)
 
 
 def _place(address: Address) -> Path:
