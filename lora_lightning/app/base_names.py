@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from lora_lightning.utils.libraries import loading
+
 HUB_ID = re.compile(r"(?:hf[-_]hub:)?([\w-][\w.-]*/[\w-][\w.-]*)", re.ASCII)
 TIMM = ("lora_lightning.models.timm.timm_model", "lora_lightning.models.timm_segmentation.timm_segmenter")
 
@@ -47,7 +49,8 @@ def base_of_origin(config: Mapping[str, Any], base_class: str) -> Base:
 
 
 def _of_timm(name: str) -> Base:
-    from timm.models import get_pretrained_cfg
+    with loading("timm"):
+        from timm.models import get_pretrained_cfg
 
     known = get_pretrained_cfg(name)
     if known is None:

@@ -101,7 +101,8 @@ class Progress(ProgressBar):
 
     def _trained(self, trainer: pl.Trainer, module: pl.LightningModule) -> int:
         """What data have decided at the start of the fit, else as given, else as counted."""
-        plans = [c.plan for c in trainer.callbacks if isinstance(c, LoRACallback) and c.plan is not None]  # type: ignore[attr-defined]
+        callbacks: Any = trainer.callbacks  # type: ignore[attr-defined]  # the Trainer sets it when it is made
+        plans = [c.plan for c in callbacks if isinstance(c, LoRACallback) and c.plan is not None]
         if plans:
             return plans[0].trainable
         return self.trained or sum(p.numel() for p in module.parameters() if p.requires_grad)

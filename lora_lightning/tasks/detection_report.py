@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning as L
 import numpy as np
@@ -87,7 +88,8 @@ class Findings:
         if not self.states:
             self.states = list(example.found)
             self.counts = Counts(self.states)
-            self._precisions = {state: AveragePrecision(**self._options) for state in self.states}  # type: ignore[arg-type]
+            options: Any = self._options
+            self._precisions = {state: AveragePrecision(**options) for state in self.states}
         for state, found in example.found.items():
             self._precisions[state].update([found], [example.truth])
         self.counts.add(example)

@@ -53,7 +53,7 @@ def test_a_run_ends_with_the_table_and_pictures(
     sheet = Image.open(run / "contact_sheet.png")
     assert sheet.width > 1000 and sheet.height > 800
     page = (run / "report.html").read_text()
-    assert page.count("<img") == 2 * 3 * 8 and "before training: " in page
+    assert page.count('<svg class="boxes"') == 2 * 3 * 8 and page.count("<figcaption>before<") == 2 * 8
     assert "false positives, " in out
     task = ObjectDetector(
         detector(recipe.replace("shapes", "small"), 4, checkpoint=recipe), **ShapesDataModule.provides

@@ -24,9 +24,9 @@ from lora_lightning.utils.checks import checks_of
 GUIDE = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
 # The class of the guide's example, and what it says of it.
 CLASS = next(
-    block for block in re.findall(r"```python\n(.*?)```", GUIDE, re.S) if "class BlurredDigits" in block
+    block for block in re.findall(r"```python[^\n]*\n(.*?)```", GUIDE, re.S) if "class BlurredDigits" in block
 )
-LINES = re.findall(r"^data\.\w+=\w+: .*", GUIDE, re.M)
+LINES = re.findall(r"^  - (data\.\w+=\w+: .*)", GUIDE, re.M)
 
 
 @pytest.fixture

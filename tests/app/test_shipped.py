@@ -47,6 +47,7 @@ CHOICES = {
     for folder in sorted(CONF.iterdir())
     if folder.is_dir() and folder.name != "hydra"
 }
+NEEDS = re.compile(r"logger=\w+: needs [\w-]+, which is not installed: pip install ")  # no tracker is in dev
 ONE_BY_ONE = [[f"{group}={choice}"] for group, choices in CHOICES.items() for choice in choices]
 SIDE_BY_SIDE = [
     [f"{group}={choice}" for group, choice in zip(CHOICES, row, strict=True) if choice]
@@ -64,5 +65,6 @@ def test_every_choice_of_every_group_composes(
         told = problems_of_line([*words, "compare=[]"])
         if "trainer=deepspeed" in words and find_spec("deepspeed") is None:
             assert "pip install deepspeed" in told.pop()
+        told = [p for p in told if not NEEDS.match(p)]
         of_task = any(word.startswith(("data=", "model=", "task=")) for word in words)
         assert all(of_task and ("is for task=" in p or OPEN.match(p)) for p in told), (words, told)

@@ -3,8 +3,7 @@
 import pytest
 
 from lora_lightning.errors import AdapterFileError
-from lora_lightning.utils import mapping_file
-from lora_lightning.utils.mapping_file import read_mapping
+from lora_lightning.utils.mapping_file import read_mapping, read_values
 
 SAME = {"a": 1, "b": ["x", None, True]}
 
@@ -44,11 +43,10 @@ def test_anything_else_is_one_message(name, content, told, tmp_path):
         read_mapping(path, "Give another.")
 
 
-def test_an_empty_file_holds_nothing_and_a_huge_one_is_not_read(tmp_path, monkeypatch):
+def test_an_empty_file_holds_nothing_and_a_huge_one_is_not_read(tmp_path):
     path = tmp_path / "x.yaml"
     path.touch()
     assert read_mapping(path, "") == {}
-    monkeypatch.setattr(mapping_file, "LARGEST", 8)
     path.write_text("abcdef: 1")
     with pytest.raises(AdapterFileError, match="cannot be read: it is larger"):
-        read_mapping(path, "")
+        read_values(path, "", largest=8)
