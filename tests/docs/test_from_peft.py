@@ -30,7 +30,6 @@ GIVEN = {  # a value that is not the default
     "target_parameters": ["x"], "layer_replication": [[0, 1]], "ensure_weight_tying": True,
 }  # fmt: skip
 TEXTS = ("peft_version", "base_model_name_or_path", "revision", "megatron_core")
-MODULE = {*dir(nn.Module)}
 
 
 def done_with(name: str) -> str:
@@ -54,7 +53,8 @@ def test_what_is_said_of_an_option(name, ours, says):
 
 
 def test_every_call():
-    public = {n for c in (peft.PeftModel, LoraModel) for n in dir(c) if not n.startswith("_")} - MODULE
+    public = {n for c in (peft.PeftModel, LoraModel) for n in dir(c) if not n.startswith("_")}
+    public -= set(dir(nn.Module))  # now: transformers adds to it
     calls = PAGE.partition("## Call by call")[2].partition("## File by file")[0]
     named = set(re.findall(r"\w+", calls))
     assert public - named == set()
