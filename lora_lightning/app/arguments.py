@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import argparse
 import functools
-import os
 import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn
 
-from lora_lightning.errors import did_you_mean
-from lora_lightning.files.hubs.address import FORMS, address_problem, is_address
+from lora_lightning.app.parser import Parser, existing, found_or_address, some, switch, value_of
+from lora_lightning.files.hubs.address import FORMS, address_problem
 from lora_lightning.utils.marks import (
-    FLAG,
-    TEXT,
-    Check,
     above,
     at_least,
     between,
@@ -29,142 +24,6 @@ SHELLS = ("bash", "zsh")
 PATHS = f"""PATH is an adapter's folder (of PEFT, too), a Trainer's checkpoint, or an address on a hub:
 {FORMS[0]}, {FORMS[1]}.
 `lora-lightning COMMAND --help` lists what a command takes."""
-
-
-class Page(argparse.HelpFormatter):
-    """Options as they are typed: `out=FILE`."""
-
-    def __init__(self, prog: str) -> None:
-        super().__init__(prog, max_help_position=32, width=110)
-
-    def _format_action_invocation(self, action: argparse.Action) -> str:
-        text = super()._format_action_invocation(action)
-        return text if action.nargs == 0 else re.sub(r"^--(\w+) ", r"\1=", text)
-
-
-class Parser(argparse.ArgumentParser):
-    """Reads `key=value` words as options, and tells all mistakes at once."""
-
-    def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=Page, allow_abbrev=False, exit_on_error=False, **options)
-        self.keys: dict[str, str] = {}  # of options, and how each is written: `out=FILE`
-        self.needed: list[str] = []
-        self.flags: list[str] = []
-
-    def flag(self, *names: str, **options: Any) -> None:
-        """Declare a flag of Hydra's."""
-        self.add_argument(*names, **options)
-        self.flags += names
-
-    def key(
-        self,
-        name: str,
-        metavar: str,
-        text: str,
-        read: Callable[[str], Any] | None = None,
-        needed: bool = False,
-    ) -> None:
-        """Declare `name=VALUE`.
-
-        Args:
-            metavar: stands for the value on the help page.
-            read: the value of a text, or ArgumentTypeError; None takes any text.
-            needed: it may not be left out.
-        """
-        kind = read or value_of(str, TEXT)
-        self.add_argument(f"--{name}", metavar=metavar, help=text, type=kind, default=argparse.SUPPRESS)
-        self.keys[name] = f"{name}={metavar}"
-        self.needed += [name] if needed else []
-
-    def read(self, words: Sequence[str]) -> tuple[argparse.Namespace, list[str], list[str]]:
-        """Options and positional words; words that are neither; and what is wrong, one line each.
-
-        Raises:
-            SystemExit: 0 after the help page, where the command has one of argparse.
-        """
-        names = [word.removeprefix("--").partition("=")[0] for word in words]
-        lacking = [self.keys[name] for name in self.needed if name not in names]
-        problems = [f"give {' and '.join(lacking)}."] if lacking else []
-        problems += [f"{n}: is given twice." for n in self.keys if names.count(n) > 1]
-        tokens = [f"--{w}" if w.partition("=")[0] in self.keys and "=" in w else w for w in words]
-        while True:
-            try:
-                given, strays = self.parse_known_intermixed_args(tokens)
-                return given, strays, problems
-            except argparse.ArgumentError as error:
-                tokens = self._without(tokens, error, problems)
-
-    def error(self, message: str) -> NoReturn:
-        raise argparse.ArgumentError(None, message)
-
-    def _without(self, tokens: list[str], error: argparse.ArgumentError, problems: list[str]) -> list[str]:
-        """The words but for the one that is wrong."""
-        names = (error.argument_name or "").split("/")
-        found = [i for i, token in enumerate(tokens) if token.partition("=")[0] in names]
-        at = next((i for i in found if "=" in tokens[i]), found[0] if found else None)
-        if at is None:
-            problems.append(f"{error}.")
-            return [token for token in tokens if not token.startswith("-")]
-        end = at + 1
-        if "=" not in tokens[at]:
-            end += tokens[end : end + 1] != [] and not tokens[end].startswith("-")
-        told = " ".join(tokens[at:end])
-        end_of_line = "" if error.message.endswith((".", "?")) else "."
-        problems.append(f"{told.removeprefix('--') if self.keys else told}: {error.message}{end_of_line}")
-        return tokens[:at] + tokens[end:]
-
-    def stray(self, word: str) -> str:
-        """What is wrong with a word that is no option."""
-        name = word.lstrip("-").partition("=")[0]
-        if name in self.keys:
-            return f"{word}: give {self.keys[name]}."
-        known = [*self.keys, *self.flags]
-        return f"{word}: there is no such option.{did_you_mean(name, known)} Options: {', '.join(known)}."
-
-
-def value_of(kind: Callable[[str], Any], check: Check) -> Callable[[str], Any]:
-    """Reads an option's text, as argparse's `type`, and refuses what its check does."""
-
-    def read(text: str) -> Any:
-        try:
-            value = kind(text)
-        except ValueError:
-            raise argparse.ArgumentTypeError(f"give {check.allowed}.") from None
-        if not check.allows(value):
-            raise argparse.ArgumentTypeError(check.remedy(value))
-        return value
-
-    return read
-
-
-def existing(text: str) -> str:
-    """A file or folder that is there."""
-    if problem := missing_path(text):
-        raise argparse.ArgumentTypeError(problem)
-    return text
-
-
-def found_or_address(text: str) -> str:
-    """A file or folder that is there, or an address on a hub, where nobody looks yet."""
-    if not is_address(text):
-        return existing(text)
-    if problem := address_problem(text):
-        raise argparse.ArgumentTypeError(problem)
-    return text
-
-
-def missing_path(path: str | os.PathLike[str]) -> str:
-    """`there is no such file or folder`, with what lies near by; empty where there is one."""
-    file = Path(path).expanduser()
-    if file.exists():
-        return ""
-    folder = file.parent if file.parent.is_dir() else Path()
-    near = did_you_mean(file.name, [p.name for p in folder.iterdir()])
-    return f"there is no such file or folder.{near}"
-
-
-switch = value_of(lambda text: {"true": True, "false": False}.get(text, text), FLAG)
-some = value_of(int, whole(at_least(1)))
 
 
 @functools.cache

@@ -10,8 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from lora_lightning.app import interrupts
-from lora_lightning.app.arguments import SHELLS, at_home, missing_path, page, parser_of
+from lora_lightning.app.arguments import SHELLS, at_home, page, parser_of
 from lora_lightning.app.interrupts import interruptible
+from lora_lightning.app.parser import missing_path
 from lora_lightning.errors import FULL, UserError, did_you_mean
 from lora_lightning.files.hubs.address import address_problem, is_address
 from lora_lightning.utils.libraries import load_lightning

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lora_lightning.app.arguments import missing_path
+from lora_lightning.app.parser import missing_path
 from lora_lightning.app.recognizer import recognizer
 from lora_lightning.data.audio import SUFFIXES, AudioError, audio_info, read_audio
 from lora_lightning.errors import UserError
