@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from lora_lightning.compression.forms import Rank
+from lora_lightning.compression.form import Rank
 
 HALVINGS = 60
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Mapping
 
-from lora_lightning.compression.forms import FORMS, Layer, Rank, forms_of
+from lora_lightning.compression.form import Layer, Rank
+from lora_lightning.compression.forms import FORMS, forms_of
 from lora_lightning.compression.moment import Moment
 from lora_lightning.errors import ConfigError, did_you_mean
 from lora_lightning.planning.patterns import matches, matching

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from lora_lightning.adapters.base_values import refuse_meta
 from lora_lightning.compression.allocate import Choice, by_budget, by_energy, least, worthwhile
 from lora_lightning.compression.by_hand import by_hand
-from lora_lightning.compression.forms import FORMS, Layer, Rank, forms_of
+from lora_lightning.compression.form import Layer, Rank
+from lora_lightning.compression.forms import FORMS, forms_of
 from lora_lightning.compression.inputs import Looked, Positions, look
 from lora_lightning.compression.layers import READ, empty, layers_of, put, refuse_adapted
 from lora_lightning.compression.moment import Moment

@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lora_lightning.adapters.measure import run, seen_inputs
 from lora_lightning.adapters.unharmed import unharmed
-from lora_lightning.compression.forms import Layer
+from lora_lightning.compression.form import Layer
 from lora_lightning.compression.moment import LEADING, WHOLE, Moment
 from lora_lightning.errors import UserError
 from lora_lightning.planning.plan import LayerPlan

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
-from lora_lightning.compression.forms import FORMS, Layer, Rank
+from lora_lightning.compression.form import Layer, Rank
+from lora_lightning.compression.forms import FORMS
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.kernels.quantized_tensor import is_quantized
 from lora_lightning.layers.registry import DTYPES, hidden_weight, lora_layers

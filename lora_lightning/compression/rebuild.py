@@ -11,7 +11,8 @@ from typing import Any, TypeGuard, TypeVar
 
 from torch import nn
 
-from lora_lightning.compression.forms import FORMS, Layer, Rank
+from lora_lightning.compression.form import Layer, Rank
+from lora_lightning.compression.forms import FORMS
 from lora_lightning.compression.layers import empty, layers_of, put, refuse_adapted
 from lora_lightning.compression.result import FORMAT, Compressed
 from lora_lightning.errors import AdapterFileError, did_you_mean
