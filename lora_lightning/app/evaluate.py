@@ -68,7 +68,7 @@ def evaluate(options: Mapping[str, Any], words: Sequence[str]) -> str:
             problems.append(str(error))
     if problems or trained is None or data is None:
         raise UserError("\n".join(dict.fromkeys(problems)))
-    task, metrics = tested(trained, data, bool(options.get("check_base", True)))
+    task, metrics = tested(trained, data, bool(options.get("check_base", True)), pictured=folder is not None)
     found = _found(task, metrics)
     lines = [_title(trained, data), "", _page(task, found)]
     if folder:
@@ -90,8 +90,13 @@ def _write_report(folder: Path, title: str, task: Any, found: Mapping[str, Any])
     return folder / PAGE_FILE
 
 
-def tested(trained: Trained, data: L.LightningDataModule, check_base: bool) -> tuple[Any, dict[str, float]]:
+def tested(
+    trained: Trained, data: L.LightningDataModule, check_base: bool, pictured: bool
+) -> tuple[Any, dict[str, float]]:
     """The task after its test, and all that it has logged.
+
+    Args:
+        pictured: whether a page is made of it, which shows what was before the adapter, too.
 
     Raises:
         UserError: the data have classes that the model does not.
@@ -103,6 +108,8 @@ def tested(trained: Trained, data: L.LightningDataModule, check_base: bool) -> t
     task = _task(trained, model, facts)
     if "temperature" in facts and hasattr(task, "temperature"):
         task.temperature = facts["temperature"]
+    if hasattr(task, "asks_before"):
+        task.asks_before = pictured
     trainer = trained.config.get("trainer") or {}
     fabric = trained.fabric()
     runs: Any = L.Trainer(

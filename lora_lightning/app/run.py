@@ -34,7 +34,8 @@ class Run:
     Args:
         config: the composed configuration, whose `method` it is.
         folder: where checkpoints and logs go.
-        keeps: whether random weights are kept there, beside the adapter that is added to them.
+        keeps: whether it is the folder's own run: random weights are kept there, beside the adapter that is
+            added to them, and its test asks an adapted model for the page as it was before, too.
     """
 
     def __init__(self, config: DictConfig, folder: str | Path, keeps: bool = True) -> None:
@@ -44,7 +45,7 @@ class Run:
         pl.seed_everything(config.seed, workers=True, verbose=False)
         self.device = ""  # in words, once a Trainer has one
         self.data, model = data_and_model(self.config)
-        self.on_random = is_random(self.config.model, model)
+        self.keeps, self.on_random = keeps, is_random(self.config.model, model)
         self.random_base = keeps and self.on_random and self.method in ADAPTING
         if keeps and self.method in ADAPTING:
             self._keep_base(model)
@@ -63,6 +64,8 @@ class Run:
                 **provided(self.data, self.config.task),
                 _convert_="all",
             )
+        if hasattr(self.task, "asks_before"):
+            self.task.asks_before = self.keeps
         for other in self.config.compare or ():
             check_method(self.task, other, self.config)  # now rather than after the training
         self.prepared = prepare(self.task, self.config)

@@ -235,6 +235,11 @@ class Utterances(Sequence[Utterance]):
     def __len__(self) -> int:
         return len(self.rows)
 
+    @property
+    def ids(self) -> list[str]:
+        """Of each utterance."""
+        return [row.id for row in self.rows]
+
     def __getitem__(self, index: Any) -> Any:
         """An utterance, or those of a slice."""
         if isinstance(index, slice):

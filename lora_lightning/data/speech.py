@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -28,6 +28,12 @@ class Utterance(NamedTuple):
     id: str = ""
     accent: str = ""
     speaker: str = ""
+
+
+def ids_of(utterances: Sequence[Utterance]) -> list[str]:
+    """The ids of a dataset's utterances; one that is a list of rows has them as `ids`, and reads no audio."""
+    known: Any = getattr(utterances, "ids", None)
+    return [one.id for one in utterances] if known is None else list(known)
 
 
 class SpeechBatch(NamedTuple):

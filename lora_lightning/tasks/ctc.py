@@ -11,6 +11,8 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
+from lora_lightning.adapters.manage import adapters_off
+from lora_lightning.adapters.state import is_injected
 from lora_lightning.data.speech import SpeechBatch
 from lora_lightning.methods.optimizers import head_parameters
 from lora_lightning.tasks.error_rates import Interval, Transcript, error_rate
@@ -20,11 +22,12 @@ from lora_lightning.tasks.recognizer import Recognizer
 from lora_lightning.tasks.routing import report_together
 from lora_lightning.tasks.scores import Score
 from lora_lightning.tasks.speech_examples import examples_of
-from lora_lightning.tasks.speech_report import OFF, heard_in, report
+from lora_lightning.tasks.speech_report import OFF, ON, report
 from lora_lightning.tasks.vocabulary import BLANK, VOCABULARY, Decoder, encode, greedy
 from lora_lightning.trainer.trackers.tracker import Example
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import TEXT, listed
+from lora_lightning.utils.sharding import is_sharded
 
 
 class SpeechRecognizer(Recognizer):
@@ -46,7 +49,8 @@ class SpeechRecognizer(Recognizer):
 
     Attributes:
         transcripts: what the last validation or test has heard, in the order of the data.
-        heard_off: what the last report has heard with the adapter off.
+        heard: the same of the last test, by the state of the model: "adapter off" and "adapter on"; "" where
+            it has no adapter, or is not asked without it.
 
     Raises:
         ConfigError: one line for each bad option.
@@ -81,7 +85,7 @@ class SpeechRecognizer(Recognizer):
             for stage in ("val_rates", "test_rates")
         })  # fmt: skip
         self.transcripts: list[Transcript] = []
-        self.heard_off: Sequence[Transcript] = ()
+        self.heard: dict[str, list[Transcript]] = {}
 
     def forward(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Log-probabilities (batch, frames, vocabulary) and lengths in frames (batch,)."""
@@ -125,12 +129,17 @@ class SpeechRecognizer(Recognizer):
 
     def on_test_epoch_start(self) -> None:
         self.transcripts = []
+        both = self.asks_before and is_injected(self) and not is_sharded(self)
+        self.heard = {OFF: [], ON: self.transcripts} if both else {"": self.transcripts}
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int) -> None:
         self._evaluate("val", batch)
 
     def test_step(self, batch: SpeechBatch, batch_idx: int) -> None:
         self._evaluate("test", batch)
+        if OFF in self.heard:
+            with adapters_off(self):
+                self.heard[OFF] += _transcripts(batch, self.transcribe(batch.waves, batch.lengths))
 
     def _evaluate(self, stage: str, batch: SpeechBatch) -> None:
         heard, loss = self.predict_and_loss(batch)
@@ -139,8 +148,7 @@ class SpeechRecognizer(Recognizer):
             names = [f"wer_{accent}"] if accent in self.kept else ["wer", "cer"]
             for name in names:
                 rates[name].update([text], [said])
-        rows = zip(batch.ids, batch.accents, batch.speakers, batch.texts, heard, strict=True)
-        self.transcripts += [Transcript(*row) for row in rows]
+        self.transcripts += _transcripts(batch, heard)
         size = len(heard)
         self.log(f"{stage}/loss", loss, batch_size=size, sync_dist=True)
         for name, rate in rates.items():
@@ -153,9 +161,9 @@ class SpeechRecognizer(Recognizer):
         return {name: (found.low, found.high) for name, found in self._rates_of(self.transcripts).items()}
 
     def before(self) -> dict[str, Any]:
-        """Scores and intervals of the last report's utterances with the adapter off, for the head of the
-        run's page; nothing of a model that is not adapted."""
-        found = self._rates_of(self.heard_off)
+        """Scores and intervals of the last test with the adapter off, for the head of the run's page; nothing
+        of a model that is not adapted."""
+        found = self._rates_of(self.heard.get(OFF, ()))
         if not found:
             return {}
         return {
@@ -174,15 +182,18 @@ class SpeechRecognizer(Recognizer):
         return found
 
     def report(self, data: Any, folder: Path) -> list[str]:
-        """Tables by accent, and report.html, of the test utterances in `data.test_set`."""
-        heard = heard_in(self, data.test_set)
-        self.heard_off = heard.get(OFF, ())
-        return report(self, data.test_set, heard, folder)
+        """Tables by accent, and report.html, of what the last test has heard; `data.test_set` has the
+        utterances.
+
+        Returns:
+            Lines to print; none before a test.
+        """
+        return report(self, data.test_set, self.heard, folder) if self.transcripts and self.heard else []
 
     def examples(self, data: Any, most: int) -> list[Example]:
         """Test utterances of the last test to play, with what was heard before (if the model is adapted) and
         after training."""
-        return examples_of(self, self.transcripts, data.test_set, most)
+        return examples_of(self.heard, self.kept, data.test_set, most) if self.heard else []
 
     def report_together(self, data: dict[str, Any], folder: Path) -> list[str]:
         """The test utterances of several data modules by all adapters of this model, routed."""
@@ -190,3 +201,8 @@ class SpeechRecognizer(Recognizer):
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configured(self, head_parameters(self.model), self.optim)
+
+
+def _transcripts(batch: SpeechBatch, heard: Sequence[str]) -> list[Transcript]:
+    rows = zip(batch.ids, batch.accents, batch.speakers, batch.texts, heard, strict=True)
+    return [Transcript(*row) for row in rows]

@@ -19,6 +19,7 @@ class Recognizer(L.LightningModule):
         kept: accents that are validated and tested beside those of the training data.
         scores: what the test counts by.
         aligns: whether forward gives outputs by which a text can be aligned.
+        asks_before: whether a test of an adapted model also hears everything with the adapter off.
     """
 
     model: nn.Module
@@ -29,6 +30,7 @@ class Recognizer(L.LightningModule):
         Score("cer", "CER %", best="min"),
     )
     aligns = True
+    asks_before = True
 
     @abstractmethod
     def transcribe(self, waves: Tensor, lengths: Tensor) -> list[str]:

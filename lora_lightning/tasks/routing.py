@@ -171,5 +171,5 @@ def _worst(
     for accent in accents:
         if accent in owner:
             set_adapter(task, owner[accent])
-            sections += worst(task, utterances, both, [accent], WORST, sounds)
+            sections += worst(task, utterances.__getitem__, both, [accent], WORST, sounds)
     return sections

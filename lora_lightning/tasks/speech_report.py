@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 import torch
 
-from lora_lightning.adapters.manage import adapters_off
-from lora_lightning.adapters.state import is_injected
 from lora_lightning.data.buckets import grouped
-from lora_lightning.data.speech import Utterance, collate
+from lora_lightning.data.speech import Utterance, collate, ids_of
 from lora_lightning.report import specs
 from lora_lightning.report.charts import chart
 from lora_lightning.report.page import Section, leave, table, text
@@ -44,25 +42,23 @@ def transcribe_all(task: Recognizer, utterances: Sequence[Utterance]) -> list[Tr
     return heard
 
 
-def heard_in(task: Recognizer, utterances: Sequence[Utterance]) -> Heard:
-    """What an adapted model hears with the adapter off and on; another one as it is, under ""."""
-    if not is_injected(task):
-        return {"": transcribe_all(task, utterances)}
-    with adapters_off(task):
-        off = transcribe_all(task, utterances)
-    return {OFF: off, ON: transcribe_all(task, utterances)}
-
-
 def report(task: Recognizer, utterances: Sequence[Utterance], heard: Heard, folder: Path) -> list[str]:
     """Tables of what was heard in test utterances, before (the adapter off) and after, and sections of the
     page: what the model was adapted to comes first, then the accents that it was to keep.
 
+    Args:
+        utterances: all of the test data; a test may have heard a part of them.
+        heard: by the state of the model, each in the same order.
+
     Returns:
         Lines to print.
     """
+    place = {name: i for i, name in enumerate(ids_of(utterances))}
+    order = sorted(range(len(_now(heard))), key=lambda i: place[_now(heard)[i].id])
+    heard = {state: [transcripts[i] for i in order] for state, transcripts in heard.items()}
     accents = in_order(heard, task.kept)
     sections = [_accents(heard, task.kept), _speakers(heard, accents), _words(heard, accents)]
-    sections += _worst(task, utterances, heard, accents)
+    sections += _worst(task, lambda i: utterances[place[_now(heard)[i].id]], heard, accents)
     leave(folder, sections, f"Heard: {', '.join(a or 'unknown accent' for a in accents)}")
     return [format_table(*by_accent(heard, accents)), ""]
 
@@ -175,33 +171,38 @@ def _words(heard: Heard, accents: Sequence[str]) -> Section:
 
 
 def _worst(
-    task: Recognizer, utterances: Sequence[Utterance], heard: Heard, accents: Sequence[str]
+    task: Recognizer, utterance: Callable[[int], Utterance], heard: Heard, accents: Sequence[str]
 ) -> list[Section]:
     """The worst utterances of what the model was adapted to, and fewer of what it was to keep."""
     sounds = Sounds()
     sections = []
     for old, most in ((False, WORST), (True, WORST_KEPT)):
         own = [a for a in accents if (a in task.kept) == old]
-        sections += worst(task, utterances, heard, own, most, sounds)
+        sections += worst(task, utterance, heard, own, most, sounds)
     return sections
 
 
 def worst(
     task: Recognizer,
-    utterances: Sequence[Utterance],
+    utterance: Callable[[int], Utterance],
     heard: Heard,
     accents: Sequence[str],
     most: int,
     sounds: Sounds,
 ) -> list[Section]:
     """A section of the utterances of some accents that are heard worst, aligned by the model as it is; none
-    where all is right."""
+    where all is right.
+
+    Args:
+        utterance: by its place in what was heard.
+        most: of them.
+    """
     errors, lengths = count_errors(_now(heard))
     order = sorted(range(len(errors)), key=lambda i: -errors[i] / max(1, lengths[i]))
     places = [i for i in order if _now(heard)[i].accent in accents and errors[i]][:most]
     if not places:
         return []
-    cards = [_card(task, utterances[i], {s: one[i] for s, one in heard.items()}, sounds) for i in places]
+    cards = [_card(task, utterance(i), {s: one[i] for s, one in heard.items()}, sounds) for i in places]
     name, count = (
         ", ".join(a or "unknown accent" for a in accents),
         sum(t.accent in accents for t in _now(heard)),

@@ -14,6 +14,7 @@ import soundfile
 
 from lora_lightning.app.application import main
 from lora_lightning.data.espeak_corpus import COLUMNS
+from lora_lightning.tasks.ctc import SpeechRecognizer
 from tests.terminal import beside_progress
 
 RATE = 16_000
@@ -67,8 +68,14 @@ def _somewhere(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.delenv("HYDRA_FULL_ERROR", raising=False)
 
 
-def test_one_adapter_each_and_then_together(corpus: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_one_adapter_each_and_then_together(
+    corpus: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[list[str]] = []
+    monkeypatch.setattr(SpeechRecognizer, "on_test_epoch_end", lambda task: heard.append(list(task.heard)))
     main(words(corpus))
+    own, compared = ["adapter off", "adapter on"], [[""]] * 3  # whose pages show no state before
+    assert heard == [own, *compared] * 2
     out, err = capsys.readouterr()
     assert beside_progress(err) == ""
     for name in ("scottish", "caribbean"):

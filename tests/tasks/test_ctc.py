@@ -163,9 +163,10 @@ def noises() -> list[Utterance]:
     return [Utterance(torch.randn(4000 + 100 * i), "ab c", str(i), *about[i % 3]) for i in range(12)]
 
 
-def test_examples_to_play_for_trackers() -> None:
+def test_examples_to_play_for_trackers(tmp_path: Path) -> None:
     task, sounds = injected(), noises()
-    task.transcripts = transcribe_all(task, sounds)
+    assert task.examples(SimpleNamespace(test_set=sounds), 3) == []
+    trainer(tmp_path).test(task, loader(sounds), verbose=False)
     found = task.examples(SimpleNamespace(test_set=sounds), 3)
     with ll.adapters_off(task):
         off = {t.id: t.hypothesis for t in transcribe_all(task, sounds)}

@@ -7,21 +7,24 @@ import io
 import json
 import random
 import re
+from html import escape
 from pathlib import Path
 from types import SimpleNamespace
 
+import lightning as L
 import pytest
 import soundfile
 import torch
 from browser import chromium, opened, problems
+from torch.utils.data import DataLoader
 
 import lora_lightning as ll
-from lora_lightning.data.speech import SAMPLE_RATE, Utterance
+from lora_lightning.data.speech import SAMPLE_RATE, Utterance, collate
 from lora_lightning.models.ctc import conformer_ctc
 from lora_lightning.report.page import PAGE_FILE, left
 from lora_lightning.tasks.ctc import SpeechRecognizer
 from lora_lightning.tasks.error_rates import Transcript, count_errors, error_rate
-from lora_lightning.tasks.speech_report import OFF, ON, _errors, in_order, rate_rows
+from lora_lightning.tasks.speech_report import OFF, ON, _errors, in_order, rate_rows, transcribe_all
 from lora_lightning.tasks.speech_sounds import Sounds, spectrogram, words_of
 from lora_lightning.tasks.speech_words import as_html, compared
 
@@ -99,9 +102,44 @@ def noises() -> list[Utterance]:
     ]
 
 
+def heard_by(task: SpeechRecognizer, heard: list[Utterance], folder: Path, **options: object) -> None:
+    """By a Trainer, in another order than the data's."""
+    quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+    trainer = L.Trainer(accelerator="cpu", default_root_dir=folder, **quiet, **options)  # type: ignore[arg-type]
+    batches = DataLoader(heard[::-1], 4, collate_fn=collate)  # type: ignore[arg-type]
+    trainer.test(task, batches, verbose=False)
+
+
+def test_the_report_hears_nothing_again(tmp_path: Path) -> None:
+    """It shows what the test has heard with the adapter on and off, of as many batches as were tested."""
+    task, sounds = adapted(), noises()
+    assert task.report(SimpleNamespace(test_set=sounds), tmp_path) == [] and not list(tmp_path.iterdir())
+    heard: list[int] = []
+    task.model.register_forward_pre_hook(lambda _, given: heard.append(len(given[0])))
+    heard_by(task, sounds, tmp_path, limit_test_batches=2)
+    assert heard == [4] * 4, "once on and once off"
+    assert {len(one) for one in task.heard.values()} == {8} and task.heard[ON] == task.transcripts
+    with ll.adapters_off(task):
+        off = transcribe_all(task, sounds[::-1][:8])
+    assert task.heard[OFF] == off and task.heard[ON] != off
+    heard.clear()
+    lines = task.report(SimpleNamespace(test_set=sounds), tmp_path)
+    assert set(heard) == {1}, "those that are shown, for their alignment"
+    assert [line.split()[1] for line in lines[0].splitlines()[2:]] == ["6", "2"]  # of the 8 that were tested
+    ids = {u.id for u in sounds[::-1][:8]}
+    page = "".join(section.html for section in left(tmp_path)[1])
+    assert {u.id for u in sounds if f" · {escape(u.id)}</h3>" in page} == ids
+
+    task.asks_before = False
+    heard.clear()
+    heard_by(task, sounds, tmp_path)
+    assert heard == [4] * 3 and task.before() == {} and set(task.heard) == {""}
+
+
 def test_the_target_comes_first_and_the_source_with_the_adapter_off(tmp_path: Path) -> None:
     task = adapted()
     assert task.before() == {}
+    heard_by(task, noises(), tmp_path)
     lines = task.report(SimpleNamespace(test_set=noises()), tmp_path)
     before = task.before()  # of the head: the very numbers of the table
     low, high = (f"{100 * bound:.1f}" for bound in before["intervals"]["wer"])
@@ -141,7 +179,9 @@ def test_rates_of_groups_are_those_of_their_utterances() -> None:
 
 @pytest.mark.slow
 def test_the_page_in_every_look_and_its_sounds_play(tmp_path: Path) -> None:
-    adapted().report(SimpleNamespace(test_set=noises()), tmp_path)
+    task = adapted()
+    heard_by(task, noises(), tmp_path)
+    task.report(SimpleNamespace(test_set=noises()), tmp_path)
     assert problems(tmp_path / PAGE_FILE) == []
     with chromium() as browser, opened(browser, tmp_path / PAGE_FILE, "print") as page:
         assert not page.locator("audio").first.is_visible(), "paper plays nothing"
