@@ -37,6 +37,8 @@ if TYPE_CHECKING:
     from lora_lightning.compression.result import Compressed, CompressedLayer
     from lora_lightning.config import LoRAConfig
     from lora_lightning.errors import AdapterFileError, ConfigError, UserError
+    from lora_lightning.exporting.card import ExportCard
+    from lora_lightning.exporting.export import Exported, export
     from lora_lightning.files.extract import extract_lora
     from lora_lightning.files.from_model import lora_state_dict
     from lora_lightning.files.save_load import load_adapter, save_adapter
@@ -78,6 +80,8 @@ MODULES = {  # module -> its public names, as above
     "compression.result": ("Compressed", "CompressedLayer"),
     "config": ("LoRAConfig",),
     "errors": ("AdapterFileError", "ConfigError", "UserError"),
+    "exporting.card": ("ExportCard",),
+    "exporting.export": ("Exported", "export"),
     "files.extract": ("extract_lora",),
     "files.from_model": ("lora_state_dict",),
     "files.save_load": ("load_adapter", "save_adapter"),
@@ -102,6 +106,8 @@ __all__ = [
     "CompressedLayer",
     "ConfigError",
     "ExactResume",
+    "ExportCard",
+    "Exported",
     "LayerPlan",
     "LoRACallback",
     "LoRAConfig",
@@ -118,6 +124,7 @@ __all__ = [
     "compressed",
     "delete_adapter",
     "eject",
+    "export",
     "extract_lora",
     "inject",
     "linear_probe",

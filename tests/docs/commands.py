@@ -147,7 +147,15 @@ def _python(words: Sequence[str]) -> Treatment:
     if words[0] == "-m":
         _, module, *rest = words
         return _program(module, rest) if module.split(".")[0] in PROGRAMS else _tool([module, *rest])
+    if words[0].endswith("/run.py"):  # of a model that the page has exported
+        return Treatment("executed", lambda: None, functools.partial(_script, words))
     return _program(words[0].removesuffix(".py").replace("/", "."), words[1:])
+
+
+def _script(words: Sequence[str]) -> None:
+    """Run a file of Python."""
+    with patch("sys.argv", list(words)):
+        runpy.run_path(words[0], run_name="__main__")
 
 
 def _train(words: Sequence[str]) -> Treatment:

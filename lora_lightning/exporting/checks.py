@@ -1,0 +1,93 @@
+"""Whether an exported file gives what the model gives: fresh inputs, other sizes, and how far they differ."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lora_lightning.errors import UserError
+from lora_lightning.exporting.subject import BATCH, Axes, sizes_of
+
+Arrays = dict[str, np.ndarray]
+Run = Callable[[Arrays], list[np.ndarray]]
+MOST = 1e-4  # of the output's scale
+
+
+def fresh_inputs(inputs: Mapping[str, Tensor], dynamic: Axes) -> list[dict[str, Tensor]]:
+    """Inputs of two sizes of each dynamic axis, with other values than the example's: a batch of one and one
+    of three; other axes as in the example and half as long again.
+
+    Floats have the example's mean and deviation; whole numbers are drawn from the example's own.
+    """
+    source = torch.Generator().manual_seed(0)
+    found = []
+    for grown in (False, True) if dynamic else (False,):
+        made = {}
+        for name, tensor in inputs.items():
+            shape = list(tensor.shape)
+            for axis, text in dynamic.get(name, {}).items():
+                size = shape[axis]
+                shape[axis] = (3 if grown else 1) if text == BATCH else size + size // 2 * grown
+            made[name] = _like(tensor, shape, source)
+        found.append(made)
+    return found
+
+
+def _like(tensor: Tensor, shape: Sequence[int], source: torch.Generator) -> Tensor:
+    count = int(np.prod(shape))
+    if tensor.dtype == torch.uint8:
+        return torch.randint(256, shape, generator=source, dtype=torch.uint8)
+    if not tensor.is_floating_point():
+        picked = torch.randint(max(tensor.numel(), 1), (count,), generator=source)
+        return tensor.flatten()[picked].view(shape)
+    values = tensor.float()
+    deviation = values.std() if values.numel() > 1 else values.new_tensor(1.0)
+    return (torch.randn(shape, generator=source) * deviation + values.mean()).to(tensor.dtype)
+
+
+def compare(run: Run, pairs: Sequence[tuple[Mapping[str, Tensor], Sequence[Tensor]]], what: str) -> float:
+    """The largest difference between what a file gives and what was wanted, of the output's scale.
+
+    Args:
+        pairs: inputs, and the adapted model's outputs of them.
+        what: the file, for errors.
+
+    Raises:
+        UserError: it is more than `MOST`, of other sizes, or the file cannot be run.
+    """
+    largest = 0.0
+    for inputs, wanted in pairs:
+        sizes = sizes_of(inputs)
+        try:
+            given = run({name: value.numpy() for name, value in inputs.items()})
+        except Exception as error:  # the runtimes' own
+            reason = " ".join(str(error).split())[:240].rstrip(".") or type(error).__name__
+            raise UserError(
+                f"export: {what} cannot be run with {sizes}: {reason}. Leave out of dynamic what is of one "
+                "size."
+            ) from None
+        for number, (ours, theirs) in enumerate(zip(wanted, given, strict=True)):
+            if tuple(ours.shape) != theirs.shape:
+                raise UserError(
+                    f"export: {what} gives {theirs.shape} for {sizes} and the model {tuple(ours.shape)}: "
+                    "leave out of dynamic what is of one size."
+                )
+            largest = max(largest, _difference(ours.numpy(), theirs))
+            if not largest <= MOST:
+                raise UserError(
+                    f"export: {what} differs from the model by {largest:.1e} of output {number}'s scale for "
+                    f"{sizes}; at most {MOST:g} is accepted. Take another format."
+                )
+    return largest
+
+
+def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    if not ours.size:
+        return 0.0
+    if not np.issubdtype(ours.dtype, np.floating):
+        return 0.0 if np.array_equal(ours, theirs) else float("inf")
+    scale = max(float(np.abs(ours).max()), 1e-30)
+    return float(np.abs(ours.astype("f8") - theirs.astype("f8")).max()) / scale

@@ -1,0 +1,84 @@
+"""ONNX by torch's exporter, run by onnxruntime."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lora_lightning.exporting.checks import Arrays, Run
+from lora_lightning.exporting.program import program_of, told_as
+from lora_lightning.exporting.subject import Subject
+from lora_lightning.utils.libraries import loading
+
+FILE = "model.onnx"
+WHO = "the exporter to ONNX"
+
+
+def write(subject: Subject, folder: Path) -> None:
+    """Write `model.onnx`; beside it `model.onnx.data` with the weights where one file cannot hold them, 2 GB.
+
+    Raises:
+        LibraryError: a library is missing.
+        UserError: the model cannot be written so.
+    """
+    with loading("onnxscript", "export"):
+        import onnx  # noqa: F401
+        import onnxscript  # noqa: F401
+    program = program_of(subject)
+    with told_as(WHO, subject):
+        made = torch.onnx.export(
+            program,
+            input_names=list(subject.inputs),
+            output_names=list(subject.outputs),
+            dynamo=True,
+            verbose=False,
+        )
+        assert made is not None
+        _name_axes(made.model, subject)
+        made.save(str(folder / FILE))
+
+
+def load(folder: Path) -> Run:
+    """Runs the file, on one thread of the CPU as torch's default says.
+
+    Raises:
+        LibraryError: onnxruntime is missing.
+    """
+    with loading("onnxruntime", "export"):
+        import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    session = onnxruntime.InferenceSession(
+        folder / FILE, sess_options=options, providers=["CPUExecutionProvider"]
+    )
+    takes = [one.name for one in session.get_inputs()]  # what the model does not use is no input of the file
+
+    def run(inputs: Arrays) -> list[Any]:
+        return list(session.run(None, {name: inputs[name] for name in takes}))
+
+    return run
+
+
+def _name_axes(model: Any, subject: Subject) -> None:
+    """The dynamic axes by their names, where the exporter has numbered them."""
+    import onnx_ir
+
+    names: dict[str, str] = {}
+    for value in model.graph.inputs:
+        for axis, name in subject.dynamic.get(value.name, {}).items():
+            dimension = value.shape[axis]
+            if isinstance(dimension, onnx_ir.SymbolicDim) and dimension.value is not None:
+                names.setdefault(dimension.value, name)
+    for value in (*model.graph.inputs, *model.graph.outputs):
+        if value.shape is not None:
+            value.shape = onnx_ir.Shape(
+                [
+                    onnx_ir.SymbolicDim(names.get(d.value, d.value))
+                    if isinstance(d, onnx_ir.SymbolicDim) and d.value is not None
+                    else d
+                    for d in value.shape
+                ]
+            )

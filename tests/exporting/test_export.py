@@ -1,0 +1,214 @@
+"""export: the folder, that its file gives what the model gives, and that nothing is half-written."""
+
+import dataclasses
+import json
+import runpy
+import sys
+
+import numpy as np
+import pytest
+import torch
+from small import adapted, cnn, mlp
+from torch import nn
+
+import lora_lightning as ll
+from lora_lightning.errors import ConfigError, UserError, WriteError
+from lora_lightning.exporting import checks, formats
+
+SHOWN = {"input_size": [3, 10, 10], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.3]}
+NAMES = ["cat", "dog", "eel"]
+
+
+def picture():
+    return torch.rand(1, 3, 10, 10, generator=torch.Generator().manual_seed(1))
+
+
+def left(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def said(folder, monkeypatch, capsys, *words):
+    """What run.py prints where this package cannot be imported."""
+    monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
+    hidden = [name for name in sys.modules if name.partition(".")[0] in ("lora_lightning", "lightning")]
+    for name in hidden:
+        monkeypatch.setitem(sys.modules, name, None)  # by which an import of it fails
+    capsys.readouterr()
+    runpy.run_path(str(folder / "run.py"))
+    return capsys.readouterr().out
+
+
+def test_a_classifier_in_onnx(tmp_path, monkeypatch, capsys):
+    model = adapted(cnn, target_modules="all").train()
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    told = ll.export(model, picture(), tmp_path / "out", names=NAMES, preprocess=SHOWN)
+    assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items()) and model.training
+    assert told.inputs == {"input": ("batch", 3, 10, 10)} and told.outputs == ("output",)
+    assert 0 < told.difference < 1e-5 and [one["input"][0] for one in told.sizes] == [1, 3]
+    assert left(tmp_path / "out") == sorted(told.files) and left(tmp_path) == ["out"]
+    assert "cat" in str(told) or "model.onnx" in str(told)
+    pixels = np.random.default_rng(0).integers(256, size=(10, 10, 3), dtype=np.uint8)
+    np.save(tmp_path / "picture.npy", pixels)
+    shown = (
+        torch.from_numpy(pixels).permute(2, 0, 1)[None] / 255 - torch.tensor(SHOWN["mean"]).view(3, 1, 1)
+    ) / (torch.tensor(SHOWN["std"]).view(3, 1, 1))
+    with torch.no_grad():
+        chances = model.eval()(shown).softmax(1)[0]
+    wanted = ", ".join(f"{NAMES[i]} {chances[i]:.3f}" for i in chances.argsort(descending=True).tolist())
+    assert said(tmp_path / "out", monkeypatch, capsys, tmp_path / "picture.npy") == f"{wanted}\n"
+    assert len(said(tmp_path / "out", monkeypatch, capsys).splitlines()) == 1
+    script = (tmp_path / "out" / "run.py").read_text()
+    assert 10 <= len([line for line in script.splitlines() if line.strip()]) <= 24
+    assert "lora" not in script.lower()
+    facts = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert facts["difference"] == told.difference and facts["versions"].keys() >= {"torch", "onnxruntime"}
+
+
+def test_bytes_go_into_a_graph_of_torch(tmp_path, monkeypatch, capsys):
+    model = adapted(cnn, target_modules="all").eval()
+    told = ll.export(
+        model, picture(), tmp_path / "out", format="pt2", names=NAMES, preprocess=SHOWN, inside=True
+    )
+    assert told.difference < 1e-6
+    program = torch.export.load(tmp_path / "out" / "model.pt2").module()
+    pixels = torch.randint(256, (5, 3, 10, 10), dtype=torch.uint8)
+    mean, std = (torch.tensor(SHOWN[name]).view(3, 1, 1) for name in ("mean", "std"))
+    with torch.no_grad():
+        torch.testing.assert_close(program(pixels)[0], model((pixels / 255 - mean) / std))
+    assert "cat" in said(tmp_path / "out", monkeypatch, capsys)
+
+
+def test_plain_weights_load_strictly(tmp_path):
+    from safetensors.torch import load_file
+
+    model = adapted(mlp, target_modules="all").eval()
+    told = ll.export(model, torch.randn(2, 6), tmp_path / "out", format="safetensors")
+    plain = mlp().eval()
+    plain.load_state_dict(load_file(tmp_path / "out" / "model.safetensors"))
+    x = torch.randn(4, 6)
+    torch.testing.assert_close(plain(x), model(x))
+    assert told.files == ("README.md", "export.json", "model.safetensors")
+    assert "load_state_dict" in (tmp_path / "out" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("kind", ["int8", "float"])
+def test_a_quantized_base_is_written_in_floats(kind, tmp_path):
+    model = mlp().eval()
+    if kind == "int8":
+        ll.quantize(model, "int8")
+    ll.inject(model, ll.LoRAConfig(rank=2, target_modules=["3"]))
+    ll.export(model, torch.randn(2, 6), tmp_path / "out", format="safetensors")
+
+
+def test_mistakes_are_told_before_anything_is_written(tmp_path):
+    model, x = mlp(), torch.randn(2, 6)
+    wrong = {
+        "Did you mean 'onnx'": {"format": "onx"},
+        "Did you mean 'class'": {"kind": "clas"},
+        "mean and std of pictures": {"preprocess": {"mean": [0.5]}},
+        "give preprocess": {"inside": True},
+        "Inputs: input": {"dynamic": {"x": {0: "batch"}}},
+        "has the axes 0 to 1": {"dynamic": {"input": {2: "batch"}}},
+        "is no name of an axis": {"dynamic": {"input": {0: 3}}},
+    }
+    for text, options in wrong.items():
+        with pytest.raises(ConfigError, match="1 problem") as caught:
+            ll.export(model, x, tmp_path / "out", **options)
+        assert text in str(caught.value)
+    for text, example in {
+        "does not take input (2, 7)": torch.randn(2, 7),
+        "takes no 'y'": {"y": x},
+        "these are int": (3,),
+        "2 inputs for Sequential": (x, x),
+    }.items():
+        with pytest.raises(UserError) as caught:
+            ll.export(model, example, tmp_path / "out")
+        assert text in str(caught.value) and "\n" not in str(caught.value)
+    assert left(tmp_path) == []
+
+
+def test_a_folder_of_others_is_left_alone(tmp_path):
+    model, x = mlp(), torch.randn(2, 6)
+    (tmp_path / "file").write_text("")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").write_text("years")
+    for out, overwrite, text in (
+        ("file", True, "is a file"),
+        ("mine", False, "is not empty"),
+        ("mine", True, "holds thesis.tex, which is of no exported model"),
+    ):
+        with pytest.raises(ConfigError, match=text):
+            ll.export(model, x, tmp_path / out, format="safetensors", overwrite=overwrite)
+    ll.export(model, x, tmp_path / "out", format="safetensors", names=["a"])
+    ll.export(model, x, tmp_path / "out", format="safetensors", overwrite=True)
+    assert left(tmp_path / "out") == ["README.md", "export.json", "model.safetensors"]
+    assert left(tmp_path) == ["file", "mine", "out"] and left(tmp_path / "mine") == ["thesis.tex"]
+
+
+class Fixed(nn.Module):
+    """Takes batches of two alone."""
+
+    def forward(self, x):
+        return x.view(2, 6) @ torch.ones(6, 3)
+
+
+class Sum(nn.Module):
+    """An operator that depends on values, and outputs with names."""
+
+    def forward(self, x, mask):
+        kept = x[mask]
+        return {"total": kept.sum(), "count": kept.shape[0] if False else mask.sum()}
+
+
+def test_a_model_that_fixes_an_axis_or_cannot_be_traced(tmp_path):
+    with pytest.raises(
+        UserError, match="does not allow other sizes of all its dynamic axes: axis 0 of x is always 2"
+    ) as caught:
+        ll.export(Fixed(), torch.randn(2, 6), tmp_path / "out", format="pt2", check=[torch.randn(2, 6)])
+    assert "\n" not in str(caught.value)
+
+    class Branches(nn.Module):
+        def forward(self, x):
+            return x + 1 if x.sum() > 0 else x
+
+    with pytest.raises(UserError, match=r"torch\.export cannot take Branches") as caught:
+        ll.export(Branches(), torch.ones(2, 3), tmp_path / "out", format="pt2")
+    assert "\n" not in str(caught.value) and left(tmp_path) == []
+
+
+def test_a_file_that_differs_or_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
+    model, x = mlp(), torch.randn(2, 6)
+    real = formats.FORMATS["safetensors"]
+
+    def off(folder, subject):
+        run = real.load(folder, subject)
+        return lambda inputs: [a + 1e-3 for a in run(inputs)]
+
+    def full(subject, folder):
+        (folder / "model.safetensors").write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    for form, error, text in (
+        (dataclasses.replace(real, load=off), UserError, "differs from the model by"),
+        (dataclasses.replace(real, write=full), WriteError, "Make room"),
+    ):
+        monkeypatch.setitem(formats.FORMATS, "safetensors", form)
+        with pytest.raises(error, match=text) as caught:
+            ll.export(model, x, tmp_path / "out", format="safetensors")
+        assert "\n" not in str(caught.value) and left(tmp_path) == []
+
+
+def test_named_inputs_and_outputs(tmp_path):
+    x, mask = torch.randn(4, 3), torch.tensor([True, False, True, True])
+    told = ll.export(Sum(), {"x": x, "mask": mask}, tmp_path / "out", format="safetensors", dynamic=False)
+    assert told.outputs == ("total", "count") and [*told.inputs] == ["x", "mask"]
+
+
+def test_fresh_inputs_have_two_sizes_and_other_values():
+    example = {"waves": torch.randn(2, 100) + 5, "lengths": torch.tensor([100, 60])}
+    axes = {"waves": {0: "batch", 1: "samples"}, "lengths": {0: "batch"}}
+    small, large = checks.fresh_inputs(example, axes)
+    assert [tuple(v.shape) for v in small.values()] == [(1, 100), (1,)]
+    assert [tuple(v.shape) for v in large.values()] == [(3, 150), (3,)]
+    assert abs(large["waves"].mean() - 5) < 0.5 and {*large["lengths"].tolist()} <= {100, 60}
+    assert len(checks.fresh_inputs(example, {})) == 1
