@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from lora_lightning.adapters.base_values import refuse_meta
 from lora_lightning.compression.allocate import Choice, by_budget, by_energy, least, worthwhile
 from lora_lightning.compression.by_hand import by_hand
-from lora_lightning.compression.form import Layer, Rank
+from lora_lightning.compression.form import Layer, Rank, kind_of
 from lora_lightning.compression.forms import FORMS, forms_of
-from lora_lightning.compression.inputs import Looked, Positions, look
+from lora_lightning.compression.held import Held
+from lora_lightning.compression.inputs import Looked, look
 from lora_lightning.compression.layers import READ, empty, layers_of, put, refuse_adapted
 from lora_lightning.compression.moment import Moment
+from lora_lightning.compression.positions import Positions
 from lora_lightning.compression.result import Compressed, CompressedLayer
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.methods.shortening import SHARE, one_limit
@@ -59,7 +61,7 @@ class Work:
         parameters, flops = sum(part.size for part in parts), None
         if self.seen is not None:
             where = self.seen.positions.get(name, Positions())
-            flops = sum(where.flops(part.size, part.place) for part in parts)
+            flops = FORMS[form].flops(self.layers[name], rank, where, self.seen.count)
         cost = flops if self.counts == "flops" and flops is not None else parameters
         return Choice(form, rank, parameters, flops, lost, cost)
 
@@ -139,7 +141,7 @@ def compress(
     for name in working(chosen, "factoring", "layers"):
         new[name] = _factored(work.layers[name], work.moment(name), chosen[name])
     told = _told(work, chosen, total)
-    put(model, new)
+    put(model, layers, new)
     return told
 
 
@@ -153,9 +155,17 @@ def _leave_unseen(work: Work) -> None:
     """Leave what the data did not reach, and what is read without being called."""
     if work.seen is None:
         return
-    for name in list(work.layers):
-        if name not in work.seen.positions:
-            work.left[name] = READ if name in work.seen.moments else "no batch reaches it"
+    for name, layer in list(work.layers.items()):
+        if isinstance(layer, Held):
+            reason = None if name in work.seen.moments else "no batch reaches it"
+        elif name in work.seen.positions:
+            reason = None
+        else:
+            reason = READ if name in work.seen.moments else "no batch reaches it"
+        if reason and name in work.seen.moments and isinstance(layer, nn.Linear):
+            work.layers[name], reason = Held(layer, name, "", "weight"), None
+        if reason:
+            work.left[name] = reason
             del work.layers[name]
     _refuse_none(work.layers, work.left)
 
@@ -176,9 +186,12 @@ def _gather(work: Work) -> None:
         layer, moment, dense = work.layers[name], work.moment(name), work.dense(name)
         found = []
         for form, about in forms_of(layer, moment).items():
+            if work.counts != "parameters" and about.parameters_alone:
+                work.left[name] = about.parameters_alone
+                continue
             for rank, lost in about.solve(layer, layer.weight.double(), moment).errors():
                 choice = work.choice(name, form, rank, lost)
-                less = choice.flops is None or dense.flops is None or choice.flops < dense.flops
+                less = about.parameters_alone or choice.flops is None or choice.flops < (dense.flops or 0)
                 if choice.parameters < dense.parameters and less:
                     found.append(choice)
         work.choices[name] = worthwhile(found)
@@ -205,7 +218,7 @@ def _chosen(
         why = "worth its cost as it is"
     for name, some in work.choices.items():
         if name not in chosen:
-            work.left[name] = why if some else "no form saves anything"
+            work.left.setdefault(name, why if some else "no form saves anything")
     return chosen
 
 
@@ -235,7 +248,7 @@ def _told(work: Work, chosen: Mapping[str, Choice], total: int) -> Compressed:
             flops = dense.flops // work.seen.count, choice.flops // work.seen.count
         layers.append(
             CompressedLayer(
-                name, type(layer).__name__, tuple(layer.weight.shape), choice.form, choice.rank,
+                name, kind_of(layer), tuple(layer.weight.shape), choice.form, choice.rank,
                 (dense.parameters, choice.parameters), flops, choice.lost**0.5,
             )
         )  # fmt: skip

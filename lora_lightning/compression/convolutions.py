@@ -6,10 +6,10 @@ from typing import Any
 
 from torch import nn
 
-from lora_lightning.compression.form import Layer
+CONVS = (nn.Conv1d, nn.Conv2d)
 
 
-def options_of(layer: Layer) -> dict[str, Any]:
+def options_of(layer: Any) -> dict[str, Any]:
     """How a convolution walks over its input."""
     return {name: getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation")}
 

@@ -9,13 +9,21 @@ from math import prod
 
 from torch import Tensor, nn
 
+from lora_lightning.compression.held import Held
 from lora_lightning.compression.moment import Moment
+from lora_lightning.compression.positions import Positions
 
-Layer = nn.Linear | nn.Conv1d | nn.Conv2d
+Layer = nn.Linear | nn.Conv1d | nn.Conv2d | nn.Embedding | Held
 Rank = tuple[int, ...]
-STEP = 16  # ranks that oneDNN's kernels like
-SMALL = (4, 8)  # ranks below it
+STEP = 16  # ranks that oneDNN's convolutions like
+MATRIX_STEP = 8  # matrix products like these as well
+SMALL = (4, 8)  # ranks below
 ALL = 64  # sides below it may have every rank
+
+
+def kind_of(layer: Layer) -> str:
+    """The class of a layer, or of what holds it."""
+    return type(layer.module if isinstance(layer, Held) else layer).__name__
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,8 @@ class Part:
 
     Attributes:
         shape: of its weight.
-        place: where its outputs lie: at the "inputs" or "outputs" of the layer, or "between".
+        place: where its outputs lie: at the "inputs" or "outputs" of the layer, or "between";
+            "looked up" where nothing is multiplied.
     """
 
     shape: tuple[int, ...]
@@ -57,9 +66,11 @@ class Form(ABC):
 
     Attributes:
         whole: whether it needs the whole matrix of second moments where there are data.
+        parameters_alone: why it saves no FLOPs; "" of one that does.
     """
 
     whole = False
+    parameters_alone = ""
 
     @abstractmethod
     def fits(self, layer: Layer) -> bool:
@@ -73,6 +84,10 @@ class Form(ABC):
     def parts(self, layer: Layer, rank: Rank) -> list[Part]:
         """What the layer becomes."""
 
+    def flops(self, layer: Layer, rank: Rank, where: Positions, batches: int) -> int:
+        """Of the parts, in all batches."""
+        return sum(where.flops(part.size, part.place) for part in self.parts(layer, rank))
+
     @abstractmethod
     def modules(self, layer: Layer, rank: Rank) -> list[nn.Module]:
         """The parts as plain modules without values, on the layer's device, in its dtype; the last one has
@@ -83,8 +98,8 @@ class Form(ABC):
         """Take a weight apart, in float64."""
 
 
-def ranks_for(side: int) -> list[int]:
-    """The ranks below a side that are tried: all of a small one, else multiples of 16."""
+def ranks_for(side: int, step: int = STEP) -> list[int]:
+    """The ranks below a side that are tried: all of a small one, else multiples of a step."""
     if side < ALL:
         return list(range(1, side))
-    return [*SMALL, *range(STEP, side, STEP)]
+    return [r for r in SMALL if r < step] + list(range(step, side, step))

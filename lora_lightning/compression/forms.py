@@ -3,13 +3,22 @@
 
 from __future__ import annotations
 
+from lora_lightning.compression.embedding import Table
 from lora_lightning.compression.form import Form, Layer
 from lora_lightning.compression.moment import Moment
+from lora_lightning.compression.multiplied import Multiplied
 from lora_lightning.compression.spatial import Spatial
 from lora_lightning.compression.svd import SVD, Channel
 from lora_lightning.compression.tucker import Tucker
 
-FORMS: dict[str, Form] = {"svd": SVD(), "channel": Channel(), "spatial": Spatial(), "tucker": Tucker()}
+FORMS: dict[str, Form] = {
+    "svd": SVD(),
+    "channel": Channel(),
+    "spatial": Spatial(),
+    "tucker": Tucker(),
+    "product": Multiplied(),
+    "embedding": Table(),
+}
 
 
 def forms_of(layer: Layer, moment: Moment) -> dict[str, Form]:

@@ -14,27 +14,15 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 
 from lora_lightning.adapters.measure import run, seen_inputs
 from lora_lightning.adapters.unharmed import unharmed
-from lora_lightning.compression.form import Layer
+from lora_lightning.compression.form import Layer, kind_of
+from lora_lightning.compression.held import Held
 from lora_lightning.compression.moment import LEADING, WHOLE, Moment
+from lora_lightning.compression.positions import Positions
 from lora_lightning.errors import UserError
 from lora_lightning.planning.plan import LayerPlan
 from lora_lightning.utils.names import named_modules
 from lora_lightning.utils.progress import working
 from lora_lightning.utils.tables import truncate_list
-
-
-@dataclass
-class Positions:
-    """Where the weight of a layer was used in all batches: places of its inputs and of its outputs, and those
-    between a kernel's columns and its rows."""
-
-    inputs: int = 0
-    between: int = 0
-    outputs: int = 0
-
-    def flops(self, size: int, place: str) -> int:
-        """Of a weight of so many entries, a multiplication and an addition each."""
-        return 2 * size * int(getattr(self, place))
 
 
 @dataclass
@@ -64,15 +52,16 @@ def look(model: nn.Module, layers: Mapping[str, Layer], data: Iterable[Any]) -> 
         UserError: there is no batch, or some input is not finite.
     """
     positions: dict[str, Positions] = {}
-    columns = {n: layer.weight[0].numel() for n, layer in layers.items()}
+    tables = {n: layer for n, layer in layers.items() if isinstance(layer, nn.Embedding)}
+    columns = {n: layer.weight[0].numel() for n, layer in layers.items() if n not in tables}
     ranks = {n: size if size <= WHOLE else LEADING for n, size in columns.items()}
-    plans = [
-        LayerPlan(n, n, "", type(m).__name__, tuple(m.weight.shape), 1, 1.0, m.weight.numel())
-        for n, m in layers.items()
-    ]
-    weighted = {n: m for n, m in named_modules(model).items() if isinstance(m, (nn.Linear, _ConvNd))}
+    plans = [_planned(n, layers[n]) for n in columns]
+    counts = {n: torch.zeros(len(table.weight), dtype=torch.long) for n, table in tables.items()}
+    multiplied = {n: m for n, m in named_modules(model).items() if isinstance(m, (nn.Linear, _ConvNd))}
+    weighted: dict[str, Any] = {**multiplied, **tables}
     with unharmed(model):
         hooks = [m.register_forward_hook(partial(_count, positions, n)) for n, m in weighted.items()]
+        hooks += [m.register_forward_pre_hook(partial(_look_up, counts[n])) for n, m in tables.items()]
         try:
             batches = working(data, "measuring the layers' inputs", "batches")
             seen, count = seen_inputs(model, plans, batches, partial(run, model), ranks)
@@ -87,9 +76,23 @@ def look(model: nn.Module, layers: Mapping[str, Layer], data: Iterable[Any]) -> 
         raise UserError(f"data: inputs of {truncate_list(wrong)} hold NaN or infinity: give others.")
     dense = {}
     for name, where in positions.items():
-        turned = isinstance(weighted[name], _ConvTransposeNd)
-        dense[name] = where.flops(weighted[name].weight.numel(), "inputs" if turned else "outputs")
-    return Looked({n: Moment(m) for n, m in reached.items()}, positions, dense, count)
+        place = "inputs" if isinstance(weighted[name], _ConvTransposeNd) else "outputs"
+        dense[name] = where.flops(weighted[name].weight.numel(), "looked up" if name in tables else place)
+    moments = {n: Moment(m) for n, m in reached.items()}
+    moments |= {n: Moment.of_counts(seen) for n, seen in counts.items()}
+    return Looked(moments, positions, dense, count)
+
+
+def _planned(name: str, layer: Layer) -> LayerPlan:
+    """A layer as what sees its inputs takes it."""
+    module, slot = (layer.name, layer.slot) if isinstance(layer, Held) else (name, "")
+    shape = tuple(layer.weight.shape)
+    return LayerPlan(name, module, slot, kind_of(layer), shape, 1, 1.0, layer.weight.numel())
+
+
+def _look_up(counts: Tensor, module: nn.Embedding, args: tuple[Any, ...]) -> None:
+    if args:
+        counts += torch.bincount(args[0].flatten().cpu(), minlength=len(counts))
 
 
 def _count(
@@ -102,6 +105,8 @@ def _count(
     x = args[0]
     if isinstance(module, nn.Linear):
         x_places = places = between = output.numel() // module.out_features
+    elif isinstance(module, nn.Embedding):
+        x_places = places = between = output.numel() // module.embedding_dim
     else:
         x_places = x.numel() // module.in_channels
         places = output.numel() // module.out_channels

@@ -6,23 +6,26 @@ import inspect
 import re
 from collections.abc import Hashable, Iterable, Mapping
 from functools import cache
-from typing import cast
+from typing import Any, cast
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.utils.parametrize import is_parametrized
 
 from lora_lightning.compression.form import Layer, Rank
 from lora_lightning.compression.forms import FORMS
+from lora_lightning.compression.held import Held, hold
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.kernels.quantized_tensor import is_quantized
+from lora_lightning.layers.attention import attention_slots
 from lora_lightning.layers.registry import DTYPES, hidden_weight, lora_layers
 from lora_lightning.layers.swap import class_of
 from lora_lightning.planning.patterns import matching
-from lora_lightning.utils.names import named_modules, named_parameters, submodule
+from lora_lightning.utils.names import joined, named_modules, named_parameters, submodule
 from lora_lightning.utils.tables import truncate_list
 
-BASES = (nn.Linear, nn.Conv1d, nn.Conv2d)
+BASES = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Embedding)
+COMPUTED = "its weight is computed by a parametrization or a hook"
 READ = "what holds it reads its weight, and does not call it"
 HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
@@ -33,32 +36,59 @@ def layers_of(model: nn.Module, exclude: str | Iterable[str]) -> tuple[dict[str,
     Raises:
         ConfigError: a pattern of `exclude` means no layer.
     """
-    weighted = {n: m for n, m in named_modules(model).items() if isinstance(m, (nn.Linear, _ConvNd))}
+    found = _weights_of(model)
     problems: list[str] = []
     patterns = exclude if isinstance(exclude, str) else list(exclude)
-    excluded = set(matching("exclude", patterns, dict.fromkeys(weighted), problems)) if patterns else set()
+    excluded = set(matching("exclude", patterns, dict.fromkeys(found), problems)) if patterns else set()
     if problems:
         raise ConfigError(problems)
     sharers: dict[int, list[str]] = {}
     for name, parameter in named_parameters(model, all_names=True).items():
         sharers.setdefault(id(parameter), []).append(name)
     every = named_modules(model, all_names=True)
-    left = {}
-    for name, module in weighted.items():
-        others = sharers.get(id(module._parameters.get("weight")), [])
+    layers: dict[str, Layer] = {}
+    left: dict[str, str] = {}
+    for name, held in found.items():
+        module = held.module
+        others = sharers.get(id(module._parameters.get(held.parameter)), [])
         tied = [n for n in others if every[n.rpartition(".")[0]] is not module]
-        reason = "excluded" if name in excluded else _reason(model, name, module)
+        reason = "excluded" if name in excluded else _reason(held)
         if reason is None and tied:
             reason = f"shares its weight with {truncate_list(tied, most=1)}"
-        if reason is not None:
+        if reason is None and not held.slot and _is_read(model, name):
+            if isinstance(module, nn.Linear):
+                layers[name] = held
+                continue
+            reason = READ
+        if reason is None:
+            layers[name] = held if held.slot else cast(Layer, module)
+        else:
             left[name] = reason
-    return {n: cast(Layer, m) for n, m in weighted.items() if n not in left}, left
+    return layers, left
 
 
-def _reason(model: nn.Module, name: str, module: nn.Module) -> str | None:
+def _weights_of(model: nn.Module) -> dict[str, Held]:
+    """Every linear layer, convolution and table of embeddings, and the projections of attention."""
+    found = {}
+    for name, module in named_modules(model).items():
+        if isinstance(module, (nn.Linear, _ConvNd, nn.Embedding, nn.EmbeddingBag)):
+            found[name] = Held(module, name, "", "weight")
+        elif isinstance(module, nn.MultiheadAttention):
+            for slot, about in attention_slots(module).items():
+                if not about.part:
+                    found[joined(name, slot)] = Held(module, name, slot, about.parameter)
+    return found
+
+
+def _reason(held: Held) -> str | None:
     """Why a layer is left as it is, or None."""
+    module = held.module
+    if held.slot:
+        if is_parametrized(module, held.parameter):
+            return COMPUTED
+        return _reason_of(held)
     base = next((b for b in BASES if isinstance(module, b)), None)
-    if not name:
+    if not held.name:
         return "it is the model itself: put it into nn.Sequential"
     if base is None:
         return f"a {type(module).__name__}, for which there is no form"
@@ -70,15 +100,22 @@ def _reason(model: nn.Module, name: str, module: nn.Module) -> str | None:
     ):
         return f"{type(module).__name__} computes in a way of its own"
     if is_parametrized(module) or hidden_weight(module) or "weight" not in module._parameters:
-        return "its weight is computed by a parametrization or a hook"
+        return COMPUTED
     if any(getattr(module, hooks) for hooks in HOOKS):
         return "it has hooks, which would be lost"
-    weight = cast(Tensor, module.weight)
+    if getattr(module, "max_norm", None) is not None:
+        return "max_norm rewrites its weight in every forward"
+    return _reason_of(held)
+
+
+def _reason_of(held: Held) -> str | None:
+    """Why a matrix is left as it is, or None."""
+    weight = held.weight
     if isinstance(weight, nn.UninitializedParameter):
         return "its shape is not known yet: run one batch through the model first"
     if is_quantized(weight) or weight.dtype not in DTYPES:
         return "its weight is quantized"
-    return READ if _is_read(model, name) else None
+    return None
 
 
 def _is_read(model: nn.Module, name: str) -> bool:
@@ -108,15 +145,20 @@ def empty(layer: Layer, form: str, rank: Rank) -> nn.Sequential:
     modules = nn.Sequential(*FORMS[form].modules(layer, rank))
     for module in modules:
         cast(nn.Parameter, module.weight).requires_grad_(layer.weight.requires_grad)
-    if layer.bias is not None:
-        modules[-1].bias = layer.bias
+    if (bias := getattr(layer, "bias", None)) is not None:
+        modules[-1].bias = bias
     return modules.train(layer.training)
 
 
-def put(model: nn.Module, replacements: Mapping[str, nn.Module]) -> None:
-    """Put modules in the places of those of these names, wherever they stand."""
-    modules = named_modules(model, all_names=True)
-    new = {modules[name]: module for name, module in replacements.items()}
+def put(model: nn.Module, layers: Mapping[str, Layer], replacements: Mapping[str, nn.Sequential]) -> None:
+    """Put modules in the places of the layers of these names, wherever they stand."""
+    new: dict[Any, nn.Sequential] = {}
+    for name, modules in replacements.items():
+        layer = layers[name]
+        if isinstance(layer, Held):
+            hold(layer, modules)
+        else:
+            new[layer] = modules
     for holder in list(model.modules()):  # wrappers too, which hold what they wrap
         for leaf, child in holder._modules.items():
             if child in new:

@@ -22,6 +22,7 @@ class Moment:
     def __init__(self, seen: Moments | None = None) -> None:
         self.matrix: Tensor | None = None
         self.vectors: Tensor | None = None  # (k, columns), the leading ones of a larger matrix
+        self.diagonal: Tensor | None = None  # (columns,), of rows that are looked up
         if seen is None:
             return
         if seen.probes is None:
@@ -36,6 +37,13 @@ class Moment:
             rest = (found.total[0] - self.values.sum()).clamp_min(0)
             self.rest = rest / (seen.columns - len(self.values)) + self.values.mean() * FLOOR
 
+    @classmethod
+    def of_counts(cls, counts: Tensor) -> Moment:
+        """Of rows of a table that are looked up, by how often; each once more, so that none is forgotten."""
+        found = cls()
+        found.diagonal = counts.double() + 1
+        return found
+
     @property
     def whole(self) -> bool:
         """Whether every entry of C is known: without data, or of few enough columns."""
@@ -46,6 +54,8 @@ class Moment:
         if self.vectors is not None:
             inner = rows @ self.vectors.mT
             return (inner * (self.values - self.rest)) @ self.vectors + self.rest * rows
+        if self.diagonal is not None:
+            return rows * self.diagonal
         return rows if self.matrix is None else rows @ self.matrix
 
     def gram(self, rows: Tensor) -> Tensor:

@@ -7,20 +7,21 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from lora_lightning.compression.form import Rank, Solved, ranks_for
+from lora_lightning.compression.form import STEP, Rank, Solved, ranks_for
 from lora_lightning.compression.moment import Moment
 
 
 class Product(Solved):
     """W ≈ U·UᵀW, with U the leading eigenvectors of W C Wᵀ: the best of that rank for these inputs."""
 
-    def __init__(self, matrix: Tensor, moment: Moment) -> None:
+    def __init__(self, matrix: Tensor, moment: Moment, step: int = STEP) -> None:
+        self.step = step
         self.left, energies = leading(matrix, moment)
         self.right = self.left.mT @ matrix
         self.lost = shares(energies)
 
     def errors(self) -> Iterator[tuple[Rank, float]]:
-        return (((r,), self.lost[r]) for r in ranks_for(len(self.lost) - 1))
+        return (((r,), self.lost[r]) for r in ranks_for(len(self.lost) - 1, self.step))
 
     def error(self, rank: Rank) -> float:
         return self.lost[rank[0]]

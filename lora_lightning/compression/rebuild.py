@@ -11,8 +11,9 @@ from typing import Any, TypeGuard, TypeVar
 
 from torch import nn
 
-from lora_lightning.compression.form import Layer, Rank
+from lora_lightning.compression.form import Layer, Rank, kind_of
 from lora_lightning.compression.forms import FORMS
+from lora_lightning.compression.held import Held
 from lora_lightning.compression.layers import empty, layers_of, put, refuse_adapted
 from lora_lightning.compression.result import FORMAT, Compressed
 from lora_lightning.errors import AdapterFileError, did_you_mean
@@ -48,10 +49,12 @@ def compressed(model: Model, description: Mapping[str, Any]) -> Model:
     new, problems = {}, []
     for name, kind, shape, form, rank in _entries(description):
         layer = layers.get(name)
+        if form == "product" and isinstance(layer, nn.Linear):  # the data showed that it is read
+            layer = layers[name] = Held(layer, name, "", "weight")
         if layer is None:
             why = f": {left[name]}" if name in left else f".{did_you_mean(name, layers)}"
             problems.append(f"there is no layer {name!r} that can be compressed{why}")
-        elif (type(layer).__name__, tuple(layer.weight.shape)) != (kind, shape):
+        elif (kind_of(layer), tuple(layer.weight.shape)) != (kind, shape):
             problems.append(f"{name} is {kind} {shape} there, {_told(layer)} here")
         elif not _fits(layer, form, rank):
             problems.append(f"{name} cannot have the form {form!r} with rank {'x'.join(map(str, rank))}")
@@ -60,7 +63,7 @@ def compressed(model: Model, description: Mapping[str, Any]) -> Model:
     if problems:
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise AdapterFileError(f"the description does not fit: {'; '.join(problems[:4])}{more}. {FRESH}")
-    put(model, new)
+    put(model, layers, new)
     return model
 
 
@@ -156,4 +159,4 @@ def _fits(layer: Layer, form: str, rank: Rank) -> bool:
 
 
 def _told(layer: Layer) -> str:
-    return f"{type(layer).__name__} {tuple(layer.weight.shape)}"
+    return f"{kind_of(layer)} {tuple(layer.weight.shape)}"

@@ -19,7 +19,7 @@ class CompressedLayer:
         name: in the model.
         kind: class of the layer that it was.
         shape: of its weight.
-        form: "svd", "channel", "spatial" or "tucker".
+        form: one of `forms.FORMS`, such as "svd".
         rank: one number; of "tucker" those of the outputs and of the inputs.
         parameters: of its weights, before and after.
         flops: a batch, before and after; None without data.
@@ -81,7 +81,7 @@ class Compressed:
         for p in self.layers:
             shape, rank = "×".join(map(str, p.shape)), "×".join(map(str, p.rank))
             before, after = p.parameters
-            flops = [percent(p.flops[1], p.flops[0])] if p.flops else [""] * counted
+            flops = [percent(p.flops[1], p.flops[0]) if p.flops and p.flops[0] else ""] * counted
             size = [f"{after:,}", percent(after, before)]
             rows.append([p.name, shape, p.form, rank, *size, *flops, f"{100 * p.error:.2f}"])
         lines = [format_table(header, rows) if rows else "no layer is compressed"]

@@ -22,15 +22,15 @@ class Spatial(Form):
     def fits(self, layer: Layer) -> bool:
         return isinstance(layer, nn.Conv2d) and min(layer.kernel_size) > 1
 
-    def full(self, layer: Layer) -> Rank:
+    def full(self, layer: Any) -> Rank:
         out, inner, high, wide = layer.weight.shape
         return (min(inner * high, out * wide),)
 
-    def parts(self, layer: Layer, rank: Rank) -> list[Part]:
+    def parts(self, layer: Any, rank: Rank) -> list[Part]:
         out, inner, high, wide = layer.weight.shape
         return [Part((rank[0], inner, high, 1), "between"), Part((out, rank[0], 1, wide), "outputs")]
 
-    def modules(self, layer: Layer, rank: Rank) -> list[nn.Module]:
+    def modules(self, layer: Any, rank: Rank) -> list[nn.Module]:
         options = options_of(layer)
         along = [{n: v if isinstance(v, str) else (v[0], z) for n, v, z in _each(options, 0)}]
         along += [{n: v if isinstance(v, str) else (z, v[1]) for n, v, z in _each(options, 1)}]
@@ -39,7 +39,7 @@ class Spatial(Form):
             conv(layer, rank[0], layer.weight.shape[0], along[1], last=True),
         ]
 
-    def solve(self, layer: Layer, weight: Tensor, moment: Moment) -> Solved:
+    def solve(self, layer: Any, weight: Tensor, moment: Moment) -> Solved:
         return Separated(weight, moment)
 
 

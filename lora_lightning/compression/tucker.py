@@ -5,11 +5,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from math import prod
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from lora_lightning.compression.convolutions import conv, options_of
+from lora_lightning.compression.convolutions import CONVS, conv, options_of
 from lora_lightning.compression.form import Form, Layer, Part, Rank, Solved, ranks_for
 from lora_lightning.compression.moment import Moment
 from lora_lightning.compression.product import balanced, leading
@@ -23,13 +24,13 @@ class Tucker(Form):
     whole = True
 
     def fits(self, layer: Layer) -> bool:
-        return not isinstance(layer, nn.Linear) and prod(layer.kernel_size) > 1
+        return isinstance(layer, CONVS) and prod(layer.kernel_size) > 1
 
-    def full(self, layer: Layer) -> Rank:
+    def full(self, layer: Any) -> Rank:
         out, inner, *kernel = layer.weight.shape
         return min(out, inner * prod(kernel)), min(inner, out * prod(kernel))
 
-    def parts(self, layer: Layer, rank: Rank) -> list[Part]:
+    def parts(self, layer: Any, rank: Rank) -> list[Part]:
         out, inner, *kernel = layer.weight.shape
         ones = (1,) * len(kernel)
         return [
@@ -38,14 +39,14 @@ class Tucker(Form):
             Part((out, rank[0], *ones), "outputs"),
         ]
 
-    def modules(self, layer: Layer, rank: Rank) -> list[nn.Module]:
+    def modules(self, layer: Any, rank: Rank) -> list[nn.Module]:
         return [
             conv(layer, layer.weight.shape[1], rank[1], {"kernel_size": 1}),
             conv(layer, rank[1], rank[0], options_of(layer)),
             conv(layer, rank[0], layer.weight.shape[0], {"kernel_size": 1}, last=True),
         ]
 
-    def solve(self, layer: Layer, weight: Tensor, moment: Moment) -> Solved:
+    def solve(self, layer: Any, weight: Tensor, moment: Moment) -> Solved:
         return Projected(weight, moment)
 
 

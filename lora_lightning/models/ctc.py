@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Annotated, TypeVar, cast
+from typing import Annotated, TypeVar
 
 import torch
 import torch.nn.functional as F
@@ -118,8 +118,7 @@ class ConformerCTC(nn.Module):
         mean = mels.masked_fill(padding, 0.0).sum((1, 2), keepdim=True) / count
         centred = (mels - mean).masked_fill(padding, 0.0)
         deviation = (centred.square().sum((1, 2), keepdim=True) / count).sqrt()
-        bias = cast(Tensor, self.conv1.bias)  # to read an adapted weight is to form it
-        return (centred / (deviation + 1e-3)).to(bias.dtype), frames
+        return (centred / (deviation + 1e-3)).to(next(self.parameters()).dtype), frames
 
 
 class _Float32Mels(MelSpectrogram):
