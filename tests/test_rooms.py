@@ -12,7 +12,7 @@ TESTS = Path(__file__).parent
 # From the ground up: a room imports those before it. "" is `lora_lightning` itself, the public names.
 ROOMS = (
     "errors", "utils", "config", "kernels", "layers", "planning", "methods", "adapters", "files", "trainer",
-    "data", "models", "compression", "exporting", "report", "tasks", "app", "",
+    "data", "models", "compression", "exporting", "report", "tasks", "serving", "app", "",
 )  # fmt: skip
 CORE = ROOMS[: ROOMS.index("data")]
 # What the recipes need and the core does not; utils.libraries loads them by name where they are asked for.

@@ -115,7 +115,9 @@ def _call(
         own: leaf names of the values.
     """
     if isinstance(module, LoRALayer) and has_mixed_branch(module) and own <= {"bias"}:
-        return MixedBranch(module, path, samples, partial(_biases, path, module, each) if own else None)
+        mine = {n: v for n, v in each[0].values.items() if n.rpartition(".")[0] == path}
+        same = {n: v for n, v in mine.items() if n.rpartition(".")[2] not in own}
+        return MixedBranch(module, path, samples, same, partial(_biases, path, module, each) if own else None)
 
     def split(*args: Any, **kwargs: Any) -> Any:
         return split_call(samples, module, own_forward(module), lambda j: seen(each[j]), args, kwargs)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cached_property
 from typing import Any, cast
 
@@ -24,7 +24,7 @@ from lora_lightning.layers.linear import LoRALinear
 from lora_lightning.layers.slot import Slot
 from lora_lightning.layers.swap import class_of
 from lora_lightning.layers.update import LowRankUpdate
-from lora_lightning.layers.views import View, seen
+from lora_lightning.layers.views import Standing, View, seen
 
 
 class Stack:
@@ -86,16 +86,22 @@ class MixedBranch:
 
     Args:
         path: the layer's name in the model.
+        values: of the layer's own tensors, by name, where all samples have another one than stands there.
         biases: gives the bias of each adapter in `samples.distinct`, where they have their own.
     """
 
     def __init__(
-        self, layer: LoRALayer, path: str, samples: MixedSamples, biases: Callable[[], list[Tensor]] | None
+        self,
+        layer: LoRALayer,
+        path: str,
+        samples: MixedSamples,
+        values: Mapping[str, Tensor | Standing | None],
+        biases: Callable[[], list[Tensor]] | None,
     ) -> None:
         self.layer, self.samples, self.biases = layer, samples, biases
         self.forward = class_of(layer).forward
-        self.base_view = View(layer.lora_choice, "")
-        no_bias = {f"{path}.bias".lstrip("."): None}
+        self.base_view = View(layer.lora_choice, "", values=values)
+        no_bias = {**values, f"{path}.bias".lstrip("."): None}
         self.view_without_bias = View(layer.lora_choice, "", values=no_bias)
         slots: dict[Slot, list[LowRankUpdate | None]] = {}
         for j, name in enumerate(samples.distinct):
@@ -113,7 +119,10 @@ class MixedBranch:
         stacks = self.stacks(x)
         y = self._base(x, *args, **kwargs).movedim(dim, 0).unflatten(0, (n, -1))
         x = x.movedim(dim, 0).unflatten(0, (n, -1))  # (n, k, ...): k inputs of each sample
-        base, own = y, None if self.biases is not None else getattr(layer, "bias", None)
+        base, own = y, None
+        if self.biases is None:
+            with seen(self.base_view):
+                own = getattr(layer, "bias", None)
         if own is not None and any(s.factors is not None for s in stacks):
             base = y - self._per_feature(own.to(y.dtype)[None], y)  # the product, which DoRA scales
         branch = BRANCHES[layer.mixin_class]

@@ -122,13 +122,32 @@ def load_adapter(
         UserError: the model is merged, sharded, or within `adapters_off` or `mixed_adapters`.
     """
     refuse_sharded(model, "load_adapter", FIRST)
-    fresh = not is_injected(model)
-    if not fresh:
+    if is_injected(model):
         refuse_merged(model)
+    load_saved(model, read_any(folder), folder, adapter, check_base)
+
+
+def load_saved(
+    model: nn.Module,
+    saved: SavedAdapter,
+    folder: str | os.PathLike[str],
+    adapter: str | None = None,
+    check_base: bool = True,
+) -> None:
+    """`load_adapter` of what was read already.
+
+    Args:
+        saved: as `read_any` gives it.
+        folder: where it was read, for errors.
+
+    Raises:
+        as `load_adapter`.
+    """
+    fresh = not is_injected(model)
     name = adapter or ("default" if fresh else state_of(model).adapter)
     record = None if fresh else state_of(model).adapters.get(name)
     with viewed_as_plain(model):
-        saved = fitted(read_any(folder), model, folder)
+        saved = fitted(saved, model, folder)
         own = extra_names(model, saved.config, saved.plan)
     differences = _differences(record, saved.config, saved.plan) if record else []
     if adapter is None:

@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TypeVar, cast
+from weakref import WeakKeyDictionary
 
 from torch import Tensor, nn
 
@@ -31,6 +32,8 @@ WRAPPERS = {
     ),
 }
 
+_known_wrappers: WeakKeyDictionary[type, tuple[str, bool] | None] = WeakKeyDictionary()
+
 
 def by_class(module: nn.Module, table: Mapping[tuple[str, str], T]) -> T | None:
     """What a table has for the first class, by its module and its name, of which this is an instance; None
@@ -44,7 +47,10 @@ def by_class(module: nn.Module, table: Mapping[tuple[str, str], T]) -> T | None:
 
 def _wrapped(module: nn.Module) -> tuple[str, bool] | None:
     """Name of the child that a wrapper wraps, and whether `state_dict()` is without it; None for others."""
-    return by_class(module, WRAPPERS)
+    cls = type(module)
+    if cls not in _known_wrappers:  # a class is none for good: its bases stand when it is made
+        _known_wrappers[cls] = by_class(module, WRAPPERS)
+    return _known_wrappers[cls]
 
 
 def unwrapped(module: nn.Module) -> nn.Module:

@@ -4,6 +4,7 @@ import copy
 
 import pytest
 import torch
+from several import OTHERS, two
 from small import BATCHES, Classifier, cnn, encoder, mlp, vit
 from torch import nn
 
@@ -308,6 +309,18 @@ def test_adapters_in_the_batch_that_a_layer_does_not_have():
     with ll.mixed_adapters(model, samples):
         torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
     assert copy.deepcopy(model)(x).shape == (6, 3)
+
+
+@torch.inference_mode()
+def test_a_layer_that_is_the_head_of_an_adapter_that_is_not_in_the_batch():
+    """Its weight and bias are the base's for all samples, and others stand in the model."""
+    model = two(mlp, **OTHERS["all"])
+    x, samples = torch.randn(4, 6), ["two", None, "two", None]
+    with ll.mixed_adapters(model, samples):
+        mixed = model(x)
+    for i, name in enumerate(samples):
+        with ll.mixed_adapters(model, [name]):
+            torch.testing.assert_close(mixed[i], model(x[i : i + 1])[0], rtol=1e-5, atol=1e-5)
 
 
 def test_autocast():

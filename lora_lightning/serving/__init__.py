@@ -1,0 +1,1 @@
+"""Serving over HTTP: one base, adapters by name, requests of several in one batch."""

@@ -1,0 +1,85 @@
+"""Which adapters a server has, by name: the sub-folders of a folder, as they are now."""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from lora_lightning.errors import UserError, did_you_mean
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
+FILES = ("adapter_config.json", "adapter_model.safetensors")
+IN_RUN = "adapter"  # the adapter's folder in a run's
+FRESH = 1.0  # seconds for which what was listed is taken as it was
+LEAST = 0.1  # seconds between two listings, however many unknown names are asked for
+SHOWN = 60  # characters of a name that was asked for
+
+
+class UnknownAdapter(UserError):
+    """A request names an adapter that there is not."""
+
+
+class Catalog:
+    """Names and the folders that they mean. A name is letters, digits, `.`, `_` and `-`, and means one of the
+    folders that were found: no path is made of it. For several threads.
+
+    Args:
+        folder: whose sub-folders are adapters, or runs with an adapter; None has none.
+        fixed: further names that stay.
+    """
+
+    def __init__(self, folder: Path | None = None, fixed: Mapping[str, Path] | None = None) -> None:
+        self.root, self.fixed = folder, dict(fixed or {})
+        self._lock = threading.Lock()
+        self._found: dict[str, Path] = {}
+        self._at = -FRESH
+
+    def names(self) -> list[str]:
+        """All names, sorted."""
+        return sorted(self._now(FRESH))
+
+    def folder(self, name: str) -> Path:
+        """What a name means.
+
+        Raises:
+            UnknownAdapter: no name, or there is none of this name.
+        """
+        if not NAME.fullmatch(name):
+            raise UnknownAdapter(f"adapter={_shown(name)}: is no name of an adapter.")
+        found = self._now(FRESH)
+        if name not in found:
+            found = self._now(LEAST)  # it may have come since
+        if name not in found:
+            near = did_you_mean(name, found)
+            raise UnknownAdapter(f"adapter={name}: there is none of this name.{near}")
+        return found[name]
+
+    def default(self) -> str | None:
+        """The adapter that is meant where none is named: the only one there is, else the base."""
+        names = self.names()
+        return names[0] if len(names) == 1 else None
+
+    def _now(self, fresh: float) -> dict[str, Path]:
+        with self._lock:
+            if time.monotonic() - self._at >= fresh:
+                self._found, self._at = {**self._listed(), **self.fixed}, time.monotonic()
+            return self._found
+
+    def _listed(self) -> dict[str, Path]:
+        if self.root is None:
+            return {}
+        try:
+            entries = [e for e in os.scandir(self.root) if NAME.fullmatch(e.name) and e.is_dir()]
+        except OSError:  # a shared folder that is away for a while: what was read before stays
+            return {name: path for name, path in self._found.items() if name not in self.fixed}
+        places = ((e.name, place) for e in entries for place in (Path(e.path), Path(e.path, IN_RUN)))
+        return {name: place for name, place in places if (place / FILES[0]).is_file()}
+
+
+def _shown(name: str) -> str:
+    """What was asked for, short and printable, for a message of one line."""
+    return ascii(name if len(name) <= SHOWN else f"{name[:SHOWN]}...")

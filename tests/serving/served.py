@@ -1,0 +1,57 @@
+"""Adapters of the embedded models as runs leave them, in folders; nothing is trained."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import nn
+
+import lora_lightning as ll
+from lora_lightning.models.timm import timm_model
+
+VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
+NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
+FACTS = {
+    "target": "class", "num_classes": 10, "class_names": NAMES, "temperature": 1.5,
+    "input_size": [3, 16, 16], "mean": [0.5] * 3, "std": [0.25] * 3, "interpolation": "bicubic",
+    "crop_pct": 1.0, "crop_mode": "center",
+}  # fmt: skip
+CONFIG = {
+    "model": {"_target_": "lora_lightning.models.timm.timm_model", "name": "vit_tiny_patch16_224",
+              "checkpoint": "vit_digits", "pretrained": False, **VIT},
+    "data": {"_target_": "lora_lightning.data.digits.DigitsDataModule"},
+    "task": {"_target_": "lora_lightning.tasks.classification.ImageClassifier"},
+    "trainer": {"accelerator": "cpu", "precision": "32-true"},
+}  # fmt: skip
+
+
+def digits_base() -> nn.Module:
+    return timm_model("vit_tiny_patch16_224", checkpoint="vit_digits", num_classes=10, **VIT).eval()
+
+
+@torch.no_grad()
+def save_digits(folder: Path, seed: int, **options) -> nn.Module:
+    """An adapter with values of its own.
+
+    Returns:
+        The adapted model, by which answers are compared.
+    """
+    model = digits_base()
+    ll.inject(model, ll.LoRAConfig(**{"rank": 2, **options}))
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            noise = 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise if "lora_" in name else parameter + noise)
+    ll.save_adapter(model, folder, origin={"recipe": "vit_digits", "config": CONFIG, "facts": FACTS})
+    return model.eval()
+
+
+def picture(seed: int, size: tuple[int, int] = (20, 17), form: str = "PNG") -> bytes:
+    """A file of random pixels, width and height."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, form)
+    return file.getvalue()
