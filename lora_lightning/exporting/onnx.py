@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch
 
 from lora_lightning.exporting.checks import Arrays, Run
 from lora_lightning.exporting.program import program_of, told_as
+from lora_lightning.exporting.recurrent import recurrent_nodes
 from lora_lightning.exporting.subject import Subject
 from lora_lightning.utils.libraries import loading
 
@@ -23,21 +25,34 @@ def write(subject: Subject, folder: Path) -> None:
         LibraryError: a library is missing.
         UserError: the model cannot be written so.
     """
+    made(subject).save(str(folder / FILE))
+
+
+def made(subject: Subject, computed: Collection[str] = ()) -> Any:
+    """The file before it is written, a `torch.onnx.ONNXProgram`.
+
+    Args:
+        computed: as of `recurrent_nodes`.
+
+    Raises:
+        LibraryError, UserError: as `write`.
+    """
     with loading("onnxscript", "export"):
         import onnx  # noqa: F401
         import onnxscript  # noqa: F401
-    program = program_of(subject)
+    with recurrent_nodes(subject.network, computed):
+        program = program_of(subject)
     with told_as(WHO, subject):
-        made = torch.onnx.export(
+        found = torch.onnx.export(
             program,
             input_names=list(subject.inputs),
             output_names=list(subject.outputs),
             dynamo=True,
             verbose=False,
         )
-        assert made is not None
-        _name_axes(made.model, subject)
-        made.save(str(folder / FILE))
+        assert found is not None
+        _name_axes(found.model, subject)
+    return found
 
 
 def load(folder: Path) -> Run:

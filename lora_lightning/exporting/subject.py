@@ -109,7 +109,8 @@ def normalization(shown: Mapping[str, Any] | None) -> tuple[Tensor, Tensor] | No
 
 
 def inputs_of(model: nn.Module, example: Example) -> dict[str, Tensor]:
-    """An example by the names of the arguments of the model's `forward`, on the CPU.
+    """An example by the names of the arguments of the model's `forward`, on the CPU and contiguous: a trace
+    of a slice has guards on its strides.
 
     Raises:
         UserError: it is no tensors, or does not fit the arguments.
@@ -139,7 +140,7 @@ def inputs_of(model: nn.Module, example: Example) -> dict[str, Tensor]:
         raise UserError(
             f"example: give a tensor, a tuple of tensors, or a dictionary of them; these are {kinds}."
         )
-    return {name: value.detach().cpu() for name, value in given.items()}
+    return {name: value.detach().cpu().contiguous() for name, value in given.items()}
 
 
 def axes_of(inputs: Mapping[str, Tensor], dynamic: bool | Mapping[str, Mapping[int, str]]) -> Axes:

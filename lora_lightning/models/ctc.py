@@ -102,7 +102,7 @@ class ConformerCTC(nn.Module):
             frames = (frames + 1) // 2
             x = x.masked_fill(beyond(frames, x.shape[-1])[:, None], 0.0)
         x = x.permute(2, 0, 1)  # (frames, batch, width)
-        padding = beyond(frames, len(x))
+        padding = beyond(frames, x.shape[0])
         for layer in self.layers:
             x = layer(x, padding)
         return x.transpose(0, 1), frames
