@@ -60,10 +60,13 @@ def run(folder: Path, ended: bool = True, layers=LAYERS, accuracy: float = 0.6, 
         facts |= {"scores": SCORES, "table": table, "device": "CPU", "seconds": 300.0,
                   "labels": [{"method": m, "label": LABELS[m]} for m in LABELS]}  # fmt: skip
         updates = [
-            {"name": name, "rank": 4, "effective_rank": 2.5 + i, "norm": 0.5, "relative": 0.1 * (i + 1),
+            {"name": name, "kind": "weight", "rank": 4,
+             "effective_rank": 2.5 + i, "norm": 0.5, "relative": 0.1 * (i + 1),
              "values": [0.4, 0.2, 0.1, 0.05]}
             for i, name in enumerate(layers)
         ]  # fmt: skip
+        others = (("head.weight", "head", 7.0), ("norm.weight", "norm or bias", 3.0))
+        updates += [{"name": n, "kind": kind, "norm": 1.0, "relative": size} for n, kind, size in others]
         (folder / "report" / "updates.json").write_text(json.dumps(updates))
     (folder / "report" / "run.json").write_text(json.dumps(facts))
     return folder

@@ -23,6 +23,7 @@ from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.files.allowed import section_of
 from lora_lightning.files.locate import RUN_FILE
 from lora_lightning.report.page import PAGE_FILE, Section, left, table, write_page
+from lora_lightning.tasks.reporting import AFTER, BASE, Reporting
 from lora_lightning.utils.atomic import write_whole
 from lora_lightning.utils.tables import format_table, printable
 
@@ -108,8 +109,9 @@ def tested(
     task = _task(trained, model, facts)
     if "temperature" in facts and hasattr(task, "temperature"):
         task.temperature = facts["temperature"]
-    if hasattr(task, "asks_before"):
+    if isinstance(task, Reporting):
         task.asks_before = pictured
+        task.now = AFTER if trained.source else BASE
     trainer = trained.config.get("trainer") or {}
     fabric = trained.fabric()
     runs: Any = L.Trainer(

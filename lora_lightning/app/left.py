@@ -7,7 +7,7 @@ import platform
 import shlex
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,17 +20,20 @@ from omegaconf import DictConfig
 from torch import Tensor
 
 from lora_lightning.adapters.spectra import spectra_now
-from lora_lightning.adapters.state import extra_tensors, is_injected, state_of
+from lora_lightning.adapters.state import is_injected, state_of
 from lora_lightning.app.build import data_and_model
 from lora_lightning.app.methods import METHODS, compared
 from lora_lightning.app.recipe_file import RecipeFile
 from lora_lightning.app.recipe_text import description
 from lora_lightning.app.results import Result, results_rows
 from lora_lightning.errors import AdapterFileError
+from lora_lightning.planning.heads import find_heads
 from lora_lightning.planning.plan import Plan, summary
+from lora_lightning.report.layers import HEAD, NORM_OR_BIAS, WEIGHT
 from lora_lightning.report.left import FACTS, UPDATES
 from lora_lightning.utils.atomic import write_whole
 from lora_lightning.utils.mapping_file import read_text
+from lora_lightning.utils.plurals import counted
 
 LIBRARIES = (  # whose versions are told, of those that are loaded
     "torch", "lightning", "timm", "torchvision", "torchaudio", "transformers", "peft", "bitsandbytes",
@@ -138,7 +141,7 @@ def device_in_words(trainer: Trainer) -> str:
         words = [torch.cuda.get_device_name(root)]
     elif root.type == "cpu":
         threads = torch.get_num_threads()
-        words = [f"CPU ({_processor()})", f"{threads} thread{'s' * (threads > 1)}"]
+        words = [f"CPU ({_processor()})", counted(threads, "thread")]
     else:
         words = [root.type]
     if trainer.world_size > 1:
@@ -200,12 +203,14 @@ def save_updates(task: LightningModule, config: DictConfig, folder: Path) -> Non
         return
     if is_injected(task):
         state = state_of(task)
-        found = [*_spectra(task), *_changes(extra_tensors(task, state.originals), state.originals)]
+        trained = dict(task.named_parameters())  # no statistics of norms, which are not trained
+        base = {name: tensor for name, tensor in state.originals.items() if name in trained}
+        found = [*_spectra(task), *_changes(trained, base, state.named(state.adapter).plan.heads)]
     else:
         seed_everything(config.seed, workers=True, verbose=False)  # random weights as the run began with
         base = data_and_model(config)[1]
         tuned = {name.removeprefix("model."): tensor for name, tensor in task.named_parameters()}
-        found = list(_changes(tuned, dict(base.named_parameters())))
+        found = list(_changes(tuned, dict(base.named_parameters()), find_heads(base)))
     write_json(folder / UPDATES, found)
 
 
@@ -215,6 +220,7 @@ def _spectra(task: LightningModule) -> Iterator[dict[str, Any]]:
     for name, one in spectra_now(task).items():
         yield {
             "name": name,
+            "kind": WEIGHT,
             "rank": one.values.shape[1],
             "effective_rank": one.effective_rank,
             "stable_rank": one.stable_rank,
@@ -225,8 +231,14 @@ def _spectra(task: LightningModule) -> Iterator[dict[str, Any]]:
 
 
 @torch.no_grad()
-def _changes(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Iterator[dict[str, Any]]:
-    """How far tensors that train in full have gone, beside what they were."""
+def _changes(
+    tuned: Mapping[str, Tensor], base: Mapping[str, Tensor], heads: Collection[str]
+) -> Iterator[dict[str, Any]]:
+    """How far tensors that train in full have gone, beside what they were.
+
+    Args:
+        heads: modules that are heads.
+    """
     for name, before in base.items():
         after = tuned.get(name)
         if after is None or after.shape != before.shape or not after.is_floating_point():
@@ -234,4 +246,12 @@ def _changes(tuned: Mapping[str, Tensor], base: Mapping[str, Tensor]) -> Iterato
         size = before.float().norm().item()
         change = (after.detach().float().to(before.device) - before.float()).norm().item()
         if change:
-            yield {"name": name, "norm": change, "relative": change / size if size else None}
+            kind = _kind(name, before, heads)
+            yield {"name": name, "kind": kind, "norm": change, "relative": change / size if size else None}
+
+
+def _kind(name: str, tensor: Tensor, heads: Collection[str]) -> str:
+    """What a tensor is: a weight, a head's, or of a norm or a bias; each compares with its like alone."""
+    if any(name.startswith(f"{head}.") for head in heads):
+        return HEAD
+    return WEIGHT if tensor.ndim > 1 else NORM_OR_BIAS

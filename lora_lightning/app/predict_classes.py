@@ -20,6 +20,7 @@ from lora_lightning.data.picture_transform import evaluation_transform, preproce
 from lora_lightning.data.workers import loading_workers
 from lora_lightning.errors import UserError
 from lora_lightning.tasks.predictions import numbers, probabilities
+from lora_lightning.utils.plurals import counted
 from lora_lightning.utils.progress import Bar
 from lora_lightning.utils.tables import printable, truncate_list
 
@@ -213,7 +214,7 @@ def _summary(rows: Sequence[Row], teller: Teller) -> list[str]:
     """How many pictures, of which classes, and which cannot be read."""
     bad = [row for row in rows if "error" in row]
     good = [row for row in rows if "error" not in row]
-    lines = [f"{len(good)} picture{'s' * (len(good) != 1)} predicted"]
+    lines = [f"{counted(len(good), 'picture')} predicted"]
     if counts := Counter(name for row in good for name in teller.counted(row)):
         lines[0] += f": {truncate_list([f'{name} {n}' for name, n in counts.most_common()], most=8)}"
     if bad:

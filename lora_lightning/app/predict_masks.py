@@ -23,6 +23,7 @@ from lora_lightning.data.workers import loading_workers
 from lora_lightning.errors import UserError
 from lora_lightning.tasks.segmentation_maps import class_maps
 from lora_lightning.utils.atomic import write_whole
+from lora_lightning.utils.plurals import counted
 from lora_lightning.utils.progress import Bar
 from lora_lightning.utils.tables import printable, truncate_list
 
@@ -172,7 +173,7 @@ class Writer:
         write_whole(self.out / NAMES, lambda file: Path(file).write_text(text, encoding="utf-8"))
         bad = [row["path"] for row in self.rows if "error" in row]
         good = len(self.rows) - len(bad)
-        lines = [f"{good} picture{'s' * (good != 1)} predicted, of {len(self.names)} classes"]
+        lines = [f"{counted(good, 'picture')} predicted, of {len(self.names)} classes"]
         if bad:
             lines.append(f"{len(bad)} cannot be read: {truncate_list(bad)}")
         return [

@@ -23,6 +23,7 @@ from lora_lightning.app.results import Result, label
 from lora_lightning.app.signatures import provided
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.files.random_base import forget_base, is_random, keep_base, put_back_base
+from lora_lightning.tasks.reporting import AFTER, BASE, Reporting
 from lora_lightning.trainer.checkpoint_io import WholeCheckpointIO
 from lora_lightning.trainer.exact_resume import ExactResume
 from lora_lightning.utils.ranks import on_rank_zero
@@ -64,8 +65,9 @@ class Run:
                 **provided(self.data, self.config.task),
                 _convert_="all",
             )
-        if hasattr(self.task, "asks_before"):
+        if isinstance(self.task, Reporting):
             self.task.asks_before = self.keeps
+            self.task.now = BASE if self.method == "none" else AFTER
         for other in self.config.compare or ():
             check_method(self.task, other, self.config)  # now rather than after the training
         self.prepared = prepare(self.task, self.config)

@@ -8,7 +8,7 @@ from typing import Any
 
 from lora_lightning.report.charts import chart
 from lora_lightning.report.left import Shown
-from lora_lightning.report.metrics import MOST, Metrics, Point, thinned
+from lora_lightning.report.metrics import MOST, Metrics, Point, in_words, thinned
 from lora_lightning.report.page import Section, text
 
 COLOURS = 8  # of the page, --c1 to --c8
@@ -94,7 +94,7 @@ def _losses(metrics: Mapping[str, Metrics], names: Sequence[str]) -> list[str]:
             }
             for who, one in metrics.items()
         }
-        charts.append(_figure(lines, name.replace("_", " "), 1.0))
+        charts.append(_figure(lines, in_words(name), 1.0))
     return charts
 
 
@@ -106,7 +106,7 @@ def _scores(metrics: Mapping[str, Metrics], names: Sequence[str], scores: Sequen
     for name in [*(n for n in known if n in names), *other[: max(0, 6 - len(known))]]:
         shown = known.get(name)
         scale = shown.scale if shown else 1.0
-        label = shown.label if shown else name.removeprefix("val/")
+        label = shown.label if shown else in_words(name.removeprefix("val/"))
         lines = {who: {"": one.get(name, ())} for who, one in metrics.items()}
         charts.append(_figure(lines, label, scale))
     return charts

@@ -14,7 +14,7 @@ UNFINISHED = (
     "It goes on with resume=FOLDER; `lora-lightning report FOLDER` makes this page again."
 )
 
-UNTRAINED = "Nothing was trained: where it says “after” below, it is the base model as it is."
+UNTRAINED = "Nothing was trained: this is the base model as it is."
 
 
 def title_of(run: LeftRun) -> str:
@@ -42,7 +42,7 @@ def number(run: LeftRun) -> str:
     if run.main is None or not run.result:
         return ""
     if run.method == "none" or run.main.name not in run.before.get("scores", {}):
-        shown = [_value(run, run.result, "now")]
+        shown = [_value(run, run.result, "now", "the base" if run.method == "none" else "")]
     else:
         was, is_now = _value(run, run.before, "then", "before"), _value(run, run.result, "now", "after")
         shown = [was, "<span>→</span>", is_now]
@@ -77,11 +77,11 @@ def _facts(run: LeftRun) -> str:
         "run": run.folder.absolute().name,
     }
     cells = (
-        f'<tr><th scope="row">{name}</th><td>{text(value, LONG)}</td></tr>'
+        f'<tr role="row"><th scope="row">{name}</th><td role="cell">{text(value, LONG)}</td></tr>'
         for name, value in rows.items()
         if value not in (None, "")
     )
-    return f'<div class="wide"><table class="facts">{"".join(cells)}</table></div>'
+    return f'<div class="wide"><table class="facts" role="table">{"".join(cells)}</table></div>'
 
 
 def _rank(run: LeftRun) -> str:

@@ -17,6 +17,7 @@ MOST = 40  # layers with bars: those that changed most
 WIDEST = 60  # columns of a heat map
 ROW = 15  # pixels of a layer
 NAME = 34  # characters of a layer's name, the last ones
+WEIGHT, HEAD, NORM_OR_BIAS = "weight", "head", "norm or bias"  # kinds of what changes
 SHADES = {"type": "linear", "range": [0.06, 0.95]}
 
 
@@ -24,8 +25,8 @@ def layers(updates: Sequence[Mapping[str, Any]], metrics: Metrics) -> list[Secti
     """Sections of what changed in a run, and of its updates, if it has any.
 
     Args:
-        updates: as `report/updates.json` has them: name, norm and relative of what changed, and of an update
-            rank, effective_rank and values, its singular values.
+        updates: as `report/updates.json` has them: name, kind, norm and relative of what changed, and of an
+            update rank, effective_rank and values, its singular values.
         metrics: of the run, in which effective ranks may stand by layer and epoch.
     """
     changed = [u for u in updates if isinstance(u.get("name"), str) and is_number(u.get("norm"))]
@@ -96,8 +97,18 @@ def _is_update(update: Mapping[str, Any]) -> bool:
 
 
 def _changed(updates: Sequence[Mapping[str, Any]]) -> str:
-    """The size of each update beside its weight's, the largest first."""
+    """The size of each change beside its weight's, the largest first: weights, and by themselves what is
+    small or begins near nothing, so that its changes are far greater."""
     known = [u for u in updates if is_number(u.get("relative"))]
+    weights = [u for u in known if u.get("kind") == WEIGHT]
+    others = [u for u in known if u.get("kind") != WEIGHT]
+    title = (
+        "<h3>Heads, norms and biases</h3>" if any(u.get("kind") != HEAD for u in others) else "<h3>Heads</h3>"
+    )
+    return _bars(weights) + (title + _bars(others) if others else "")
+
+
+def _bars(known: Sequence[Mapping[str, Any]]) -> str:
     if not known:
         return ""
     ordered = sorted(known, key=lambda u: -u["relative"])[:MOST]

@@ -11,6 +11,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MOST = 300  # points of a curve on a page
+WORDS = {  # of metrics whose names are no words
+    "map": "mAP", "map_50": "AP at IoU .50", "map_75": "AP at IoU .75", "map_small": "AP of small objects",
+    "map_medium": "AP of medium objects", "map_large": "AP of large objects", "miou": "mean IoU",
+    "acc": "accuracy", "top5": "top-5 accuracy", "f1": "macro F1", "f1_micro": "micro F1", "mae": "MAE",
+    "rmse": "RMSE", "r2": "R²", "ece": "calibration error", "wer": "WER", "cer": "CER",
+    "aux": "loss of the auxiliary head", "loss_rpn_box_reg": "loss of the proposals' boxes",
+    "loss_objectness": "loss of the proposals' scores", "loss_box_reg": "loss of the boxes",
+    "bbox_regression": "loss of the boxes", "bbox_ctrness": "loss of the centres",
+    "classification": "loss of the classes", "loss_classifier": "loss of the classes",
+    "loss_mask": "loss of the masks",
+}  # fmt: skip
 NUMBERED = "metrics.*.csv"  # what resumed runs have put aside, the first begun as 1
 
 
@@ -81,6 +92,22 @@ def _float(text: object) -> float | None:
 def _whole(text: object) -> int | None:
     value = _float(text)
     return None if value is None else int(value)
+
+
+def in_words(name: str) -> str:
+    """A metric without its stage, as a page calls it: `AP at IoU .75`, `mask AP of small objects`,
+    `WER, scottish`, `IoU of road`."""
+    if name in WORDS:
+        return WORDS[name]
+    if name.startswith("mask_"):
+        return f"mask {in_words(name.removeprefix('mask_'))}"
+    first, slash, of = name.partition("/")
+    if slash:
+        return f"{'IoU' if first == 'iou' else in_words(first)} of {of}"
+    first, _, rest = name.partition("_")
+    if first in ("wer", "cer") and rest:
+        return f"{WORDS[first]}, {rest}"
+    return name.replace("_", " ")
 
 
 def thinned(points: Sequence[Point], most: int = MOST) -> list[Point]:

@@ -11,7 +11,7 @@ WRITTEN = 16  # classes up to which each cell of a matrix shows its number
 POINTS = 1500  # of a scatter
 Spec = dict[str, Any]
 Row = Mapping[str, Any]
-STATES = {"before": "var(--then)", "after": "var(--now)"}  # of a model, and their colours
+STATES = {"before": "var(--then)", "after": "var(--now)", "base": "var(--now)"}  # of a model, their colours
 
 
 def apart(names: Sequence[str]) -> list[str]:
@@ -127,7 +127,7 @@ def confusion(counts: np.ndarray, names: Sequence[str], what: str = "pictures") 
 
     Args:
         counts: (classes, classes).
-        what: is counted; of pictures each cell shows how many, of others the percent of the row.
+        what: is counted; each cell shows how many, of pixels the percent of the row.
     """
     shares = 100 * counts / np.maximum(1, counts.sum(1, keepdims=True))
     cells = [
@@ -152,7 +152,7 @@ def confusion(counts: np.ndarray, names: Sequence[str], what: str = "pictures") 
             "value": "var(--ink)",
         }
         mark = {"type": "text", "fontSize": 9}
-        number = {"field": what} if what == "pictures" else {**share, "format": ".0f"}
+        number = {**share, "format": ".0f"} if what == "pixels" else {"field": what}
         layers.append({"mark": mark, "encoding": {"text": number, "color": ink}})
     return {
         "data": {"values": cells},

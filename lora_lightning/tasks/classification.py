@@ -31,6 +31,7 @@ from lora_lightning.tasks.classification_scores import (
 from lora_lightning.tasks.optim import configured
 from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
 from lora_lightning.tasks.predictions import Collector, Predictions, numbers
+from lora_lightning.tasks.reporting import Reporting
 from lora_lightning.tasks.scores import Score
 from lora_lightning.tasks.temperature import fitted_temperature
 from lora_lightning.trainer.trackers.tracker import Confusion, Example
@@ -42,7 +43,7 @@ Batch = Sequence[Tensor]  # images, targets, and in training perhaps weights
 NUMBERS = listed("a number for each class", number())
 
 
-class ImageClassifier(L.LightningModule):
+class ImageClassifier(Reporting, L.LightningModule):
     """Trains `model` on batches of images (batch, channels, height, width) and targets, in training perhaps
     with weights (batch,) of their losses.
 
@@ -173,7 +174,8 @@ class ImageClassifier(L.LightningModule):
         loss = self.loss.plain(logits, targets)
         self.log(f"{stage}/loss", loss, batch_size=len(images), sync_dist=True)
         if stage == "test":
-            self._collected.add(logits, targets, self._logits_before(images))
+            before = self._logits_before(images) if self.asks_before else None
+            self._collected.add(logits, targets, before)
             return
         self.val_metrics.update(self._meant(logits), targets)
         if self._calibrates():
@@ -219,7 +221,7 @@ class ImageClassifier(L.LightningModule):
         self._collected = Collector()
         if found is None:
             return
-        found.temperature = self.temperature or 1.0
+        found.temperature, found.now = self.temperature or 1.0, self.now
         # Of every picture once, which no process has a share of any more.
         metrics = metrics_of(self.target, found.classes, sync_on_compute=False)
         metrics.update(self._meant(found.outputs), found.truths)

@@ -7,6 +7,7 @@ from itertools import chain, zip_longest
 from typing import Any
 
 from lora_lightning.tasks.classification_pictures import chosen, shown
+from lora_lightning.tasks.classification_tables import confusion_matrix
 from lora_lightning.tasks.examples import framed
 from lora_lightning.tasks.predictions import Predictions
 from lora_lightning.trainer.trackers.tracker import Confusion, Example
@@ -16,7 +17,7 @@ def confusion_of(found: Predictions, names: Sequence[str]) -> Confusion | None:
     """Of pictures of one class each."""
     if found.target != "class":
         return None
-    return Confusion(names, found.truths.tolist(), found.predicted.tolist())
+    return Confusion(names, confusion_matrix(found).tolist())
 
 
 def examples_of(found: Predictions, names: Sequence[str], data: Any, most: int) -> list[Example]:
@@ -27,14 +28,11 @@ def examples_of(found: Predictions, names: Sequence[str], data: Any, most: int) 
         most: of them.
     """
     turns = chain.from_iterable(zip_longest(*chosen(found).values()))
-    states = {"after": found}
-    if (before := found.as_before()) is not None:
-        states = {"before": before, "after": found}
     examples: list[Example] = []
     for index in (i for i in turns if i is not None):
         name, picture = shown(data, index)
         if picture is not None and len(examples) < most:
-            words = {state: said(one, names, index) for state, one in states.items()}
+            words = {state: said(one, names, index) for state, one in found.states().items()}
             truth = true_words(found, names, index)
             examples.append(Example(name, {"truth": truth, **words}, {"picture": framed(picture)}))
     return examples

@@ -14,6 +14,7 @@ from torch import Tensor
 from lora_lightning.errors import UserError
 from lora_lightning.report.page import image, text
 from lora_lightning.tasks.predictions import Predictions
+from lora_lightning.tasks.reporting import BEFORE
 
 MOST, FEW = 16, 8  # cards of a section
 NAMED = 3  # classes of a card
@@ -92,16 +93,13 @@ def shown(data: Any, index: int) -> tuple[str, Image.Image | None]:
 
 def cards(found: Predictions, names: Sequence[str], indices: Sequence[int], data: Any) -> str:
     """Pictures with what they are, and what the model makes of them now and with the adapter off."""
-    states = {"after": found}
-    if (before := found.as_before()) is not None:
-        states["before"] = before
     articles = []
     for index in indices:
         name, picture = shown(data, index)
         parts = [image(picture, name)] if picture is not None else []
         parts.append(f'<p class="soft"><small>{text(name, 80)}</small></p>')
         parts.append(f"<p>is <b>{truth_in_words(found, names, index)}</b></p>")
-        for state, predictions in states.items():
+        for state, predictions in reversed(found.states().items()):
             parts.append(_said(predictions, names, index, state))
         articles.append(f'<article class="card">{"".join(parts)}</article>')
     return f'<div class="cards">{"".join(articles)}</div>'
@@ -131,7 +129,7 @@ def _said(found: Predictions, names: Sequence[str], index: int, state: str) -> s
         right = i == int(truth) if found.target == "class" else bool(truth[i])
         said = share > 0.5 if found.target == "classes" else not bars
         kind = ("right" if right else "wrong") if said else ""
-        row, percent = "bar" if state == "after" else "bar then", f"{100 * share:.0f}"
+        row, percent = "bar then" if state == BEFORE else "bar", f"{100 * share:.0f}"
         bars.append(
             f'<div class="{row}"><span class="{kind}">{text(names[i])}</span>'
             f'<i><b style="width:{percent}%"></b></i><em>{percent} %</em></div>'

@@ -25,7 +25,9 @@ from lora_lightning.tasks.classification_tables import (
     write_per_class,
 )
 from lora_lightning.tasks.predictions import Predictions
+from lora_lightning.tasks.reporting import BEFORE, bars_in_words
 from lora_lightning.tasks.scores import Score
+from lora_lightning.utils.plurals import counted
 
 MATRIX = 50  # classes up to which a confusion matrix is drawn
 BARS = 30  # classes with bars: those with the lowest F1
@@ -67,7 +69,7 @@ def write_report(outcome: Outcome, data: Any, folder: Path) -> list[str]:
         after, before = both_class_rates(found)
         header, rows = per_class_rows(outcome.names, after, before)
         write_per_class(folder / "per_class.csv", header, rows)
-        sections += [_classes(names, after, before, _listed(header, rows)), _reliability(found)]
+        sections += [_classes(names, found.now, after, before, _listed(header, rows)), _reliability(found)]
     for title, indices in chosen(found).items():
         sections.append(Section(title, cards(found, outcome.names, indices, data)))
     leave(folder, sections, _title(found))
@@ -92,7 +94,8 @@ def _lead(outcome: Outcome) -> str:
     found = outcome.predictions
     classes = "" if found.target == "number" else f" of {found.classes} classes"
     words = [
-        f"{len(found)} test pictures{classes}. In brackets, 95 % intervals by the bootstrap over pictures."
+        f"{counted(len(found), 'test picture')}{classes}.",
+        "In brackets, 95 % intervals by the bootstrap over pictures.",
     ]
     if found.before is not None:
         words.append(
@@ -115,23 +118,19 @@ def _of_source(source: Mapping[str, float]) -> str:
 
 def _numbers(outcome: Outcome) -> Section:
     """The scores, after and before."""
-    states = {"after": outcome.predictions}
-    if (before := outcome.predictions.as_before()) is not None:
-        states = {"before": before, "after": outcome.predictions}
+    states, now = outcome.predictions.states(), outcome.predictions.now
     values = {name: score_values(state) for name, state in states.items()}
     bounds = {name: score_intervals(state, RESAMPLES) for name, state in states.items()}
-    if outcome.predictions.temperature != 1 and "before" in states:  # to which none was fitted
-        values["before"]["ece_raw"] = values["before"].pop("ece")
-        bounds["before"]["ece_raw"] = bounds["before"].pop("ece")
+    if outcome.predictions.temperature != 1 and BEFORE in states:  # to which none was fitted
+        values[BEFORE]["ece_raw"] = values[BEFORE].pop("ece")
+        bounds[BEFORE]["ece_raw"] = bounds[BEFORE].pop("ece")
     rows = []
     for score in outcome.scores:
-        if score.name in values["after"]:
+        if score.name in values[now]:
             cells = [score.show(values[s].get(score.name), bounds[s].get(score.name)) for s in states]
             rows.append([score.label, *cells])
     if outcome.source:
-        share = {
-            state: outcome.source.get(name) for state, name in (("before", "source_off"), ("after", "source"))
-        }
+        share = {state: outcome.source.get("source_off" if state == BEFORE else "source") for state in states}
         cells = [Score(s, "").show(share[s]) for s in states]
         rows.append(["source domain, accuracy %", *cells])
     return Section("Scores on the test pictures", _lead(outcome) + table(["", *states], rows))
@@ -140,12 +139,10 @@ def _numbers(outcome: Outcome) -> Section:
 def _confusions(found: Predictions, names: Sequence[str]) -> Section:
     parts = []
     if found.classes <= MATRIX:
-        before = found.as_before()
-        states = {"after": found} if before is None else {"before": before, "after": found}
         side, margin = 26 if found.classes <= specs.WRITTEN else 14, 90
         figures = [
             f"<div><h3>{name}</h3>{_matrix(state, names, name, side * found.classes + margin)}</div>"
-            for name, state in states.items()
+            for name, state in found.states().items()
         ]
         parts.append('<p class="soft">Rows are true classes, columns predicted ones.</p>')
         parts.append(f'<div class="two">{"".join(figures)}</div>')
@@ -167,7 +164,9 @@ def _pairs(found: Predictions, names: Sequence[str]) -> list[tuple[str, str, str
     ]
 
 
-def _classes(names: Sequence[str], after: ClassRates, before: ClassRates | None, every: str) -> Section:
+def _classes(
+    names: Sequence[str], now: str, after: ClassRates, before: ClassRates | None, every: str
+) -> Section:
     """Bars, in the order of the classes; of many, those with the lowest F1, the lowest first; and all in
     numbers."""
     shown = {"precision": "precision %", "recall": "recall %"}
@@ -182,8 +181,7 @@ def _classes(names: Sequence[str], after: ClassRates, before: ClassRates | None,
         figures.append(chart(specs.bars(rows, "class", title), f"{title} of each class"))
     few = len(names) <= BARS
     title = "Classes" if few else f"The {len(order)} classes with the lowest F1"
-    note = "The bar is after training, the thin line its 95 % interval"
-    note += ", the red mark before." if before else "."
+    note = bars_in_words([BEFORE, now] if before else [now])
     return Section(title, f'<p class="soft">{note}</p><div class="two">{"".join(figures)}</div>{every}')
 
 
@@ -223,9 +221,7 @@ def _reliability(found: Predictions) -> Section:
 
 
 def _scatter(found: Predictions) -> Section:
-    before = found.as_before()
-    states = {} if before is None else {"before": before.predicted.numpy()}
-    states["after"] = found.predicted.numpy()
+    states = {state: one.predicted.numpy() for state, one in found.states().items()}
     figure = chart(specs.scatter(found.truths.numpy(), states), "predicted over true numbers", widest=520)
     return Section("Predicted and true", figure)
 

@@ -21,10 +21,10 @@ from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
 from lora_lightning.tasks.recognizer import Recognizer
 from lora_lightning.tasks.routing import report_together
 from lora_lightning.tasks.scores import Score
-from lora_lightning.tasks.speech_examples import examples_of
+from lora_lightning.tasks.speech_examples import confusion_of, examples_of
 from lora_lightning.tasks.speech_report import OFF, ON, report
 from lora_lightning.tasks.vocabulary import BLANK, VOCABULARY, Decoder, encode, greedy
-from lora_lightning.trainer.trackers.tracker import Example
+from lora_lightning.trainer.trackers.tracker import Confusion, Example
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import TEXT, listed
 from lora_lightning.utils.sharding import is_sharded
@@ -49,8 +49,8 @@ class SpeechRecognizer(Recognizer):
 
     Attributes:
         transcripts: what the last validation or test has heard, in the order of the data.
-        heard: the same of the last test, by the state of the model: "adapter off" and "adapter on"; "" where
-            it has no adapter, or is not asked without it.
+        heard: the same of the last test, by the state of the model: "adapter off" and "adapter on", or `now`
+            alone where it has no adapter or is not asked without it.
 
     Raises:
         ConfigError: one line for each bad option.
@@ -130,7 +130,7 @@ class SpeechRecognizer(Recognizer):
     def on_test_epoch_start(self) -> None:
         self.transcripts = []
         both = self.asks_before and is_injected(self) and not is_sharded(self)
-        self.heard = {OFF: [], ON: self.transcripts} if both else {"": self.transcripts}
+        self.heard = {OFF: [], ON: self.transcripts} if both else {self.now: self.transcripts}
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int) -> None:
         self._evaluate("val", batch)
@@ -180,6 +180,10 @@ class SpeechRecognizer(Recognizer):
             if heard:
                 found[score.name] = error_rate(heard, "word" if name == "wer" else "character")
         return found
+
+    def confusion(self) -> Confusion | None:
+        """Which words the last test heard as which, of those that it got wrong most often, for trackers."""
+        return confusion_of(self.transcripts) if self.heard else None
 
     def report(self, data: Any, folder: Path) -> list[str]:
         """Tables by accent, and report.html, of what the last test has heard; `data.test_set` has the

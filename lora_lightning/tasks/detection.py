@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,19 +11,24 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
+from lora_lightning.adapters.manage import adapters_off
+from lora_lightning.adapters.state import is_injected
 from lora_lightning.errors import ConfigError
 from lora_lightning.planning.heads import find_heads
 from lora_lightning.tasks.average_precision import AveragePrecision, scores_of
+from lora_lightning.tasks.detection_confusion import BACKGROUND, Detections, detections_of
 from lora_lightning.tasks.detection_examples import examples_of
 from lora_lightning.tasks.detection_pictures import log_to_wandb
-from lora_lightning.tasks.detection_report import write_report
+from lora_lightning.tasks.detection_report import Findings, write_report
 from lora_lightning.tasks.optim import configured
 from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
+from lora_lightning.tasks.reporting import BEFORE, Reporting
 from lora_lightning.tasks.scores import Score
 from lora_lightning.trainer.trackers.choice import tracker_of
-from lora_lightning.trainer.trackers.tracker import Example
+from lora_lightning.trainer.trackers.tracker import Confusion, Example
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import TEXT, above, at_least, between, is_number, is_whole, listed
+from lora_lightning.utils.sharding import is_sharded
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 LOGGED_PICTURES = 8
@@ -38,7 +43,7 @@ SCORES = (
 MASK_SCORES = (Score("mask_map", "mask mAP", 100), Score("mask_map_50", "mask AP50", 100))
 
 
-class ObjectDetector(L.LightningModule):
+class ObjectDetector(Reporting, L.LightningModule):
     """Trains `model` on batches of images and targets: two lists, an entry for each image.
 
     An image is (3, height, width) in [0, 1]. A target holds `boxes` (n, 4), x1 y1 x2 y2 in pixels, and
@@ -96,6 +101,8 @@ class ObjectDetector(L.LightningModule):
         self.scores = SCORES + MASK_SCORES * masks
         self.val_precision = AveragePrecision(masks, area_scale)
         self.test_precision = AveragePrecision(masks, area_scale, per_class=True)
+        self.before_precision = AveragePrecision(masks, area_scale)
+        self._tested: dict[str, Detections] = {}  # by the state of the model
         self._pictures: list[tuple[Tensor, dict[str, Any], dict[str, Tensor]]] = []
 
     def setup(self, stage: str) -> None:
@@ -130,7 +137,8 @@ class ObjectDetector(L.LightningModule):
             self._pictures += list(zip(images, targets, predictions, strict=True))[:room]
 
     def on_validation_epoch_end(self) -> None:
-        self._log_scores("val", self.val_precision)
+        self._log_scores("val", scores_of(self.val_precision.compute(), self.class_names))
+        self.val_precision.reset()
         for logger in self._wandb():
             pictures = self._pictures[: tracker_of(logger).allowed.examples]
             log_to_wandb(logger, "val/predictions", pictures, self.class_names, self.score_threshold)
@@ -139,16 +147,43 @@ class ObjectDetector(L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         images, targets = batch
         self.test_precision.update(self.model(images), targets)
+        if self._tests_before():
+            with adapters_off(self):
+                self.before_precision.update(self.model(images), targets)
+
+    def _tests_before(self) -> bool:
+        return self.asks_before and is_injected(self) and not is_sharded(self)
 
     def on_test_epoch_end(self) -> None:
-        self._log_scores("test", self.test_precision)
+        gathered = {BEFORE: self.before_precision} if self._tests_before() else {}
+        gathered[self.now] = self.test_precision
+        self._tested = {
+            state: detections_of(one, self.class_names, self.score_threshold)
+            for state, one in gathered.items()
+        }
+        self._log_scores("test", self._tested[self.now].scores)
 
-    def _log_scores(self, stage: str, precision: AveragePrecision) -> None:
+    def intervals(self) -> dict[str, tuple[float, float]]:
+        """The 95 % intervals of the last test's mAP and AP50 of boxes, by the bootstrap over images."""
+        return dict(self._tested[self.now].intervals) if self._tested else {}
+
+    def before(self) -> dict[str, Any]:
+        """Scores and intervals of the last test with the adapter off, for the head of the run's page; nothing
+        of a model that is not adapted."""
+        base = self._tested.get(BEFORE)
+        return {} if base is None else {"scores": base.scores, "intervals": base.intervals}
+
+    def _log_scores(self, stage: str, scores: Mapping[str, float]) -> None:
         """Every process has computed the same."""
-        scores = scores_of(precision.compute(), self.class_names)
-        precision.reset()
         for name, value in scores.items():
             self.log(f"{stage}/{name}", value, prog_bar=name == "map", sync_dist=True)
+
+    def confusion(self) -> Confusion | None:
+        """What objects and background of the last test were taken for, for trackers."""
+        if not self._tested:
+            return None
+        counts = self._tested[self.now].taken_for
+        return Confusion([*self.class_names, BACKGROUND], counts.tolist())
 
     def _wandb(self) -> list[WandbLogger]:
         if not self.trainer.is_global_zero or self.trainer.sanity_checking:
@@ -164,11 +199,13 @@ class ObjectDetector(L.LightningModule):
         picture has the truth beside what the model found before (if it is adapted) and after training, and
         each class its curve of precision by recall."""
         scale, masks = self.test_precision.area_scale, has_masks(self.model)
-        return write_report(self, data, self.class_names, self.score_threshold, folder, scale, masks)
+        findings = Findings(self.score_threshold, len(self.class_names), scale, masks)
+        matrices = {state: one.taken_for for state, one in self._tested.items()}
+        return write_report(self, data, self.class_names, findings, matrices, folder, self.now)
 
     def examples(self, data: L.LightningDataModule, most: int) -> list[Example]:
         """Test images with the truth and what was found before (if the model is adapted) and after."""
-        return examples_of(self, data, self.class_names, self.score_threshold, most)
+        return examples_of(self, data, self.class_names, self.score_threshold, most, self.now)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         layers = [self.model.get_submodule(name) for name in find_heads(self.model)]

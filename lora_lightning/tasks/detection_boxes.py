@@ -17,6 +17,7 @@ from lora_lightning.report.page import address_of, text
 from lora_lightning.report.pictures import WIDTH
 from lora_lightning.tasks.detection_pictures import MISSED, RIGHT, TRUTH, WRONG, Example, Picture, judge
 from lora_lightning.utils.libraries import loading
+from lora_lightning.utils.plurals import counted
 
 with loading("torchvision"):
     from torchvision.transforms.functional import to_pil_image
@@ -161,7 +162,7 @@ def _label(one: Shown, place: Rect) -> str:
 def _counted(boxes: Sequence[Shown], threshold: float) -> str:
     kinds = [one.kind for one in boxes if one.on(threshold)]
     if "truth" in kinds or not boxes:
-        return f"{len(kinds)} objects"
+        return counted(len(kinds), "object")
     return f"{kinds.count('right')} right, {kinds.count('wrong')} false, {kinds.count('missed')} missed"
 
 

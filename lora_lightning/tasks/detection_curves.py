@@ -10,6 +10,8 @@ import numpy as np
 from lora_lightning.report import specs
 from lora_lightning.report.charts import chart
 from lora_lightning.tasks.detection_pictures import Example, judge
+from lora_lightning.tasks.reporting import BEFORE, in_words
+from lora_lightning.utils.plurals import counted
 
 CLASSES, BARS = 12, 30  # of which there are curves, and bars
 Precisions = dict[str, np.ndarray]  # of each state: by IoU, recall and class
@@ -46,8 +48,8 @@ class Counts:
     def in_words(self, state: str, threshold: float) -> str:
         """`after training: 5 right, 1 false positives, 0 missed in 5 images`"""
         right, wrong, missed = self.at(state, threshold)
-        counted = f"{right} right, {wrong} false positives, {missed} missed in {self.images} images"
-        return f"{state} training: {counted}"
+        found = f"{right} right, {counted(wrong, 'false positive')}, {missed} missed"
+        return f"{in_words(state)}: {found} in {counted(self.images, 'image')}"
 
 
 def charts(precisions: Precisions, names: Sequence[str], objects: np.ndarray) -> tuple[str, str]:
@@ -66,7 +68,7 @@ def charts(precisions: Precisions, names: Sequence[str], objects: np.ndarray) ->
         {
             "class": names[i],
             title: values[last][n],
-            "before": values["before"][n] if len(values) > 1 else None,
+            "before": values[BEFORE][n] if len(values) > 1 else None,
         }
         for n, i in enumerate(shown)
     ]

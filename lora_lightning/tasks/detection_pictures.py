@@ -15,9 +15,10 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor, nn
 
 from lora_lightning.adapters.manage import adapters_off
-from lora_lightning.layers.registry import LoRALayer
+from lora_lightning.adapters.state import is_injected
 from lora_lightning.report.labels import placed
 from lora_lightning.report.pictures import WIDTH
+from lora_lightning.tasks.reporting import AFTER, BEFORE
 from lora_lightning.utils.libraries import loading
 
 with loading("torchvision"):
@@ -26,6 +27,7 @@ with loading("torchvision"):
 
 TRUTH, RIGHT, WRONG, MISSED = "#3d8bfd", "#2fbf4f", "#e8432e", "#f2c316"
 EXAMINED = 200  # test images that are looked at
+LETTERS = 15  # size of a label's letters in a picture
 MISSES = -math.inf  # the score of what found an object that nothing found
 Picture = Mapping[str, Any]  # boxes, labels and what belongs to them, of one image
 Box = tuple[Sequence[float], str, str]  # x1 y1 x2 y2, colour, caption
@@ -129,12 +131,12 @@ def drawn(
             picture.paste(Image.new("RGB", picture.size, colour), mask=shade)
     factor = width / picture.width
     picture = picture.resize((width, round(picture.height * factor)), Image.Resampling.BICUBIC)
-    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=11)
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(size=LETTERS)
     scaled = [[factor * v for v in box] for box, _, _ in boxes]
     for (x1, y1, x2, y2), (_, colour, _) in zip(scaled, boxes, strict=True):
         draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=colour, width=2)
     named = [(at, colour, caption) for at, (_, colour, caption) in zip(scaled, boxes, strict=True) if caption]
-    sizes = [(draw.textlength(caption, font) + 4, 14.0) for _, _, caption in named]
+    sizes = [(draw.textlength(caption, font) + 4, LETTERS + 3.0) for _, _, caption in named]
     places = placed([at for at, _, _ in named], sizes, *picture.size)
     for place, (_, colour, caption) in zip(places, named, strict=True):
         if place is not None:
@@ -143,17 +145,18 @@ def drawn(
     return picture
 
 
-def seen(model: nn.Module, data: L.LightningDataModule, most: int) -> Iterator[Example]:
+def seen(model: nn.Module, data: L.LightningDataModule, most: int, now: str = AFTER) -> Iterator[Example]:
     """The first test images, as they are seen before (if the model is adapted) and after training; afterwards
     the model is in the mode that it was in.
 
     Args:
         model: images -> predictions, with the trained weights; if it is adapted, the very module that was.
         most: images, and what more the last batch has.
+        now: the word for the model as it is.
     """
     device = next(model.parameters()).device
     modes = {name: module.training for name, module in model.named_modules()}
-    adapted = any(isinstance(module, LoRALayer) for module in model.modules())
+    states = (BEFORE, now) if is_injected(model) else (now,)
     data.setup("test")
     count = 0
     model.eval()
@@ -162,8 +165,8 @@ def seen(model: nn.Module, data: L.LightningDataModule, most: int) -> Iterator[E
             images, targets = data.on_after_batch_transfer(batch, 0)  # as a Trainer would
             inputs = [image.to(device) for image in images]
             found: dict[str, list[Picture]] = {}
-            for state in ("before", "after") if adapted else ("after",):
-                with adapters_off(model) if state == "before" else nullcontext(), torch.no_grad():
+            for state in states:
+                with adapters_off(model) if state == BEFORE else nullcontext(), torch.no_grad():
                     found[state] = [{n: t.cpu() for n, t in one.items()} for one in model(inputs)]
             for i, (image, truth) in enumerate(zip(images, targets, strict=True)):
                 yield Example(image, truth, {state: each[i] for state, each in found.items()})
@@ -176,10 +179,10 @@ def seen(model: nn.Module, data: L.LightningDataModule, most: int) -> Iterator[E
 
 
 def examined(
-    model: nn.Module, data: L.LightningDataModule, threshold: float, most: int = EXAMINED
+    model: nn.Module, data: L.LightningDataModule, threshold: float, most: int, now: str
 ) -> list[Example]:
     """The first test images with the predictions that count. Arguments as of `seen`."""
-    return [example.confident(threshold) for example in seen(model, data, most)]
+    return [example.confident(threshold) for example in seen(model, data, most, now)]
 
 
 def views_of(example: Example, names: Sequence[str]) -> dict[str, Image.Image]:

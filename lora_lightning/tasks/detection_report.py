@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import nn
 
-from lora_lightning.report import page
-from lora_lightning.report.charts import embedded
+from lora_lightning.report import page, specs
+from lora_lightning.report.charts import chart, embedded
 from lora_lightning.report.page import Section, leave, text
 from lora_lightning.report.pictures import key, sheet
 from lora_lightning.tasks.average_precision import AveragePrecision, class_precisions
+from lora_lightning.tasks.bootstrap import Array
 from lora_lightning.tasks.detection_boxes import MOST, row
+from lora_lightning.tasks.detection_confusion import BACKGROUND
 from lora_lightning.tasks.detection_curves import Counts, charts
 from lora_lightning.tasks.detection_pictures import (
     EXAMINED,
@@ -28,8 +30,11 @@ from lora_lightning.tasks.detection_pictures import (
     seen,
     views_of,
 )
+from lora_lightning.tasks.reporting import AFTER, in_words
+from lora_lightning.utils.plurals import counted
 
-SHOWN, ON_SHEET = 12, 6  # test images on the page by each order, in the sheet
+SHOWN, ON_SHEET = 12, 4  # test images on the page by each order, in the sheet
+MATRIX = 50  # classes up to which a confusion matrix is drawn
 LEAST = 0.05  # the lowest threshold of the slider
 STEPS = 100  # of thresholds from 0 to 1
 
@@ -38,10 +43,10 @@ def write_report(
     model: nn.Module,
     data: L.LightningDataModule,
     names: Sequence[str],
-    threshold: float,
+    found: Findings,
+    matrices: Mapping[str, Array],
     folder: Path,
-    area_scale: float = 1.0,
-    masks: bool = False,
+    now: str = AFTER,
 ) -> list[str]:
     """contact_sheet.png, the sections of the page, and one line to print.
 
@@ -49,14 +54,15 @@ def write_report(
         model: images -> predictions, with the trained weights; if it is adapted (the very module that
             was), it is also shown as it was before.
         names: of the classes.
-        threshold: the least score of a prediction that counts.
-        area_scale, masks: as of `AveragePrecision`.
+        found: of no image yet.
+        matrices: as `taken_for` has it, of the whole test, by the state of the model.
+        now: the word for the model as it is.
     """
-    found = Findings(threshold, len(names), area_scale, masks)
-    for example in seen(model, data, EXAMINED):
+    threshold = found.threshold
+    for example in seen(model, data, EXAMINED, now):
         found.add(example)
     counts, last = found.counts, found.states[-1]
-    sections = [_boxes(found, names), _precision(found, names)]
+    sections = [_boxes(found, names), *_confusions(matrices, names, threshold), _precision(found, names)]
     leave(folder, sections, "Detections")
     columns = [views_of(example.confident(threshold), names) for example in found.first[:ON_SHEET]]
     sheet(columns, LEGEND).save(folder / "contact_sheet.png")
@@ -72,6 +78,7 @@ class Findings:
     Args:
         threshold: the least score of a prediction that counts.
         classes: how many there are.
+        area_scale, masks: as of `AveragePrecision`.
     """
 
     def __init__(self, threshold: float, classes: int, area_scale: float, masks: bool) -> None:
@@ -120,8 +127,9 @@ def _boxes(found: Findings, names: Sequence[str]) -> Section:
     worst = [place for mistakes, place, _ in found.worst if mistakes]
     examples |= {place: example for _, place, example in found.worst}
     groups = {
-        f"The first {len(found.first)} test images": list(range(len(found.first))),
-        f"Of {found.counts.images} test images, those with the most mistakes after training": worst,
+        f"The first {counted(len(found.first), 'test image')}": list(range(len(found.first))),
+        f"Of {counted(found.counts.images, 'test image')}, those with the most mistakes "
+        f"{in_words(found.states[-1])}": worst,
     }
     parts = [
         f"<p>Shown are predictions with a score of at least {found.threshold:g} "
@@ -152,14 +160,35 @@ def _slider(found: Findings) -> str:
     for state in found.states:
         cells = "".join(f'<td class="number">{n}</td>' for n in counts.at(state, found.threshold))
         rows.append(f'<tr data-state="{state}"><td class="name">{state}</td>{cells}</tr>')
-    head = "".join(f'<th class="number">{name}</th>' for name in ("right", "false", "missed"))
+    head = f'<th class="name">{counted(counts.images, "image")}</th>'
+    head += "".join(f'<th class="number">{name}</th>' for name in ("right", "false", "missed"))
     return (
         f'<div class="threshold"><label hidden>score of at least <input type="range" min="{found.least:g}" '
         f'max="1" step="{1 / STEPS:g}" value="{found.threshold:g}"> <output>{found.threshold:g}</output>'
-        f'</label><table><tr><th class="name">{counts.images} images</th>{head}</tr>{"".join(rows)}</table>'
+        f"</label><table><tr>{head}</tr>{''.join(rows)}</table>"
         f'<script type="application/json">{embedded(steps)}</script></div>'
         f"<script>{page.SLIDER.read_text(encoding='utf-8')}</script>"
     )
+
+
+def _confusions(matrices: Mapping[str, Array], names: Sequence[str], threshold: float) -> list[Section]:
+    """What objects are taken for, of few classes; nothing before a test."""
+    if not matrices or len(names) > MATRIX:
+        return []
+    every = specs.apart([*names, BACKGROUND])
+    side = (26 if len(every) <= specs.WRITTEN else 14) * len(every) + 90
+    figures = []
+    for state, counts in matrices.items():
+        spec = specs.confusion(counts, every, "boxes")
+        drawn = chart(spec, f"confusion matrix of boxes, {state}", min(side, 8 * len(every) + 90), side)
+        figures.append(f"<div><h3>{state}</h3>{drawn}</div>")
+    note = (
+        f"Of all test images, predictions with a score of at least {threshold:g}, by the object that they "
+        "overlap by an IoU of at least 0.5, whatever its class. Rows are true classes, columns predicted "
+        f"ones: the row “{BACKGROUND}” is what was found where nothing is, the column what was missed."
+    )
+    html = f'<p class="soft">{note}</p><div class="two">{"".join(figures)}</div>'
+    return [Section("What is taken for what", html)]
 
 
 def _precision(found: Findings, names: Sequence[str]) -> Section:
@@ -170,8 +199,6 @@ def _precision(found: Findings, names: Sequence[str]) -> Section:
         bars, curves = charts(tables, names, found.objects)
         title = {"bbox": "<h3>Boxes</h3>", "segm": "<h3>Masks</h3>"}.get(kind, "")
         parts.append(f"{title}{bars}<h3>Precision by recall, IoU of at least 0.5</h3>{curves}")
-    before = (
-        " The bar is after training, the mark before, with the adapter off." if len(found.states) > 1 else ""
-    )
-    lead = f"<p>Of the first {found.counts.images} test images, as COCO counts.{before}</p>"
+    before = " The bar is after training, the mark before, with the adapter off." * (len(found.states) > 1)
+    lead = f"<p>Of the first {counted(found.counts.images, 'test image')}, as COCO counts.{before}</p>"
     return Section("Precision by class", lead + "".join(parts))

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.utils.data import DistributedSampler
 
 from lora_lightning.tasks.classification_losses import Target
+from lora_lightning.tasks.reporting import AFTER, BEFORE
 
 
 @dataclass
@@ -23,6 +24,7 @@ class Predictions:
         truths: (count,) class indices or numbers; (count, classes) zeros and ones.
         before: the same outputs with the adapter off; None where nothing is adapted.
         temperature: what divides the logits before they are made probabilities.
+        now: the word for the model that has said this, as of `Reporting`.
     """
 
     target: Target
@@ -30,6 +32,7 @@ class Predictions:
     truths: Tensor
     before: Tensor | None = None
     temperature: float = 1.0
+    now: str = AFTER
 
     def __len__(self) -> int:
         return len(self.truths)
@@ -60,7 +63,14 @@ class Predictions:
 
     def as_before(self) -> Predictions | None:
         """Those of the model with its adapter off, to which no temperature was fitted."""
-        return None if self.before is None else Predictions(self.target, self.before, self.truths)
+        if self.before is None:
+            return None
+        return Predictions(self.target, self.before, self.truths, now=BEFORE)
+
+    def states(self) -> dict[str, Predictions]:
+        """Those of before, if there are any, and these, by the words for them."""
+        before = self.as_before()
+        return {self.now: self} if before is None else {BEFORE: before, self.now: self}
 
 
 def probabilities(logits: Tensor, target: Target, temperature: float = 1.0) -> Tensor:

@@ -7,10 +7,11 @@ from abc import abstractmethod
 import lightning as L
 from torch import Tensor, nn
 
+from lora_lightning.tasks.reporting import Reporting
 from lora_lightning.tasks.scores import Score
 
 
-class Recognizer(L.LightningModule):
+class Recognizer(Reporting, L.LightningModule):
     """A Lightning module that transcribes.
 
     Attributes:
@@ -19,7 +20,6 @@ class Recognizer(L.LightningModule):
         kept: accents that are validated and tested beside those of the training data.
         scores: what the test counts by.
         aligns: whether forward gives outputs by which a text can be aligned.
-        asks_before: whether a test of an adapted model also hears everything with the adapter off.
     """
 
     model: nn.Module
@@ -30,7 +30,6 @@ class Recognizer(L.LightningModule):
         Score("cer", "CER %", best="min"),
     )
     aligns = True
-    asks_before = True
 
     @abstractmethod
     def transcribe(self, waves: Tensor, lengths: Tensor) -> list[str]:

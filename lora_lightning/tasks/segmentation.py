@@ -12,21 +12,25 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from PIL import Image
 from torch import Tensor, nn
 
+from lora_lightning.adapters.manage import adapters_off
+from lora_lightning.adapters.state import is_injected
 from lora_lightning.data.mask_pictures import class_colours
 from lora_lightning.errors import ConfigError
 from lora_lightning.planning.heads import find_heads
 from lora_lightning.tasks.confusion import Confusions, Segmentation, named_ious
 from lora_lightning.tasks.optim import configured
 from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
+from lora_lightning.tasks.reporting import BEFORE, Reporting
 from lora_lightning.tasks.scores import Score
 from lora_lightning.tasks.segmentation_examples import examples_of
 from lora_lightning.tasks.segmentation_maps import class_maps, dice_loss, logits_of, pixel_loss
 from lora_lightning.tasks.segmentation_pictures import log_to_wandb, tables_of
 from lora_lightning.tasks.segmentation_report import write_report
 from lora_lightning.trainer.trackers.choice import tracker_of
-from lora_lightning.trainer.trackers.tracker import Example
+from lora_lightning.trainer.trackers.tracker import Confusion, Example
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import TEXT, at_least, is_whole, listed, whole
+from lora_lightning.utils.sharding import is_sharded
 
 TrainingBatch = tuple[Tensor, Tensor, Tensor]
 Batch = tuple[list[Tensor], list[Tensor], list[int]]
@@ -34,7 +38,7 @@ LOGGED_PICTURES = 8
 PALETTE = listed("three numbers from 0 to 255 for each class", whole(at_least(0, below=256)))
 
 
-class SemanticSegmenter(L.LightningModule):
+class SemanticSegmenter(Reporting, L.LightningModule):
     """Trains `model` on pictures and masks, in which 255 is no class.
 
     A training batch is pictures (batch, 3, height, width), normalized, masks (batch, height, width) and the
@@ -95,7 +99,8 @@ class SemanticSegmenter(L.LightningModule):
             }
         )
         self._counted = Confusions(num_classes)
-        self._tested: Segmentation | None = None
+        self._counted_off = Confusions(num_classes)
+        self._tested: dict[str, Segmentation] = {}
         self._pictures: list[tuple[Image.Image, Tensor, Tensor]] = []
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -134,7 +139,7 @@ class SemanticSegmenter(L.LightningModule):
         return loss + self.dice_weight * dice_loss(logits, truth) if self.dice_weight else loss
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        found = self._count(batch)
+        found = self._count(batch, self._counted)
         if self._wandb() and (room := LOGGED_PICTURES - len(self._pictures)) > 0:
             _, masks, places = batch
             for place, truth, one in list(zip(places, masks, found, strict=True))[:room]:
@@ -142,13 +147,19 @@ class SemanticSegmenter(L.LightningModule):
                 self._pictures.append((picture, truth.cpu(), one.cpu()))
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._count(batch)
+        self._count(batch, self._counted)
+        if self._tests_before():
+            with adapters_off(self):
+                self._count(batch, self._counted_off)
 
-    def _count(self, batch: Batch) -> list[Tensor]:
+    def _tests_before(self) -> bool:
+        return self.asks_before and is_injected(self) and not is_sharded(self)
+
+    def _count(self, batch: Batch, counted: Confusions) -> list[Tensor]:
         pictures, masks, places = batch
         found = self.predicted(pictures, [mask.shape for mask in masks])
         for place, one, truth in zip(places, found, masks, strict=True):
-            self._counted.add(int(place), one, truth)
+            counted.add(int(place), one, truth)
         return found
 
     def on_validation_epoch_end(self) -> None:
@@ -159,8 +170,10 @@ class SemanticSegmenter(L.LightningModule):
         self._pictures.clear()
 
     def on_test_epoch_end(self) -> None:
-        self._tested = self._log_scores("test")
-        matrix = self._tested.matrix()
+        before = {BEFORE: self._counted_off.all()} if self._tests_before() else {}
+        self._counted_off.reset()
+        self._tested = {**before, self.now: self._log_scores("test")}
+        matrix = self._tested[self.now].matrix()
         self.log_dict(
             {f"test/{n}": v for n, v in named_ious(matrix, self.class_names).items()}, sync_dist=True
         )
@@ -175,22 +188,39 @@ class SemanticSegmenter(L.LightningModule):
 
     def intervals(self) -> dict[str, tuple[float, float]]:
         """Of the last test's scores, by the bootstrap over pictures."""
-        return self._tested.intervals() if self._tested else {}
+        return self._tested[self.now].intervals() if self._tested else {}
+
+    def before(self) -> dict[str, Any]:
+        """Scores and intervals of the last test with the adapter off, for the head of the run's page; nothing
+        of a model that is not adapted."""
+        base = self._tested.get(BEFORE)
+        return {} if base is None else {"scores": base.scores(), "intervals": base.intervals()}
 
     def tables(self) -> dict[str, Any]:
         """Of the last test, for loggers and the command line: header and rows of the classes, and of those
         that are taken for each other."""
-        return tables_of(self._tested, self.class_names) if self._tested else {}
+        return tables_of(self._tested[self.now], self.class_names) if self._tested else {}
+
+    def confusion(self) -> Confusion | None:
+        """What the pixels of the last test were taken for, for trackers."""
+        if not self._tested:
+            return None
+        return Confusion(self.class_names, self._tested[self.now].matrix().tolist())
 
     def report(self, data: L.LightningDataModule, folder: Path) -> list[str]:
         """Pictures of the test part in `folder`: contact_sheet.png and report.html, where each picture has
-        the truth beside what was found before (if the model is adapted) and after training."""
-        assert self._tested is not None  # a run has tested what it reports
+        the truth beside what was found before (if the model is adapted) and after training.
+
+        Returns:
+            Lines to print; none before a test.
+        """
+        if not self._tested:
+            return []
         return write_report(self, self.predicted, data, self._tested, self.class_names, self.colours, folder)
 
     def examples(self, data: L.LightningDataModule, most: int) -> list[Example]:
         """Test pictures with the truth and what was found before (if the model is adapted) and after."""
-        return examples_of(self, self.predicted, data, self.colours, most)
+        return examples_of(self, self.predicted, data, self.colours, most, self.now)
 
     def _wandb(self) -> list[WandbLogger]:
         if not self.trainer.is_global_zero or self.trainer.sanity_checking:

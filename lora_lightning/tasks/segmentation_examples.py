@@ -17,7 +17,7 @@ from lora_lightning.trainer.trackers.tracker import Example
 
 
 def examples_of(
-    model: nn.Module, predict: Predict, data: Any, colours: Sequence[Colour], most: int
+    model: nn.Module, predict: Predict, data: Any, colours: Sequence[Colour], most: int, now: str
 ) -> list[Example]:
     """The first test pictures.
 
@@ -26,9 +26,10 @@ def examples_of(
         data: shows its pictures by `show`.
         colours: of the classes.
         most: pictures.
+        now: the word for the model as it is.
     """
     examples = []
-    for one in islice(examined(model, predict, data), most):
+    for one in islice(examined(model, predict, data, now), most):
         name, picture = data.show("test", one.place)
         words = {state: f"{_right(found, one.truth):.0%} right" for state, found in one.found.items()}
         examples.append(Example(str(name), words, all_framed(views_of(one, picture, colours))))

@@ -15,11 +15,12 @@ from PIL import Image
 from torch import Tensor, nn
 
 from lora_lightning.adapters.manage import adapters_off
+from lora_lightning.adapters.state import is_injected
 from lora_lightning.data.mask_files import IGNORED
 from lora_lightning.data.mask_pictures import BLACK, Colour, overlay
-from lora_lightning.layers.registry import LoRALayer
 from lora_lightning.report.pictures import WIDTH
 from lora_lightning.tasks.confusion import Segmentation, ious
+from lora_lightning.tasks.reporting import AFTER, BEFORE
 
 WRONG: Colour = (232, 67, 46)
 EXAMINED = 200  # test pictures that are looked at
@@ -49,10 +50,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = mode
 
 
-def examined(model: nn.Module, predict: Predict, data: L.LightningDataModule) -> Iterator[Example]:
-    """The first test pictures, as they were seen before (if the model is adapted) and after training."""
+def examined(
+    model: nn.Module, predict: Predict, data: L.LightningDataModule, now: str = AFTER
+) -> Iterator[Example]:
+    """The first test pictures, as they were seen before (if the model is adapted) and are `now`."""
     device = next(model.parameters()).device
-    adapted = any(isinstance(module, LoRALayer) for module in model.modules())
+    states = (BEFORE, now) if is_injected(model) else (now,)
     data.setup("test")
     count = 0
     with evaluating(model):
@@ -60,8 +63,8 @@ def examined(model: nn.Module, predict: Predict, data: L.LightningDataModule) ->
             pictures, masks, places = data.on_after_batch_transfer(batch, 0)  # as a Trainer would
             inputs, sizes = [p.to(device) for p in pictures], [mask.shape for mask in masks]
             found = {}
-            for state in ("before", "after") if adapted else ("after",):
-                with adapters_off(model) if state == "before" else nullcontext():
+            for state in states:
+                with adapters_off(model) if state == BEFORE else nullcontext():
                     found[state] = predict(inputs, sizes)
             for i, (place, mask) in enumerate(zip(places, masks, strict=True)):
                 maps = {state: each[i].cpu().numpy() for state, each in found.items()}

@@ -18,7 +18,9 @@ from lora_lightning.report.charts import chart
 from lora_lightning.report.page import Section, image, leave, table, text
 from lora_lightning.report.pictures import WIDTH, key, sheet
 from lora_lightning.tasks.confusion import Confusions, Segmentation, ious
+from lora_lightning.tasks.reporting import bars_in_words, in_words
 from lora_lightning.tasks.segmentation_pictures import WRONG, Example, Predict, examined, tables_of, views_of
+from lora_lightning.utils.plurals import counted
 
 SHOWN, ON_SHEET = 12, 6  # test pictures on the page by each order, in the sheet
 MATRIX, BARS = 50, 30  # classes up to which a matrix is drawn, and with bars: those with the lowest IoU
@@ -30,7 +32,7 @@ def write_report(
     model: nn.Module,
     predict: Predict,
     data: Any,
-    tested: Segmentation,
+    tested: Judged,
     names: Sequence[str],
     colours: Sequence[Colour],
     folder: Path,
@@ -41,25 +43,26 @@ def write_report(
         model: what `predict` asks, with the trained weights; if it is adapted, it is also shown as it was
             before.
         data: shows its pictures by `show`, and gives lists of pictures, masks and places.
-        tested: of the whole test part, after training.
+        tested: of the whole test part.
         names, colours: of the classes.
     """
-    examples = list(examined(model, predict, data))
+    now = list(tested)[-1]
+    examples = list(examined(model, predict, data, now))
     judged = {state: _judged(examples, state, len(names)) for state in examples[0].found}
     legend = [(_css(colour), name) for name, colour in zip(names, colours, strict=True) if colour != BLACK]
     legend.append((_css(WRONG), "mistakes: another class than the truth"))
     apart = specs.apart(names)
     sections = [
-        _scores(judged, tested),
-        _classes(judged, tested, apart),
-        _confusions(judged, tested, apart),
+        _scores(tested),
+        _classes(tested, apart),
+        _confusions(tested, apart),
         _pictures(examples, judged, data, names, colours, key(legend)),
     ]
     leave(folder, sections, "Segmented pictures")
     pictures = [data.show("test", e.place)[1] for e in examples[:ON_SHEET]]
     columns = [views_of(e, p, colours) for e, p in zip(examples, pictures, strict=False)]
     sheet(columns, legend).save(folder / "contact_sheet.png")
-    return [*_lowest(tested, names), ""]
+    return [*_lowest(tested[now], names), ""]
 
 
 def _judged(examples: Sequence[Example], state: str, classes: int) -> Segmentation:
@@ -80,17 +83,14 @@ def _lowest(tested: Segmentation, names: Sequence[str]) -> list[str]:
     return [f"lowest IoU %: {', '.join(shown)}"] if len(each) > 1 else []
 
 
-def _scores(judged: Judged, tested: Segmentation) -> Section:
+def _scores(tested: Judged) -> Section:
     """Mean IoU and pixels, before and after."""
-    columns = {f"{state} training": one for state, one in judged.items()}
-    count = len(next(iter(judged.values())).pictures)
-    if count < len(tested.pictures):
-        columns[f"after training, all {len(tested.pictures)}"] = tested
     rows = []
     for name, title in (("miou", "mIoU %"), ("acc", "pixels right %")):
-        rows.append([title, *(_interval(one, name) for one in columns.values())])
-    lead = f"<p>{count} test pictures. In brackets, 95 % intervals by the bootstrap over pictures.</p>"
-    return Section("Scores on the test pictures", lead + table(["", *columns], rows))
+        rows.append([title, *(_interval(one, name) for one in tested.values())])
+    count = len(list(tested.values())[-1].pictures)
+    lead = f"{counted(count, 'test picture')}. In brackets, 95 % intervals by the bootstrap over pictures."
+    return Section("Scores on the test pictures", f"<p>{lead}</p>" + table(["", *tested], rows))
 
 
 def _interval(one: Segmentation, name: str) -> str:
@@ -98,11 +98,11 @@ def _interval(one: Segmentation, name: str) -> str:
     return f"{100 * one.scores()[name]:.1f} ({100 * low:.1f}–{100 * high:.1f})"
 
 
-def _classes(judged: Judged, tested: Segmentation, names: Sequence[str]) -> Section:
+def _classes(tested: Judged, names: Sequence[str]) -> Section:
     """Bars of IoU in the order of the classes; of many, those with the lowest; and all in numbers."""
-    now, states = list(judged.values())[-1], list(judged)
+    now, states = list(tested.values())[-1], list(tested)
     values, bounds = ious(now.matrix()), now.class_intervals()
-    before = ious(judged[states[0]].matrix()) if len(states) > 1 else np.full(len(names), np.nan)
+    before = ious(tested[states[0]].matrix()) if len(states) > 1 else np.full(len(names), np.nan)
     known = np.flatnonzero(~np.isnan(values))
     order = np.sort(known[np.argsort(values[known], kind="stable")][:BARS])
     rows = [
@@ -115,19 +115,18 @@ def _classes(judged: Judged, tested: Segmentation, names: Sequence[str]) -> Sect
         }
         for i in order
     ]
-    note = "The bar is after training, the thin line its 95 % interval"
-    note += ", the red mark before." if len(states) > 1 else "."
+    note = bars_in_words(states)
     if len(known) > BARS:
         note += f" The {BARS} classes with the lowest IoU."
     figure = chart(specs.bars(rows, "class", "IoU %"), "intersection over union of each class", widest=640)
-    header, cells = tables_of(tested, names)["per_class"]
+    header, cells = tables_of(now, names)["per_class"]
     every = table(*_in_percent(header, cells, 1))
-    title = f"All classes in numbers, over all {len(tested.pictures)} test pictures"
+    title = f"All classes in numbers, of {counted(len(now.pictures), 'test picture')}"
     folded = f"<details><summary>{title}</summary>{every}</details>"
     return Section("Classes", f'<p class="soft">{note}</p>{figure}{folded}')
 
 
-def _confusions(judged: Judged, tested: Segmentation, names: Sequence[str]) -> Section:
+def _confusions(tested: Judged, names: Sequence[str]) -> Section:
     parts = []
     if len(names) <= MATRIX:
         side = (26 if len(names) <= specs.WRITTEN else 14) * len(names) + 90
@@ -140,11 +139,11 @@ def _confusions(judged: Judged, tested: Segmentation, names: Sequence[str]) -> S
                 side,
             )
             + "</div>"
-            for state, one in judged.items()
+            for state, one in tested.items()
         ]
         parts.append('<p class="soft">Rows are true classes, columns found ones; % of the true pixels.</p>')
         parts.append(f'<div class="two">{"".join(figures)}</div>')
-    if "confused" in (tables := tables_of(tested, names)):
+    if "confused" in (tables := tables_of(list(tested.values())[-1], names)):
         parts.append(f"<h3>Confused most</h3>{table(*_in_percent(*tables['confused'], 2))}")
     return Section("What is taken for what", "".join(parts))
 
@@ -157,11 +156,13 @@ def _pictures(
     colours: Sequence[Colour],
     legend: str,
 ) -> Section:
-    now = list(judged.values())[-1]
+    state, now = list(judged.items())[-1]
     worst = sorted(examples, key=lambda e: now.picture_miou(e.place))
     groups = {
-        f"The first {min(SHOWN, len(examples))} test pictures": examples[:SHOWN],
-        f"Of {len(examples)} test pictures, those with the lowest mIoU after training": worst[:SHOWN],
+        f"The first {counted(min(SHOWN, len(examples)), 'test picture')}": examples[:SHOWN],
+        f"Of {counted(len(examples), 'test picture')}, those with the lowest mIoU {in_words(state)}": worst[
+            :SHOWN
+        ],
     }
     parts = [legend]
     for title, shown in groups.items():

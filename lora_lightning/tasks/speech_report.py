@@ -16,6 +16,7 @@ from lora_lightning.tasks.error_rates import Transcript, confusions, count_error
 from lora_lightning.tasks.recognizer import Recognizer
 from lora_lightning.tasks.speech_sounds import Sounds, aligned, spectrogram
 from lora_lightning.tasks.speech_words import as_html, compared
+from lora_lightning.utils.plurals import counted
 from lora_lightning.utils.tables import format_table
 
 BATCH_SECONDS = 120.0  # padding counted
@@ -76,7 +77,7 @@ def _now(heard: Heard) -> Sequence[Transcript]:
 def by_accent(heard: Heard, accents: Sequence[str]) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """Header and rows of a table of error rates with intervals, one row an accent."""
     header = ["accent", "utterances"]
-    header += [f"{rate} %, {state}".rstrip(", ") for rate in ("WER", "CER") for state in heard]
+    header += [f"{rate} %, {state}" for rate in ("WER", "CER") for state in heard]
     rows: list[tuple[str, ...]] = []
     for accent in accents:
         parts = [[t for t in one if t.accent == accent] for one in heard.values()]
@@ -103,19 +104,19 @@ def rate_rows(heard: Heard, name: str, shown: Mapping[str, Sequence[int]]) -> li
         for state, transcripts in heard.items():
             rate, low, high = error_rate([transcripts[i] for i in places])
             values = {"WER %": 100 * rate, "low": 100 * low, "high": 100 * high}
-            rows.append({name: group, "state": state or "now", **values})
+            rows.append({name: group, "state": state, **values})
     return rows
 
 
 def rates(heard: Heard, name: str, shown: Mapping[str, Sequence[int]], colours: Mapping[str, str]) -> str:
     """WER of groups of utterances with intervals, as a chart."""
     spec = specs.grouped(rate_rows(heard, name, shown), name, "state", "WER %", colours)
-    return chart(spec, f"word error rate by {name}, with intervals", widest=760)
+    return chart(spec, f"word error rate by {name}, with intervals")
 
 
 def colours_of(heard: Heard) -> Mapping[str, str]:
-    """Of the adapter's states."""
-    return COLOURS if OFF in heard else {"now": specs.STATES["after"]}
+    """Of the model's states."""
+    return COLOURS if OFF in heard else {state: specs.STATES[state] for state in heard}
 
 
 def _accents(heard: Heard, kept: Sequence[str]) -> Section:
@@ -144,7 +145,7 @@ def _speakers(heard: Heard, accents: Sequence[str]) -> Section:
     most = sorted(found, key=lambda name: -len(found[name]))[:SPEAKERS]
     shown = {name: places for name, places in found.items() if name in most}
     note = f"The {SPEAKERS} with the most utterances." if len(found) > SPEAKERS else ""
-    header = ("speaker", "utterances", *(f"WER %, {state}".rstrip(", ") for state in heard))
+    header = ("speaker", "utterances", *(f"WER %, {state}" for state in heard))
     rows = [
         (name, str(len(places)), *(percent([one[i] for i in places]) for one in heard.values()))
         for name, places in list(found.items())[:ROWS]
@@ -163,9 +164,14 @@ def _words(heard: Heard, accents: Sequence[str]) -> Section:
             (said or "–", other or "–", *(str(one[said, other]) for one in counts.values()))
             for (said, other), _ in now.most_common(CONFUSED)
         ]
-        header = ("said", "heard", *(state or "times" for state in heard))
+        header = ("said", "heard", *(f"times, {state}" for state in heard))
+        half = len(rows) if len(accents) > 1 else -(-len(rows) // 2)  # of one alone, two tables side by side
         if rows:
-            parts.append(f"<div><h3>{text(accent or 'unknown accent')}</h3>{table(header, rows, 2)}</div>")
+            parts.append(
+                f"<div><h3>{text(accent or 'unknown accent')}</h3>{table(header, rows[:half], 2)}</div>"
+            )
+        if rows[half:]:
+            parts.append(f"<div><h3>and less often</h3>{table(header, rows[half:], 2)}</div>")
     found = f'<div class="two">{"".join(parts)}</div>' if parts else "<p>None.</p>"
     return Section("Words heard as others", found)
 
@@ -213,7 +219,7 @@ def worst(
     )
     return [
         Section(
-            f"{name}: the worst {len(places)} of {count} utterances",
+            f"{name}: the worst {len(places)} of {counted(count, 'utterance')}",
             f'{lead}<div class="utterances">{"".join(cards)}</div>',
         )
     ]
@@ -227,10 +233,10 @@ def _card(task: Recognizer, utterance: Utterance, heard: Mapping[str, Transcript
     for state, one in heard.items():
         pairs = compared(one.reference, one.hypothesis)
         wrong, said = sum(p.kind != "right" for p in pairs), len(one.reference.split())
-        parts.append(f'<p class="soft">{text(state or "heard")}: {_errors(wrong, said)}</p>')
+        parts.append(f'<p class="soft">{text(state)}: {_errors(wrong, said)}</p>')
         parts.append(as_html(pairs))
     return f'<article class="utterance">{"".join(parts)}</article>'
 
 
 def _errors(wrong: int, said: int) -> str:
-    return f"{wrong} error{'s' * (wrong != 1)} in {said} word{'s' * (said != 1)}"
+    return f"{counted(wrong, 'error')} in {counted(said, 'word')}"

@@ -45,12 +45,12 @@ def test_what_stands_on_the_page_of_a_run(tmp_path):
 
 def test_a_base_that_is_only_tested_is_not_said_to_be_adapted(tmp_path):
     page = write(run(tmp_path / "run", method="none", compare=[])).read_text()
-    assert "<b>40.0 %</b> <small>(36.0–44.0)</small>" in page
-    assert '<th scope="row">tested</th><td>vit</td>' in page and '<th scope="row">on</th>' in page
+    assert "<b>40.0 %</b> <small>the base (36.0–44.0)</small>" in page
+    assert '<th scope="row">tested</th><td role="cell">vit</td>' in page and '<th scope="row">on</th>' in page
     assert (
         "by before" not in page
         and "Nothing was trained" in page
-        and '<th scope="row">seed</th><td>0</td>' in page
+        and '<th scope="row">seed</th><td role="cell">0</td>' in page
     )
 
 
@@ -63,8 +63,11 @@ def test_curves_are_of_every_method_and_layers_of_every_epoch(tmp_path):
     assert list(zip(heat["layer"], heat["epoch"], heat["effective rank"]))[:4] == [
         (LAYERS[0], 1, 3), (LAYERS[0], 2, 3.1), (LAYERS[0], 3, 3.2), (LAYERS[1], 1, 4),
     ]  # fmt: skip
-    bars = next(c for c in columns if "change %" in c)
+    bars, others = (c for c in columns if "change %" in c)
     assert bars["layer"] == list(reversed(LAYERS)) and bars["change %"] == [30, 20, 10]
+    assert others["layer"] == ["head.weight", "norm.weight"], (
+        "which change far more, and are no layers with updates"
+    )
 
 
 def test_a_run_that_has_not_ended_says_so(tmp_path):

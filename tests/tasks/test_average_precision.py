@@ -10,10 +10,13 @@ import numpy as np
 import pycocotools.coco
 import pycocotools.cocoeval
 import pytest
+import torch
 from pycocotools import mask as rle
 
 from lora_lightning.app.predict_detection import coco_results
+from lora_lightning.tasks import detection_bootstrap
 from lora_lightning.tasks.average_precision import AveragePrecision, scores_of
+from lora_lightning.tasks.detection_bootstrap import matches_of, means_of, precision_intervals
 from tests.tasks.frozen_detections import CLASSES, HEIGHT, WIDTH, frozen
 
 NAMES = [f"class {n}" for n in range(1, CLASSES + 1)]
@@ -99,3 +102,46 @@ def test_crowds_are_ignored_not_missed(ours):
     precision = AveragePrecision()
     precision.update(predictions, [{k: v for k, v in t.items() if k != "iscrowd"} for t in targets])
     assert abs(float(precision.compute()["map"]) - ours["map"]) > 0.01
+
+
+def resampled(order: np.ndarray, **options: bool) -> AveragePrecision:
+    """The frozen images in this order, each as an image of its own; no two scores are the same."""
+    targets, predictions = frozen()
+    precision = AveragePrecision(**options)
+    for i, one in enumerate(predictions):
+        one["scores"] = one["scores"] + 1e-6 * torch.arange(len(one["scores"])) + 1e-4 * i
+    precision.update(
+        [predictions[i] for i in order],
+        [{k: v for k, v in targets[i].items() if k != "image_id"} for i in order],
+    )
+    return precision
+
+
+def test_images_drawn_again_are_scored_as_coco_scores_them(monkeypatch):
+    """Crowds among them; each as often as it is drawn, in blocks of any size."""
+    count = len(frozen()[0])
+    precision = resampled(np.arange(count))
+    precision.compute()
+    matched = matches_of(precision)
+    draws = np.random.default_rng(0).integers(count, size=(3, count))
+    counts = np.stack([np.ones(count), *(np.bincount(one, minlength=count) for one in draws)])
+    found = means_of(matched, counts.astype(np.float32))
+    wanted = [resampled(np.sort(one)).compute() for one in (np.arange(count), *draws)]
+    assert found.tolist() == [
+        [pytest.approx(float(one[name]), abs=1e-6) for name in ("map", "map_50")] for one in wanted
+    ]
+    monkeypatch.setattr(detection_bootstrap, "BLOCK", 1)
+    assert np.allclose(means_of(matched, counts.astype(np.float32)), found, atol=1e-12)
+
+
+def test_intervals_of_precision(ours, monkeypatch):
+    precision = resampled(np.arange(len(frozen()[0])), masks=True)
+    precision.compute()
+    found = precision_intervals(precision, 200)
+    assert found.keys() == {"map", "map_50"}
+    for name, (low, high) in found.items():
+        assert low < ours[name] < high and 0.01 < high - low < 0.5
+    assert precision_intervals(precision, 200) == found, "the same draws"
+    monkeypatch.setattr(detection_bootstrap, "WORK", 100)
+    assert precision_intervals(precision) == {}, "of which it would take minutes"
+    assert precision_intervals(AveragePrecision()) == {}

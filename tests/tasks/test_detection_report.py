@@ -18,7 +18,7 @@ from lora_lightning.tasks.detection_boxes import boxes_of, row
 from lora_lightning.tasks.detection_curves import Counts, corners
 from lora_lightning.tasks.detection_examples import _example
 from lora_lightning.tasks.detection_pictures import MISSED, RIGHT, TRUTH, WRONG, Example, confident, judge
-from lora_lightning.tasks.detection_report import write_report
+from lora_lightning.tasks.detection_report import Findings, write_report
 
 NASTY = '</script><b x="1">&'
 NAMES = ["disc", f"box{NASTY}", "a very long name of a class", "never"]
@@ -187,7 +187,8 @@ def written(folder, count=14, masks=False):
         test_dataloader=lambda: batches,
         on_after_batch_transfer=lambda batch, _: batch,
     )
-    return write_report(Told(examples), data, NAMES, 0.4, folder, masks=masks), examples
+    findings = Findings(0.4, len(NAMES), 1.0, masks)
+    return write_report(Told(examples), data, NAMES, findings, {}, folder), examples
 
 
 def test_the_page_names_its_threshold_and_counts_at_each(tmp_path):

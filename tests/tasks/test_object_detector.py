@@ -186,6 +186,13 @@ def test_the_report_shows_truth_before_and_after(detector, tmp_path):
     lora = ll.LoRACallback(rank=4, target_modules=["body"], verbose=False)
     fitter = trainer(max_epochs=40, callbacks=[lora])
     fitter.fit(detector, datamodule=Scenes())
+    assert "taken for what" not in str(detector.report(Scenes(), tmp_path)) and not detector.confusion()
+    (scores,) = fitter.test(detector, Scenes().loader(), verbose=False)
+    before, intervals = detector.before(), detector.intervals()
+    assert before["scores"]["map"] == 0 and before["intervals"]["map"] == (0, 0)
+    assert intervals.keys() == {"map", "map_50"} and intervals["map"][0] <= scores["test/map"]
+    assert detector.confusion().names == [*NAMES, "background"]
+    assert detector.confusion().counts == [[5, 0, 0], [0, 0, 0], [0, 0, 0]]
     lines = detector.report(Scenes(), tmp_path)
     page = "".join(section.html for section in left(tmp_path)[1])
     assert all(page.count(f"<figcaption>{s}</figcaption>") == 5 for s in ("truth", "before", "after"))
@@ -193,9 +200,27 @@ def test_the_report_shows_truth_before_and_after(detector, tmp_path):
     counted = {s: [*map(int, n)] for s, *n in re.findall(COUNTS, page)}
     assert counted == {"before": [0, 5, 5], "after": [5, 0, 0]}  # right, false, missed
     assert "a score of at least 0.5" in page
+    titles = [section.title for section in left(tmp_path)[1]]
+    assert titles == ["Boxes in test images", "What is taken for what", "Precision by class"]
+    assert page.count("confusion matrix of boxes") == 4, "before and after, each in a label and a text"
     assert lines[0].startswith("after training: 5 right, 0 false positives, 0 missed in 5 images")
     assert (tmp_path / "contact_sheet.png").stat().st_size > 1000
     assert detector.model.training, "as it was"
+
+
+def test_a_base_is_not_said_to_be_trained(detector, tmp_path):
+    detector.now = "base"
+    trainer().test(detector, Scenes().loader(), verbose=False)
+    assert detector.before() == {}
+    lines = detector.report(Scenes(), tmp_path)
+    page = "".join(section.title + section.html for section in left(tmp_path)[1])
+    assert lines[0].startswith("of the base: ") and "5 images" in lines[0]
+    assert (
+        ">after<" not in page
+        and "after training" not in page
+        and page.count("<figcaption>base</figcaption>") == 10
+    )
+    assert [one.words["base"] for one in detector.examples(Scenes(), 2)] == ["0 right, 1 wrong, 1 missed"] * 2
 
 
 def test_wandb_gets_boxes_in_its_own_format(detector, tmp_path, monkeypatch):

@@ -192,6 +192,9 @@ def test_it_learns_logs_and_reports(segmenter, data, tmp_path):
     assert sum(row[2] for row in pairs) == pytest.approx(1 - test["test/acc"], abs=1e-6)
     lines = segmenter.report(data, tmp_path)
     assert lines[0].startswith("lowest IoU %: ")
+    before = segmenter.before()
+    assert before["scores"]["miou"] < test["test/miou"] and before["intervals"]["miou"][1] < 0.9
+    assert segmenter.confusion().names == NAMES
     sections = left(tmp_path)[1]
     assert [s.title for s in sections] == [
         "Scores on the test pictures", "Classes", "What is taken for what", "Masks in test pictures",
@@ -199,21 +202,33 @@ def test_it_learns_logs_and_reports(segmenter, data, tmp_path):
     page = "".join(section.html for section in sections)
     for words in ("picture", "truth", "before", "after", "mistakes"):
         assert page.count(f"<figcaption>{words}</figcaption>") == 2 * 4
-    assert page.count("<img") == 2 * 4 * 5 and "before training" in page and "Confused most" in page
+    assert page.count("<img") == 2 * 4 * 5 and ">before</th>" in page and "Confused most" in page
     assert re.search(r'alt="[^"]+, after: ground \d+ %', page), (
         "what a mask shows, for those who cannot see it"
     )
     specs = [json.loads(s) for s in re.findall(r'json">(.*?)</script>', page)]
-    bars, before, after = (spec["data"]["columns"] for spec in specs)
+    bars, off, after = (spec["data"]["columns"] for spec in specs)
     assert bars["class"] == NAMES
     assert bars["IoU %"] == pytest.approx([100 * test[f"test/iou/{name}"] for name in NAMES], abs=1e-3)
     assert all(a <= b <= c for a, b, c in zip(bars["low"], bars["IoU %"], bars["high"], strict=True))
-    assert sum(before["pixels"]) == sum(after["pixels"]) == int(segmenter._tested.matrix().sum())
+    assert sum(off["pixels"]) == sum(after["pixels"]) == sum(map(sum, segmenter.confusion().counts))
     with Image.open(tmp_path / "contact_sheet.png") as sheet:
         assert sheet.width > 4 * 288 and sheet.height > 5 * 200
     assert segmenter.model.training and not segmenter.model.body[1].training, (
         "as they were: the norm is frozen"
     )
+
+
+def test_a_base_is_not_said_to_be_trained(segmenter, data, tmp_path):
+    segmenter.now = "base"
+    assert (
+        segmenter.report(data, tmp_path) == [] and segmenter.confusion() is None and segmenter.before() == {}
+    )
+    trainer().test(segmenter, datamodule=data, verbose=False)
+    segmenter.report(data, tmp_path)
+    page = "".join(section.title + section.html for section in left(tmp_path)[1])
+    assert not re.search(">(after|before)<|after training", page) and "<figcaption>base</figcaption>" in page
+    assert list(segmenter.examples(data, 1)[0].words) == ["base"] and segmenter.before() == {}
 
 
 def test_a_model_that_gives_logits_alone_and_head_lr(data):

@@ -24,6 +24,7 @@ from lora_lightning.models.ctc import conformer_ctc
 from lora_lightning.report.page import PAGE_FILE, left
 from lora_lightning.tasks.ctc import SpeechRecognizer
 from lora_lightning.tasks.error_rates import Transcript, count_errors, error_rate
+from lora_lightning.tasks.speech_examples import confusion_of
 from lora_lightning.tasks.speech_report import OFF, ON, _errors, in_order, rate_rows, transcribe_all
 from lora_lightning.tasks.speech_sounds import Sounds, spectrogram, words_of
 from lora_lightning.tasks.speech_words import as_html, compared
@@ -133,7 +134,7 @@ def test_the_report_hears_nothing_again(tmp_path: Path) -> None:
     task.asks_before = False
     heard.clear()
     heard_by(task, sounds, tmp_path)
-    assert heard == [4] * 3 and task.before() == {} and set(task.heard) == {""}
+    assert heard == [4] * 3 and task.before() == {} and set(task.heard) == {"after"}
 
 
 def test_the_target_comes_first_and_the_source_with_the_adapter_off(tmp_path: Path) -> None:
@@ -160,6 +161,41 @@ def test_the_target_comes_first_and_the_source_with_the_adapter_off(tmp_path: Pa
     assert accents["accent"] == ["scottish", "scottish", "us (kept)", "us (kept)"]
     assert accents["state"] == [OFF, ON] * 2
     assert (tmp_path / PAGE_FILE).stat().st_size < 3e6
+
+
+def test_a_base_is_not_said_to_be_trained(tmp_path: Path) -> None:
+    task = SpeechRecognizer(conformer_ctc(LETTERS, width=32), LETTERS, kept=["us"])
+    task.now = "base"
+    heard_by(task, noises(), tmp_path)
+    lines = task.report(SimpleNamespace(test_set=noises()), tmp_path)
+    assert "WER %, base" in lines[0] and task.before() == {}
+    page = "".join(section.title + section.html for section in left(tmp_path)[1])
+    assert "after" not in page and "adapter" not in page and '<p class="soft">base: ' in page
+    (one,) = task.examples(SimpleNamespace(test_set=noises()), 1)
+    assert "heard, base" in one.words
+
+
+def test_words_that_are_heard_as_others_are_counted() -> None:
+    pairs = [
+        ("the hot bath", "the hat bath"),
+        ("the hot bath", "the hat"),
+        ("a hat", "a hat oh"),
+        ("a b c d", "a"),
+    ]
+    found = confusion_of([Transcript("", "", "", *pair) for pair in pairs], most=3)
+    assert found.names == ["b", "hat", "hot", "(other words)", "(nothing)"] or found.names[:2] == [
+        "bath",
+        "hat",
+    ]
+    counts = {
+        (t, p): found.counts[i][j] for i, t in enumerate(found.names) for j, p in enumerate(found.names)
+    }
+    assert (
+        counts["hot", "hat"] == 2
+        and counts["hat", "hat"] == 1
+        and counts["(other words)", "(other words)"] >= 4
+    )
+    assert sum(map(sum, found.counts)) == 3 + 3 + 3 + 4
 
 
 def test_errors_are_counted_in_words() -> None:

@@ -51,7 +51,7 @@ class CometTracker(Tracker):
         if len(found.names) > CLASSES:
             return super().confusion(name, found)
         self.logger.experiment.log_confusion_matrix(
-            y_true=list(found.truths), y_predicted=list(found.predicted), labels=list(found.names),
+            matrix=[list(row) for row in found.counts], labels=list(found.names),
             title=name, file_name=f"{name.replace('/', '_')}.json",
         )  # fmt: skip
         return None

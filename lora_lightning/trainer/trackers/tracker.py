@@ -53,23 +53,19 @@ class Example:
 
 @dataclass(frozen=True)
 class Confusion:
-    """True and predicted classes of a part of the data.
+    """What was taken for what in a part of the data.
 
     Attributes:
         names: of the classes.
-        truths, predicted: indices, one of each sample.
+        counts: of each true class, a row, how often it was taken for each, a column.
     """
 
     names: Sequence[str]
-    truths: Sequence[int]
-    predicted: Sequence[int]
+    counts: Sequence[Sequence[int]]
 
     def table(self) -> tuple[list[str], list[list[Any]]]:
-        """Header and rows: how many samples of each class were taken for which."""
-        counts = [[0] * len(self.names) for _ in self.names]
-        for truth, predicted in zip(self.truths, self.predicted, strict=True):
-            counts[truth][predicted] += 1
-        rows = [[name, *row] for name, row in zip(self.names, counts, strict=True)]
+        """Header and rows."""
+        rows = [[name, *row] for name, row in zip(self.names, self.counts, strict=True)]
         return ["true \\ predicted", *self.names], rows
 
 

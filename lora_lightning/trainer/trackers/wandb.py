@@ -37,10 +37,20 @@ class WandbTracker(Tracker):
     def confusion(self, name: str, found: Confusion) -> None:
         if len(found.names) > CLASSES:
             return super().confusion(name, found)
-        matrix = importlib.import_module("wandb").plot.confusion_matrix(
-            y_true=list(found.truths), preds=list(found.predicted), class_names=list(found.names), title=name
+        wandb = importlib.import_module("wandb")
+        cells = [
+            [true, said, count]
+            for true, row in zip(found.names, found.counts, strict=True)
+            for said, count in zip(found.names, row, strict=True)
+        ]
+        columns = ["Actual", "Predicted", "nPredictions"]  # of W&B's own chart, which counts samples itself
+        chart = wandb.plot_table(
+            "wandb/confusion_matrix/v1",
+            wandb.Table(columns, cells),
+            {column: column for column in columns},
+            {"title": name},
         )
-        self.logger.experiment.log({name: matrix})
+        self.logger.experiment.log({name: chart})
         return None
 
     def summary(self, values: Mapping[str, float]) -> None:
