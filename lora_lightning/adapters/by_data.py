@@ -115,8 +115,9 @@ def _refuse_unfit(model: nn.Module, config: LoRAConfig, layers: list[LayerPlan],
                 layer.name
             )
     if reasons:
-        remedy = "name them in exclude_modules"
-        remedy += "" if config.init in BY_DATA else ", or give them ranks in rank_pattern"
+        remedy = "name them in exclude_modules" + (
+            "" if config.init in BY_DATA else ", or give them ranks in rank_pattern"
+        )
         raise ConfigError([
             f"{config.by_data}: {truncate_list(names)} {told}: {remedy}." for told, names in reasons.items()
         ])  # fmt: skip

@@ -165,8 +165,8 @@ def _options(method: str, rank: int | None, density: float | None) -> list[str]:
         )
     if method in DENSE and not (isinstance(density, (int, float)) and 0 < density <= 1):
         problems.append(
-            f"density={density!r}: {method} needs the fraction of entries that stay, above 0 and at most 1; "
-            "0.2 is usual for TIES, 0.1 to 0.5 for DARE."
+            f"density={density!r}: {method} drops entries: give the fraction that stays, above 0 and "
+            "at most 1; 0.2 is usual for TIES, 0.1 to 0.5 for DARE."
         )
     if method not in DENSE and density is not None:
         problems.append(f"density={density!r}: {method} drops no entries; leave it out.")

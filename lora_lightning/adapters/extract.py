@@ -83,7 +83,7 @@ def extract(
     kept = [one for one in layers if one.told.rank]
     changed = _changed(base, twin.model, everything)
     if not kept and not changed:
-        raise ConfigError([f"{where}: nothing in it differs from the base."])
+        raise ConfigError([f"{where}: nothing in it differs from the base. Give fine-tuned weights."])
     config, planned = _planned(twin.model, everything, begun, changed, [one.planned for one in kept], where)
     for name in twin.resized:
         resize(base, name, tuple(named_parameters(twin.model)[name].shape))
@@ -114,7 +114,10 @@ def _extracted(
         return None
     change = after.to(before.device).double() - _as_stored(before, after).double()
     if not torch.isfinite(change).all():
-        raise ConfigError([f"{where}: {layer.name} holds NaN or infinity: the fine-tuning diverged."])
+        raise ConfigError([
+            f"{where}: {layer.name} holds NaN or infinity: the fine-tuning diverged. Give weights of "
+            "before that."
+        ])  # fmt: skip
     groups, cost = slot.groups, cost_of(slot, layer.shape)
     whole = decomposed(change.reshape(groups, layer.shape[0] // groups, -1), rank)
     kept = chosen_ranks({layer.name: whole}, {layer.name: cost}, rank, energy)[layer.name]
@@ -196,9 +199,9 @@ def _planned(
     held = extra_names(model, config, planned)
     if lost := [n for n in changed if n not in held]:
         raise ConfigError([
-            f"{where}: {truncate_list(lost)} differ from the base, and no adapter holds them: what lies "
-            "outside the backbone must train (requires_grad), and buffers that are no running statistics "
-            "are to be copied into the base first."
+            f"{where}: {truncate_list(lost)} differ from the base, and no adapter holds them: let what "
+            "lies outside the backbone train (requires_grad), and copy buffers that are no running "
+            "statistics into the base first."
         ])  # fmt: skip
     return config, planned
 

@@ -70,7 +70,7 @@ def add_adapter(model: nn.Module, name: str, config: LoRAConfig | None = None) -
         planned = plan(model, config)
     if planned.backbone != state.plan.backbone:
         raise ConfigError([
-            f"backbone={config.backbone!r}: every adapter of a model has the same backbone, here "
+            f"backbone={config.backbone!r}: every adapter of a model has the same backbone: give "
             f"{state.plan.backbone!r}."
         ])  # fmt: skip
     attach_adapter(model, config, planned, name)
@@ -148,9 +148,11 @@ def delete_adapter(model: nn.Module, name: str) -> None:
     if name in state.active:
         others = [n for n in state.adapters if n not in state.active]
         remedy = (
-            f"set_adapter(model, {others[0]!r}) first" if others else "eject(model) gives the base model back"
+            f"set_adapter(model, {others[0]!r}) first"
+            if others
+            else "eject(model), which gives the base model back"
         )
-        raise UserError(f"adapter {name!r} is selected and cannot be deleted: lora_lightning.{remedy}.")
+        raise UserError(f"adapter {name!r} is selected and cannot be deleted: call lora_lightning.{remedy}.")
     remove_adapter(model, name)
 
 
@@ -205,7 +207,9 @@ def merge(model: nn.Module) -> None:
         try:
             merged[name] = layer.merged_weights()
         except UserError as error:
-            raise UserError(f"{name}: {error}. No layer was merged.") from None
+            raise UserError(
+                f"{name}: {error}. No layer was merged. Load an adapter of before the training diverged."
+            ) from None
     with state_of(model).changing():
         written = {n: layer.merge_updates(merged[n]) for n, layer in layers.items()}
     hidden = [joined(n, w) for n, weights in written.items() for w in weights]

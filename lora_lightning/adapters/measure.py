@@ -99,7 +99,8 @@ def gradient_spectra(
             loss = loss_of(step(batch))
             if not loss.requires_grad:
                 raise UserError(
-                    "the loss does not depend on any adapted layer: is it computed with gradients?"
+                    "the loss does not depend on any adapted layer: compute it with gradients, of their "
+                    "outputs"
                 )
             found = torch.autograd.grad(loss, list(weights.values()), allow_unused=True)
             for name, gradient in zip(weights, found, strict=True):
@@ -131,7 +132,7 @@ def loss_of(result: Any) -> Tensor:
     """
     loss = result.get("loss") if isinstance(result, dict) else result
     if not isinstance(loss, Tensor) or loss.numel() != 1:
-        raise UserError("a step returns no loss, whose gradient is asked for")
+        raise UserError("a step returns no loss, whose gradient is asked for: return one number")
     return loss.sum()
 
 
@@ -167,7 +168,7 @@ def _spectra(ready: Mapping[str, Callable[[], Spectrum]], layers: Sequence[Layer
     if unseen := [layer.name for layer in layers if layer.name not in ready]:
         problems.append(
             f"nothing shows the inputs of {truncate_list(unseen)}: no batch reaches them, or they multiply "
-            "in a way of their own"
+            "in a way of their own: name them in exclude_modules"
         )
     for name, make in ready.items():
         try:

@@ -91,7 +91,8 @@ class MixedSamples:
         first = isinstance(module, BATCH_FIRST)
         if isinstance(module, _ConvNd) and x.dim() != len(module.kernel_size) + 2:
             raise UserError(
-                f"mixed_adapters: the input of {where}, {tuple(x.shape)}, has no batch dimension."
+                f"mixed_adapters: the input of {where}, {tuple(x.shape)}, has no batch dimension: add "
+                "one, x[None]."
             )
         features = len(module.normalized_shape) if isinstance(module, nn.LayerNorm) else 1
         leading = x.dim() - (0 if isinstance(module, (nn.Embedding, nn.EmbeddingBag)) else features)
@@ -179,14 +180,18 @@ def _dims(
     if isinstance(module, nn.RNNBase):
         x = leaves[0]
         if x.dim() != 3:
-            raise UserError(f"mixed_adapters: the input of {samples.where(module)} has no batch dimension.")
+            raise UserError(
+                f"mixed_adapters: the input of {samples.where(module)} has no batch dimension: add one, "
+                "x[None]."
+            )
         dim = 0 if module.batch_first else 1
         samples.check(x, dim, module)
         return [dim, *[1 if isinstance(t, Tensor) else None for t in leaves[1:]]], lambda i: 1 if i else dim
     tensors = [t for t in leaves if isinstance(t, Tensor) and t.dim()]
     if not tensors:
         raise UserError(
-            f"mixed_adapters: {samples.where(module)} is called without a tensor that has samples."
+            f"mixed_adapters: {samples.where(module)} is called without a tensor that has "
+            "samples: leave it out of the adapters (exclude_modules)."
         )
     if isinstance(module, nn.EmbeddingBag) and tensors[0].dim() != 2:
         raise UserError(
@@ -214,7 +219,10 @@ def _attention_dims(
         of = dim if name in ("query", "key", "value") else 0
         shared = not isinstance(x, Tensor) or (name == "attn_mask" and x.dim() == 2)
         if not shared and x.dim() != (2 if name == "key_padding_mask" else 3):
-            raise UserError(f"mixed_adapters: the {name} of {samples.where(module)} has no batch dimension.")
+            raise UserError(
+                f"mixed_adapters: the {name} of {samples.where(module)} has no batch dimension: add one, "
+                "x[None]."
+            )
         if not shared and name != "attn_mask":
             samples.check(x, of, module)
         dims.append(None if shared else of)

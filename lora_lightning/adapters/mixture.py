@@ -76,7 +76,7 @@ def mixture_weights(model: nn.Module, adapter: str | None = None) -> dict[str, d
     layers = [layer for layer in state.named(name).plan.layers if layer.mixed]
     if not layers:
         raise UserError(
-            f"adapter {name!r} is no mixture: lora_lightning.mixture(model, names, into) makes one."
+            f"adapter {name!r} is no mixture: make one by lora_lightning.mixture(model, names, into)."
         )
     return {layer.name: _weights(model, layer, name) for layer in layers}
 

@@ -71,7 +71,7 @@ def quantize(
     }
     weights = {n: p for n, p in found.items() if id(p) not in elsewhere}
     if not weights and not problems:
-        problems.append(f"quantize={kind!r}: the model has no linear layer left but its head.")
+        problems.append(f"quantize={kind!r}: the model has no linear layer left but its head: leave it out.")
     if problems:
         raise ConfigError(problems)
     if meta := [n for n, p in weights.items() if p.is_meta]:

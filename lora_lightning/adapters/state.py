@@ -91,7 +91,7 @@ class AdapterState:
         """
         if not isinstance(name, str) or name not in self.adapters:
             near = did_you_mean(name, self.adapters) if isinstance(name, str) else " A name is a text."
-            raise UserError(f"there is no adapter {name!r}.{near} The model has {', '.join(self.adapters)}.")
+            raise UserError(f"there is no adapter {name!r}.{near} Give one of {', '.join(self.adapters)}.")
         return self.adapters[name]
 
     def leave_context(self) -> None:

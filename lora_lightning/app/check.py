@@ -24,7 +24,7 @@ from lora_lightning.app.signatures import (
     declared_problems,
     import_problem,
 )
-from lora_lightning.app.user_modules import hidden_module
+from lora_lightning.app.user_modules import import_remedy
 from lora_lightning.errors import AdapterFileError, ConfigError, did_you_mean
 from lora_lightning.utils.libraries import load_lightning
 from lora_lightning.utils.marks import show
@@ -44,7 +44,8 @@ def problems_of(config: DictConfig) -> list[str]:
     references = set(_references(config, ""))
     known = sorted({path.split(".")[0] for path in RULES} | {*REQUIRED, *OPTIONAL})
     problems += [
-        f"{name}={show(value)}: there is no such option.{did_you_mean(name, known)}"
+        f"{name}={show(value)}: there is no such option.{did_you_mean(name, known)} "
+        f"Options: {', '.join(known)}."
         for name, value in values.items()
         if name not in known
     ]
@@ -68,7 +69,9 @@ def problems_of(config: DictConfig) -> list[str]:
         if isinstance(node := values.get(section), dict):
             provided = PROVIDED.get(section, {})
             problems += [
-                f"{section}.{n}: is set by the application; {provided[n]}." for n in node if n in provided
+                f"{section}.{n}: is set by the application: leave it out; {provided[n]}."
+                for n in node
+                if n in provided
             ]
             beside = [n for n in node if n in RESERVED or n in provided or f"{section}.{n}" in RULES]
             beside += [n for n in node if f"{section}.{n}" in references]  # checked where they point
@@ -109,7 +112,10 @@ def _adapter_problems(config: DictConfig, name: str) -> list[str]:
         return problems_of(config_of(config, name))
     except (OmegaConfBaseException, ValueError, TypeError) as error:  # a list where a group is, and the like
         reason = str(error).splitlines()[0]
-        return [f"these options do not go into the configuration: {reason}."]
+        return [
+            f"these options do not go into the configuration: {reason}. "
+            "Give a value where it has a value, KEY.KEY=VALUE where it has a group."
+        ]
 
 
 def unimportable(config: DictConfig) -> list[str]:
@@ -124,8 +130,8 @@ def unimportable(config: DictConfig) -> list[str]:
     problems = []
     for path, node in _targets(values, ""):
         if reason := import_problem(node["_target_"]):
-            hidden = hidden_module(node["_target_"])
-            problems.append(f"{path}._target_={node['_target_']}: cannot be imported: {reason}{hidden}")
+            remedy = import_remedy(node["_target_"])
+            problems.append(f"{path}._target_={node['_target_']}: cannot be imported: {reason}{remedy}")
         else:
             problems += declared_problems(path, node, references)
     return problems
@@ -168,7 +174,10 @@ def checkpoint_problems(path: str, max_epochs: Any = None, trained: bool = False
     except AdapterFileError as error:
         return [f"{given}: {error}"]
     if "optimizer_states" not in state:
-        return [f"{given}: holds weights only, without the optimizer: it cannot be resumed."]
+        return [
+            f"{given}: holds weights only, without the optimizer: it cannot be resumed. "
+            "Give one of a checkpoint callback with save_weights_only=false."
+        ]
     done = epochs_done(state)
     if isinstance(max_epochs, int) and 0 < max_epochs < done + (not trained):
         return [f"{given}: has all {done} epochs behind it; give trainer.max_epochs above {done}."]
@@ -266,9 +275,9 @@ def _trainer_problems(trainer: Mapping[str, Any]) -> list[str]:
                 else devices
             )
             if isinstance(wanted, int) and not isinstance(wanted, bool) and wanted > count:
-                problems.append(f"trainer.devices={show(devices)}: this machine shows {count}.")
+                problems.append(f"trainer.devices={show(devices)}: this machine shows {count}: give no more.")
     if accelerator == "cpu" and (isinstance(devices, list) or devices == -1):
-        problems.append(f"trainer.devices={show(devices)}: on the CPU give a number of processes.")
+        problems.append(f"trainer.devices={show(devices)}: a CPU has no numbers: give how many processes.")
     problems += _strategy_problems(trainer.get("strategy"), accelerator)
     nodes = trainer.get("num_nodes")
     if isinstance(nodes, int) and nodes > 1 and not any(name in os.environ for name in CLUSTER):

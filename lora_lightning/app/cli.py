@@ -36,7 +36,7 @@ def main(words: Sequence[str] | None = None) -> None:
     try:
         if command not in COMMANDS:
             near = did_you_mean(command, COMMANDS)
-            raise UserError(f"{command}: there is no such command.{near}\n\n{page()}")
+            raise UserError(f"{command}: there is no such command.{near} Give one of these:\n\n{page()}")
         COMMANDS[command](rest)
     except UserError as error:
         print(error, file=sys.stderr)
@@ -70,7 +70,7 @@ def _recipes(words: Sequence[str]) -> None:
     given, problems = _given("recipes", words)
     folder = Path(given["config_dir"]) if "config_dir" in given else None
     if folder and not folder.is_dir():
-        problems.append(f"--config-dir {folder}: there is no such folder.")
+        problems.append(f"--config-dir {folder}: there is no such folder. Give one that there is.")
     _refuse(problems)
     print(listed(home_of(), folder))
 
@@ -79,7 +79,7 @@ def _copy(words: Sequence[str]) -> None:
     given, problems = _given("copy", words)
     named = given["words"]
     if len(named) != 2:
-        problems.append("give a recipe and a file: lora-lightning copy NAME my.yaml.")
+        problems.append("a recipe and a file are needed: give them, lora-lightning copy NAME my.yaml.")
     _refuse(problems)
     with _extras("recipes"):
         from lora_lightning.app.recipe_copy import copy_recipe
@@ -151,7 +151,7 @@ def _transcribe(words: Sequence[str]) -> None:
     paths = given.pop("paths")
     problems = [*([] if paths else ["give audio files or folders."]), *problems]
     if not {"adapter", "recipe"} & {word.partition("=")[0] for word in words}:
-        problems.append("give adapter=FOLDER, or recipe=NAME for its base.")
+        problems.append("no recognizer is named: give adapter=FOLDER, or recipe=NAME for its base.")
     chunk, overlap = given.get("chunk", 20.0), given.get("overlap", 4.0)
     if not overlap <= chunk / 2:
         problems.append(f"overlap={overlap:g}: give seconds from 0 to half of chunk={chunk:g}.")

@@ -46,7 +46,7 @@ class CommandLine:
         self.overrides = [o for word in words if (o := _parse(word, self.problems))]
         folder = Path(self.flags.config_dir) if self.flags.config_dir else None
         if folder and not folder.is_dir():
-            self.problems.append(f"--config-dir {folder}: there is no such folder.")
+            self.problems.append(f"--config-dir {folder}: there is no such folder. Give one that there is.")
             folder = None
         searchpath = _searchpath(self.overrides, self.problems)
         self.overrides = [o for o in self.overrides if searchpath or o.key_or_group != SEARCHPATH]
@@ -157,7 +157,8 @@ def _stray(flag: str) -> str:
     bare = flag.lstrip("-")
     if "=" in bare:
         return f"{flag}: options have no dashes here; give {bare}."
-    return f"{flag}: there is no such flag.{did_you_mean(flag, parser_of('train').flags)}"
+    flags = [f"--{name}" for name in parser_of("train").flags]
+    return f"{flag}: there is no such flag.{did_you_mean(flag, flags)} Give one of {', '.join(flags)}."
 
 
 def _parse(word: str, problems: list[str]) -> Override | None:
@@ -168,8 +169,10 @@ def _parse(word: str, problems: list[str]) -> Override | None:
         if not equals:
             remedy = f"give {key or 'key'}=VALUE."
         else:
-            remedy = f"cannot be read ({str(error).splitlines()[0]}). Put a text with special characters"
-            remedy += f" in two kinds of quotes: '{key}=\"{value}\"'."
+            remedy = (
+                f"cannot be read ({str(error).splitlines()[0]}). Put a text with special characters "
+                f"in two kinds of quotes: '{key}=\"{value}\"'."
+            )
         problems.append(f"{word or repr(word)}: {remedy}")
         return None
 
@@ -184,7 +187,11 @@ def _searchpath(overrides: Sequence[Override], problems: list[str]) -> str | Non
         problems.append(f"{word}: give a list of folders, such as [file:///home/me/recipes].")
         return None
     folders = [Path(v.removeprefix("file://")) for v in map(str, value) if not v.startswith("pkg://")]
-    absent = [f"{word}: there is no folder {folder}." for folder in folders if not folder.is_dir()]
+    absent = [
+        f"{word}: there is no folder {folder}: give one that there is."
+        for folder in folders
+        if not folder.is_dir()
+    ]
     problems += absent
     return None if absent else word
 
@@ -221,5 +228,5 @@ def _values(override: Override, known: Configurations, problems: list[str]) -> l
     key = override.get_key_element()
     words = [f"{key}={value}" for value in override.sweep_string_iterator()]
     if not words:
-        problems.append(f"{override.input_line}: holds no value.")
+        problems.append(f"{override.input_line}: holds no value: give one or more.")
     return [o for word in words if (o := _parse(word, problems))]

@@ -54,7 +54,9 @@ def extract(options: Mapping[str, Any], words: Sequence[str]) -> str:
     tuned: Any = options["tuned"]
     trained = named({} if of_recipe else {"adapter": tuned}, words, problems)
     if trained and isinstance(trained.source, AdapterSource):
-        problems.append(f"tuned={tuned}: holds an adapter already.")  # in a Trainer's checkpoint
+        problems.append(
+            f"tuned={tuned}: holds an adapter already: take that, or give weights without one."
+        )  # in a Trainer's checkpoint
     if problems or trained is None:
         raise UserError("\n".join(problems))
     if trained.source:

@@ -67,7 +67,7 @@ def refuse_foreign(folder: Path, words: Sequence[str], given: Sequence[str]) -> 
         ConfigError: one line for each such word; or the checkpoint is DeepSpeed's, which unpickles it.
     """
     problems = [
-        f"resume={folder}: it began with {word}: {reason}; {NOT_UNASKED}. If you know what it does: "
+        f"resume={folder}: it began with {word}: {reason}; {NOT_UNASKED}. If you know what it does, give "
         f"resume={folder} {shlex.quote(word)}"
         for word in words
         if (reason := _reason(word))
@@ -76,7 +76,7 @@ def refuse_foreign(folder: Path, words: Sequence[str], given: Sequence[str]) -> 
     if pickled and "ckpt_path" not in given:
         problems.append(
             f"resume={folder}: {pickled[0]} is a folder of DeepSpeed, which unpickles it: what it holds "
-            f"{NOT_UNASKED}. If the run is yours: resume={folder} ckpt_path=last"
+            f"{NOT_UNASKED}. If the run is yours, give resume={folder} ckpt_path=last"
         )
     if problems:
         raise ConfigError(problems)
@@ -109,7 +109,7 @@ def refuse_foreign_recipes(folder: Path, recipes: Path) -> None:
     """
     problems = [
         f"resume={folder}: it began with --config-dir {recipes}; {path}: {reason}; {NOT_UNASKED}. If the "
-        f"recipes are yours: --config-dir {shlex.quote(str(recipes))} resume={folder}"
+        f"recipes are yours, give --config-dir {shlex.quote(str(recipes))} resume={folder}"
         for path in sorted(path for path in recipes.rglob("*") if path.name.endswith((*READ, *IMPORTED)))
         if (reason := _reason_of_file(path, recipes))
     ]
@@ -126,8 +126,8 @@ def refuse_foreign_recipe(folder: Path, file: Path) -> None:
     """
     if file.is_file() and (reason := _reason_of_file(file, file.parent)):
         raise ConfigError([
-            f"resume={folder}: it began with recipe={file}: {reason}; {NOT_UNASKED}. If the recipe is yours: "
-            f"resume={folder} {shlex.quote(f'recipe={file}')}"
+            f"resume={folder}: it began with recipe={file}: {reason}; {NOT_UNASKED}. If the recipe is yours, "
+            f"give resume={folder} {shlex.quote(f'recipe={file}')}"
         ])  # fmt: skip
 
 

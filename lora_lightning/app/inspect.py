@@ -222,7 +222,7 @@ def _weights_page(path: Path) -> str:
     except (KeyError, ValueError, TypeError, AttributeError):
         raise AdapterFileError(
             f"{path} is a plain safetensors file of {len(names)} tensors: no adapter, and written neither by "
-            "a run nor by lora-lightning merge."
+            "a run nor by lora-lightning merge. Give an adapter's folder, a checkpoint, or a merged file."
         ) from None
     facts.append(("size", f"{_size(path)}, {len(names)} tensors of {', '.join(sorted(dtypes))}"))
     width = max(len(name) for name, _ in facts)

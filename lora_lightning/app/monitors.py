@@ -40,8 +40,9 @@ def watching(callbacks: Mapping[str, Any], task: Any) -> list[dict[str, Any]]:
         watched = filled["monitor"]
         if logged and str(watched).startswith(PREFIX) and watched not in logged:
             problems.append(
-                f"callbacks.{name}.monitor={watched}: of these data {type(task).__name__} logs "
-                f"{', '.join(logged)}. {AUTO} is {logged[0]}.{did_you_mean(watched, logged)}"
+                f"callbacks.{name}.monitor={watched}: of these data {type(task).__name__} does not "
+                f"log it.{did_you_mean(watched, logged)} Give one of {', '.join(logged)}; {AUTO} is "
+                f"{logged[0]}."
             )
         elif "mode" in filled and filled["mode"] is None:
             filled["mode"] = best.get(watched) if watched else "max"

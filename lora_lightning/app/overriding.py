@@ -27,7 +27,10 @@ def apply_override(known: Configurations, config: DictConfig, override: Override
         key, word = override.key_or_group, str(override.input_line)
         exists = _exists(config, key)
         if override.package is not None:
-            return [f"{word}: {key} is not a group.{did_you_mean(key, known.groups())}"]
+            return [
+                f"{word}: {key} is not a group.{did_you_mean(key, known.groups())} "
+                f"Leave out @{override.package}, which is of groups alone."
+            ]
         if override.type == OverrideType.ADD and exists:
             return [f"{word}: is set already; leave out the plus: {word[1:]}."]
         if exists:

@@ -74,7 +74,7 @@ class Parser(argparse.ArgumentParser):
         names = [word.removeprefix("--").partition("=")[0] for word in words]
         lacking = [self.keys[name] for name in self.needed if name not in names]
         problems = [f"give {' and '.join(lacking)}."] if lacking else []
-        problems += [f"{n}: is given twice." for n in self.keys if names.count(n) > 1]
+        problems += [f"{n}: is given twice: give it once." for n in self.keys if names.count(n) > 1]
         tokens = [f"--{w}" if w.partition("=")[0] in self.keys and "=" in w else w for w in words]
         while True:
             try:
@@ -149,7 +149,7 @@ def missing_path(path: str | os.PathLike[str]) -> str:
         return ""
     folder = file.parent if file.parent.is_dir() else Path()
     near = did_you_mean(file.name, [p.name for p in folder.iterdir()])
-    return f"there is no such file or folder.{near}"
+    return f"there is no such file or folder.{near} Give one that there is."
 
 
 switch = value_of(lambda text: {"true": True, "false": False}.get(text, text), FLAG)

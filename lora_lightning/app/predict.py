@@ -76,7 +76,7 @@ def predictor_of(trained: Trained) -> Predictor:
             return predictor
     path = trained.source.path if trained.source else "the recipe"
     raise UserError(
-        f"{path}: its task, {target}, says nothing of pictures. `lora-lightning transcribe` is for speech."
+        f"{path}: its task, {target}, says nothing of pictures. Use `lora-lightning transcribe` for speech."
     )
 
 
@@ -85,7 +85,7 @@ def _foreign_options(options: Mapping[str, Any], predictor: Predictor) -> list[s
     others = {name for other in PREDICTORS.values() for name in other.options} - {*predictor.options}
     known = ", ".join(predictor.options)
     return [
-        f"{name}={options[name]}: is an option of another kind of task; this one has {known}."
+        f"{name}={options[name]}: is an option of another kind of task: leave it out; this one has {known}."
         for name in options
         if name in others
     ]

@@ -196,7 +196,9 @@ def teller_of(facts: Mapping[str, Any], options: Mapping[str, Any]) -> Teller:
     if not names:
         raise UserError("its data, which name the classes, are not on this machine: give recipe=NAME.")
     if len(names) != count:
-        raise UserError(f"class_names: {len(names)} names for num_classes={count}: the file is damaged.")
+        raise UserError(
+            f"class_names: {len(names)} names for num_classes={count}: the file is damaged. Copy it anew."
+        )
     if target == "classes":
         return ManyClasses(names, temperature, options.get("threshold", THRESHOLD))
     return OneClass(names, temperature, options.get("top", TOP))

@@ -38,7 +38,7 @@ def problems(options: Mapping[str, Any], trained: Trained) -> list[str]:
     if not options.get("overwrite") and (out.is_file() or (out.is_dir() and any(out.iterdir()))):
         found.append(f"out={out} is not empty: give another folder, or overwrite=true.")
     if "images" not in options and trained.config.get("data", {}).get("_target_") not in EMBEDDED:
-        found.append("give images=FOLDER.")
+        found.append("no picture is named: give images=FOLDER.")
     try:
         if "images" in options:
             PictureFolder(options["images"])

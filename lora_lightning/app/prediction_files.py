@@ -32,7 +32,7 @@ def problems_of_file(name: str, path: Path, suffixes: Sequence[str], overwrite: 
     if path.exists() and not overwrite:
         return [f"{name}={path} is there already: give another name, or overwrite=true."]
     if not path.absolute().parent.is_dir():
-        return [f"{name}={path}: there is no folder {path.parent}."]
+        return [f"{name}={path}: there is no folder {path.parent}: create it first."]
     return []
 
 

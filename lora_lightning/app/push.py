@@ -48,11 +48,12 @@ def push(options: Mapping[str, Any]) -> str:
     ) as upload:
         if upload.lacking and not dry:
             raise UserError(
-                f"adapter={options['adapter']}: is of no use elsewhere: {upload.lacking} takes it along."
+                f"adapter={options['adapter']}: is of no use elsewhere: {upload.lacking}: give base=true, "
+                "which takes them along."
             )
         if dry:
             card = upload.files[CARD].read_text(encoding="utf-8")
-            lack = [f"It would be refused: {upload.lacking} takes it along."] if upload.lacking else []
+            lack = [f"It would be refused: {upload.lacking}: give base=true."] if upload.lacking else []
             text = "\n".join(
                 [
                     f"This would go to {address}; nothing is uploaded.",
@@ -81,7 +82,7 @@ def _problems(address: Address, options: Mapping[str, Any], dry: bool) -> list[s
         problems.append(f"to={address}: {address.version} cannot be written: give {what}.")
     if address.hub == "wandb":
         problems += [
-            f"{n}={str(options[n]).lower()}: is an option of hf:."
+            f"{n}={str(options[n]).lower()}: is an option of hf:, and W&B has none such: leave it out."
             for n in ("private", "overwrite")
             if n in options
         ]

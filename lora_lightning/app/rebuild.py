@@ -56,7 +56,7 @@ def merge_files(
     if out.exists() and not overwrite:
         raise UserError(f"out={out} exists: give another name, or overwrite=true to replace it.")
     if not out.parent.is_dir():
-        raise UserError(f"out={out}: there is no folder {out.parent}.")
+        raise UserError(f"out={out}: there is no folder {out.parent}: create it first.")
     source = read_source(path, adapter)
     merged = merge_state(source.saved, base_of(source, base), check_base)
     about = {"merged_from": str(path), **_origin(source), "rounding": [merged.largest, merged.relative]}
@@ -196,7 +196,9 @@ def build(name: str, options: Mapping[str, Any]) -> Any:
         raise
     except Exception as error:  # the libraries' own, for whatever a file may say
         reason = " ".join(str(error).split())[:300] or type(error).__name__
-        raise UserError(f"{name.rpartition('.')[2]} cannot be built: {reason}") from error
+        raise UserError(
+            f"{name.rpartition('.')[2]} cannot be built: {reason}. Give what it can be built with."
+        ) from error
 
 
 def builder_of(name: str) -> Any:

@@ -67,7 +67,7 @@ def copy_recipe(name: str, out: Path) -> list[str]:
     elif out.exists():
         problems.append(f"{out} is there already: give another name; nothing is overwritten.")
     elif not out.parent.is_dir():
-        problems.append(f"{out}: there is no folder {out.parent}.")
+        problems.append(f"{out}: there is no folder {out.parent}: create it first.")
     if problems:
         raise UserError("\n".join(problems))
     sweep = CONF / f"{SWEEP}{SUFFIX}"

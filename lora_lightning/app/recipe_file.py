@@ -83,9 +83,9 @@ def is_file_word(word: str) -> bool:
 def name_problem(path: Path) -> str:
     """Why a file cannot be named as a recipe, if it cannot."""
     if path.suffix != SUFFIX:
-        return f"give a file that ends in {SUFFIX}."
+        return f"is no recipe's file: give one that ends in {SUFFIX}."
     if not path.stem.replace("-", "_").isidentifier():
-        return "give the file a name of letters, digits, _ and -."
+        return "is a name that Hydra cannot read: give the file one of letters, digits, _ and -."
     return ""
 
 
@@ -95,7 +95,7 @@ def _problem(path: Path) -> str:
     if not path.is_file():
         near = nearest(path.stem, [p.stem for p in path.parent.glob(f"*{SUFFIX}")])
         meant = " or ".join(repr(f"{name}{SUFFIX}") for name in near)
-        return f"there is no such file.{meant and f' Did you mean {meant}?'}"
+        return f"there is no such file.{meant and f' Did you mean {meant}?'} Give one that there is."
     with contextlib.suppress(AdapterFileError):  # what is wrong in a file is told when it is composed
         if path.stem in (read_mapping(path, "").get("defaults") or ()):
             return "begins with itself; give the file another name than the recipe that it begins with."

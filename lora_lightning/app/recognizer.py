@@ -35,17 +35,22 @@ def recognizer(
     if not config:
         raise UserError(
             f"adapter={adapter}: lies in no run of the training application, by which its model could be "
-            "built: give recipe=NAME." if adapter else "give adapter=FOLDER, or recipe=NAME for its base."
+            "built: give recipe=NAME."
+            if adapter
+            else "no recognizer is named: give adapter=FOLDER, or recipe=NAME for its base."
         )  # fmt: skip
     where = f"recipe={recipe}" if recipe else str(adapter)
     task = (
         config["task"]["_target_"] if recipe or not source else target_of(config, "task", source.config_file)
     )
     if task != CTC:
-        raise UserError(f"{where}: is no CTC recognizer ({task}).")
+        raise UserError(f"{where}: is no CTC recognizer ({task}). Give one of task=ctc.")
     model, facts = rebuilt_model(config, None if recipe else source)
     if "vocabulary" not in facts:
-        raise UserError(f"{where}: its data, which decide the vocabulary, are not on this machine.")
+        raise UserError(
+            f"{where}: its data, which decide the vocabulary, are not on this machine. "
+            "Copy them here, or give an adapter, whose run keeps it."
+        )
     if source:
         load_adapter(model, source.path, check_base=check_base)
     return model, list(facts["vocabulary"])

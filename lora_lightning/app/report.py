@@ -31,7 +31,7 @@ def report(paths: Sequence[str], options: Mapping[str, Any]) -> str:
     out = Path(options["out"]).expanduser() if "out" in options else None
     problems = []
     if out is None and len(folders) > 1:
-        problems.append("give out=FILE.html, for the page of several runs.")
+        problems.append("the page of several runs lies in none of their folders: give out=FILE.html.")
     if out is not None:
         problems += problems_of_file("out", out, (".html",), bool(options.get("overwrite")))
     for folder in folders:

@@ -98,7 +98,7 @@ def _read(path: Path, folder: Path) -> Any:
 def _words(began: Path, folder: Path) -> list[str]:
     words = _read(began, folder) or []
     if not (isinstance(words, list) and all(isinstance(word, str) for word in words)):
-        raise ConfigError([f"resume={folder}: {began} is damaged: it is no list of KEY=VALUE."])
+        raise ConfigError([f"resume={folder}: {began} is damaged: it is no list of KEY=VALUE. Copy it anew."])
     return words
 
 

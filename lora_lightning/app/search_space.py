@@ -102,9 +102,9 @@ def _form(name: str, leaf: Any) -> str | None:
         return f"{where}: {FORM}."
     low, high, log, step = (leaf.get(key) for key in KEYS)
     if not (is_number(low) and is_number(high) and low < high):
-        return f"{where}: low must be a number below high."
+        return f"{where}: give numbers, low below high."
     if not (log is None or isinstance(log, bool)) or not (step is None or (is_number(step) and step > 0)):
-        return f"{where}: log is true or false, step a number above 0."
+        return f"{where}: give log as true or false, step as a number above 0."
     if log and (low <= 0 or step is not None):
-        return f"{where}: with log, low must be above 0, and there is no step."
+        return f"{where}: with log give low above 0, and no step."
     return None

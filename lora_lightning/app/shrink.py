@@ -38,7 +38,9 @@ def shrink(options: Mapping[str, Any]) -> str:
         raise UserError("\n".join(problems))
     source = read_trained(options["adapter"])
     if not isinstance(source, AdapterSource):
-        raise UserError(f"adapter={options['adapter']}: holds all weights of a network, and no adapter.")
+        raise UserError(
+            f"adapter={options['adapter']}: holds all weights of a network, and no adapter. Give an adapter."
+        )
     saved, told = shrunk(source.saved, **limits)
     write_adapter(out, dataclasses.replace(saved, origin=source.origin()))
     carry_base(source.base_folders(), out)

@@ -13,11 +13,12 @@ from typing import Any
 from lora_lightning.app.foreign import KNOWN
 from lora_lightning.app.options import PROVIDED
 from lora_lightning.app.static_signatures import missing_name, static_checks, static_signature
-from lora_lightning.app.user_modules import hidden_module
+from lora_lightning.app.user_modules import import_remedy
 from lora_lightning.errors import did_you_mean
 from lora_lightning.utils import checks
 from lora_lightning.utils.libraries import LibraryError
 from lora_lightning.utils.marks import show
+from lora_lightning.utils.tables import truncate_list
 
 RESERVED = ("_target_", "_args_", "_recursive_", "_convert_", "_partial_")
 
@@ -107,18 +108,22 @@ def argument_problems(path: str, node: Mapping[str, Any], references: Collection
         return [f"{path}._target_={show(target)}: give the dotted name of a class or function."]
     signature, reason = _signature(target)
     if signature is None:
-        return [f"{path}._target_={target}: cannot be imported: {reason}{hidden_module(target)}"]
+        remedy = import_remedy(target)
+        return [f"{path}._target_={target}: cannot be imported: {reason}{remedy}"]
     parameters = dict(signature.parameters)
     kinds = {p.kind for p in parameters.values()}
     known = [n for n, p in parameters.items() if p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
     provided = PROVIDED.get(path, {})
     problems = [
-        f"{path}.{key}: is set by the application; {provided[key]}." for key in node if key in provided
+        f"{path}.{key}: is set by the application: leave it out; {provided[key]}."
+        for key in node
+        if key in provided
     ]
     name = target.rpartition(".")[2]
     if inspect.Parameter.VAR_KEYWORD not in kinds:
         problems += [
-            f"{path}.{key}={show(node[key])}: {name} takes no such option.{did_you_mean(key, known)}"
+            f"{path}.{key}={show(node[key])}: {name} takes no such option.{did_you_mean(key, known)} "
+            f"Options: {truncate_list(known, most=12) or 'none'}."
             for key in node
             if key not in known and key not in RESERVED
         ]

@@ -137,7 +137,9 @@ def _config_of(source: AdapterSource | WeightsSource) -> dict[str, Any]:
     for path in USED:
         section, _, name = path.partition(".")
         if not isinstance(sections[section], dict):
-            raise UserError(f"{where}: {section}={show(sections[section])}: the file is damaged.")
+            raise UserError(
+                f"{where}: {section}={show(sections[section])}: the file is damaged. Copy it anew."
+            )
         values, check = sections[section], checks.get(path)
         if check and name in values and not check.allows(value := values[name]):
             raise UserError(

@@ -45,7 +45,7 @@ def transcribe(paths: Sequence[str], options: Mapping[str, Any]) -> None:
     out = Path(options["out"]) if "out" in options else None
     folder = out is not None and (out.is_dir() or len(files) > 1 or not out.suffix)
     if form == "srt" and len(files) > 1 and out is None:
-        problems.append("format=srt: several files need out=FOLDER.")
+        problems.append("format=srt: there are several files, one each: give out=FOLDER.")
     if problems:
         raise UserError("\n".join(problems))
     heard = _heard(files, options)
@@ -135,7 +135,7 @@ def _files(paths: Sequence[str]) -> tuple[list[Path], list[str]]:
             inside = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
             files += inside
             if not inside:
-                problems.append(f"{path}: holds no audio ({', '.join(SUFFIXES)}).")
+                problems.append(f"{path}: holds no audio ({', '.join(SUFFIXES)}). Give a folder that does.")
         elif path.is_file():
             files.append(path)
         else:

@@ -78,7 +78,7 @@ def upload_of(
     """
     source = read_trained(path)
     if not isinstance(source, AdapterSource):
-        raise UserError(f"{path}: holds all weights of a network, and no adapter.")
+        raise UserError(f"{path}: holds all weights of a network, and no adapter. Give an adapter.")
     kept = next((f for folder in source.base_folders() if (f := folder / BASE_FILE).is_file()), None)
     with tempfile.TemporaryDirectory(prefix="lora-upload-") as name:
         folder = Path(name)
@@ -105,7 +105,7 @@ def upload_of(
             },
             {"name": base.name, "metadata": _about_base(source.saved, base)},
             changed,
-            "" if with_base or not kept else f"its base is random weights, which stay in {kept}: base=true",
+            "" if with_base or not kept else f"its base is random weights, which stay in {kept}",
         )
 
 

@@ -35,11 +35,12 @@ def find_user_modules(sources: Iterable[ConfigSourceInfo]) -> None:
     importlib.invalidate_caches()
 
 
-def hidden_module(target: str) -> str:
-    """That a file of the user's is hidden by an installed module of its name, where that is so."""
+def import_remedy(target: str) -> str:
+    """What to do about a target that cannot be imported; a module of that name may hide a file of the "
+    "user's."""
     name = target.partition(".")[0]
     found = getattr(sys.modules.get(name), "__file__", None)
     own = Path.cwd() / f"{name}.py"
     if found and own.is_file() and not own.samefile(found):
         return f" {own.name} of this folder is hidden by {found}: give it another name."
-    return ""
+    return " Install its package, or give a name that it has."

@@ -33,7 +33,9 @@ def by_hand(
     for pattern, given in ranks.items():
         refused = {n: why for n, why in left.items() if matches(n, [pattern])}
         if refused and not any(matches(n, [pattern]) for n in layers):
-            problems.append(f"ranks: {pattern!r} matches {summary(refused)}, which cannot be compressed.")
+            problems.append(
+                f"ranks: {pattern!r} matches {summary(refused)}, which cannot be compressed: leave it out."
+            )
             continue
         for name in matching("ranks", [pattern], dict.fromkeys(layers), problems):
             meant = _meant(f"ranks[{pattern!r}]={given!r}", given, name, layers[name], moment(name))
@@ -59,7 +61,7 @@ def _meant(option: str, given: int | str, name: str, layer: Layer, moment: Momen
         form, rank = parsed[1], tuple(map(int, parsed[2].split("x")))
         if form not in fits:
             near = did_you_mean(form, fits) if form not in FORMS else ""
-            return f"{option}: {name} can have the forms {', '.join(fits)}.{near}"
+            return f"{option}: {name} can have the forms {', '.join(fits)}.{near} Give one of them."
     full = FORMS[form].full(layer)
     if len(rank) != len(full):
         return f"{option}: the form {form} has {len(full)} ranks, outputs first: {GIVE}."

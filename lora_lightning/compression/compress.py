@@ -148,7 +148,7 @@ def compress(
 def _refuse_none(layers: Mapping[str, Layer], left: Mapping[str, str]) -> None:
     if not layers:
         why = f": {summary(left)}" if left else ": it has no linear layer and no convolution"
-        raise UserError(f"compress: no layer can be compressed{why}.")
+        raise UserError(f"compress: no layer can be compressed{why}. Use the model as it is.")
 
 
 def _leave_unseen(work: Work) -> None:

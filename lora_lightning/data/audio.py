@@ -78,15 +78,19 @@ def decode(path: str | Path, start: float | None = None, end: float | None = Non
             first = round((start or 0) * file.samplerate)
             last = file.frames if end is None else min(file.frames, round(end * file.samplerate))
             if first >= last:
-                raise AudioError(f"{path}: has no sample from {start or 0:g} s to {_seconds(end)}")
+                raise AudioError(
+                    f"{path}: has no sample from {start or 0:g} s to {_seconds(end)}: give a part of it"
+                )
             if first:
                 file.seek(first)
             samples = file.read(last - first, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            raise AudioError(f"{path}: is damaged ({_reason(error)})") from error
+            raise AudioError(f"{path}: is damaged ({_reason(error)}): copy it anew") from error
         if len(samples) < WHOLE * (last - first):
             held, promised = len(samples) / file.samplerate, (last - first) / file.samplerate
-            raise AudioError(f"{path}: is cut short ({held:.1f} of {promised:.1f} s can be decoded)")
+            raise AudioError(
+                f"{path}: is cut short ({held:.1f} of {promised:.1f} s can be decoded): copy it anew"
+            )
         return samples, file.samplerate
 
 
@@ -98,11 +102,13 @@ def _resampler(own: int, rate: int) -> Resample:
 
 def _opened(path: str | Path) -> soundfile.SoundFile:
     if not Path(path).is_file():
-        raise AudioError(f"{path}: there is no such file")
+        raise AudioError(f"{path}: there is no such file: give one that there is")
     try:
         return soundfile.SoundFile(str(path))
     except soundfile.LibsndfileError as error:
-        raise AudioError(f"{path}: is no audio file that libsndfile reads ({_reason(error)})") from error
+        raise AudioError(
+            f"{path}: is no audio file that libsndfile reads ({_reason(error)}): convert it to WAV or FLAC"
+        ) from error
 
 
 def _reason(error: soundfile.LibsndfileError) -> str:

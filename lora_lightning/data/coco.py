@@ -76,11 +76,15 @@ class CocoFormatDataModule(DetectionDataModule):
         Raises:
             MissingFileError: which are not.
         """
-        gone = [f"images {f}: there is no such folder." for f, _ in self.files.values() if not f.is_dir()]
+        gone = [
+            f"images {f}: there is no such folder. Give one that there is."
+            for f, _ in self.files.values()
+            if not f.is_dir()
+        ]
         for _, notes in self.files.values():
             if not notes.is_file():
                 hint = did_you_mean(notes.name, [p.name for p in notes.parent.glob("*.json")])
-                gone.append(f"annotations {notes}: there is no such file.{hint}")
+                gone.append(f"annotations {notes}: there is no such file.{hint} Give one that there is.")
         if gone:
             raise MissingFileError("\n".join(gone))
 

@@ -45,7 +45,7 @@ def read_coco(file: Path) -> dict[str, list[dict[str, Any]]]:
     if problem := _foreign(content):
         raise DataError(
             f"{file} is not in COCO's format: {problem}\n"
-            'Expected {"images": [{"id", "file_name", "width", "height"}, …], '
+            'Give {"images": [{"id", "file_name", "width", "height"}, …], '
             '"annotations": [{"id", "image_id", "category_id", "bbox": [left, top, width, height]}, …], '
             '"categories": [{"id", "name"}, …]}.'
         )

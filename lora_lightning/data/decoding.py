@@ -89,7 +89,9 @@ def read_picture(file: File, enough: Enough | None = None) -> Image.Image:
                 image.draft(None, (math.ceil(image.width * by), math.ceil(image.height * by)))
             return _upright(_rgb(image), image)
     except UNREADABLE as error:
-        raise DataError(f"{_name(file)} cannot be read as a picture ({_reason(error)}).") from None
+        raise DataError(
+            f"{_name(file)} cannot be read as a picture ({_reason(error)}). Copy it anew, or leave it out."
+        ) from None
 
 
 def problems_of(file: File, whole: bool = True) -> list[str]:

@@ -77,7 +77,9 @@ def read_image(file: str | os.PathLike[str]) -> Tensor:
             return torch.from_numpy(np.array(opened.convert("RGB"))).permute(2, 0, 1).contiguous()
     except (OSError, RuntimeError, ValueError, UnidentifiedImageError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise DataError(f"{path} cannot be read as an image ({reason}).") from None
+        raise DataError(
+            f"{path} cannot be read as an image ({reason}). Copy it anew, or leave it out."
+        ) from None
 
 
 class DetectionImages(Dataset[tuple[Tensor, dict[str, Any]]]):
@@ -106,7 +108,8 @@ class DetectionImages(Dataset[tuple[Tensor, dict[str, Any]]]):
         if image.shape[-2:] != (sample.height, sample.width):
             raise DataError(
                 f"{sample.file} is {image.shape[-1]} x {image.shape[-2]} pixels now, not "
-                f"{sample.width} x {sample.height} as when the annotations were checked."
+                f"{sample.width} x {sample.height} as when the annotations were checked. "
+                "Start anew, which checks them again."
             )
         kept = ~sample.crowd if self.training else np.ones(len(sample.labels), bool)
         target: dict[str, Any] = {

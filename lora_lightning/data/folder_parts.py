@@ -53,7 +53,10 @@ def grouped(rows: Sequence[PictureRow], pattern: str, findings: Findings) -> Row
         compiled = re.compile(pattern)
     except re.error as error:
         raise ConfigError(
-            [f"group={pattern}: is no column of the table, and no regular expression ({error})."]
+            [
+                f"group={pattern}: is no column of the table, and no regular expression ({error}): give "
+                "one of the two."
+            ]
         ) from None
     found = [compiled.search(row.name) for row in rows]
     if not any(found):
@@ -145,7 +148,9 @@ def _split(
     kinds = len(set(groups))
     wanted = 1 + sum(share > 0 for share in shares.values())
     if any(row.group for row in chosen) and kinds < wanted:
-        raise ConfigError([f"group: finds {kinds} groups; {wanted} parts need at least {wanted}."])
+        raise ConfigError(
+            [f"group: finds {kinds} groups for {wanted} parts: give one that finds {wanted} or more."]
+        )
     named = [f"{row.name}\0{place}" for place, row in enumerate(chosen)] if _repeats(chosen) else None
     names = named or [row.name for row in chosen]
     return split(names, labels, joined(groups, within), shares, seed)

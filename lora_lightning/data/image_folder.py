@@ -185,7 +185,7 @@ class ImageFolderDataModule(PictureDataModule):
                     f"them may be a class, too.{told}"
                 )
         elif not parts["test"]:
-            raise DataError(f"{place}: no picture is left.{told}")
+            raise DataError(f"{place}: no picture is left. Mend what is told here.{told}")
 
     def _summary(self) -> str:
         counts = ", ".join(f"{part} {len(self._rows[part]):,}" for part in PARTS)

@@ -74,7 +74,9 @@ def read_manifest(path: str | Path) -> list[Row]:
     try:
         records = _records(file)
     except (UnicodeDecodeError, json.JSONDecodeError, csv.Error) as error:
-        raise ConfigError([f"manifest={path}: cannot be read as UTF-8 {file.suffix[1:]}: {error}"]) from error
+        raise ConfigError([
+            f"manifest={path}: cannot be read as UTF-8 {file.suffix[1:]} ({error}): save it anew as that."
+        ]) from error  # fmt: skip
     return _rows(records, file)
 
 
@@ -92,7 +94,7 @@ def _records(file: Path) -> list[tuple[int, dict[str, Any]]]:
 
 def _rows(records: Sequence[tuple[int, Mapping[str, Any]]], file: Path) -> list[Row]:
     if not records:
-        raise ConfigError([f"manifest={file}: has no rows."])
+        raise ConfigError([f"manifest={file}: has no rows: give one with an utterance a row."])
     first = records[0][1]
     names = _column_names(first)
     if missing := [n for n in ("path", "text") if n not in names]:
@@ -109,7 +111,7 @@ def _rows(records: Sequence[tuple[int, Mapping[str, Any]]], file: Path) -> list[
         except ValueError as error:
             problems.append(f"line {line}: {error}")
     if problems:
-        more = [f"and {len(problems) - SHOWN} lines more"] if len(problems) > SHOWN else []
+        more = [f"and {len(problems) - SHOWN} more"] if len(problems) > SHOWN else []
         raise ConfigError([f"manifest={file}: {p}" for p in [*problems[:SHOWN], *more]])
     return rows
 

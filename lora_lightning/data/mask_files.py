@@ -79,11 +79,14 @@ def codes_of(file: Path, coloured: bool) -> np.ndarray:
             pixels = np.asarray(image)
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         reason = " ".join(str(error).split())[:150]
-        raise DataError(f"{file} cannot be read as a mask ({reason}).") from None
+        raise DataError(f"{file} cannot be read as a mask ({reason}). Make it anew, as PNG.") from None
     if pixels.ndim == 3:
         pixels = _grey(pixels, file)
     if pixels.dtype.kind not in "iu" or (pixels.size and not 0 <= pixels.min() <= pixels.max() < 2**16):
-        raise DataError(f"{file} cannot be read as a mask (its values are no whole numbers up to 65535).")
+        raise DataError(
+            f"{file} cannot be read as a mask (its values are no whole numbers up to 65535). Make it "
+            "anew, as PNG."
+        )
     return pixels
 
 
@@ -91,7 +94,7 @@ def _grey(pixels: np.ndarray, file: Path) -> np.ndarray:
     """Grey values that were saved with an alpha channel, or three times."""
     colours = pixels[..., :1] if pixels.shape[2] < 3 else pixels[..., :3]
     if (colours != colours[..., :1]).any():
-        raise DataError(f"{file}: is in colours; data.colours=FILE says which is which class.")
+        raise DataError(f"{file}: is in colours: give data.colours=FILE, which says which is which class.")
     return colours[..., 0]
 
 

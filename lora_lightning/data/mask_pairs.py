@@ -55,7 +55,7 @@ def _places(root: Path, images: str, masks: str) -> dict[str, Files]:
     """The folder of pictures and that of masks, by part."""
     if not root.is_dir():
         near = did_you_mean(root.name, [p.name for p in root.parent.glob("*") if p.is_dir()])
-        raise MissingFileError(f"root={root}: there is no such folder.{near}")
+        raise MissingFileError(f"root={root}: there is no such folder.{near} Give one that there is.")
     outer = {p.name: p for p in sorted(root.iterdir()) if p.is_dir() and p.name.lower() in PART_NAMES}
     places = {
         PART_NAMES[name.lower()]: (part / images, part / masks)
@@ -120,7 +120,7 @@ def table_pairs(path: Path, findings: Findings) -> Parts:
     if gone := [c for c in ("path", "mask") if c not in columns]:
         has = ", ".join(map(str, table.columns)) or "nothing"
         raise DataError(
-            f"table={path}: has no column {' and no column '.join(gone)}, but {has}: it takes path, mask "
+            f"table={path}: has no column {' and no column '.join(gone)}, but {has}: give it path, mask "
             "and, where the parts are given, split."
         )
     pairs: Parts = {}
@@ -138,7 +138,9 @@ def table_pairs(path: Path, findings: Findings) -> Parts:
         if not gone_files:
             pairs.setdefault(PART_NAMES.get(part, WHOLE), []).append((files[0], files[1]))
     if not any(pairs.values()):
-        raise DataError(f"table={path}: none of its pictures and masks is there.")
+        raise DataError(
+            f"table={path}: none of its pictures and masks is there: give data.root=FOLDER, where they lie."
+        )
     return pairs
 
 

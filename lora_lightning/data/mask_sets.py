@@ -48,7 +48,8 @@ class MaskedPictures(Dataset[Item]):
         mask = torch.from_numpy(self.legend.read(pair.mask))
         if mask.shape != picture.shape[1:]:
             raise DataError(
-                f"{pair.mask} has another size now than {pair.picture}, unlike when they were checked."
+                f"{pair.mask} has another size now than {pair.picture}, unlike when they were checked. "
+                "Start anew, which checks them again."
             )
         if self.training:
             return *self.training(picture, mask), index

@@ -250,7 +250,9 @@ class MasksDataModule(L.LightningDataModule):
         try:
             names = [line.strip() for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
         except (OSError, ValueError) as error:
-            raise DataError(f"class_names={self.named}: cannot be read ({error}).") from None
+            raise DataError(
+                f"class_names={self.named}: cannot be read ({error}). Give a file with a class a line."
+            ) from None
         return names
 
     def _evaluation(self, part: Part) -> DataLoader:
@@ -284,5 +286,8 @@ def _apart(
         found.append("class_names: colours=FILE names the classes, too; give one of the two.")
     shares = val_share, test_share
     if all(isinstance(s, (int, float)) for s in shares) and sum(shares) >= 1 and test_share != 1:
-        found.append(f"test_share={test_share}: nothing is left to train on beside val_share={val_share}.")
+        found.append(
+            f"test_share={test_share}: nothing is left to train on beside val_share={val_share}: "
+            "give shares that are below 1 together."
+        )
     return found

@@ -58,18 +58,18 @@ def picture_files(path: str | Path) -> tuple[list[Path], list[str]]:
     if path.is_file():
         return [path], [path.name]
     if not path.is_dir():
-        raise UserError(f"images={path}: there is no such file or folder.")
+        raise UserError(f"images={path}: there is no such file or folder. Give one that there is.")
     files = sorted(f for f in path.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
     files = [f for f in files if not any(map(passed_over, f.relative_to(path).parts))]
     if not files:
-        raise UserError(f"images={path}: holds no picture ({', '.join(SUFFIXES)}).")
+        raise UserError(f"images={path}: holds no picture ({', '.join(SUFFIXES)}). Give a folder that does.")
     return files, [file.relative_to(path).as_posix() for file in files]
 
 
 def problems_of_pictures(path: str | Path | None) -> list[str]:
     """What is wrong with the pictures that are to be predicted, one line at most; None: none are given."""
     if path is None:
-        return ["give images=FOLDER_OR_FILE."]
+        return ["no picture is named: give images=FOLDER_OR_FILE."]
     try:
         picture_files(path)
     except UserError as error:

@@ -47,10 +47,12 @@ class PictureFolder(Dataset[tuple[int, Tensor]]):
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder).expanduser()
         if not self.folder.is_dir():
-            raise UserError(f"images={folder}: there is no such folder.")
+            raise UserError(f"images={folder}: there is no such folder. Give one that there is.")
         files = sorted(f for f in self.folder.rglob("*") if f.suffix.lower() in SUFFIXES and f.is_file())
         if not files:
-            raise UserError(f"images={folder}: holds no image ({', '.join(SUFFIXES)}).")
+            raise UserError(
+                f"images={folder}: holds no image ({', '.join(SUFFIXES)}). Give a folder that does."
+            )
         sizes = [image_size(file) for file in files]
         if bad := [str(f) for f, size in zip(files, sizes, strict=True) if size is None]:
             raise UserError(

@@ -112,8 +112,8 @@ class Shown(Dataset[tuple[Any, ...]]):
             else:
                 return self.transform(picture), *rest
         raise DataError(
-            f"{TRIES} pictures one after the other cannot be read, such as {self.pictures.name(index)}: are "
-            "the files still there?"
+            f"{TRIES} pictures one after the other cannot be read, such as {self.pictures.name(index)}: "
+            "look whether the files are still there."
         )
 
 

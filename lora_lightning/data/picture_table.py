@@ -51,7 +51,7 @@ def read_table(path: str | Path) -> Table:
         )
     columns, rows = _parquet(file) if file.suffix.lower() == ".parquet" else _text(file)
     if not rows:
-        raise DataError(f"table={path}: has no rows.")
+        raise DataError(f"table={path}: has no rows: give one with a picture a row.")
     return Table(file, columns, rows)
 
 
@@ -62,7 +62,9 @@ def _parquet(file: Path) -> tuple[list[str], list[tuple[int, Mapping[str, Any]]]
     try:
         table = parquet.read_table(file)
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"table={file}: cannot be read as Parquet ({_brief(error)}).") from None
+        raise DataError(
+            f"table={file}: cannot be read as Parquet ({_brief(error)}). Write it anew."
+        ) from None
     return list(table.column_names), list(enumerate(table.to_pylist(), 2))
 
 
@@ -80,7 +82,7 @@ def _text(file: Path) -> tuple[list[str], list[tuple[int, Mapping[str, Any]]]]:
     try:
         return list(reader.fieldnames or []), [(reader.line_num, row) for row in reader]
     except csv.Error as error:
-        raise DataError(f"table={file}: cannot be read ({error}), line {reader.line_num}.") from None
+        raise DataError(f"table={file}: cannot be read ({error}), line {reader.line_num}: mend it.") from None
 
 
 def column_names(table: Table, label: str | None) -> dict[str, str]:
@@ -161,8 +163,8 @@ def table_rows(
         rows.append(PictureRow(str(file), text_of(name), (label,), PART_NAMES.get(part, ""), of, weight))
     if not rows:
         raise DataError(
-            f"table={table.file}: no row has a file that is there, looked for in {root}; data.root=FOLDER "
-            f"sets another.\n\n{findings.table()}"
+            f"table={table.file}: no row has a file that is there, looked for in {root}: give "
+            f"data.root=FOLDER, where they lie.\n\n{findings.table()}"
         )
     return rows
 

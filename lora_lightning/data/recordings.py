@@ -153,7 +153,9 @@ class RecordingsDataModule(L.LightningDataModule):
 
     def _split(self, good: Mapping[Row, float]) -> dict[str, list[Row]]:
         if not good:
-            raise UserError(f"none of {len(self.rows)} utterances can be used; strict=true shows why.")
+            raise UserError(
+                f"none of {len(self.rows)} utterances can be used: give strict=true, which shows why."
+            )
         if self.test_share == 1:
             return {"train": [], "val": [], "test": [row for row in good if row.split in ("", "test")]}
         by = self.split_by
@@ -279,8 +281,8 @@ def _apart(corpus: Any, manifest: Any, root: Any, least: Any, most: Any) -> list
     found = []
     name, value = (MANIFEST, manifest) if corpus == MANIFEST else ("root", root)
     if value is None and (corpus == MANIFEST or corpus in CORPORA):
-        what = "a CSV, TSV or JSONL file with columns path and text" if corpus == MANIFEST else "its folder"
-        found.append(f"{name}=null: corpus={corpus} needs {what}.")
+        what = "FILE, a CSV, TSV or JSONL file with columns path and text" if corpus == MANIFEST else "FOLDER"
+        found.append(f"{name}=null: corpus={corpus} is nowhere yet: give {name}={what}.")
     if is_number(least) and is_number(most) and most <= least:
         found.append(f"max_seconds={most!r}: give a number above min_seconds={least!r}.")
     return found

@@ -85,14 +85,14 @@ class StreamDataModule(PictureDataModule):
         strict: bool = True,
         **options: Any,
     ) -> None:
-        unfit = [
-            f"{name}={options.get(name)}: needs the whole set at once; give {name}=null{more}, for a stream."
-            for name, bad, more in (
-                ("shots", lambda v: v is not None, ""),
-                ("imbalance", lambda v: v == "balanced_sampler", ", class_weights or logit_adjustment"),
+        unfit = []
+        if (shots := options.get("shots")) is not None:
+            unfit.append(f"shots={shots}: needs the whole set at once; give shots=null for a stream.")
+        if (imbalance := options.get("imbalance")) == "balanced_sampler":
+            unfit.append(
+                f"imbalance={imbalance}: needs the whole set at once; give imbalance=null, class_weights or "
+                "logit_adjustment for a stream."
             )
-            if bad(options.get(name))
-        ]
         require(StreamDataModule, {**locals(), **options}, unfit)
         super().__init__(**options)
         self.sources = {"source": source, "val_source": val_source, "test_source": test_source}
@@ -158,7 +158,8 @@ class StreamDataModule(PictureDataModule):
         self.findings = findings.settle(self.strict)
         if empty := [option for option, one in shards.items() if not sum(one.counts)]:
             raise DataError(
-                f"data.{empty[0]}={self.sources[empty[0]]}: no picture is left.\n\n{self.findings}"
+                f"data.{empty[0]}={self.sources[empty[0]]}: no picture is left. Mend what is told "
+                f"here.\n\n{self.findings}"
             )
         self._shards = shards
         self.class_names = self._classes(shards["source"])
@@ -248,11 +249,16 @@ def read_class_names(file: str) -> list[str]:
     try:
         text = place.read_text(encoding="utf-8")
     except OSError as error:
-        raise MissingFileError(f"data.class_names={file}: cannot be read: {error.strerror}.") from None
+        raise MissingFileError(
+            f"data.class_names={file}: cannot be read: {error.strerror}. Give a file with a class a line."
+        ) from None
     try:
         names = json.loads(text) if text.lstrip().startswith("[") else text.splitlines()
     except ValueError as error:
-        raise ConfigError([f"class_names={file}: is no JSON list: {str(error)[:100]}."]) from None
+        raise ConfigError([
+            f"class_names={file}: is no JSON list ({str(error)[:100]}): write [\"A\", \"B\"], or a class "
+            "a line."
+        ]) from None  # fmt: skip
     names = [str(name).strip() for name in names if str(name).strip()]
     twice = [name for name, count in Counter(names).items() if count > 1]
     if len(names) < 2 or twice:

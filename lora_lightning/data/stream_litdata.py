@@ -62,7 +62,8 @@ class LitdataShards:
             listed = [(str(c["filename"]), int(c["chunk_size"]), int(c["chunk_bytes"])) for c in chunks]
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise DataError(
-                f"{index} is not an index of litdata's: {type(error).__name__}: {error}."
+                f"{index} is not an index of litdata's: {type(error).__name__}: {error}. "
+                "Copy the folder anew."
             ) from None
         first = 0
         for file, count, size in listed:
@@ -95,14 +96,18 @@ class LitdataShards:
         if spec["type"] != CONTAINERS[0]:
             if len(spec["children_spec"]) != 2:
                 raise DataError(
-                    f"{folder}: its items are no mappings, and no pairs of a picture and a label."
+                    f"{folder}: its items are neither mappings nor pairs of a picture and a label: "
+                    "optimize such."
                 )
             return
         keys = [str(key) for key in json.loads(spec["context"])]
         for option, key in (("image", self.image), ("label", self.label)):
             if key not in keys:
                 near = did_you_mean(key, keys)
-                raise DataError(f"data.{option}={key}: the items of {folder} have {', '.join(keys)}.{near}")
+                raise DataError(
+                    f"data.{option}={key}: the items of {folder} have no such part.{near} "
+                    f"Give one of {', '.join(keys)}."
+                )
 
     def read(self, shard: int, place: int) -> tuple[Any, Label | None]:
         """The picture's file, or the picture where litdata keeps its pixels, and its label."""

@@ -83,7 +83,8 @@ class ParquetShards:
             if column not in schema.names:
                 near = did_you_mean(column, schema.names)
                 raise DataError(
-                    f"data.{option}={column}: {name} has no such column, but {', '.join(schema.names)}.{near}"
+                    f"data.{option}={column}: {name} has no such column.{near} "
+                    f"Give one of {', '.join(schema.names)}."
                 )
         kind = schema.field(self.image).type
         words = str(kind)

@@ -102,7 +102,10 @@ def _present(option: str, name: str) -> list[str]:
     inside = [f for suffix in KINDS for f in matching(f"{plain.rstrip('/')}/*{suffix}")]
     if not inside:
         raise ConfigError(
-            [f"{option}={name}: the folder holds no shards: no *.tar, no *.parquet, no {INDEX} of litdata's."]
+            [
+                f"{option}={name}: the folder holds no shards: give one with *.tar, *.parquet or "
+                f"litdata's {INDEX}."
+            ]
         )
     return inside
 
@@ -132,7 +135,7 @@ def _kind(option: str, name: str) -> Kind:
 
 def _missing(option: str, pattern: str, gone: list[str], count: int) -> str:
     some = f"{len(gone)} of {count} files are" if count > 1 else "it is"
-    lines = [f"{option}={pattern}: {some} not there.", f"  looked for: {truncate_list(gone)}"]
+    lines = [f"{option}={pattern}: {some} not there. Give what is.", f"  looked for: {truncate_list(gone)}"]
     if not is_url(pattern):
         folder = Path(gone[0]).expanduser().absolute().parent
         if folder.is_dir():
@@ -169,7 +172,7 @@ def files_of(option: str, name: str) -> Any:
         raise ConfigError(
             [
                 f"{option}={name}: {protocol}:// is no address that fsspec knows."
-                f"{did_you_mean(protocol, known)}"
+                f"{did_you_mean(protocol, known)} Install what adds it, or give a file."
             ]
         ) from None
     except ImportError as error:

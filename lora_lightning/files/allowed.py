@@ -52,6 +52,7 @@ BUILDERS: dict[str, tuple[str, ...]] = {
     ),
 }
 TARGET = "_target_"
+WRITTEN = "Give the file as the run wrote it."
 RESERVED = (TARGET, "_args_", "_partial_", "_recursive_", "_convert_")  # what Hydra's instantiate obeys
 LARGEST_PICTURE = 8192  # pixels of a side, which a file may ask to be made of every picture
 
@@ -127,7 +128,9 @@ def target_of(config: Mapping[str, Any], section: str, where: object) -> str:
     """
     node = plain_values(config, section, where)
     if not isinstance(node, dict) or TARGET not in node:
-        raise UserError(f"{where}: {section}={_brief(node)}: {section}.{TARGET} does not say what is built.")
+        raise UserError(
+            f"{where}: {section}={_brief(node)}: {section}.{TARGET} does not say what is built. {WRITTEN}"
+        )
     if node[TARGET] not in BUILDERS[section]:
         raise UserError(_unasked([f"{section}.{TARGET}={_brief(node[TARGET])}"], where))
     return node[TARGET]
@@ -180,11 +183,13 @@ def checked_facts(values: Mapping[str, Any], where: object) -> dict[str, Any]:
     if found := calls(facts, "") or nested:
         raise UserError(
             f"{where}: {truncate_list(found)} is not run unasked: what data said of themselves are "
-            "numbers, words and lists of them."
+            f"numbers, words and lists of them. {WRITTEN}"
         )
     for name, (wanted, test) in FACTS.items():
         if name in facts and not test(facts[name]):
-            raise UserError(f"{where}: {name}={_brief(facts[name])}: the file is damaged: this is {wanted}.")
+            raise UserError(
+                f"{where}: {name}={_brief(facts[name])}: the file is damaged: this is {wanted}. {WRITTEN}"
+            )
     return facts
 
 
@@ -207,7 +212,7 @@ class _Resolving:
     def of(self, node: Any, path: str, through: tuple[str, ...]) -> Any:
         self.count += 1
         if self.count > MOST or path.count(".") + len(through) > DEEPEST:
-            raise UserError(f"{self.where}: {_brief(path)}: holds too much for a configuration.")
+            raise UserError(f"{self.where}: {_brief(path)}: holds too much for a configuration. {WRITTEN}")
         if isinstance(node, Mapping):
             return {self._key(k, path): self.of(v, f"{path}.{k}", through) for k, v in node.items()}
         if isinstance(node, list):
@@ -216,12 +221,14 @@ class _Resolving:
             return self._text(node, path, through) if "${" in node else node
         if node is None or isinstance(node, (bool, int, float)):
             return node
-        raise UserError(f"{self.where}: {path}: is a {type(node).__name__}, no plain value.")
+        raise UserError(f"{self.where}: {path}: is a {type(node).__name__}, no plain value. {WRITTEN}")
 
     def _key(self, key: Any, path: str) -> str | int:
         if isinstance(key, (str, int)):
             return key
-        raise UserError(f"{self.where}: {path}: has a {type(key).__name__} as a key, which is no word.")
+        raise UserError(
+            f"{self.where}: {path}: has a {type(key).__name__} as a key, which is no word. {WRITTEN}"
+        )
 
     def _text(self, text: str, path: str, through: tuple[str, ...]) -> Any:
         if "${" in REFERENCE.sub("", text):
@@ -241,9 +248,11 @@ class _Resolving:
             elif isinstance(node, Mapping) and part in node:
                 node = node[part]
             else:
-                raise UserError(f"{self.where}: {path}: refers to {name}, which the file does not have.")
+                raise UserError(
+                    f"{self.where}: {path}: refers to {name}, which the file does not have. {WRITTEN}"
+                )
         if name in through:
-            raise UserError(f"{self.where}: {path}: refers to itself by {' and '.join(through)}.")
+            raise UserError(f"{self.where}: {path}: refers to itself by {' and '.join(through)}. {WRITTEN}")
         return self.of(node, path, (*through, name))
 
 

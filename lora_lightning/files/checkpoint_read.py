@@ -96,7 +96,7 @@ def adapters_in(checkpoint: Mapping[str, Any], where: str) -> tuple[dict[str, Sa
     """
     about = checkpoint[KEY]
     if not isinstance(checkpoint.get("state_dict", {}), dict):
-        raise AdapterFileError(f"{where} is not a Trainer's checkpoint: it has no state_dict.")
+        raise AdapterFileError(f"{where} is not a Trainer's checkpoint: it has no state_dict. {GIVE}")
     if about.get("version") != VERSION:
         raise AdapterFileError(
             f"{where} has format version {about.get('version')!r}; this release of lora_lightning reads "
@@ -111,7 +111,7 @@ def adapters_in(checkpoint: Mapping[str, Any], where: str) -> tuple[dict[str, Sa
         and all(isinstance(n, str) and n in adapters for n in active)
         and isinstance(about.get("network", ""), str)
     ):
-        raise AdapterFileError(f"{where} is damaged: it does not say which adapters it holds.")
+        raise AdapterFileError(f"{where} is damaged: it does not say which adapters it holds. Copy it anew.")
     return {n: _saved(n, chosen, checkpoint, where) for n, chosen in adapters.items()}, tuple(active)
 
 
@@ -123,7 +123,7 @@ def _saved(name: str, chosen: Any, checkpoint: Mapping[str, Any], where: str) ->
         and isinstance(chosen.get("values"), dict)
         and all(isinstance(t, Tensor) for t in chosen["values"].values())
     ):
-        raise AdapterFileError(f"{where} is damaged: it does not say what was trained.")
+        raise AdapterFileError(f"{where} is damaged: it does not say what was trained. Copy it anew.")
     saved = described({**checkpoint[KEY], **chosen}, {}, where)
     state = _state(checkpoint)
     values = {**state, **chosen["values"]}

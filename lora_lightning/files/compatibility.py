@@ -189,5 +189,6 @@ def refuse(problems: list[str], where: str | os.PathLike[str]) -> None:
     if problems:
         more = f"; and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise AdapterFileError(
-            f"the adapter in {where} does not fit this model: {'; '.join(problems[:3])}{more}."
+            f"the adapter in {where} does not fit this model: {'; '.join(problems[:3])}{more}. "
+            "Build the model as it was when this was saved."
         )

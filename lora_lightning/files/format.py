@@ -145,7 +145,9 @@ def assembled(pair: Pair, folder: str | os.PathLike[str]) -> SavedAdapter:
     about, tensors, metadata = pair
     path = Path(folder) / CONFIG_FILE
     if about.get("format") != FORMAT:
-        raise AdapterFileError(f"{path} is not an adapter of lora_lightning.")
+        raise AdapterFileError(
+            f"{path} is not an adapter of lora_lightning. Give a folder that save_adapter wrote."
+        )
     if about.get("version") != VERSION:
         raise AdapterFileError(
             f"{path} has format version {about.get('version')!r}; this release of lora_lightning reads "

@@ -98,7 +98,9 @@ def merge_state(saved: SavedAdapter, base_weights: Mapping[str, Tensor], check_b
 def _refuse_not_finite(name: str, merged: Tensor, weight: Tensor | None) -> None:
     """A base that holds infinity itself may keep it."""
     if not torch.isfinite(merged).all() and (weight is None or torch.isfinite(weight).all()):
-        raise UserError(f"{name}: merged it would hold NaN or infinity. Nothing was written.")
+        raise UserError(
+            f"{name}: merged it would hold NaN or infinity. Nothing was written. Give an earlier adapter."
+        )
 
 
 def _as_trained(weight: Tensor, kind: str | None) -> Tensor:
@@ -137,7 +139,8 @@ def _check(saved: SavedAdapter, base_weights: Mapping[str, Tensor], check_base: 
     ]
     if problems:
         raise AdapterFileError(
-            f"the adapter does not fit the base's weights: {truncate_list(problems, most=3)}."
+            f"the adapter does not fit the base's weights: {truncate_list(problems, most=3)}. "
+            "Give the base that it was trained on."
         )
     refusal = refusal_of_base(saved.fingerprint, digests(base_weights), "the adapter")
     if refusal and check_base:

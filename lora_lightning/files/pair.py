@@ -119,9 +119,13 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
             return tensors, dict(file.metadata() or {})
     except PermissionError as error:
-        raise AdapterFileError(f"{path} cannot be read: {error.strerror or error}.") from None
+        raise AdapterFileError(
+            f"{path} cannot be read: {error.strerror or error}. Give one that can be."
+        ) from None
     except Exception as error:  # safetensors' own, and what torch raises for types that it does not know
-        raise AdapterFileError(f"{path} is damaged, cut short or not a safetensors file: {error}.") from None
+        raise AdapterFileError(
+            f"{path} is damaged, cut short or not a safetensors file: {error}. Copy it anew."
+        ) from None
 
 
 def digest_of(about: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> str:

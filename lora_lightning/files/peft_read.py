@@ -59,7 +59,7 @@ def assembled_peft(pair: Pair, folder: str | os.PathLike[str]) -> SavedAdapter:
         refuse_peft(error.problems, folder)
         raise
     except (TypeError, ValueError, AttributeError, re.error, RecursionError, OverflowError) as error:
-        raise AdapterFileError(f"{folder}: its options are damaged: {error}.") from None
+        raise AdapterFileError(f"{folder}: its options are damaged: {error}. Copy it anew.") from None
 
 
 def pattern_value(pattern: Mapping[str, Any], name: str, default: Any) -> Any:
@@ -262,5 +262,6 @@ def _extras(metadata: Mapping[str, str]) -> dict[str, Any]:
 def refuse_peft(problems: list[str], where: str | os.PathLike[str]) -> None:
     if problems:
         raise AdapterFileError(
-            f"the PEFT adapter in {where} cannot be loaded:\n" + "\n".join(f"  - {p}" for p in problems)
+            f"the PEFT adapter in {where} cannot be loaded. Give another, or merge it there "
+            "(merge_and_unload):\n" + "\n".join(f"  - {p}" for p in problems)
         )

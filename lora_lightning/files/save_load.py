@@ -87,7 +87,7 @@ def save_adapter(
     if broken := not_finite(saved.tensors):
         raise UserError(
             f"{truncate_list(broken)}: the training diverged, and such an adapter cannot be loaded. "
-            "Nothing was written."
+            "Nothing was written. Save one of before that."
         )
     if format == "peft":
         with viewed_as_plain(model):

@@ -90,7 +90,9 @@ def _of_parts(folder: Path, index: str) -> dict[str, Tensor]:
     if not isinstance(places, dict) or not all(
         isinstance(n, str) and isinstance(file, str) and Path(file).name == file for n, file in places.items()
     ):
-        raise AdapterFileError(f"{folder / index} is damaged: it does not say which file holds which tensor.")
+        raise AdapterFileError(
+            f"{folder / index} is damaged: it does not say which file holds which tensor. Copy it anew."
+        )
     state: dict[str, Tensor] = {}
     for file in dict.fromkeys(places.values()):
         state |= _of_file(folder / file)

@@ -91,7 +91,7 @@ class Moments:
         if self.product is None or self.total is None:
             raise ValueError("no rows were added")
         if not torch.isfinite(self.total).all():
-            raise UserError("its inputs hold NaN or infinity")
+            raise UserError("its inputs hold NaN or infinity: look at the data")
         product = self.product.double()
         if self.probes is None:
             energies, vectors = torch.linalg.eigh((product + product.mT) / 2)
@@ -123,7 +123,7 @@ def spectrum_of(matrices: Tensor) -> Spectrum:
         UserError: an entry is not finite.
     """
     if not torch.isfinite(matrices).all():
-        raise UserError("the gradient of its weight holds NaN or infinity")
+        raise UserError("the gradient of its weight holds NaN or infinity: look at the data and the loss")
     matrices = matrices.double()
     wide = matrices.shape[1] <= matrices.shape[2]
     small = matrices if wide else matrices.mT

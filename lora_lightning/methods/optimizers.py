@@ -93,7 +93,7 @@ def _refuse_unused(module: nn.Module, groups: Iterable[str], rates: Rates) -> No
     """Refuse that nothing trains, or nothing of what an option is for."""
     name, problems = type(module).__name__, []
     if not groups:
-        raise ConfigError([f"no parameter of {name} requires a gradient."])
+        raise ConfigError([f"no parameter of {name} requires a gradient: adapt it first."])
     if rates.head_lr is not None and not any("head" in group for group in groups):
         problems.append(
             f"head_lr={rates.head_lr}: no head trains in {name}: none is found, or it is frozen. Give "

@@ -177,7 +177,9 @@ def shortened(
         raise UserError("every update is zero: train the adapter before it is shrunk.")
     if not any(ranks.values()):
         least = min(cost for name, cost in costs.items() if wholes[name].norm)
-        raise ConfigError([f"budget={budget}: one rank of the smallest layer takes {least} parameters."])
+        raise ConfigError([
+            f"budget={budget}: one rank of the smallest layer takes {least} parameters: give that or more."
+        ])  # fmt: skip
     told = [
         approximated(p.name, p.shape, wholes[p.name], ranks[p.name], costs[p.name], _rank_of(factors[p.name]))
         for p in layers

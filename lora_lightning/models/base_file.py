@@ -46,7 +46,8 @@ def base_file(checkpoint: str | Path) -> Path:
     if not path.is_file():
         siblings = [p.name for p in path.parent.glob("*.safetensors") if p.is_file()]
         raise MissingFileError(
-            f"checkpoint={str(checkpoint)!r}: there is no file {path}.{did_you_mean(path.name, siblings)}"
+            f"checkpoint={str(checkpoint)!r}: there is no file {path}.{did_you_mean(path.name, siblings)} "
+            "Give one that there is."
         )
     return path
 

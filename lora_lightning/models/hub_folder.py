@@ -93,7 +93,9 @@ def reading(folder: Path, what: str) -> Iterator[None]:
     except AdapterFileError:
         raise
     except Exception as error:  # transformers', tokenizers', safetensors', torch's or json's own
-        raise AdapterFileError(f"{folder} cannot be loaded as {what}: {failure_text(error)}.") from error
+        raise AdapterFileError(
+            f"{folder} cannot be loaded as {what}: {failure_text(error)}. Download it anew, whole."
+        ) from error
 
 
 @contextmanager

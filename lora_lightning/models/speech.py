@@ -239,7 +239,7 @@ def _built(name: str, params: Mapping[str, Any]) -> Wav2Vec2Model:
     try:
         return factory(**params)
     except Exception as error:  # torchaudio checks options by what Python and torch raise
-        raise ConfigError([f"torchaudio cannot build {name}: {error}"]) from error
+        raise ConfigError([f"torchaudio cannot build {name}: {error}. Give what it takes."]) from error
 
 
 def _load(model: Wav2Vec2Model, state: dict[str, Tensor], source: str, keep_head: bool) -> None:

@@ -177,7 +177,7 @@ def _build_problem(name: str, kwargs: Mapping[str, Any], error: Exception) -> st
     found = re.search(r"(\w+)\.__init__\(\) got an unexpected keyword argument '(\w+)'", str(error))
     if found is None:
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "no options"
-        return f"timm cannot build {name} with {given}: {error or type(error).__name__}"
+        return f"timm cannot build {name} with {given}: {error or type(error).__name__}. Give what it takes."
     owner, option = found.groups()
     arch = name.partition(".")[0]
     cls = getattr(sys.modules[model_entrypoint(arch).__module__], owner, None)

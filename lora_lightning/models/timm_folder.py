@@ -76,7 +76,8 @@ def saved_model(name: str, weights: bool, cache_dir: str | None = None) -> Saved
                 if file.name == WEIGHTS:
                     _refuse_pickles(name, [f for f in siblings if f.endswith(PICKLED)])
                 raise MissingFileError(
-                    f"name={name}: there is no file {file}.{did_you_mean(file.name, siblings)}"
+                    f"name={name}: there is no file {file}.{did_you_mean(file.name, siblings)} "
+                    "Give a folder that has it."
                 )
     return _read(files[0], files[1] if weights else None)
 
@@ -95,7 +96,9 @@ def _read(file: Path, weights: Path | None) -> Saved:
         raise AdapterFileError(f"{file} is not timm's: it names no architecture. Give a model saved by timm.")
     if not timm.is_model(name):
         near = did_you_mean(name, timm.list_models())
-        raise AdapterFileError(f"{file}: architecture={name!r} is no model of timm {timm.__version__}.{near}")
+        raise AdapterFileError(
+            f"{file}: architecture={name!r} is no model of timm {timm.__version__}.{near} Upgrade timm."
+        )
     about = config.get("pretrained_cfg") or config
     options = config.get("model_args") or {}
     data = {key: about[key] for key in DATA if key in about} if isinstance(about, Mapping) else {}

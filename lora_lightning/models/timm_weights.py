@@ -45,5 +45,6 @@ def _no_weights(name: str) -> str:
     arch = name.partition(".")[0]
     tagged = timm.list_models(f"{arch}.*", pretrained=True)
     others = {other.partition(".")[0] for other in timm.list_pretrained()}
-    remedy = f"Name one that has: {', '.join(tagged)}." if tagged else did_you_mean(arch, others)
-    return f"pretrained=True: timm has no weights for {name!r}. {remedy.strip()}"
+    near = "" if tagged else did_you_mean(arch, others)
+    named = f"one of {', '.join(tagged)}" if tagged else "another name, or pretrained=False"
+    return f"pretrained=True: timm has no weights for {name!r}.{near} Give {named}."

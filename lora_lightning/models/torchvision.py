@@ -117,7 +117,9 @@ def _build(name: str, num_classes: int, kwargs: Mapping[str, Any]) -> nn.Module:
         return get_model_builder(name)(weights=None, num_classes=num_classes, **{**own, **kwargs})
     except (TypeError, ValueError, AssertionError, RuntimeError) as error:  # torchvision's own checks
         given = ", ".join(f"{key}={value!r}" for key, value in kwargs.items()) or "no options"
-        raise ConfigError([f"torchvision cannot build {name} with {given}: {error}"]) from None
+        raise ConfigError(
+            [f"torchvision cannot build {name} with {given}: {error}. Give what it takes."]
+        ) from None
 
 
 def _classes_of(name: str, state: State, kwargs: Mapping[str, Any]) -> int:

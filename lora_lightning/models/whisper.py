@@ -155,7 +155,9 @@ def whisper(
         except (ValueError, KeyError):
             known = False
         if not known:
-            raise ConfigError([f"language={language!r}: {name} does not know it; null for English alone."])
+            raise ConfigError(
+                [f"language={language!r}: {name} does not know it: give null for English alone."]
+            )
     return Whisper(
         network.train(), tokenizer, features, seconds=seconds
     )  # transformers hands it over in eval
@@ -180,7 +182,9 @@ def _folder(name: str, checkpoint: str | None) -> Path:
         refuse_address(checkpoint)
         folder = Path(checkpoint).expanduser()
         if missing := [f for f in NEEDED if not (folder / f).is_file()]:
-            raise MissingFileError(f"checkpoint={checkpoint!r}: {folder} has no {', '.join(missing)}.")
+            raise MissingFileError(
+                f"checkpoint={checkpoint!r}: {folder} has no {', '.join(missing)}. Copy it whole."
+            )
         return folder
     try:
         return Path(hub.snapshot_download(name, allow_patterns=FILES, local_files_only=True))

@@ -40,9 +40,12 @@ def matching(
             continue
         unsupported = {n: r for n, r in (refused or {}).items() if matches(n, one)}
         if unsupported:
-            problems.append(f"{option}: {pattern!r} matches {summary(unsupported)}, which cannot be adapted.")
+            problems.append(
+                f"{option}: {pattern!r} matches {summary(unsupported)}, which cannot be adapted: name others."
+            )
         else:
-            problems.append(f"{option}: {pattern!r} matches no layer.{_near(one, names)}")
+            remedy = _near(one, names)
+            problems.append(f"{option}: {pattern!r} matches no layer.{remedy}")
     return [n for n, t in names.items() if _meant(n, t, patterns)]
 
 
@@ -83,7 +86,8 @@ def lookup(
     keys = sorted(values, key=specificity, reverse=True)
     for key in keys:
         if targets and not any(_meant(n, t, [key]) for n, t in targets.items()):
-            problems.append(f"{option}: {key!r} matches no adapted layer.{_near([key], targets)}")
+            remedy = _near([key], targets)
+            problems.append(f"{option}: {key!r} matches no adapted layer.{remedy}")
     return lambda name: next(((k, values[k]) for k in keys if _meant(name, targets[name], [k])), None)
 
 

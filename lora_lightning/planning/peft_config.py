@@ -79,7 +79,8 @@ def _of_peft(about: Mapping[str, Any]) -> LoRAConfig:
     if init is None:
         problems.append(str(peft_problem("init_lora_weights", about["init_lora_weights"])))
     if about.get("inference_mode"):
-        problems.append(f"inference_mode=True: nothing would train. {peft_problem('inference_mode', True)}")
+        remedy = peft_problem("inference_mode", True)
+        problems.append(f"inference_mode=True: nothing would train. {remedy}")
     for name in ("rank_pattern", "alpha_pattern"):
         problems += _ambiguous(name, about.get(name) or {})
     options = {
@@ -93,7 +94,7 @@ def _of_peft(about: Mapping[str, Any]) -> LoRAConfig:
     }
     problems += LoRAConfig.problems(options)
     if problems:
-        raise ConfigError([f"of PEFT's LoraConfig, {problem}" for problem in problems])
+        raise ConfigError([f"of PEFT's LoraConfig: {problem}" for problem in problems])
     return LoRAConfig(**options)
 
 

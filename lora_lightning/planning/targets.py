@@ -133,7 +133,7 @@ def find_backbone(model: nn.Module, config: LoRAConfig) -> str:
     if config.backbone is not None:
         if config.backbone not in names:
             raise ConfigError([
-                f"backbone={config.backbone!r} is not a submodule of the model."
+                f"backbone={config.backbone!r} is not a submodule of the model: give the name of one."
                 f"{did_you_mean(config.backbone, names)}"
             ])  # fmt: skip
         return config.backbone
@@ -313,6 +313,6 @@ def _nothing_to_adapt(config: LoRAConfig, refused: Mapping[str, str]) -> str:
     found = f" Found but not supported: {summary(refused)}." if refused else ""
     excluded = f" after exclude_modules={config.exclude_modules!r}" if config.exclude_modules else ""
     return (
-        f"target_modules={config.target_modules!r} leaves no layer to adapt{excluded}: LoRA adapts "
-        f"linear, convolution, embedding and recurrent layers and attention outside the head.{found}"
+        f"target_modules={config.target_modules!r} leaves no layer to adapt{excluded}: name "
+        f"linear, convolution, embedding or recurrent layers, or attention, outside the head.{found}"
     )

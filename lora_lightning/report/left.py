@@ -19,7 +19,7 @@ FACTS, UPDATES = "report/run.json", "report/updates.json"
 CONFIG, RESULTS = "config.yaml", "results.json"
 MOST_DIGITS = 10  # after a score's point
 NUMBERS = ("trained", "total", "seconds", "checkpoint_bytes", "best_validation")  # of a result
-REMEDY = "Nothing in it was run; a file of a run holds plain values alone."
+REMEDY = "Nothing in it was run; a file of a run holds plain values alone. Copy it anew."
 
 
 @dataclass(frozen=True)

@@ -31,10 +31,10 @@ def problems_of(options: Mapping[str, Any]) -> list[str]:
         if target == "number":
             problems.append(f"{name}: a number has no classes: give null.")
         elif len(values) != number:
-            problems.append(f"{name}: {len(values)} entries for {given}.")
+            problems.append(f"{name}: {len(values)} entries for {given}: give one for each class.")
     if target == "number" and options["label_smoothing"]:
         problems.append(f"label_smoothing={options['label_smoothing']}: a number has no labels: give 0.")
     weights = options["class_weights"]
     low = [w for w in weights if is_number(w) and w < 0] if isinstance(weights, Sequence) else []
-    problems += [f"class_weights: {weight} is below 0." for weight in low[:1]]
+    problems += [f"class_weights: {weight} is below 0: give no less." for weight in low[:1]]
     return problems

@@ -239,9 +239,9 @@ class NGram:
                         if len(rest) > order:
                             backoffs[gram] = LN10 * float(rest[order])
                     except ValueError:
-                        raise UserError(f"lm={path}: is no ARPA file: {line[:80]!r}") from None
+                        raise UserError(f"lm={path}: is no ARPA file: {line[:80]!r}. Give one.") from None
         if not probabilities:
-            raise UserError(f"lm={path}: is no ARPA file: it has no section \\1-grams:")
+            raise UserError(f"lm={path}: is no ARPA file: it has no section \\1-grams. Give one.")
         return cls(probabilities, backoffs, unknown)
 
     def score(self, context: tuple[str, ...], word: str) -> tuple[float, tuple[str, ...]]:

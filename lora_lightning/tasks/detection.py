@@ -222,8 +222,9 @@ def _apart(num_classes: Any, class_names: Any, area_scale: Any, masks: bool) -> 
     found = []
     if is_whole(num_classes) and isinstance(class_names, Sequence) and len(class_names) != num_classes:
         found.append(
-            f"class_names={list(class_names)!r}: {len(class_names)} names for num_classes={num_classes}."
-            " The background has no name."
+            f"class_names={list(class_names)!r}: {len(class_names)} names for num_classes={num_classes}: "
+            "give as many; the "
+            "background has no name."
         )
     if masks and is_number(area_scale) and area_scale != 1:
         found.append(f"area_scale={area_scale!r}: masks are not scaled: give 1.")

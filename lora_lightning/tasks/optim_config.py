@@ -129,9 +129,12 @@ class OptimConfig(Rates):
             yield f"{prefix}name={written(name)}: {lacks}"
         for option in untaken(name, options):
             takes = ", ".join(KINDS[name].takes) or "rates and decay alone"
-            yield f"{prefix}{option}={written(options[option])}: {name} has no {option}; it has {takes}."
+            yield (
+                f"{prefix}{option}={written(options[option])}: {name} has no {option}: leave it out; it has "
+                f"{takes}."
+            )
         if name in ("sgd", "sgd8bit", "muon") and options["nesterov"] and options["momentum"] == 0:
-            yield f"{prefix}nesterov={written(True)}: needs a momentum above 0."
+            yield f"{prefix}nesterov={written(True)}: is of a momentum: give {prefix}momentum above 0."
         if options["lora_plus"] is not None and name in BALANCED:
             yield (
                 f"{prefix}lora_plus={written(options['lora_plus'])}: {name} {BALANCED[name]}; give null, or "

@@ -245,7 +245,8 @@ def _apart(num_classes: Any, class_names: Any, palette: Any) -> list[str]:
         return found
     if isinstance(class_names, Sequence) and len(class_names) != num_classes:
         found.append(
-            f"class_names={list(class_names)!r}: {len(class_names)} names for num_classes={num_classes}."
+            f"class_names={list(class_names)!r}: {len(class_names)} names for num_classes={num_classes}: "
+            "give as many."
         )
     if isinstance(palette, Sequence) and len(palette) != 3 * num_classes:
         found.append(

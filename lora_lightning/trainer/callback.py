@@ -113,7 +113,9 @@ class LoRACallback(ExactResume):
         **options: Any,
     ) -> None:
         if config is not None and options:
-            raise ConfigError([f"give a config or its fields ({', '.join(options)}), not both."])
+            raise ConfigError(
+                [f"a config and fields of one ({', '.join(options)}) are given: give one of the two."]
+            )
         require(LoRACallback, locals(), LoRAConfig.problems(options, beside=OWN_OPTIONS))
         super().__init__()
         self.config = LoRAConfig(**options) if config is None else config_of(config)
@@ -247,7 +249,9 @@ class LoRACallback(ExactResume):
         faults = trainer.strategy.broadcast(self._first_steps.faults())
         self._first_steps = None
         if faults and self.verify_strict:
-            raise UserError("\n".join([*faults, "With verify_strict=False this is a warning."]))
+            raise UserError(
+                "\n".join([*faults, "The training ends here: give verify_strict=False to be warned alone."])
+            )
         for fault in faults:
             rank_zero_warn(fault)
 

@@ -100,7 +100,9 @@ def load_from_checkpoint(
         module.load_state_dict(checkpoint["state_dict"])
     except RuntimeError as error:
         reasons = " ".join(torch_reasons(error))
-        raise AdapterFileError(f"{path} does not fit {module_class.__name__}: {reasons}") from None
+        raise AdapterFileError(
+            f"{path} does not fit {module_class.__name__}: {reasons}. Build it as it was when this was saved."
+        ) from None
     module.__dict__["lora_trained"] = checkpoint[KEY].get("training", {})
     return module
 

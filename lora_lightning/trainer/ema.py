@@ -55,7 +55,9 @@ class EMA(pl.Callback):
         if stage != "fit":
             return
         if not is_a(trainer.strategy, *UNSHARDED):
-            raise ConfigError(["EMA: a strategy that shards parameters has no place for averages of them."])
+            raise ConfigError([
+                "EMA: a strategy that shards parameters has no place for averages of them: leave it out."
+            ])  # fmt: skip
         if any(getattr(c, "save_weights_only", False) for c in trainer.checkpoint_callbacks):
             raise ConfigError([
                 "save_weights_only=True: such a checkpoint would hold the weights of the last step, not "

@@ -56,16 +56,21 @@ class GradientMonitor:
         """One line for each thing that is wrong: how many layers, which, and why that usually happens."""
         unused = [n for n, peak in self._best.items() if peak is None]
         zero = [n for n, peak in self._best.items() if peak == 0]
-        return [
-            f"{len(names)} of {len(self._best)} {what} in the first {self.observed} training steps: "
-            f"{truncate_list(names, most=8)}. {why}"
-            for names, what, why in (
-                (unused, "adapted layers got no gradient", UNUSED),
-                (zero, "adapted layers got a gradient of zero alone", ZERO),
-                (list(self._broken), "adapted layers got a gradient with NaN or infinity", BROKEN),
+        broken, faults = list(self._broken), []
+        when = f"in the first {self.observed} training steps"
+        if unused:
+            faults.append(f"{self._some(unused)} got no gradient {when}: {_listed(unused)}. {UNUSED}")
+        if zero:
+            faults.append(f"{self._some(zero)} got a gradient of zero alone {when}: {_listed(zero)}. {ZERO}")
+        if broken:
+            faults.append(
+                f"{self._some(broken)} got a gradient with NaN or infinity {when}: {_listed(broken)}. "
+                f"{BROKEN}"
             )
-            if names
-        ]
+        return faults
+
+    def _some(self, names: list[str]) -> str:
+        return f"{len(names)} of {len(self._best)} adapted layers"
 
 
 def leaves_of(loss: Tensor) -> set[int]:
@@ -81,6 +86,10 @@ def leaves_of(loss: Tensor) -> set[int]:
         seen |= after
         waiting += after
     return found
+
+
+def _listed(names: list[str]) -> str:
+    return truncate_list(names, most=8)
 
 
 UNUSED = (

@@ -79,15 +79,13 @@ def _step(trainer: Any, pl_module: pl.LightningModule, config: LoRAConfig, given
     except Exception as error:
         raise UserError(
             f"{type(pl_module).__name__}.training_step, which is run before the fit to see the data, failed "
-            f"with {type(error).__name__}: {error}"
+            f"with {type(error).__name__}: {error}. Mend it, or give an init and ranks that need no data."
         ) from error
     if result is None and config.init in BY_GRADIENTS:
-        manual = (
-            ""
-            if pl_module.automatic_optimization
-            else " Manual optimization: return the loss, detached or not."
+        raise UserError(
+            f"{type(pl_module).__name__}.training_step returns no loss: return the loss, with manual "
+            "optimization, too, detached or not."
         )
-        raise UserError(f"{type(pl_module).__name__}.training_step returns no loss.{manual}")
     return result
 
 

@@ -60,7 +60,7 @@ def _explained(name: str, extra: str | None, error: Exception) -> str:
     culprit = _culprit(chain, name)
     beside = f" beside torch {_version('torch')}" if culprit in BINARY else ""
     reason = (str(chain[-1]).strip().splitlines() or [type(chain[-1]).__name__])[0]
-    remedy = _remedy() if culprit in BINARY else f"Type: pip install --upgrade {_package(extra)}"
+    remedy = _remedy(culprit, extra)
     return f"{culprit} {_version(culprit)} does not load{beside}: {reason}\n{remedy}"
 
 
@@ -68,7 +68,11 @@ def _package(extra: str | None) -> str:
     return f"'lora-lightning[{extra}]'" if extra else "lora-lightning"
 
 
-def _remedy() -> str:
+def _remedy(culprit: str, extra: str | None) -> str:
+    return _fitting() if culprit in BINARY else f"Type: pip install --upgrade {_package(extra)}"
+
+
+def _fitting() -> str:
     """What is installed, what fits it, and the command."""
     found = {n: v for n in ("torch", *BINARY) if (v := _version(n))}
     torch, _, build = found.get("torch", "").partition("+")

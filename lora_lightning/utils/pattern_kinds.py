@@ -51,7 +51,7 @@ def problem(pattern: str) -> str | None:
     try:
         re.compile(rf"(?:.*\.)?(?:{pattern})")
     except (re.error, RecursionError, OverflowError) as error:
-        return f"is not a regular expression: {error}"
+        return f"is not a regular expression: {error}. Escape with \\ what is meant as it stands"
     return None
 
 

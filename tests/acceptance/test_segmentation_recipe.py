@@ -84,7 +84,10 @@ def masks_of_others(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     predict([*words[:2], "out=flipped", *words[3:], "flips=true", "batch_size=2"])
     with pytest.raises(SystemExit):
         predict([*words[:2], "out=other", *words[3:], "score=0.4"])
-    assert "score=0.4: is an option of another kind of task; this one has flips" in capsys.readouterr().err
+    assert (
+        "score=0.4: is an option of another kind of task: leave it out; this one has flips"
+        in capsys.readouterr().err
+    )
 
 
 def test_classes_called_as_other_columns_are(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_each_choice_is_a_callback_whose_options_are_checked() -> None:
         ("callbacks=default", "callbacks=default: give one of"),
         ("speedups.compile=fast", "speedups.compile=fast: give true, false, or a mode"),
         ("speedups.channels_last=1", "speedups.channels_last=1: give true or false"),
-        ("+optim.schedule=wsd", "optim.schedule: is set by the application; use schedule=NAME"),
+        ("+optim.schedule=wsd", "optim.schedule: is set by the application: leave it out; use schedule=NAME"),
     ],
 )
 def test_wrong_words(word: str, told: str) -> None:

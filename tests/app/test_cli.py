@@ -71,7 +71,7 @@ NO_SUCH = "there is no such option."
 LINES = {
     "merge": ["give ckpt=PATH and out=FILE.safetensors."],
     "merge ckpt=. otu=x": ["give out=FILE.safetensors.", f"otu=x: {NO_SUCH} Did you mean 'out'"],
-    "merge ckpt=. out=x out=y": ["out: is given twice."],
+    "merge ckpt=. out=x out=y": ["out: is given twice: give it once."],
     "merge ckpt=. out= overwrite=yes": ["out=: give a text", "overwrite=yes: give true or false"],
     "inspect . .": ["give one path."],
     "report": ["give the folder of a run, or of several."],

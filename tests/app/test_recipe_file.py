@@ -41,8 +41,8 @@ def test_it_takes_the_place_of_ours() -> None:
     ("word", "told"),
     [
         ("recipe=mi.yaml", "recipe=mi.yaml: there is no such file. Did you mean 'my.yaml'?"),
-        ("recipe=my.yml", "recipe=my.yml: give a file that ends in .yaml"),
-        ("recipe=a,b.yaml", "give the file a name of letters"),
+        ("recipe=my.yml", "recipe=my.yml: is no recipe's file: give one that ends in .yaml"),
+        ("recipe=a,b.yaml", "give the file one of letters"),
         ("recipe=resnet_digits.yaml", "begins with itself; give the file another name"),
         ("recipe=cut.yaml", "recipe=cut: "),
     ],

@@ -95,12 +95,15 @@ def test_every_recipe_says_what_it_does_and_every_task_has_a_title() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("copy", ["give a recipe and a file"]),
-        ("copy vit_digts my.txt", ["Did you mean 'vit_digits'", "my.txt: give a file that ends in .yaml"]),
+        ("copy", ["a recipe and a file are needed"]),
+        (
+            "copy vit_digts my.txt",
+            ["Did you mean 'vit_digits'", "my.txt: is no recipe's file: give one that ends in .yaml"],
+        ),
         ("copy vit_digits there.yaml", ["there.yaml is there already"]),
         ("copy vit_digits nowhere/my.yaml", ["there is no folder nowhere"]),
         ("copy vit_digits vit_cifar.yml", ["ends in .yaml"]),
-        ("copy vit_digits a,b.yaml", ["a name of letters, digits"]),
+        ("copy vit_digits a,b.yaml", ["give the file one of letters, digits"]),
         ("recipes --config-dir nowhere x", ["nowhere: there is no such folder", "x: there is no"]),
     ],
 )  # fmt: skip

@@ -59,7 +59,7 @@ def test_adapters_of_a_run_are_runs_of_their_own(tmp_path):
 def test_all_mistakes_are_told_at_once(tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     message = said([tmp_path / "empty", run(tmp_path / "run")], capsys)
-    assert "give out=FILE.html, for the page of several runs." in message
+    assert "lies in none of their folders: give out=FILE.html." in message
     assert "empty: is not a run's folder: it has no config.yaml" in message
     (tmp_path / "there.html").write_text("mine")
     assert "is there already" in said([tmp_path / "run", f"out={tmp_path / 'there.html'}"], capsys)

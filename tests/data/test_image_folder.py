@@ -331,7 +331,7 @@ def test_a_picture_lost_later_is_replaced_and_told_once(photos, capfd):
     assert "cannot be read any more" in data.show("train", 3)[0]
     for file in files:
         Path(file).unlink(missing_ok=True)
-    with pytest.raises(DataError, match="are the files still there"):
+    with pytest.raises(DataError, match="look whether the files are still there"):
         shown[0]
 
 

@@ -199,7 +199,8 @@ def test_every_bad_option_at_once():
         )  # fmt: skip
     text = str(error.value)
     for part in (
-        "root=null: corpus=vctk needs its folder", "Did you mean 'speaker'", "val_share=0.6", "max_seconds=2",
+        "root=null: corpus=vctk is nowhere yet: give root=FOLDER",
+        "Did you mean 'speaker'", "val_share=0.6", "max_seconds=2",
         "batch_seconds=0", "WAV2VEC2_ASR_BASE_", "strict=1", "augment.gain",
     ):  # fmt: skip
         assert part in text, part

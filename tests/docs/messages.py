@@ -9,15 +9,21 @@ import ast
 import functools
 import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[2] / "lora_lightning"
 ERRORS = (
-    "UserError", "ConfigError", "AdapterFileError", "MissingFileError", "WriteError", "DataError",
-    "AudioError", "LibraryError", "ConfigLoadError",
-)  # fmt: skip
+    "UserError",
+    "ConfigError",
+    "AdapterFileError",
+    "MissingFileError",
+    "WriteError",
+    "DataError",
+    "AudioError",
+    "LibraryError",
+)
 MOST = 6  # texts of one expression: beyond, the parts that vary are left open
 DEPTH = 6  # calls that are followed from where an error is raised
 GAP = "…"
@@ -28,10 +34,11 @@ Scope = ast.FunctionDef | ast.AsyncFunctionDef
 
 @dataclass(frozen=True)
 class Message:
-    """One text of an error, and the file in which it stands."""
+    """One text of an error, the file in which it stands, and whether it is raised as it stands."""
 
     module: str  # such as `files.locate`
     text: str
+    whole: bool = False
 
 
 class Source:
@@ -81,7 +88,9 @@ class Reader:
             for scope, node in source.nodes:
                 call = node.exc if isinstance(node, ast.Raise) else None
                 if isinstance(node, ast.Raise) and isinstance(call, ast.Call) and _name(call.func) in ERRORS:
-                    yield source, node, [m for a in call.args for m in self.lines(source, scope, a, 0)]
+                    found = [m for a in call.args for m in self.lines(source, scope, a, 0)]
+                    whole = {t for a in call.args for t in self.texts(source, scope, a)}
+                    yield source, node, [replace(m, whole=m.text in whole) for m in found]
 
     def findings(self) -> Iterator[Message]:
         """What the checks of data sets find: `found.add(what, where, remedy)`."""
@@ -194,6 +203,10 @@ class Reader:
             return [text for text in dict.fromkeys(both) if text] or [""]
         if isinstance(node, ast.Name):
             return self.named(source, scope, node, depth)
+        if isinstance(node, ast.Attribute) and _name(node.value) in source.imports:
+            there = self.sources.get(".".join(source.imports[_name(node.value)]))
+            if there and node.attr in there.constants:
+                return self.whole(there, None, there.constants[node.attr], depth + 1)
         return [_open(node)]
 
     def joined(self, source: Source, scope: Scope | None, parts: list[ast.expr], depth: int) -> list[str]:
@@ -204,6 +217,15 @@ class Reader:
                 options[i] = [_open(parts[i])]
             count *= len(options[i])
         return ["".join(texts) for texts in product(*options)]
+
+    def texts(self, source: Source, scope: Scope | None, node: ast.AST) -> list[str]:
+        """What is raised as it stands: the text itself, or those of a list that is written out."""
+        if isinstance(node, (ast.List, ast.ListComp)):
+            parts = node.elts if isinstance(node, ast.List) else [node.elt]
+            return [t for part in parts for t in self.texts(source, scope, part)]
+        given = _given(scope, node.id) if isinstance(node, ast.Name) else [node]
+        textual = (ast.Constant, ast.JoinedStr, ast.IfExp, ast.BinOp)
+        return [t for one in given if isinstance(one, textual) for t in self.whole(source, scope, one)]
 
     def named(self, source: Source, scope: Scope | None, node: ast.Name, depth: int) -> list[str]:
         """What a constant or a local name stands for, where it is always a text."""
@@ -282,5 +304,5 @@ def tidy(text: str) -> str:
     """One line, with single gaps; "" of a text with hardly a fixed word in it."""
     text = re.sub(r"\s+", " ", text).strip()
     text = re.sub(r"(?:…\s*){2,}", "… ", text)
-    words = re.findall(r"[A-Za-z]{2,}", re.sub(r"<\w+>|…|Did you mean|Options:", " ", text))
+    words = re.findall(r"[A-Za-z]{2,}", re.sub(r"<\w+>|…|Did you mean|Options:|to get it:", " ", text))
     return text if len(words) >= 3 else ""

@@ -2,8 +2,9 @@
 
 import pytest
 from messages import ERRORS, Message, Reader, Source, tidy
+from remedies import taken_apart
 from torch import nn
-from troubleshooting import GROUPS, PAGE, group_of, written
+from troubleshooting import GROUPS, PAGE, WITHIN, group_of, messages_of, rows, written
 
 import lora_lightning as ll
 
@@ -17,6 +18,45 @@ def test_the_page_is_up_to_date(reader):
     assert PAGE.read_text(encoding="utf-8") == written(reader), (
         "python tests/docs/troubleshooting.py writes it anew"
     )
+
+
+def test_every_message_says_what_is_wrong_and_what_to_do(reader):
+    """Or it is a reason that is named within a message that does (WITHIN)."""
+    found = list(rows(messages_of(reader)))
+    assert [cause for _, cause, remedy in found if not remedy] == []
+    assert [remedy for _, cause, remedy in found if not cause.rstrip(":;")] == []
+    assert {group for group, _, _ in found} <= set(GROUPS)
+
+
+def test_messages_that_name_reasons_are_there(reader):
+    texts = [m.text for m in messages_of(reader)]
+    assert [w for w in WITHIN.values() if not any(w in t and taken_apart(t)[1] for t in texts)] == []
+    places = [m.module for m in messages_of(reader)]
+    assert [w for w in WITHIN if w not in places and not any(t.startswith(w) for t in texts)] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "cause", "remedy"),
+    [
+        ("rank=<rank>: give at least 1.", "rank=<rank>:", "give at least 1."),
+        (
+            "it is there. Give another name: this is taken.",
+            "it is there.",
+            "Give another name: this is taken.",
+        ),
+        ("no such option. Did you mean …? Options: ….", "no such option.", "Did you mean …? Options: …."),
+        ("no such option. Did you mean …?", "no such option. Did you mean …?", ""),
+        ("<n>: foreign. If it is yours, give <n>", "<n>: foreign.", "If it is yours, give <n>"),
+        (
+            "resume=<x>: is gone; it holds <name> to train",
+            "resume=<x>: is gone; it holds <name> to train",
+            "",
+        ),
+        ("<x>: it needs pyarrow: pip install pyarrow", "<x>: it needs pyarrow:", "pip install pyarrow"),
+    ],
+)
+def test_cause_and_remedy(text, cause, remedy):
+    assert taken_apart(text) == (cause, remedy)
 
 
 def test_what_is_raised_is_read(reader):
@@ -37,7 +77,7 @@ def test_messages_that_are_met_are_on_the_page():
     ):
         with pytest.raises(ll.UserError, match=words):
             call()
-        assert words in page
+        assert words in page, words
 
 
 def test_each_form_of_a_text_is_read():

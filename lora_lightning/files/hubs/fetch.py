@@ -84,12 +84,14 @@ def _chosen(address: Address, listing: Listing, limits: Mapping[str, int]) -> li
     if not files:
         wanted = " and ".join(ADAPTER) if ADAPTER.keys() <= limits.keys() else next(iter(WEIGHTS))
         pickle = f" {PICKLE} is a pickle, which can run any code, and is not read." if PICKLE in there else ""
-        raise AdapterFileError(f"{address}: holds no {wanted} (looked at {listing.version}).{pickle}")
+        raise AdapterFileError(
+            f"{address}: holds no {wanted} (looked at {listing.version}).{pickle} Give an address that does."
+        )
     for file in files:
         if type(file.size) is not int or not 0 < file.size <= limits[file.name]:
             raise AdapterFileError(
                 f"{address}: {file.name} has {file.size!r:.40} bytes by its hub; 1 to {limits[file.name]:,} "
-                "are fetched. Nothing was."
+                "are fetched. Nothing was: download it by hand, if you know what it is."
             )
     return files
 

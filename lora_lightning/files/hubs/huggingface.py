@@ -21,7 +21,7 @@ from lora_lightning.files.hubs.remote import (
 from lora_lightning.utils.libraries import loading
 
 PIECE = 2**20  # bytes
-LOG_IN = "`hf auth login` or HF_TOKEN gives a token"
+LOG_IN = "run `hf auth login`, or set HF_TOKEN"
 
 
 def client() -> Any:
@@ -119,7 +119,7 @@ def _explained(address: Address, error: Exception) -> UserError:
         )
     if status in (401, 403):
         return UserError(
-            f"{address}: the hub refuses ({status}): your token is wrong, old, or may not do this. {LOG_IN}."
+            f"{address}: the hub refuses ({status}): your token is wrong, old, or may not do this: {LOG_IN}."
         )
     if status == 404:
         return UserError(f"{address}: the hub has no such file any more (404). See {page}.")

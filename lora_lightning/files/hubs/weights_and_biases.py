@@ -25,7 +25,7 @@ from lora_lightning.utils.wandb_key import has_wandb_key
 
 PIECE = 2**20  # bytes
 MOST_FILES = 1000  # of an artifact whose manifest, which is read whole, is asked for
-LOG_IN = "`wandb login` or WANDB_API_KEY gives a key"
+LOG_IN = "run `wandb login`, or set WANDB_API_KEY"
 REFUSED = ("401", "403", "credentials", "permission", "denied")  # in the client's words, which have no codes
 
 
@@ -55,7 +55,7 @@ def listing(address: Address, names: Sequence[str]) -> Listing:
     with failures(address):
         artifact = answered(lambda: wandb.Api(timeout=int(SECONDS)).artifact(whole))
         if (count := artifact.file_count or 0) > MOST_FILES:
-            raise UserError(f"{address}: is no adapter: it has {count:,} files.")
+            raise UserError(f"{address}: is no adapter: it has {count:,} files. Give one that is.")
         entries = answered(lambda: artifact.manifest).entries
         wanted = [name for name in names if name in entries]
         urls = answered(
@@ -76,7 +76,9 @@ def _remote(address: Address, name: str, entry: Any, url: str | None) -> Remote:
     kind = algorithm().value.rpartition("_")[2].lower() if algorithm else "md5"
     digest = Digest(kind, hexadecimal(entry.digest))
     if not digest.value or entry.size is None:
-        raise UserError(f"{address}: {name} has no digest or no size there, by which it could be checked.")
+        raise UserError(
+            f"{address}: {name} has no digest or no size there, by which it could be checked: log it anew."
+        )
 
     def pieces() -> Generator[bytes]:
         requests = importlib.import_module("requests")  # which wandb brings
