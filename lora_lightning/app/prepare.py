@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import Callback
@@ -32,6 +32,20 @@ from lora_lightning.trainer.callback import LoRACallback
 from lora_lightning.trainer.exact_resume import ExactResume
 from lora_lightning.trainer.hparams import logged
 from lora_lightning.utils.tables import percent
+
+
+class Parts(NamedTuple):
+    """What a method that adds nothing trains beside the head: options of LoRAConfig, and in words."""
+
+    bias: str
+    norm: str
+    what: str
+
+
+PARTS = {
+    "bitfit": Parts("all", "frozen", "biases"),
+    "norm_only": Parts("none", "affine", "weights and biases in normalization layers"),
+}
 
 
 class Tell(Callback):
@@ -148,14 +162,13 @@ def parts_of(task: nn.Module, method: str, config: LoRAConfig) -> LoRAConfig:
     if method == "linear_probe":
         return found or head_alone(config)  # whose problem is told by the plan
     bare = found or replace(head_alone(config), modules_to_save=None)
-    bias, norm = ("all", "frozen") if method == "bitfit" else ("none", "affine")
-    wanted = replace(bare, train_bias=bias, train_norm=norm)
+    parts = PARTS[method]
+    wanted = replace(bare, train_bias=parts.bias, train_norm=parts.norm)
     with contextlib.suppress(ConfigError):
         if plan_parts(task, wanted).trainable > head:
             return wanted
-    what = "biases" if method == "bitfit" else "weights and biases in normalization layers"
     raise ConfigError([
-        f"{type(getattr(task, 'model', task)).__name__} has no {what} outside of its head for "
+        f"{type(getattr(task, 'model', task)).__name__} has no {parts.what} outside of its head for "
         f"method={method} to train: give method=linear_probe, or method=lora."
     ])  # fmt: skip
 

@@ -36,7 +36,9 @@ def meaning_problems(
         if SOUND not in preprocess and not lacking:
             counts = {name: len(preprocess[name]) for name in PICTURES}
             if len({*counts.values()}) > 1:
-                found.append(f"preprocess: mean has {counts['mean']} numbers and std {counts['std']}.")
+                found.append(
+                    f"preprocess: mean has {counts['mean']} numbers and std {counts['std']}: give as many."
+                )
     if inside and not (preprocess is not None and all(name in preprocess for name in PICTURES)):
         found.append("inside=True: give preprocess, with mean and std of pictures.")
     return found

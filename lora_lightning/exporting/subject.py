@@ -132,7 +132,8 @@ def inputs_of(model: nn.Module, example: Example) -> dict[str, Tensor]:
         several = [example] if isinstance(example, Tensor) else list(example)
         if len(several) > len(takes):
             raise UserError(
-                f"example: {len(several)} inputs for {type(model).__name__}, which takes {', '.join(takes)}."
+                f"example: {len(several)} inputs for {type(model).__name__}, which takes {', '.join(takes)}: "
+                "give no more."
             )
         given = dict(zip(takes, several, strict=False))
     if not given or not all(isinstance(value, Tensor) for value in given.values()):
@@ -160,7 +161,10 @@ def axes_of(inputs: Mapping[str, Tensor], dynamic: bool | Mapping[str, Mapping[i
             continue
         rank = inputs[name].ndim
         wrong = [axis for axis in axes if not isinstance(axis, int) or not 0 <= axis < rank]
-        problems += [f"dynamic: {name} has the axes 0 to {rank - 1}, and none {axis!r}." for axis in wrong]
+        problems += [
+            f"dynamic: {name} has the axes 0 to {rank - 1}, and none {axis!r}: give one of these."
+            for axis in wrong
+        ]
         unfit = [text for text in axes.values() if not (isinstance(text, str) and text.isidentifier())]
         problems += [f"dynamic: {name}: {text!r} is no name of an axis: give letters." for text in unfit]
         found[name] = {axis: axes[axis] for axis in axes if axis not in wrong}
@@ -212,7 +216,7 @@ def output_names(network: nn.Module, flat: Flat, inputs: Mapping[str, Tensor]) -
     finally:
         hook.remove()
     if not names:
-        raise UserError(f"export: {type(network).__name__} gives no tensors.")
+        raise UserError(f"export: {type(network).__name__} gives no tensors. Give a model that does.")
     taken = set(inputs)
     return tuple(f"{name}_out" if name in taken else name for name in names)
 

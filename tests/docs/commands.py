@@ -100,6 +100,7 @@ ABSENT = {
     "mkdocs": "tests/docs/test_site.py builds the site",
     "benchmarks/gpu.sh": "needs a GPU; tests/benchmarks/test_gpu_script.py reads it",
 }
+TESTS_OF_THE_PAGE = ["pytest", "-q"]  # in its own folder, with the package that lies there
 FILES = ("mkdir", "cp", "mv", "ls", "cat", "rm")
 
 
@@ -146,6 +147,9 @@ def _python(words: Sequence[str]) -> Treatment:
         return _train(words[1:])
     if words[0] == "-m":
         _, module, *rest = words
+        if words[1:3] == TESTS_OF_THE_PAGE:
+            run = functools.partial(_printed, (sys.executable, *words))
+            return Treatment("executed", lambda: None, run)
         return _program(module, rest) if module.split(".")[0] in PROGRAMS else _tool([module, *rest])
     if words[0].endswith("/run.py"):  # of a model that the page has exported
         return Treatment("executed", lambda: None, functools.partial(_script, words))
@@ -278,6 +282,12 @@ def _torchrun(words: Sequence[str]) -> Treatment:
         _train(given.training_script_args).check()
 
     return Treatment("parsed: needs several machines; its train.py is composed", check)
+
+
+def _printed(words: Sequence[str]) -> None:
+    ran = subprocess.run(words, capture_output=True, text=True)
+    print(ran.stdout, ran.stderr)
+    assert ran.returncode == 0, ran.stdout[-2000:] + ran.stderr[-2000:]
 
 
 @functools.cache

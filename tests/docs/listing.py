@@ -11,7 +11,7 @@ from reader import KINDS, SHELLS
 from shell import commands_of
 
 COMPOSED = ("@package _global_", "class_path")  # a recipe; a configuration of LightningCLI
-DONE = {"python": "executed", "text": "compared", "csv": "read"}
+DONE = {"python": "executed", "text": "compared", "csv": "read", "diff": "applied"}
 
 
 def entries_of(page: Path) -> Iterator[tuple[int, str, str]]:

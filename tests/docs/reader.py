@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import re
+import shutil
 import sys
 import types
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from pathlib import Path
 import yaml
 from blocks import Block, document_of
 from commands import treatment_of
+from pages import ROOT
 from shell import Command, commands_of
 from sybil import Example
 from sybil.evaluators.python import PythonEvaluator
@@ -51,7 +53,7 @@ class Reader:
         problems = []
         for example in self.document.examples():
             block: Block = example.parsed
-            if block.title:
+            if block.title and block.language != "diff":
                 self.file(example)
             if block.language not in SHELLS:
                 continue
@@ -73,7 +75,7 @@ class Reader:
         """Run everything of the page that can be run."""
         for example in self.document.examples():
             block: Block = example.parsed
-            if block.title:
+            if block.title and block.language != "diff":
                 self.file(example)
             KINDS[block.language](self, example)
 
@@ -84,6 +86,24 @@ class Reader:
         path.write_text(example.parsed.source, encoding="utf-8")
         if path.suffix == ".py":
             sys.modules.pop(path.stem, None)  # another page's
+
+    def diff(self, example: Example) -> None:
+        """Change a copy of the package, which stands in the folder from the first change on: lines that begin
+        with a blank or a minus stand there, once, and those with a blank or a plus take their place."""
+        block: Block = example.parsed
+        if not Path("lora_lightning").is_dir():
+            for name in ("lora_lightning", "conf", "recipes"):
+                shutil.copytree(ROOT / name, name, ignore=shutil.ignore_patterns("__pycache__"))
+        path = Path(block.title or "")
+        text = path.read_text(encoding="utf-8")
+        for part in re.split(r"^@@.*\n", block.source, flags=re.MULTILINE):
+            lines = part.splitlines(keepends=True)
+            before, after = ("".join(li[1:] for li in lines if li[0] in signs) for signs in (" -", " +"))
+            assert text.count(before) == 1, (
+                f"line {example.line}: {path} has not these lines, once:\n{before}"
+            )
+            text = text.replace(before, after)
+        path.write_text(text, encoding="utf-8")
 
     def python(self, example: Example) -> None:
         """Run in the page's namespace."""
@@ -147,6 +167,7 @@ KINDS: dict[str, Callable[[Reader, Example], None]] = {
     **dict.fromkeys(("yaml", "yml"), Reader.yaml),
     "text": Reader.text,
     "csv": Reader.table,
+    "diff": Reader.diff,
 }
 
 

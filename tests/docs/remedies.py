@@ -11,7 +11,7 @@ leave let load log look lower make map merge mend move name normalize open optim
 quantize quote raise remove rename repeat replace resume retry return run save say select set shorten show
 start stop take target train try turn type unmerge unpack update upgrade use wait wrap write
 """
-VERB = rf"(?:{'|'.join(VERBS.split())})\b(?![-=_.])"
+VERB = rf"(?:{'|'.join(VERBS.split())})\b(?![-=_.:])"
 CASE = r"(?:(?:If|Or|To|For|On|In|With) (?:[^.:;]{0,70}?[ ,])??)?"  # "If the run is yours, give …"
 ALLOWED = r"Options:|Options of \S+:|Recipes:|Columns:|Tags:|to get it:"
 ELSEWHERE = "Did you mean|<remedy>|<near>|<problem>"  # a part that is put together in another place
