@@ -111,7 +111,7 @@ def linear_spec(
     Of the function: W + s·B·A, of N = d_in·d_out numbers, is formed where a branch would touch more than 2·N:
     x and y, or x alone where it takes the place of writing b and the rank is no more than 16, above which its
     arithmetic takes longer than that; in the backward x, since dX begins with the branch. In half precision
-    it never is; a branch loses of small updates what rounding W + s·B·A to nearest would (docs/gpu.md).
+    it never is; a branch loses of small updates what rounding W + s·B·A to nearest would (docs/rounding.md).
     """
     device, dtype = x.device.type, x.dtype
     autocast = device != "meta" and torch.is_autocast_enabled(device)
