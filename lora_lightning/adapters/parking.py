@@ -89,7 +89,7 @@ def put_back(model: nn.Module, parked: Parked) -> None:
     """
     state = state_of(model)
     if parked.name in state.adapters:
-        raise UserError(f"the model has an adapter {parked.name!r} already.")
+        raise UserError(f"the model has an adapter {parked.name!r} already: delete it first.")
     with state.changing():
         for layer, slots in parked.updates.items():
             place = nn.ModuleDict()  # put in without the checks of `add_module`, which take ten times as long

@@ -97,7 +97,9 @@ class AdapterStore:
         check_base: bool = True,
     ) -> None:
         if len(pinned) > most:
-            raise ConfigError([f"pinned: {len(pinned)} adapters, and most={most} are kept."])
+            raise ConfigError(
+                [f"pinned: {len(pinned)} adapters, and most={most} are kept: give at least as many."]
+            )
         self.model, self.catalog, self.most, self.pinned = model, catalog, most, frozenset(pinned)
         self.lock = FairLock()  # of the model
         self._parking = Parking(model, check_base)
@@ -188,7 +190,7 @@ class AdapterStore:
 
     def _read(self, name: str, folder: Path, stamp: Stamp, present: Resident | None) -> Resident:
         if not stamp:
-            raise AdapterFileError(f"{folder} holds no adapter any more.")
+            raise AdapterFileError(f"{folder} holds no adapter any more. Give another, or save it again.")
         read = self._parking.read(folder)
         digest = digest_of(read.saved.description(), read.saved.tensors)
         if present is not None and present.digest == digest:

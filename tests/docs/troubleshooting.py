@@ -42,6 +42,7 @@ GROUPS = {  # what one was doing -> the beginnings of modules' names; the longes
     "Making the page of a run": "report app.report",
     "Compressing": "compression app.compress",
     "Exporting": "exporting app.export",
+    "Serving": "serving app.serve",
 }
 WITHIN = {  # of reasons that are named within a message: their module or beginning -> words of the message
     "adapters.tuned_twin": "is not a fine-tuned",
