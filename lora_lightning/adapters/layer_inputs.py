@@ -87,7 +87,7 @@ def recurrent_rows(module: nn.RNNBase, args: tuple[Any, ...], kwargs: dict[str, 
     """The rows (T, columns) of every weight of an RNN but its projection `weight_hr`, whose inputs stay
     inside: its layers are run one by one, without the dropout between them."""
     x, state = (*args, kwargs.get("hx"))[:2] if args else (kwargs["input"], kwargs.get("hx"))
-    x, lengths = _padded(module, x)
+    x, lengths = padded(module, x)
     hidden = state[0] if isinstance(state, tuple) else state
     if hidden is not None and hidden.dim() == 2:
         hidden = hidden.unsqueeze(1)
@@ -98,13 +98,13 @@ def recurrent_rows(module: nn.RNNBase, args: tuple[Any, ...], kwargs: dict[str, 
         outputs = []
         for way in range(ways):
             suffix, number = f"l{layer}" + ("_reverse" if way else ""), layer * ways + way
-            z = _turned(x, lengths) if way else x
-            initial = None if state is None else _state_of(state, number)
-            out = _one_layer(module, suffix, z.shape[-1])(z, initial)[0]
+            z = turned(x, lengths) if way else x
+            initial = None if state is None else state_of(state, number)
+            out = one_layer(module, suffix, z.shape[-1])(z, initial)[0]
             first = torch.zeros_like(out[:1]) if hidden is None else hidden[number : number + 1].to(out.dtype)
             found[f"weight_ih_{suffix}"] = z[inside]
             found[f"weight_hh_{suffix}"] = torch.cat([first, out[:-1]])[inside]
-            outputs.append(_turned(out, lengths) if way else out)
+            outputs.append(turned(out, lengths) if way else out)
         x = torch.cat(outputs, -1)
     return found
 
@@ -126,11 +126,11 @@ def _padding(padding: Any, kernel: Sequence[int], dilation: Sequence[int]) -> li
     return [side for pair in reversed(pairs) for side in pair]
 
 
-def _padded(module: nn.RNNBase, x: Tensor | PackedSequence) -> tuple[Tensor, Tensor]:
+def padded(module: nn.RNNBase, x: Tensor | PackedSequence) -> tuple[Tensor, Tensor]:
     """(time, batch, features), and the length of each sequence of the batch."""
     if isinstance(x, PackedSequence):
-        padded, lengths = pad_packed_sequence(x)
-        return padded, lengths
+        times, lengths = pad_packed_sequence(x)
+        return times, lengths
     if x.dim() == 2:
         x = x.unsqueeze(1)
     elif module.batch_first:
@@ -138,22 +138,22 @@ def _padded(module: nn.RNNBase, x: Tensor | PackedSequence) -> tuple[Tensor, Ten
     return x, torch.full((x.shape[1],), len(x))
 
 
-def _turned(x: Tensor, lengths: Tensor) -> Tensor:
+def turned(x: Tensor, lengths: Tensor) -> Tensor:
     """Each sequence backwards, within its length; what is behind it stays."""
     times = torch.arange(len(x))[:, None]
     index = torch.where(times < lengths, lengths - 1 - times, times).to(x.device)  # (time, batch)
     return x.gather(0, index.unsqueeze(-1).expand_as(x))
 
 
-def _state_of(state: Any, number: int) -> Any:
+def state_of(state: Any, number: int) -> Any:
     """The initial state of one layer and direction."""
     if isinstance(state, tuple):
-        return tuple(_state_of(part, number) for part in state)
+        return tuple(state_of(part, number) for part in state)
     part = state if state.dim() == 3 else state.unsqueeze(1)
     return part[number : number + 1]
 
 
-def _one_layer(module: nn.RNNBase, suffix: str, size: int) -> nn.RNNBase:
+def one_layer(module: nn.RNNBase, suffix: str, size: int) -> nn.RNNBase:
     """One layer in one direction, with its weights."""
     base = next(base for base in BASES if isinstance(module, base))
     options: dict[str, Any] = {"bias": module.bias}

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from lora_lightning.compression.form import Layer, Rank
 from lora_lightning.compression.forms import FORMS, forms_of
 from lora_lightning.compression.moment import Moment
+from lora_lightning.compression.recurrent import FORM, Stack
 from lora_lightning.errors import ConfigError, did_you_mean
 from lora_lightning.planning.patterns import matches, matching
 from lora_lightning.planning.plan import summary
@@ -17,7 +18,7 @@ GIVE = "give a rank, or a form with its rank: 'spatial:32', 'tucker:32x16'"
 
 def by_hand(
     ranks: Mapping[str, int | str],
-    layers: Mapping[str, Layer],
+    layers: Mapping[str, Layer | Stack],
     left: Mapping[str, str],
     moment: Callable[[str], Moment],
 ) -> dict[str, tuple[str, Rank]]:
@@ -38,7 +39,13 @@ def by_hand(
             )
             continue
         for name in matching("ranks", [pattern], dict.fromkeys(layers), problems):
-            meant = _meant(f"ranks[{pattern!r}]={given!r}", given, name, layers[name], moment(name))
+            layer = layers[name]
+            fits: dict[str, Rank]
+            if isinstance(layer, Stack):
+                fits = {FORM: (layer.hidden - 1,)}
+            else:
+                fits = {form: about.full(layer) for form, about in forms_of(layer, moment(name)).items()}
+            meant = _meant(f"ranks[{pattern!r}]={given!r}", given, name, fits)
             if isinstance(meant, str):
                 problems.append(meant)
             else:
@@ -48,9 +55,8 @@ def by_hand(
     return found
 
 
-def _meant(option: str, given: int | str, name: str, layer: Layer, moment: Moment) -> tuple[str, Rank] | str:
-    """Form and rank, or what is wrong."""
-    fits = forms_of(layer, moment)
+def _meant(option: str, given: int | str, name: str, fits: Mapping[str, Rank]) -> tuple[str, Rank] | str:
+    """Form and rank, or what is wrong; of the forms that fit the most that each rank can be."""
     if isinstance(given, int) and not isinstance(given, bool):
         form = next(iter(fits))
         rank: Rank = (given,)
@@ -60,9 +66,9 @@ def _meant(option: str, given: int | str, name: str, layer: Layer, moment: Momen
             return f"{option}: {GIVE}."
         form, rank = parsed[1], tuple(map(int, parsed[2].split("x")))
         if form not in fits:
-            near = did_you_mean(form, fits) if form not in FORMS else ""
+            near = did_you_mean(form, fits) if form not in [*FORMS, FORM] else ""
             return f"{option}: {name} can have the forms {', '.join(fits)}.{near} Give one of them."
-    full = FORMS[form].full(layer)
+    full = fits[form]
     if len(rank) != len(full):
         return f"{option}: the form {form} has {len(full)} ranks, outputs first: {GIVE}."
     if not all(1 <= r <= most for r, most in zip(rank, full, strict=True)):

@@ -12,13 +12,15 @@ from torch import Tensor, nn
 from lora_lightning.adapters.base_values import refuse_meta
 from lora_lightning.compression.allocate import Choice, by_budget, by_energy, least, worthwhile
 from lora_lightning.compression.by_hand import by_hand
-from lora_lightning.compression.form import Layer, Rank, kind_of
+from lora_lightning.compression.form import MATRIX_STEP, Layer, Rank, kind_of, ranks_for
 from lora_lightning.compression.forms import FORMS, forms_of
 from lora_lightning.compression.held import Held
 from lora_lightning.compression.inputs import Looked, look
 from lora_lightning.compression.layers import READ, empty, layers_of, put, refuse_adapted
 from lora_lightning.compression.moment import Moment
 from lora_lightning.compression.positions import Positions
+from lora_lightning.compression.recurrent import FORM, Stack
+from lora_lightning.compression.recurrent_stacks import in_place, stacks_of
 from lora_lightning.compression.result import Compressed, CompressedLayer
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.methods.shortening import SHARE, one_limit
@@ -42,6 +44,7 @@ class Work:
         seen: what the data showed; None without data.
         plain: whether the weights alone count, although there are data.
         counts: what a budget counts: "parameters" or "flops".
+        stacks: LSTMs with their readers, which are in `layers` no more.
     """
 
     layers: dict[str, Layer]
@@ -50,6 +53,7 @@ class Work:
     plain: bool
     counts: str = "parameters"
     choices: dict[str, list[Choice]] = field(default_factory=dict)
+    stacks: dict[str, Stack] = field(default_factory=dict)
 
     def moment(self, name: str) -> Moment:
         """Of a layer's inputs."""
@@ -57,6 +61,8 @@ class Work:
 
     def choice(self, name: str, form: str, rank: Rank, lost: float) -> Choice:
         """With its costs."""
+        if name in self.stacks:
+            return self._stacked(name, form, rank, lost)
         parts = FORMS[form].parts(self.layers[name], rank)
         parameters, flops = sum(part.size for part in parts), None
         if self.seen is not None:
@@ -67,9 +73,21 @@ class Work:
 
     def dense(self, name: str) -> Choice:
         """The layer as it is."""
+        if name in self.stacks:
+            return self._stacked(name, "dense", (), 0.0)
         size = self.layers[name].weight.numel()
         flops = None if self.seen is None else self.seen.dense.get(name, 0)
         return Choice("dense", (), size, flops, 0.0, flops if self.counts == "flops" and flops else size)
+
+    def _stacked(self, name: str, form: str, rank: Rank, lost: float) -> Choice:
+        """Of an LSTM with its readers."""
+        width = rank[0] if rank else None
+        stack, flops = self.stacks[name], None
+        parameters = stack.parameters(width)
+        if self.seen is not None:
+            flops = stack.flops(width, {n: self.seen.positions[n].outputs for n in stack.readers})
+        cost = flops if self.counts == "flops" and flops is not None else parameters
+        return Choice(form, rank, parameters, flops, lost, cost)
 
 
 @torch.no_grad()
@@ -89,6 +107,9 @@ def compress(
     A linear layer and a 1×1 convolution become two (`svd`); a larger convolution `channel`, `spatial` or
     `tucker`, whichever loses least for its cost. Biases, strides, paddings, dtypes, devices, `requires_grad`
     flags and modes stay. The new parameters are other ones: make an optimizer afterwards.
+
+    An LSTM gets a projection where linear layers alone read it, which become narrower (`projected`); its
+    hidden state is narrower too.
 
     Args:
         model: without an adapter.
@@ -128,20 +149,27 @@ def compress(
     refuse_meta(model, "compress")
     layers, left = layers_of(model, exclude)
     _refuse_none(layers, left)
+    data = None if data is None else list(data)
     seen = None if data is None else look(model, layers, data)
     work = Work(layers, left, seen, plain, "flops" if flops is not None else "parameters")
     _leave_unseen(work)
+    work.stacks = stacks_of(model, work.layers, work.left, exclude, data, plain)
+    _count_stacks(work)
     total = sum(p.numel() for p in named_parameters(model).values())
     if ranks is not None:
         chosen = _by_hand(work, ranks)
     else:
         _gather(work)
         chosen = _chosen(work, energy, parameters, flops, total)
-    new = {}
+    new: dict[str, nn.Module] = {}
     for name in working(chosen, "factoring", "layers"):
-        new[name] = _factored(work.layers[name], work.moment(name), chosen[name])
+        if name in work.stacks:
+            found = work.stacks[name].modules(chosen[name].rank[0])
+            new |= {place or name: module for place, module in found.items()}
+        else:
+            new[name] = _factored(work.layers[name], work.moment(name), chosen[name])
     told = _told(work, chosen, total)
-    put(model, layers, new)
+    put(model, {**layers, **in_place(work.stacks)}, new)
     return told
 
 
@@ -170,13 +198,24 @@ def _leave_unseen(work: Work) -> None:
     _refuse_none(work.layers, work.left)
 
 
+def _count_stacks(work: Work) -> None:
+    """Count the FLOPs of LSTMs beside those of other layers."""
+    for name, stack in work.stacks.items():
+        if work.seen is not None:
+            work.seen.dense[name] = stack.flops(None, dict.fromkeys(stack.readers, 0))
+
+
 def _by_hand(work: Work, ranks: Mapping[str, int | str]) -> dict[str, Choice]:
-    meant = by_hand(ranks, work.layers, work.left, work.moment)
+    meant = by_hand(ranks, {**work.layers, **work.stacks}, work.left, work.moment)
     chosen = {}
     for name, (form, rank) in meant.items():
+        if name in work.stacks:
+            chosen[name] = work.choice(name, form, rank, work.stacks[name].lost(rank[0]))
+            continue
         solved = FORMS[form].solve(work.layers[name], work.layers[name].weight.double(), work.moment(name))
         chosen[name] = work.choice(name, form, rank, solved.error(rank))
-    work.left |= dict.fromkeys((n for n in work.layers if n not in chosen), "not named in ranks")
+    unnamed = (n for n in [*work.layers, *work.stacks] if n not in chosen)
+    work.left |= dict.fromkeys(unnamed, "not named in ranks")
     return chosen
 
 
@@ -195,6 +234,10 @@ def _gather(work: Work) -> None:
                 if choice.parameters < dense.parameters and less:
                     found.append(choice)
         work.choices[name] = worthwhile(found)
+    for name, stack in working(work.stacks.items(), "taking LSTMs apart", "layers"):
+        dense = work.dense(name)
+        some = (work.choice(name, FORM, (r,), stack.lost(r)) for r in ranks_for(stack.hidden, MATRIX_STEP))
+        work.choices[name] = worthwhile(c for c in some if c.cost < dense.cost)
 
 
 def _chosen(
@@ -239,17 +282,22 @@ def _told(work: Work, chosen: Mapping[str, Choice], total: int) -> Compressed:
     if work.seen is not None:
         counted = sum(work.seen.dense.values())
         less = counted
-    for name in (n for n in work.layers if n in chosen):
-        layer, choice, dense = work.layers[name], chosen[name], work.dense(name)
+    for name in (n for n in [*work.layers, *work.stacks] if n in chosen):
+        choice, dense = chosen[name], work.dense(name)
         after += choice.parameters - dense.parameters
         flops = None
         if work.seen is not None and choice.flops is not None and dense.flops is not None:
             less += choice.flops - dense.flops
             flops = dense.flops // work.seen.count, choice.flops // work.seen.count
+        if (stack := work.stacks.get(name)) is not None:
+            kind, shape, readers = "LSTM", stack.shape, tuple(stack.readers)
+        else:
+            layer = work.layers[name]
+            kind, shape, readers = kind_of(layer), tuple(layer.weight.shape), ()
         layers.append(
             CompressedLayer(
-                name, kind_of(layer), tuple(layer.weight.shape), choice.form, choice.rank,
-                (dense.parameters, choice.parameters), flops, choice.lost**0.5,
+                name, kind, shape, choice.form, choice.rank, (dense.parameters, choice.parameters), flops,
+                choice.lost**0.5, readers,
             )
         )  # fmt: skip
     batches = 0 if work.seen is None else work.seen.count

@@ -39,7 +39,9 @@ def layers_of(model: nn.Module, exclude: str | Iterable[str]) -> tuple[dict[str,
     found = _weights_of(model)
     problems: list[str] = []
     patterns = exclude if isinstance(exclude, str) else list(exclude)
-    excluded = set(matching("exclude", patterns, dict.fromkeys(found), problems)) if patterns else set()
+    recurrent = (n for n, m in named_modules(model).items() if isinstance(m, nn.RNNBase))
+    named = dict.fromkeys([*found, *recurrent])
+    excluded = set(matching("exclude", patterns, named, problems)) if patterns else set()
     if problems:
         raise ConfigError(problems)
     sharers: dict[int, list[str]] = {}
@@ -150,13 +152,15 @@ def empty(layer: Layer, form: str, rank: Rank) -> nn.Sequential:
     return modules.train(layer.training)
 
 
-def put(model: nn.Module, layers: Mapping[str, Layer], replacements: Mapping[str, nn.Sequential]) -> None:
+def put(
+    model: nn.Module, layers: Mapping[str, nn.Module | Held], replacements: Mapping[str, nn.Module]
+) -> None:
     """Put modules in the places of the layers of these names, wherever they stand."""
-    new: dict[Any, nn.Sequential] = {}
+    new: dict[Any, nn.Module] = {}
     for name, modules in replacements.items():
         layer = layers[name]
         if isinstance(layer, Held):
-            hold(layer, modules)
+            hold(layer, cast(nn.Sequential, modules))
         else:
             new[layer] = modules
     for holder in list(model.modules()):  # wrappers too, which hold what they wrap

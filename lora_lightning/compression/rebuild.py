@@ -15,6 +15,9 @@ from lora_lightning.compression.form import Layer, Rank, kind_of
 from lora_lightning.compression.forms import FORMS
 from lora_lightning.compression.held import Held
 from lora_lightning.compression.layers import empty, layers_of, put, refuse_adapted
+from lora_lightning.compression.recurrent import FORM as RECURRENT
+from lora_lightning.compression.recurrent import Stack
+from lora_lightning.compression.recurrent_stacks import described, in_place
 from lora_lightning.compression.result import FORMAT, Compressed
 from lora_lightning.errors import AdapterFileError, did_you_mean
 from lora_lightning.files.weights import load_into, read_weights, weights_writer
@@ -46,8 +49,18 @@ def compressed(model: Model, description: Mapping[str, Any]) -> Model:
     refuse_sharded(model, "compressed")
     refuse_adapted(model)
     layers, left = layers_of(model, ())
-    new, problems = {}, []
-    for name, kind, shape, form, rank in _entries(description):
+    new: dict[str, nn.Module] = {}
+    stacks: dict[str, Stack] = {}
+    problems = []
+    for (name, kind, shape, form, rank), readers in _entries(description):
+        if form == RECURRENT:
+            stack = described(model, name, shape, rank, readers)
+            if isinstance(stack, str):
+                problems.append(stack)
+            else:
+                stacks[name] = stack
+                new |= {place or name: module for place, module in stack.empty(rank[0]).items()}
+            continue
         layer = layers.get(name)
         if form == "product" and isinstance(layer, nn.Linear):  # the data showed that it is read
             layer = layers[name] = Held(layer, name, "", "weight")
@@ -63,7 +76,7 @@ def compressed(model: Model, description: Mapping[str, Any]) -> Model:
     if problems:
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise AdapterFileError(f"the description does not fit: {'; '.join(problems[:4])}{more}. {FRESH}")
-    put(model, layers, new)
+    put(model, {**layers, **in_place(stacks)}, new)
     return model
 
 
@@ -119,8 +132,8 @@ def load_compressed(model: Model, folder: str | os.PathLike[str]) -> Model:
     return model
 
 
-def _entries(description: Any) -> list[tuple[str, str, tuple[int, ...], str, Rank]]:
-    """Of each layer name, kind, shape, form and rank.
+def _entries(description: Any) -> list[tuple[tuple[str, str, tuple[int, ...], str, Rank], Any]]:
+    """Of each layer name, kind, shape, form and rank; and what reads it, unchecked.
 
     Raises:
         AdapterFileError: the description is of another kind.
@@ -139,8 +152,8 @@ def _entries(description: Any) -> list[tuple[str, str, tuple[int, ...], str, Ran
             _is_whole(shape) and _is_whole(rank)
         ):
             raise AdapterFileError(f"the description of a layer holds a value of another kind. {GIVE}")
-        found.append((name, kind, tuple(shape), form, tuple(rank)))
-    names = [entry[0] for entry in found]
+        found.append(((name, kind, tuple(shape), form, tuple(rank)), known.get("readers")))
+    names = [entry[0][0] for entry in found]
     if len({*names}) < len(names):
         raise AdapterFileError(f"the description names a layer twice. {GIVE}")
     return found

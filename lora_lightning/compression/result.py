@@ -18,12 +18,14 @@ class CompressedLayer:
     Attributes:
         name: in the model.
         kind: class of the layer that it was.
-        shape: of its weight.
-        form: one of `forms.FORMS`, such as "svd".
+        shape: of its weight; of an LSTM inputs, hidden units, layers and directions.
+        form: one of `forms.FORMS`, such as "svd"; "projected" of an LSTM.
         rank: one number; of "tucker" those of the outputs and of the inputs.
         parameters: of its weights, before and after.
         flops: a batch, before and after; None without data.
-        error: ‖(W − Ŵ)X‖ / ‖WX‖ on the data; ‖W − Ŵ‖ / ‖W‖ without them or with `plain`.
+        error: ‖(W − Ŵ)X‖ / ‖WX‖ on the data; ‖W − Ŵ‖ / ‖W‖ without them or with `plain`; of an LSTM
+            that of the layer that loses most, in what its hidden units are multiplied to.
+        readers: of an LSTM, the linear layers that read it, which are narrower.
     """
 
     name: str
@@ -34,6 +36,7 @@ class CompressedLayer:
     parameters: tuple[int, int]
     flops: tuple[int, int] | None
     error: float
+    readers: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -60,7 +63,9 @@ class Compressed:
         return {
             "format": FORMAT,
             "layers": [
-                {**{k: getattr(p, k) for k in keys}, "shape": list(p.shape), "rank": list(p.rank)}
+                {k: getattr(p, k) for k in keys}
+                | {"shape": list(p.shape), "rank": list(p.rank)}
+                | ({"readers": list(p.readers)} if p.readers else {})
                 for p in self.layers
             ],
         }

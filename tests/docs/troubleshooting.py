@@ -49,6 +49,8 @@ WITHIN = {  # of reasons that are named within a message: their module or beginn
     "app.foreign": "is not run unasked",
     "compression.layers": "no layer can be compressed",
     "compression.rebuild": "the description does not fit",
+    "compression.recurrent_readers": "no layer can be compressed",
+    "compression.recurrent_stacks": "the description does not fit",
     "data.decoding": "cannot be read as a picture",
     "data.named_folders": "is not on this machine",
     "data.speech_check": "utterances cannot be used",
