@@ -18,15 +18,13 @@ from lora_lightning.data.picture_files import PictureFiles, columns, problems_of
 from lora_lightning.data.picture_transform import FACTS as PREPROCESSING
 from lora_lightning.data.picture_transform import evaluation_transform, preprocessing_of
 from lora_lightning.data.workers import loading_workers
-from lora_lightning.errors import UserError
-from lora_lightning.tasks.predictions import numbers, probabilities
+from lora_lightning.tasks.tellers import Teller, teller_of
 from lora_lightning.utils.plurals import counted
 from lora_lightning.utils.progress import Bar
 from lora_lightning.utils.tables import printable, truncate_list
 
-TOP, THRESHOLD, BATCH = 5, 0.5, 32
+BATCH = 32
 SHEETS = (".png", ".jpg", ".jpeg")
-Caption = tuple[str, str]  # of a picture in the sheet: what is predicted, how sure
 
 
 def problems(options: Mapping[str, Any], trained: Trained) -> list[str]:
@@ -103,105 +101,6 @@ class Classifier:
             if self.flips:
                 outputs = (outputs + self.model(images.flip(-1))) / 2
         return outputs.float().cpu()
-
-
-class OneClass:
-    """The classes of a picture by their probabilities, the likeliest first."""
-
-    def __init__(self, names: Sequence[str], temperature: float, top: int) -> None:
-        self.names, self.temperature = names, temperature
-        self.top = min(top, len(names))
-        self.columns = ["label", "probability"]
-        self.columns += [f"{c}_{n}" for n in range(2, self.top + 1) for c in ("label", "probability")]
-
-    def rows(self, outputs: Tensor) -> list[dict[str, Any]]:
-        """Of a batch's logits (n, classes)."""
-        ranked = probabilities(outputs, "class", self.temperature).sort(descending=True, stable=True)
-        best = (ranked.indices[:, : self.top].tolist(), ranked.values[:, : self.top].tolist())
-        return [
-            dict(
-                zip(
-                    self.columns,
-                    [v for i, p in zip(at, ps, strict=True) for v in (self.names[i], p)],
-                    strict=True,
-                )
-            )
-            for at, ps in zip(*best, strict=True)
-        ]
-
-    def caption(self, row: Row) -> Caption:
-        return str(row["label"]), f"{row['probability']:.2f}"
-
-    def counted(self, row: Row) -> list[str]:
-        return [row["label"]]
-
-
-class ManyClasses:
-    """The classes of a picture that are likelier than a threshold, the likeliest first."""
-
-    columns = ("labels", "probabilities")
-
-    def __init__(self, names: Sequence[str], temperature: float, threshold: float) -> None:
-        self.names, self.temperature, self.threshold = names, temperature, threshold
-
-    def rows(self, outputs: Tensor) -> list[dict[str, Any]]:
-        """Of a batch's logits (n, classes)."""
-        found = []
-        for row in probabilities(outputs, "classes", self.temperature):
-            order = [i for i in row.argsort(descending=True).tolist() if row[i] >= self.threshold]
-            found.append({"labels": [self.names[i] for i in order], "probabilities": row[order].tolist()})
-        return found
-
-    def caption(self, row: Row) -> Caption:
-        pairs = zip(row["labels"], row["probabilities"], strict=True)
-        return ", ".join(f"{name} {p:.2f}" for name, p in pairs) or "none", ""
-
-    def counted(self, row: Row) -> list[str]:
-        return list(row["labels"]) or ["none"]
-
-
-class ANumber:
-    """A number for each picture, in the units of the training data."""
-
-    columns = ("value",)
-
-    def __init__(self, mean: float, std: float) -> None:
-        self.mean, self.std = mean, std
-
-    def rows(self, outputs: Tensor) -> list[dict[str, Any]]:
-        """Of a batch's outputs (n, 1)."""
-        return [{"value": value} for value in numbers(outputs, self.mean, self.std)[:, 0].tolist()]
-
-    def caption(self, row: Row) -> Caption:
-        return f"{row['value']:.4g}", ""
-
-    def counted(self, row: Row) -> list[str]:
-        return []
-
-
-Teller = OneClass | ManyClasses | ANumber
-
-
-def teller_of(facts: Mapping[str, Any], options: Mapping[str, Any]) -> Teller:
-    """What makes rows of a model's outputs.
-
-    Raises:
-        UserError: its data, which say what it predicts, are not known.
-    """
-    target, temperature = facts.get("target", "class"), facts.get("temperature", 1.0)
-    if target == "number":
-        return ANumber(facts.get("number_mean", 0.0), facts.get("number_std", 1.0))
-    count = facts.get("num_classes") or len(facts.get("class_names", ()))
-    names = facts.get("class_names") or [str(number) for number in range(count)]
-    if not names:
-        raise UserError("its data, which name the classes, are not on this machine: give recipe=NAME.")
-    if len(names) != count:
-        raise UserError(
-            f"class_names: {len(names)} names for num_classes={count}: the file is damaged. Copy it anew."
-        )
-    if target == "classes":
-        return ManyClasses(names, temperature, options.get("threshold", THRESHOLD))
-    return OneClass(names, temperature, options.get("top", TOP))
 
 
 def _preprocessing(model: nn.Module, facts: Mapping[str, Any], trained: Trained) -> Mapping[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import io
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,6 +21,7 @@ with loading("torchaudio"):
 
 WHOLE = 0.95  # least share of the samples that a header promises which a sound file holds
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au", ".w64", ".caf", ".sph")
+File = str | Path | bytes
 
 
 class AudioError(UserError, ValueError):
@@ -34,7 +36,7 @@ class AudioInfo(NamedTuple):
     channels: int
 
 
-def audio_info(path: str | Path) -> AudioInfo:
+def audio_info(path: File) -> AudioInfo:
     """The header of a file; nothing is decoded.
 
     Raises:
@@ -45,13 +47,13 @@ def audio_info(path: str | Path) -> AudioInfo:
 
 
 def read_audio(
-    path: str | Path, start: float | None = None, end: float | None = None, rate: int = SAMPLE_RATE
+    path: File, start: float | None = None, end: float | None = None, rate: int = SAMPLE_RATE
 ) -> Tensor:
     """A file, or a part of it, as float32 in [-1, 1]: decoded by libsndfile, channels averaged, resampled
     by torchaudio (windowed sinc).
 
     Args:
-        path: the file.
+        path: the file, or its bytes.
         start: seconds at which the part begins; None is 0.
         end: seconds at which it ends; None, or past it, is the file's end.
         rate: of the result, in Hz.
@@ -67,7 +69,7 @@ def read_audio(
     return wave if own == rate else _resampler(own, rate)(wave)
 
 
-def decode(path: str | Path, start: float | None = None, end: float | None = None) -> tuple[np.ndarray, int]:
+def decode(path: File, start: float | None = None, end: float | None = None) -> tuple[np.ndarray, int]:
     """The samples (samples, channels) of a file or a part of it, as they are, and their rate in Hz.
 
     Raises:
@@ -78,18 +80,17 @@ def decode(path: str | Path, start: float | None = None, end: float | None = Non
             first = round((start or 0) * file.samplerate)
             last = file.frames if end is None else min(file.frames, round(end * file.samplerate))
             if first >= last:
-                raise AudioError(
-                    f"{path}: has no sample from {start or 0:g} s to {_seconds(end)}: give a part of it"
-                )
+                part = f"{start or 0:g} s to {_seconds(end)}"
+                raise AudioError(f"{_name(path)}: has no sample from {part}: give a part of it")
             if first:
                 file.seek(first)
             samples = file.read(last - first, dtype="float32", always_2d=True)
         except soundfile.LibsndfileError as error:
-            raise AudioError(f"{path}: is damaged ({_reason(error)}): copy it anew") from error
+            raise AudioError(f"{_name(path)}: is damaged ({_reason(error)}): copy it anew") from error
         if len(samples) < WHOLE * (last - first):
             held, promised = len(samples) / file.samplerate, (last - first) / file.samplerate
             raise AudioError(
-                f"{path}: is cut short ({held:.1f} of {promised:.1f} s can be decoded): copy it anew"
+                f"{_name(path)}: is cut short ({held:.1f} of {promised:.1f} s can be decoded): copy it anew"
             )
         return samples, file.samplerate
 
@@ -100,15 +101,18 @@ def _resampler(own: int, rate: int) -> Resample:
     return Resample(own, rate)
 
 
-def _opened(path: str | Path) -> soundfile.SoundFile:
-    if not Path(path).is_file():
+def _opened(path: File) -> soundfile.SoundFile:
+    if not isinstance(path, bytes) and not Path(path).is_file():
         raise AudioError(f"{path}: there is no such file: give one that there is")
     try:
-        return soundfile.SoundFile(str(path))
+        return soundfile.SoundFile(io.BytesIO(path) if isinstance(path, bytes) else str(path))
     except soundfile.LibsndfileError as error:
-        raise AudioError(
-            f"{path}: is no audio file that libsndfile reads ({_reason(error)}): convert it to WAV or FLAC"
-        ) from error
+        reason = f"is no audio file that libsndfile reads ({_reason(error)})"
+        raise AudioError(f"{_name(path)}: {reason}: convert it to WAV or FLAC") from error
+
+
+def _name(path: File) -> str:
+    return f"a file of {len(path):,} bytes" if isinstance(path, bytes) else str(path)
 
 
 def _reason(error: soundfile.LibsndfileError) -> str:

@@ -62,22 +62,24 @@ class Transcription:
 
 
 @dataclass(eq=False)
-class _Wave:
+class OpenWave:
     """A wave in work: log-probabilities (frames, vocabulary) so far, and the chunks not yet heard."""
 
     log_probs: Tensor
     samples: int
-    waiting: list[_Chunk]
+    waiting: list[Chunk]
 
 
 @dataclass(eq=False)
-class _Chunk:
-    """A part of a wave that is heard at once: its first frame, and the frames that are used."""
+class Chunk:
+    """A part of a wave that is heard at once: its first frame, the frames that are used, and where the
+    sound between two silences begins that it is of."""
 
     samples: Tensor
     first: int
     used: tuple[int, int]
-    whole: _Wave
+    whole: OpenWave
+    begin: int
 
 
 class Transcriber:
@@ -125,18 +127,18 @@ class Transcriber:
 
     def all(self, waves: Iterable[Tensor]) -> Iterator[Transcription]:
         """What is said in each wave (samples,), in order; chunks of several are heard together."""
-        open_waves: list[_Wave] = []
+        open_waves: list[OpenWave] = []
         for chunks in self._batches(waves, open_waves):
-            self._hear(chunks)
+            self.hear(chunks)
             while open_waves and not open_waves[0].waiting:
                 done = open_waves.pop(0)
-                yield self._transcription(done.log_probs, done.samples)
+                yield self.transcription(done)
 
     def log_probs(self, wave: Tensor) -> Tensor:
         """(frames, vocabulary) of a wave (samples,) of any length; certain blanks where it is silent."""
-        open_waves: list[_Wave] = []
+        open_waves: list[OpenWave] = []
         for chunks in self._batches([wave], open_waves):
-            self._hear(chunks)
+            self.hear(chunks)
         return open_waves[0].log_probs
 
     @torch.no_grad()
@@ -147,12 +149,12 @@ class Transcriber:
             frames.append(int(self.model(wave, torch.tensor([samples], device=self.device))[1]))
         return round((PROBES[1] - PROBES[0]) / (frames[1] - frames[0]))
 
-    def _chunks(self, wave: Tensor) -> _Wave:
+    def opened(self, wave: Tensor) -> OpenWave:
         """A wave's chunks, and room for what is heard in them."""
         frames = math.ceil(len(wave) / self.hop)
         log_probs = torch.full((frames, len(self.vocabulary)), SILENT)
         log_probs[:, BLANK] = 0.0
-        whole = _Wave(log_probs, len(wave), [])
+        whole = OpenWave(log_probs, len(wave), [])
         stride = self.chunk - 2 * self.margin
         for begin, end in self._loud(wave):
             count = 1 + max(0, math.ceil((end - begin - self.chunk) / stride))
@@ -161,7 +163,7 @@ class Transcriber:
                 last = min(end, first + self.chunk)
                 used = (first + (self.margin if i else 0), last - (self.margin if i < count - 1 else 0))
                 samples = wave[first * self.hop : last * self.hop]
-                whole.waiting.append(_Chunk(samples, first, used, whole))
+                whole.waiting.append(Chunk(samples, first, used, whole, begin))
         return whole
 
     def _loud(self, wave: Tensor) -> list[tuple[int, int]]:
@@ -179,11 +181,11 @@ class Transcriber:
                 spans.append((t, t + 1))
         return spans
 
-    def _batches(self, waves: Iterable[Tensor], open_waves: list[_Wave]) -> Iterator[list[_Chunk]]:
+    def _batches(self, waves: Iterable[Tensor], open_waves: list[OpenWave]) -> Iterator[list[Chunk]]:
         """Chunks of all waves, `batch` at a time; and an empty list for a wave that has none."""
-        waiting: list[_Chunk] = []
+        waiting: list[Chunk] = []
         for wave in waves:
-            whole = self._chunks(wave)
+            whole = self.opened(wave)
             open_waves.append(whole)
             waiting += sorted(whole.waiting, key=lambda chunk: -len(chunk.samples))  # little padding
             while len(waiting) >= self.batch or not whole.waiting:
@@ -196,7 +198,7 @@ class Transcriber:
             del waiting[: self.batch]
 
     @torch.inference_mode()
-    def _hear(self, chunks: Sequence[_Chunk]) -> None:
+    def hear(self, chunks: Sequence[Chunk]) -> None:
         """Put what is heard in chunks where it belongs."""
         if not chunks:
             return
@@ -210,14 +212,24 @@ class Transcriber:
             chunk.whole.log_probs[begin:end] = row[begin - chunk.first : end - chunk.first]
             chunk.whole.waiting.remove(chunk)
 
-    def _transcription(self, log_probs: Tensor, samples: int) -> Transcription:
+    def transcription(self, heard: OpenWave) -> Transcription:
+        """What is said in a wave that was heard to its end."""
+        return Transcription(round(heard.samples / SAMPLE_RATE, 3), self.segments(heard.log_probs))
+
+    def segments(self, log_probs: Tensor, first: int = 0) -> list[Segment]:
+        """What is said in a part of a wave between two silences.
+
+        Args:
+            log_probs: (frames, vocabulary).
+            first: frame of the whole at which the part begins.
+        """
         segments = []
         for begin, end in self._pieces(log_probs):
             piece = log_probs[begin:end]
             text = self.decoder(piece[None], torch.tensor([len(piece)]), self.vocabulary)[0]
-            if words := self._placed(piece, text, begin):
+            if words := self._placed(piece, text, first + begin):
                 segments.append(Segment(text, words[0].start, words[-1].end, words))
-        return Transcription(round(samples / SAMPLE_RATE, 3), segments)
+        return segments
 
     def _pieces(self, log_probs: Tensor) -> list[tuple[int, int]]:
         """Frames at which the whole is cut: between words, at pauses, and where a piece gets too long."""

@@ -4,13 +4,17 @@ import io
 from pathlib import Path
 
 import numpy as np
+import soundfile
 import torch
 from PIL import Image
 from torch import nn
 
 import lora_lightning as ll
+from lora_lightning.data.accents import VOCABULARY
+from lora_lightning.data.audio import read_audio
 from lora_lightning.models.timm import timm_model
 
+CORPUS = Path(ll.__file__).parent / "data" / "accents"
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
 NAMES = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 FACTS = {
@@ -54,4 +58,41 @@ def picture(seed: int, size: tuple[int, int] = (20, 17), form: str = "PNG") -> b
     pixels = np.random.default_rng(seed).integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, form)
+    return file.getvalue()
+
+
+SPEECH = {
+    "model": {"_target_": "lora_lightning.models.ctc.conformer_ctc", "checkpoint": "conformer_us",
+              "width": 128, "depth": 2, "dropout": 0.0},
+    "data": {"_target_": "lora_lightning.data.accents.AccentsDataModule"},
+    "task": {"_target_": "lora_lightning.tasks.ctc.SpeechRecognizer"},
+    "trainer": {"accelerator": "cpu", "precision": "32-true"},
+}  # fmt: skip
+
+
+@torch.no_grad()
+def save_speech(folder: Path, seed: int) -> None:
+    """An adapter of the embedded recognizer that changes a little."""
+    from lora_lightning.models.ctc import conformer_ctc
+
+    model = conformer_ctc(VOCABULARY, **{k: v for k, v in SPEECH["model"].items() if k != "_target_"})
+    ll.inject(model, ll.LoRAConfig(rank=2))
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and "lora_" in name:
+            parameter.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+    origin = {"recipe": "accent_espeak", "config": SPEECH, "facts": {"vocabulary": VOCABULARY, "kept": []}}
+    ll.save_adapter(model, folder, origin=origin)
+
+
+def utterances(seconds: float, pause: float = 0.0, accent: str = "scottish") -> np.ndarray:
+    """Speech of the embedded corpus, (samples,), 16 kHz, with silence in the middle."""
+    wave = read_audio(CORPUS / f"{accent}-test.opus", 0.0, seconds).numpy()
+    middle = len(wave) // 2
+    return np.concatenate([wave[:middle], np.zeros(round(16_000 * pause), np.float32), wave[middle:]])
+
+
+def sound(wave: np.ndarray, form: str = "WAV") -> bytes:
+    file = io.BytesIO()
+    soundfile.write(file, wave, 16_000, format=form)
     return file.getvalue()

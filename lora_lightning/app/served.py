@@ -1,0 +1,137 @@
+"""What `lora-lightning serve` serves: the base that an adapter, a run or a recipe names, and its adapters."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import get_object
+from torch import nn
+
+from lora_lightning.app.rebuild import rebuilt_model
+from lora_lightning.app.trained import Trained, named
+from lora_lightning.errors import UserError
+from lora_lightning.files.locate import AdapterSource
+from lora_lightning.serving.catalog import NAME, Catalog
+from lora_lightning.serving.engine import Engine
+from lora_lightning.serving.inputs import Limits
+from lora_lightning.serving.kinds import Base, Classes, Kind, Masks, Objects
+from lora_lightning.serving.store import AdapterStore
+
+KINDS = {  # by the class of the task; those derived from it are served alike
+    "lora_lightning.tasks.classification.ImageClassifier": "classify",
+    "lora_lightning.tasks.detection.ObjectDetector": "detect",
+    "lora_lightning.tasks.segmentation.SemanticSegmenter": "segment",
+    "lora_lightning.tasks.ctc.SpeechRecognizer": "transcribe",
+}
+
+
+def catalog_of(options: Mapping[str, Any]) -> Catalog:
+    """Of `adapter=` the run's or the folder's own name; of `adapters=` the names of its sub-folders.
+
+    Raises:
+        UserError: there is no adapter.
+    """
+    if "adapter" in options:
+        folder = Path(options["adapter"]).expanduser().resolve()
+        folder = folder / "adapter" if (folder / "adapter" / "adapter_config.json").is_file() else folder
+        if not (folder / "adapter_config.json").is_file():
+            raise UserError(f"adapter={options['adapter']}: holds no adapter_config.json. Give RUN/adapter.")
+        name = folder.parent.name if folder.name == "adapter" else folder.name
+        return Catalog(fixed={name if NAME.fullmatch(name) else "adapter": folder})
+    if "adapters" not in options:
+        return Catalog()
+    folder = Path(options["adapters"]).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"adapters={folder}: there is no such folder: give one that there is.")
+    return Catalog(folder)
+
+
+def trained_of(options: Mapping[str, Any], words: Sequence[str], catalog: Catalog) -> Trained:
+    """What says how the base is built: `base=`, else the words, else the first of the adapters.
+
+    Raises:
+        UserError: nothing does; every mistake in one message.
+    """
+    names = catalog.names()
+    first = {"adapter": options["base"]} if "base" in options else {}
+    if not first and names:
+        first = {"adapter": str(catalog.folder(names[0]))}
+    if not first and not words:
+        raise UserError(
+            f"adapters={options['adapters']}: holds no adapter by which the base could be built: give "
+            "base=PATH or recipe=NAME."
+            if "adapters" in options
+            else "give adapter=RUN/adapter, adapters=FOLDER, base=PATH or recipe=NAME."
+        )
+    problems: list[str] = []
+    trained = named(first, words, problems)
+    if trained is None or problems:
+        raise UserError("\n".join(problems))
+    return trained
+
+
+def engine_of(
+    options: Mapping[str, Any], words: Sequence[str], limits: Limits, device: str | None = None
+) -> Engine:
+    """The base built, its adapters found.
+
+    Args:
+        options: of the command `serve`, by name.
+        device: where the model runs; None is as the run says.
+
+    Raises:
+        UserError: it cannot be built, or its task is not one that is served.
+    """
+    catalog = catalog_of(options)
+    trained = trained_of(options, words, catalog)
+    name = kind_of(trained)
+    if device is not None:
+        accelerator = "gpu" if device.startswith("cuda") else device.partition(":")[0]
+        trainer = {**trained.config.get("trainer", {}), "accelerator": accelerator}
+        trained = dataclasses.replace(trained, config={**trained.config, "trainer": trainer})
+    model, facts = _base(trained)
+    fabric = trained.fabric()
+    base = Base(model.to(device or fabric.device), fabric, facts, trained.config)
+    kind = _kind(name, base, limits)
+    given = {n: options[n] for n in ("most", "pinned", "check_base") if n in options}
+    store = AdapterStore(base.model, catalog, **given)
+    return Engine(kind, store, facts, **{n: options[n] for n in ("batch", "max_wait_ms") if n in options})
+
+
+def kind_of(trained: Trained) -> str:
+    """What is asked of a task.
+
+    Raises:
+        UserError: it is not served.
+    """
+    target = trained.config["task"]["_target_"]
+    task = get_object(target)
+    for name, kind in KINDS.items():
+        if isinstance(task, type) and issubclass(task, get_object(name)):
+            return kind
+    raise UserError(
+        f"{trained.where}: its task, {target}, is not served: give an adapter of {', '.join(KINDS)}."
+    )
+
+
+def _base(trained: Trained) -> tuple[nn.Module, Mapping[str, Any]]:
+    """The plain base in eval mode; of whole weights the network with them."""
+    if not isinstance(trained.source, AdapterSource):
+        return trained.model()
+    model, facts = rebuilt_model(trained.config, None if trained.own else trained.source, trained.facts)
+    return model.eval().requires_grad_(False), facts
+
+
+def _kind(name: str, base: Base, limits: Limits) -> Kind:
+    if name == "transcribe":
+        from lora_lightning.serving.speech import Words
+
+        if "vocabulary" not in base.facts:
+            raise UserError(
+                "its data, which decide the vocabulary, are not on this machine: give recipe=NAME."
+            )
+        return Words(base, limits)
+    return {"classify": Classes, "detect": Objects, "segment": Masks}[name](base, limits)
