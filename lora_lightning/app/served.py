@@ -64,7 +64,7 @@ def trained_of(options: Mapping[str, Any], words: Sequence[str], catalog: Catalo
             f"adapters={options['adapters']}: holds no adapter by which the base could be built: give "
             "base=PATH or recipe=NAME."
             if "adapters" in options
-            else "give adapter=RUN/adapter, adapters=FOLDER, base=PATH or recipe=NAME."
+            else "nothing to serve is named: give adapter=RUN/adapter, adapters=FOLDER, base=PATH or recipe=NAME."
         )
     problems: list[str] = []
     trained = named(first, words, problems)

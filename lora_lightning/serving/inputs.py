@@ -59,7 +59,7 @@ def picture_of(body: bytes, limits: Limits) -> Tensor:
     if width * height > limits.pixels:
         raise BadUpload(
             413,
-            f"the picture has {width} x {height} pixels, and {limits.pixels:,} are allowed: send a smaller one.",
+            f"the picture has {width} x {height} pixels; {limits.pixels:,} are allowed: send a smaller one.",
         )
     try:
         return torch.from_numpy(np.array(read_picture(body)))

@@ -160,7 +160,7 @@ class Masks:
         names = _class_names(facts)
         if not {"shorter_side", "mean", "std"} <= facts.keys():
             raise UserError(
-                "the adapter does not say how its pictures were shown to it: save it by the training application."
+                "the adapter does not say how pictures were shown to it: give one that a run has saved."
             )
         pixels = picture_of(body, self.limits).permute(2, 0, 1)
         size = int(pixels.shape[1]), int(pixels.shape[2])

@@ -77,7 +77,7 @@ def test_answers_are_those_of_predict(engine: Engine, shelf: Path, tmp_path: Pat
         (Ask("ada", "classify", b""), 415, "no picture"),
         (Ask("ada", "classify", b"%!PS-Adobe-3.0 EPSF-3.0\n"), 415, "no picture"),
         (Ask("ada", "classify", picture(0)[:90]), 422, "damaged"),
-        (Ask("ada", "classify", picture(0, (400, 300))), 413, "400 x 300 pixels, and 100,000 are allowed"),
+        (Ask("ada", "classify", picture(0, (400, 300))), 413, "400 x 300 pixels; 100,000 are allowed"),
         (Ask("ada", "classify", picture(0), until=0.0), 504, "too long"),
     ],
 )
