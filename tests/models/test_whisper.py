@@ -126,6 +126,29 @@ def test_a_batch_is_heard_and_scored(folder):
     assert len(heard) == 2 and loss.isfinite()
 
 
+def test_what_loops_is_heard_again_without_and_the_rest_stays(folder):
+    """A network that answers one letter to a silent wave for ever, and what it heard to others."""
+    model, both = whisper(checkpoint=str(folder), language="en").eval(), batch("ab", "cd")
+    alone = model.transcribe(both.waves[:1], both.lengths[:1])
+    letter = model.tokenizer.encode("a", add_special_tokens=False)[0]
+
+    def push(module, inputs, kwargs, output):
+        rows = kwargs["encoder_outputs"].last_hidden_state if "encoder_outputs" in kwargs else None
+        at = torch.tensor([bool((row - silent).abs().max() < 1e-4) for row in rows])
+        output.logits[at, :, letter] = 1e4
+        return output
+
+    waves = torch.cat([both.waves[:1], torch.zeros_like(both.waves[:1])])
+    lengths = both.lengths[:1].repeat(2)
+    silent = model(waves, lengths)[0][1]
+    model.network.register_forward_hook(push, with_kwargs=True)
+    texts = model.transcribe(waves, lengths)
+    assert texts[0] == alone[0]
+    tokens = model.tokenizer.encode(texts[1], add_special_tokens=False)
+    triples = list(zip(tokens, tokens[1:], tokens[2:], strict=False))
+    assert texts[1].startswith("aa") and len(triples) == len(set(triples))
+
+
 @pytest.mark.parametrize("whole", [False, True], ids=["bf16-mixed", "bf16-true"])
 def test_it_hears_in_half_precision(folder, whole):
     model, both = whisper(checkpoint=str(folder)).eval(), batch("ab", "cd")
