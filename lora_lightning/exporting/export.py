@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping, Sequence
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from lora_lightning.adapters.base_values import refuse_meta
+from lora_lightning.adapters.manage import adapter_names, adapters_off, set_adapter, unmerge
 from lora_lightning.exporting.card import ExportCard, card_of
 from lora_lightning.exporting.checks import compare, fresh_inputs
+from lora_lightning.exporting.factors import opened
 from lora_lightning.exporting.folder import FACTS, folder_problem, written
 from lora_lightning.exporting.formats import FORMATS, Format
 from lora_lightning.exporting.meaning import KINDS, meaning_problems
@@ -38,6 +41,7 @@ from lora_lightning.utils.marks import one_of
 from lora_lightning.utils.sharding import refuse_sharded
 
 CARD, SCRIPT, EXAMPLE = "README.md", "run.py", "example.npz"
+SELECTED = ""  # of adapters: those that are
 PREPROCESS, NAMES = "preprocess.json", "names.json"
 
 
@@ -105,8 +109,9 @@ def export(
         example: inputs that it takes: a tensor, a tuple of them, or a dictionary by the names of `forward`'s
             arguments.
         out: the folder to write.
-        format: "onnx", "pt2" (`torch.export`), "aoti" (AOTInductor, compiled for this machine), "safetensors"
-            (plain weights for the model's own library).
+        format: "onnx", "onnx_adapters" (one base and a small file for each adapter of the model, chosen in
+            each request), "pt2" (`torch.export`), "aoti" (AOTInductor, compiled for this machine),
+            "safetensors" (plain weights for the model's own library).
         dynamic: the axes of any size: True is the first of every input, False none, else by input:
             `{"waves": {0: "batch", 1: "samples"}}`.
         preprocess: what is done to inputs before, for `preprocess.json`: of pictures mean and std of values
@@ -148,17 +153,24 @@ def export(
         inputs = {name: _bytes(value) for name, value in inputs.items()}
         tried = [{name: _bytes(value) for name, value in one.items()} for one in tried] if tried else None
     tried = tried or fresh_inputs(inputs, axes)
-    subject = subject_of(model, inputs, axes, shown if inside else None)
-    pairs = _wanted(model, tried, shown if inside else None)
+    normal = shown if inside else None
+    subject = (opened if form.adapters else subject_of)(model, inputs, axes, normal)
+    choices = [None, *adapter_names(model)] if form.adapters else [SELECTED]
+    pairs = {choice: _wanted(model, tried, normal, choice) for choice in choices}
     with written(out, overwrite) as folder:
         form.write(subject, folder)
-        difference = compare(form.load(folder, subject), pairs, f"{out / form.file}")
+        runs = form.load(folder, subject)
+        of_each = runs if isinstance(runs, dict) else {SELECTED: runs}
+        difference = max(
+            compare(run, pairs[choice], f"{out / form.file}{f' with {choice}' if choice else ''}")
+            for choice, run in of_each.items()
+        )
         size = sum(path.stat().st_size for path in folder.iterdir())
         told = _facts(form, format, subject, inputs, axes, kind, inside, size, difference)
         _write_beside(folder, form, told, inputs, preprocess, names, kind, scale)
         told["files"] = sorted([*(path.name for path in folder.iterdir()), CARD, FACTS])
-        runs = form.imports
-        (folder / CARD).write_text(card_of(about or ExportCard(), told, form.title, runs), encoding="utf-8")
+        text = card_of(about or ExportCard(), told, form.title, form.imports)
+        (folder / CARD).write_text(text, encoding="utf-8")
         _write_json(folder / FACTS, told)
     return Exported(
         out, format, form.file, size, tuple(told["files"]),
@@ -170,21 +182,31 @@ def export(
 
 @torch.no_grad()
 def _wanted(
-    model: nn.Module, tried: Sequence[Mapping[str, Tensor]], shown: Mapping[str, Any] | None
+    model: nn.Module,
+    tried: Sequence[Mapping[str, Tensor]],
+    shown: Mapping[str, Any] | None,
+    choice: str | None,
 ) -> list[tuple[Mapping[str, Tensor], list[Tensor]]]:
     """Inputs and what the adapted model, of which nothing is merged, gives for them.
+
+    Args:
+        choice: the adapter; None is none of them, SELECTED those that are selected.
 
     Raises:
         UserError: it does not take them.
     """
     twin = copied(model).eval().cpu()
+    if choice:
+        unmerge(twin)
+        set_adapter(twin, choice)
     moved = normalization(shown)
     pairs = []
     for one in tried:
         given = dict(one)
         if moved is not None:
             given = {name: (value.float() / 255 - moved[0]) / moved[1] for name, value in one.items()}
-        with refused(twin, given, "Leave out of dynamic what is of one size, or give check=."):
+        base = adapters_off(twin) if choice is None else contextlib.nullcontext()
+        with base, refused(twin, given, "Leave out of dynamic what is of one size, or give check=."):
             found = named_outputs(twin(**given))
         pairs.append((one, [tensor for _, tensor in found]))
     return pairs

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from lora_lightning.exporting import onnx, plain_weights, pt2
+from lora_lightning.exporting import onnx, onnx_adapters, plain_weights, pt2
 from lora_lightning.exporting.checks import Run
 from lora_lightning.exporting.subject import Subject
 
@@ -26,16 +26,18 @@ class Format:
         imports: the runtime that `run.py` imports; empty where the file is no program.
         opens, calls: the line of `run.py` that loads the file, and its words for what comes out of `inputs`,
             arrays by name: a list of arrays.
+        adapters: whether the file takes each adapter of the model; `load` then gives a `Run` for each name.
     """
 
     title: str
     file: str
     write: Callable[[Subject, Path], None]
-    load: Callable[[Path, Subject], Run]
+    load: Callable[[Path, Subject], Run | dict[str | None, Run]]
     packages: tuple[str, ...]
     imports: str = ""
     opens: str = ""
     calls: str = ""
+    adapters: bool = False
 
 
 FORMATS = {
@@ -48,6 +50,17 @@ FORMATS = {
         "onnxruntime",
         'model = onnxruntime.InferenceSession(here / "model.onnx", providers=["CPUExecutionProvider"])',
         "model.run(None, {one.name: inputs[one.name] for one in model.get_inputs()})",
+    ),
+    "onnx_adapters": Format(
+        "ONNX with adapters",
+        onnx_adapters.FILE,
+        onnx_adapters.write,
+        lambda folder, _: onnx_adapters.load(folder),
+        ("torch", "onnx", "onnxscript", "onnxruntime"),
+        "onnxruntime",
+        onnx_adapters.OPENS,
+        "model.run(None, {one.name: inputs[one.name] for one in model.get_inputs()}, options)",
+        adapters=True,
     ),
     "pt2": Format(
         "torch.export",

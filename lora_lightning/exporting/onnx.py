@@ -29,7 +29,7 @@ def write(subject: Subject, folder: Path) -> None:
 
 
 def made(subject: Subject, computed: Collection[str] = ()) -> Any:
-    """The file before it is written, a `torch.onnx.ONNXProgram`.
+    """The file before it is written, a program of torch.onnx.
 
     Args:
         computed: as of `recurrent_nodes`.
@@ -61,20 +61,27 @@ def load(folder: Path) -> Run:
     Raises:
         LibraryError: onnxruntime is missing.
     """
-    with loading("onnxruntime", "export"):
-        import onnxruntime
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    options.intra_op_num_threads = torch.get_num_threads()
-    session = onnxruntime.InferenceSession(
-        folder / FILE, sess_options=options, providers=["CPUExecutionProvider"]
-    )
+    session = opened_session(folder / FILE)
     takes = [one.name for one in session.get_inputs()]  # what the model does not use is no input of the file
 
     def run(inputs: Arrays) -> list[Any]:
         return list(session.run(None, {name: inputs[name] for name in takes}))
 
     return run
+
+
+def opened_session(file: Path) -> Any:
+    """An `onnxruntime.InferenceSession` of a file, on as many threads of the CPU as torch has.
+
+    Raises:
+        LibraryError: onnxruntime is missing.
+    """
+    with loading("onnxruntime", "export"):
+        import onnxruntime
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.intra_op_num_threads = torch.get_num_threads()
+    return onnxruntime.InferenceSession(file, sess_options=options, providers=["CPUExecutionProvider"])
 
 
 def _name_axes(model: Any, subject: Subject) -> None:

@@ -63,9 +63,10 @@ def script_of(
     else:
         lines = ["    inputs = dict(np.load(sys.argv[1]))"]
     standard |= {"json"} if kind else set()
+    words = f"[{argument}]{' [adapter=NAME]' if form.adapters else ''}"
     return "\n".join(
         [
-            f'"""Runs {form.file}: python run.py [{argument}]. Needs {form.imports} and numpy alone."""',
+            f'"""Runs {form.file}: python run.py {words}. Needs {form.imports} and numpy alone."""',
             "",
             *(f"import {name}" for name in sorted(standard)),
             "from pathlib import Path",

@@ -81,10 +81,10 @@ def subject_of(
     network = copied(model)
     if lora_layers(network):
         eject(network, merged=True)
-    _dequantize(network)
+    in_floats(network)
     network = network.eval().requires_grad_(False).cpu()
     flat = Flat(network, list(inputs), normalization(shown)).eval()
-    large = {name: _enlarged(tensor, dynamic.get(name, {})) for name, tensor in inputs.items()}
+    large = {name: enlarged(tensor, dynamic.get(name, {})) for name, tensor in inputs.items()}
     return Subject(flat, network, large, dynamic, output_names(network, flat, large))
 
 
@@ -238,7 +238,7 @@ def sizes_of(inputs: Mapping[str, Tensor]) -> str:
     return ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
 
 
-def _enlarged(tensor: Tensor, axes: Mapping[int, str]) -> Tensor:
+def enlarged(tensor: Tensor, axes: Mapping[int, str]) -> Tensor:
     """No dynamic axis of size 1, which the exporters would take for a fixed one."""
     for axis in axes:
         if tensor.shape[axis] == 1:
@@ -247,7 +247,7 @@ def _enlarged(tensor: Tensor, axes: Mapping[int, str]) -> Tensor:
 
 
 @torch.no_grad()
-def _dequantize(model: nn.Module) -> None:
+def in_floats(model: nn.Module) -> None:
     """Frozen weights of 8 or 4 bits as the numbers that they stand for: no format knows ours."""
     for module in model.modules():
         for name, parameter in list(module._parameters.items()):
