@@ -34,15 +34,22 @@ def spectra(model: nn.Module, adapter: str | None = None) -> Spectra:
 
 
 @torch.no_grad()
-def spectra_now(model: nn.Module, adapter: str | None = None) -> Spectra:
-    """`spectra` of a model that is known to be neither merged nor sharded."""
+def spectra_now(
+    model: nn.Module, adapter: str | None = None, norms: dict[str, Tensor] | None = None
+) -> Spectra:
+    """`spectra` of a model that is known to be neither merged nor sharded.
+
+    Args:
+        norms: of the base weights, by layer, as far as they are known; the others come to it.
+    """
     state = state_of(model)
     name = state.adapter if adapter is None else adapter
-    factors, weights = {}, {}
+    factors, weights = {}, {} if norms is None else norms
     for layer in state.named(name).plan.layers:
         update = update_of(model, layer, name)
         factors[layer.name] = update.thin_factors()
-        weights[layer.name] = norm_of(submodule(model, layer.module), update.slot)
+        if layer.name not in weights:
+            weights[layer.name] = norm_of(submodule(model, layer.module), update.slot)
     return spectra_of(factors, weights)
 
 

@@ -205,6 +205,7 @@ def _completion(words: Sequence[str]) -> None:
     print(script(shells[0]), end="")
 
 
+PLACES = ("adapter", "ckpt", "file", "folder", "path", "run")  # how a path may have been named
 COMMANDS = {
     "train": _train,
     "recipes": _recipes,
@@ -229,11 +230,23 @@ def _given(command: str, words: Sequence[str]) -> tuple[dict[str, Any], list[str
     given = vars(read)
     absent = {path: problem for path in given.get("paths", ()) if (problem := _absent(command, path))}
     strays += [path for path in absent if "=" in path]  # meant as an option
-    problems += [parser.stray(word) for word in strays]
+    alone = "paths" in given
+    problems += [(alone and _by_itself(command, word)) or parser.stray(word) for word in strays]
     problems += [f"{path}: {problem}" for path, problem in absent.items() if path not in strays]
     if absent:
         given["paths"] = [path for path in given["paths"] if path not in strays]
     return given, problems
+
+
+def _by_itself(command: str, word: str) -> str:
+    """What is said of an option that names the path of a command which takes it by itself; else empty."""
+    name, _, path = word.lstrip("-").partition("=")
+    if not path or not (name in PLACES or Path(path).expanduser().exists()):
+        return ""
+    absent = _absent(command, path)
+    return f"{word}: give the path alone: lora-lightning {command} {path}" + (
+        f" ({absent})" if absent else ""
+    )
 
 
 def _absent(command: str, path: str) -> str:

@@ -25,6 +25,7 @@ from lora_lightning.app import interrupts
 from lora_lightning.app.compose import USERS
 from lora_lightning.app.console import short_path
 from lora_lightning.app.interrupts import INTERRUPTED
+from lora_lightning.app.logger_failures import logger_failure
 from lora_lightning.app.recipe_file import WORD, RecipeFile
 from lora_lightning.errors import UserError
 from lora_lightning.trainer.compat import is_a
@@ -128,6 +129,8 @@ def explain(error: BaseException, folder: Path | None = None) -> tuple[str, int]
     for e in chain:
         if isinstance(e, UserError):
             return str(e), MISTAKE
+        if failure := logger_failure(e, folder):
+            return f"{failure}{_resume(folder)}", FAILED
         if (isinstance(e, OSError) and e.errno == errno.ENOSPC) or "No space left on device" in str(e):
             return _no_space(e, folder), MISTAKE
     if isinstance(error, RuntimeError) and any(sign in str(error) for sign in LOST_PEER):

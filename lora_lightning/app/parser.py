@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -147,9 +148,18 @@ def missing_path(path: str | os.PathLike[str]) -> str:
     file = Path(path).expanduser()
     if file.exists():
         return ""
-    folder = file.parent if file.parent.is_dir() else Path()
-    near = did_you_mean(file.name, [p.name for p in folder.iterdir()])
-    return f"there is no such file or folder.{near} Give one that there is."
+    return f"there is no such file or folder.{did_you_mean(str(file), _near(file))} Give one that there is."
+
+
+def _near(file: Path) -> list[str]:
+    """Where a path that is not there leads, if its first part that is absent is spelt like what is there."""
+    parents = [file, *file.parents]
+    lost = next(i for i, one in enumerate(parents) if i + 1 == len(parents) or parents[i + 1].is_dir())
+    folder, rest = parents[lost].parent, file.relative_to(parents[lost])
+    with contextlib.suppress(OSError):
+        found = [one / rest for one in folder.iterdir() if did_you_mean(parents[lost].name, [one.name])]
+        return [str(one) for one in found if one.exists()]
+    return []
 
 
 switch = value_of(lambda text: {"true": True, "false": False}.get(text, text), FLAG)

@@ -31,6 +31,7 @@ GIVE = "Give an adapter's folder or a Trainer's checkpoint."
 RUN_FILE = "config.yaml"
 FACTS_FILE = "provides.yaml"
 ADAPTER, WEIGHTS = "adapter", "model.safetensors"  # in a run's folder
+BEST = Path("checkpoints", "best.ckpt")  # in the folder of a method, which has saved nothing else
 CHECKPOINT = "Trainer checkpoint"
 ABOVE = 3  # folders between a run's folder and what it saved
 
@@ -200,7 +201,8 @@ def read_source(path: str | os.PathLike[str], adapter: str | None = None) -> Ada
 
 def read_trained(path: str | os.PathLike[str]) -> AdapterSource | WeightsSource:
     """Whatever a run has saved: an adapter's folder, a Trainer's checkpoint with or without an adapter, all
-    weights as `.safetensors`; the run's folder, whose adapter or weights are meant; or an address on a hub.
+    weights as `.safetensors`; the run's folder, whose adapter or weights are meant, or that of a method of
+    `compare`, whose best checkpoint is; or an address on a hub.
 
     Raises:
         AdapterFileError: there is nothing of the kind, or it is damaged; nothing in the file is executed.
@@ -208,6 +210,8 @@ def read_trained(path: str | os.PathLike[str]) -> AdapterSource | WeightsSource:
     path = fetched(path)
     if path.is_dir() and not (path / CONFIG_FILE).exists():
         path = next((p for name in _saved_names(path) if (p := path / name).exists()), path)
+        if path.is_dir() and path.name != ADAPTER and not (path / RUN_FILE).exists():
+            path = best if (best := path / BEST).is_file() else path
     if path.is_dir() and not (path / CONFIG_FILE).exists():
         several = sorted(str(file.parent) for file in path.glob(f"*/{ADAPTER}/{CONFIG_FILE}"))
         if several:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -277,7 +278,7 @@ class ImageClassifier(Reporting, L.LightningModule):
         """What was learned beside the weights, and belongs to the adapter: plain numbers and words."""
         return {} if self.temperature is None else {"temperature": self.temperature}
 
-    def report(self, data: Any, folder: Path) -> list[str]:
+    def report(self, data: Any, folder: str | os.PathLike[str]) -> list[str]:
         """Writes report.html and per_class.csv of the last test, with pictures from `data.show`.
 
         Returns:
@@ -286,7 +287,7 @@ class ImageClassifier(Reporting, L.LightningModule):
         if self.predictions is None:
             return []
         return write_report(
-            Outcome(self.predictions, self.class_names, self.scores, self.source), data, folder
+            Outcome(self.predictions, self.class_names, self.scores, self.source), data, Path(folder)
         )
 
     def tables(self) -> Mapping[str, tuple[Sequence[str], Sequence[Sequence[Any]]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -185,23 +186,25 @@ class SpeechRecognizer(Recognizer):
         """Which words the last test heard as which, of those that it got wrong most often, for trackers."""
         return confusion_of(self.transcripts) if self.heard else None
 
-    def report(self, data: Any, folder: Path) -> list[str]:
+    def report(self, data: Any, folder: str | os.PathLike[str]) -> list[str]:
         """Tables by accent, and report.html, of what the last test has heard; `data.test_set` has the
         utterances.
 
         Returns:
             Lines to print; none before a test.
         """
-        return report(self, data.test_set, self.heard, folder) if self.transcripts and self.heard else []
+        if not (self.transcripts and self.heard):
+            return []
+        return report(self, data.test_set, self.heard, Path(folder))
 
     def examples(self, data: Any, most: int) -> list[Example]:
         """Test utterances of the last test to play, with what was heard before (if the model is adapted) and
         after training."""
         return examples_of(self.heard, self.kept, data.test_set, most) if self.heard else []
 
-    def report_together(self, data: dict[str, Any], folder: Path) -> list[str]:
+    def report_together(self, data: dict[str, Any], folder: str | os.PathLike[str]) -> list[str]:
         """The test utterances of several data modules by all adapters of this model, routed."""
-        return report_together(self, data, folder)
+        return report_together(self, data, Path(folder))
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configured(self, head_parameters(self.model), self.optim)

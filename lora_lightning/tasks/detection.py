@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -194,14 +195,14 @@ class ObjectDetector(Reporting, L.LightningModule):
             if isinstance(logger, WandbLogger) and tracker_of(logger).allowed.examples
         ]
 
-    def report(self, data: L.LightningDataModule, folder: Path) -> list[str]:
+    def report(self, data: L.LightningDataModule, folder: str | os.PathLike[str]) -> list[str]:
         """Pictures of the test images in `folder`: contact_sheet.png and sections of the page, where each
         picture has the truth beside what the model found before (if it is adapted) and after training, and
         each class its curve of precision by recall."""
         scale, masks = self.test_precision.area_scale, has_masks(self.model)
         findings = Findings(self.score_threshold, len(self.class_names), scale, masks)
         matrices = {state: one.taken_for for state, one in self._tested.items()}
-        return write_report(self, data, self.class_names, findings, matrices, folder, self.now)
+        return write_report(self, data, self.class_names, findings, matrices, Path(folder), self.now)
 
     def examples(self, data: L.LightningDataModule, most: int) -> list[Example]:
         """Test images with the truth and what was found before (if the model is adapted) and after."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -207,7 +208,7 @@ class SemanticSegmenter(Reporting, L.LightningModule):
             return None
         return Confusion(self.class_names, self._tested[self.now].matrix().tolist())
 
-    def report(self, data: L.LightningDataModule, folder: Path) -> list[str]:
+    def report(self, data: L.LightningDataModule, folder: str | os.PathLike[str]) -> list[str]:
         """Pictures of the test part in `folder`: contact_sheet.png and report.html, where each picture has
         the truth beside what was found before (if the model is adapted) and after training.
 
@@ -216,7 +217,9 @@ class SemanticSegmenter(Reporting, L.LightningModule):
         """
         if not self._tested:
             return []
-        return write_report(self, self.predicted, data, self._tested, self.class_names, self.colours, folder)
+        return write_report(
+            self, self.predicted, data, self._tested, self.class_names, self.colours, Path(folder)
+        )
 
     def examples(self, data: L.LightningDataModule, most: int) -> list[Example]:
         """Test pictures with the truth and what was found before (if the model is adapted) and after."""

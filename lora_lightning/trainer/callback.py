@@ -129,6 +129,7 @@ class LoRACallback(ExactResume):
         self._objective: Objective | None = None
         self._restarts: Restarts | None = None
         self._gradients: UpdateGradients | None = None
+        self._norms: dict[str, Tensor] = {}  # of the base weights of this fit
         self._restored_seed: int | None = None  # of the restarts of the run that is resumed
         self._logged: tuple[list[int], dict[str, Any]] | None = None
 
@@ -179,7 +180,7 @@ class LoRACallback(ExactResume):
             refuse_untrained(trainer, pl_module)
             begin_training(pl_module)
         self._collapse = CollapseWatch(pl_module) if self.watch_collapse else None
-        self._gradients = UpdateGradients(pl_module)
+        self._gradients, self._norms = UpdateGradients(pl_module), {}
         super().on_train_start(trainer, pl_module)
 
     def on_train_batch_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule, *args: Any) -> None:
@@ -211,7 +212,7 @@ class LoRACallback(ExactResume):
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_epoch_end(trainer, pl_module)
         if self.spectra != "none":
-            log_spectra(trainer, pl_module, self.spectra == "layers")
+            log_spectra(trainer, pl_module, self.spectra == "layers", self._norms)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         super().on_train_end(trainer, pl_module)

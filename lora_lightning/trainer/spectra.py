@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import lightning.pytorch as pl
+from torch import Tensor
 
 from lora_lightning.adapters.spectra import spectra_now
 from lora_lightning.trainer.compat import is_a
@@ -16,17 +17,20 @@ HEADER = ("layer", "rank", "effective rank", "stable rank", "‖ΔW‖", "‖ΔW
 EACH = ("effective_rank", "stable_rank", "relative_norm")  # of what is logged, by layer
 
 
-def log_spectra(trainer: pl.Trainer, pl_module: pl.LightningModule, layers: bool) -> None:
+def log_spectra(
+    trainer: pl.Trainer, pl_module: pl.LightningModule, layers: bool, norms: dict[str, Tensor]
+) -> None:
     """Log the means over the layers of the first selected adapter's updates, and the length of all of them
     together, by `LightningModule.log`; nothing without a logger, or where a strategy leaves parts of the
     updates in each process.
 
     Args:
         layers: log those of each layer too, as `lora/effective_rank/<layer>`.
+        norms: of the base weights, by layer, which do not change in a fit; those that are new come to it.
     """
     if not has_spectra(trainer):
         return
-    found = spectra_now(pl_module)
+    found = spectra_now(pl_module, norms=norms)
     if not found:
         return
     told = {f"lora/{name}": value for name, value in found.mean().items()}

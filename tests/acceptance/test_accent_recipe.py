@@ -74,7 +74,7 @@ def test_one_adapter_each_and_then_together(
     heard: list[list[str]] = []
     monkeypatch.setattr(SpeechRecognizer, "on_test_epoch_end", lambda task: heard.append(list(task.heard)))
     main(words(corpus))
-    own, compared = ["adapter off", "adapter on"], [["base"], ["after"], ["after"]]  # alone, since no page shows them
+    own, compared = ["adapter off", "adapter on"], [["base"], ["after"], ["after"]]  # no page shows them
     assert heard == [own, *compared] * 2
     out, err = capsys.readouterr()
     assert beside_progress(err) == ""

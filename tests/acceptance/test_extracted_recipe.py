@@ -26,3 +26,11 @@ def test_an_extracted_adapter_keeps_the_accuracy_of_full_fine_tuning(tmp_path: P
     before = accuracy(run / "model.safetensors", tmp_path / "full.json")
     after = accuracy(tmp_path / "adapter", tmp_path / "extracted.json")
     assert before > 0.5 and after > before - 0.03
+
+
+@pytest.mark.slow
+def test_a_method_that_was_compared_is_extracted(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    train(["recipe=vit_digits", f"run_dir={run}", *QUICK[:-1], "compare=[full]", "debug=fast"])
+    command(["extract", f"tuned={run / 'full'}", "energy=0.9", f"out={tmp_path / 'adapter'}"])
+    assert 0 <= accuracy(tmp_path / "adapter", tmp_path / "extracted.json") <= 1

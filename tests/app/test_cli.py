@@ -74,6 +74,10 @@ LINES = {
     "merge ckpt=. out=x out=y": ["out: is given twice: give it once."],
     "merge ckpt=. out= overwrite=yes": ["out=: give a text", "overwrite=yes: give true or false"],
     "inspect . .": ["give one path."],
+    "inspect adapter=.": ["give one path.", "adapter=.: give the path alone: lora-lightning inspect ."],
+    "inspect pyproject.toml run=nowhere base=.": [
+        "run=nowhere: give the path alone: lora-lightning inspect nowhere (there is no such file or folder."
+    ],
     "report": ["give the folder of a run, or of several."],
     "report nowhere . otu=x": [
         "nowhere: there is no such file",

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities.exceptions import SIGTERMException
 from omegaconf import OmegaConf
 
@@ -89,6 +90,39 @@ def test_an_error_in_a_job_is_one_message(
     assert told in message
     assert "Traceback" not in message
     assert message.count(told) == 1
+
+
+class Broken(CSVLogger):
+    """A logger that cannot tell what it is told."""
+
+    def __init__(self, folder: Path, error: Exception) -> None:
+        super().__init__(folder)
+        self.error = error
+
+    def log_metrics(self, metrics: Any, step: int | None = None) -> None:
+        raise self.error
+
+
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device", "/elsewhere/wandb"), "No space left on device"),
+        (PermissionError(errno.EACCES, "Permission denied", "/elsewhere"), "Permission denied"),
+        (ConnectionError("the server does not answer"), "the server does not answer. The run ends"),
+    ],
+)
+def test_a_logger_that_fails_in_training_is_named(tmp_path: Path, error: Exception, said: str) -> None:
+    """And not the run's disk; but where it writes into the run's own folder that is what is full."""
+    (tmp_path / "run" / "checkpoints").mkdir(parents=True)
+    (tmp_path / "run" / "checkpoints" / "last.ckpt").touch()
+    with pytest.raises(type(error)) as caught:
+        Broken(tmp_path / "run", error).log_metrics({})
+    message, code = explain(caught.value, tmp_path / "run")  # type: ignore[misc]
+    assert code == FAILED and message.startswith("Broken has failed: ") and said in message
+    assert "logger=csv" in message and "resume=" in message and "hydra.run.dir" not in message
+    if isinstance(error, PermissionError):
+        error.filename = str(tmp_path / "run" / "csv")
+        assert "hydra.run.dir" in explain(caught.value, tmp_path / "run")[0]  # type: ignore[index]
 
 
 def test_a_bug_keeps_its_traceback(monkeypatch: pytest.MonkeyPatch) -> None:

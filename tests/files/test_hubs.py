@@ -255,6 +255,16 @@ def test_without_a_network_the_copy_is_used(hub: Hub, monkeypatch: pytest.Monkey
     with pytest.warns(UserWarning, match="the copy in"):
         assert fetched("hf:me/x") == folder
     hub.refuses = 0
+    fixed = f"hf:me/x@{hub.commit('me/x', 'main')}"
+    kept = fetched(fixed) / TENSORS
+    whole = kept.read_bytes()
+    kept.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))  # of the same size
+    with monkeypatch.context() as patch:
+        patch.setattr(constants, "HF_HUB_OFFLINE", True)
+        for address in (fixed, "hf:me/x"):
+            with pytest.raises(UserError, match=rf"the copy in {folder} was altered since"):
+                fetched(address)
+    assert (fetched(fixed) / TENSORS).read_bytes() == whole, "fetched anew"
     (folder / CONFIG).unlink()  # somebody tidied up
     with warnings.catch_warnings():
         warnings.simplefilter("error")

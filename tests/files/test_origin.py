@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from payloads import NODES, TASKS, config_for, refusal, use
 from small import mlp
@@ -16,7 +17,7 @@ import lora_lightning as ll
 from lora_lightning.app.inspect import inspect
 from lora_lightning.app.rebuild import merge_files, rebuilt_model
 from lora_lightning.errors import AdapterFileError
-from lora_lightning.files.locate import read_source, read_trained
+from lora_lightning.files.locate import WeightsSource, read_source, read_trained
 from lora_lightning.files.origin import Origin
 from lora_lightning.files.pair import CONFIG_FILE
 from lora_lightning.files.weights import write_weights
@@ -212,3 +213,17 @@ def test_of_several_adapters_one_is_asked_for(tmp_path: Path) -> None:
     saved(tmp_path / "scottish" / "adapter")
     with pytest.raises(AdapterFileError, match=r"several adapters. Give one: .*scottish/adapter\."):
         read_trained(tmp_path)
+
+
+def test_the_folder_of_a_method_means_its_best_checkpoint(tmp_path: Path) -> None:
+    """Of a method that the run was compared with, which saved nothing else; its run says how it is built."""
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump({"method": "lora", "model": {"name": "vit"}}))
+    folder = tmp_path / "full"
+    (folder / "checkpoints").mkdir(parents=True)
+    torch.save({"state_dict": mlp().state_dict()}, folder / "checkpoints" / "best.ckpt")
+    found = read_trained(folder)
+    assert isinstance(found, WeightsSource) and found.weights.keys() == mlp().state_dict().keys()
+    assert found.run == tmp_path and found.config()["model"] == {"name": "vit"}
+    (folder / "config.yaml").touch()  # a run of its own, which has not ended
+    with pytest.raises(AdapterFileError, match=r"adapter_config\.json"):
+        read_trained(folder)

@@ -219,7 +219,7 @@ def test_each_target_is_learned_scored_and_calibrated(target, first, options, tm
         predictions = module.predictions
         expected = fitted_temperature(*evaluated(module, data_of(target, seed=1)))
         assert module.temperature == predictions.temperature == pytest.approx(expected, rel=1e-5)
-    assert module.report(None, tmp_path) is not None
+    assert module.report(None, str(tmp_path)) is not None
     assert (tmp_path / "report.html").exists()
 
 

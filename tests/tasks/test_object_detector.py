@@ -193,7 +193,7 @@ def test_the_report_shows_truth_before_and_after(detector, tmp_path):
     assert intervals.keys() == {"map", "map_50"} and intervals["map"][0] <= scores["test/map"]
     assert detector.confusion().names == [*NAMES, "background"]
     assert detector.confusion().counts == [[5, 0, 0], [0, 0, 0], [0, 0, 0]]
-    lines = detector.report(Scenes(), tmp_path)
+    lines = detector.report(Scenes(), str(tmp_path))
     page = "".join(section.html for section in left(tmp_path)[1])
     assert all(page.count(f"<figcaption>{s}</figcaption>") == 5 for s in ("truth", "before", "after"))
     assert page.count("<image") == 5 and page.count('<use href="#image') == 2 * 5, "each picture once"

@@ -190,7 +190,7 @@ def test_it_learns_logs_and_reports(segmenter, data, tmp_path):
     assert header[:2] == ["class", "iou"] and [row[0] for row in rows] == NAMES
     assert [row[1] for row in rows] == pytest.approx([test[f"test/iou/{name}"] for name in NAMES], abs=1e-6)
     assert sum(row[2] for row in pairs) == pytest.approx(1 - test["test/acc"], abs=1e-6)
-    lines = segmenter.report(data, tmp_path)
+    lines = segmenter.report(data, str(tmp_path))
     assert lines[0].startswith("lowest IoU %: ")
     before = segmenter.before()
     assert before["scores"]["miou"] < test["test/miou"] and before["intervals"]["miou"][1] < 0.9

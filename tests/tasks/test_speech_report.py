@@ -124,7 +124,7 @@ def test_the_report_hears_nothing_again(tmp_path: Path) -> None:
         off = transcribe_all(task, sounds[::-1][:8])
     assert task.heard[OFF] == off and task.heard[ON] != off
     heard.clear()
-    lines = task.report(SimpleNamespace(test_set=sounds), tmp_path)
+    lines = task.report(SimpleNamespace(test_set=sounds), str(tmp_path))
     assert set(heard) == {1}, "those that are shown, for their alignment"
     assert [line.split()[1] for line in lines[0].splitlines()[2:]] == ["6", "2"]  # of the 8 that were tested
     ids = {u.id for u in sounds[::-1][:8]}

@@ -13,6 +13,7 @@ from lightning.pytorch.loggers import CSVLogger, Logger
 from small import Classifier, loader, trainer
 
 import lora_lightning as ll
+from lora_lightning.adapters import spectra
 
 
 class Recorder(Logger):
@@ -45,11 +46,24 @@ def test_the_means_over_the_layers_are_logged_after_each_epoch(tmp_path: Path) -
     module = fit(tmp_path, recorder)
     told = recorder.of_updates()
     assert len(told) == 2 and told[0] != told[1]
-    spectra = ll.spectra(module)
-    wanted = {f"lora/{name}": value for name, value in spectra.mean().items()}
-    wanted["lora/update_norm"] = sum(one.norm**2 for one in spectra.values()) ** 0.5
+    found = ll.spectra(module)
+    wanted = {f"lora/{name}": value for name, value in found.mean().items()}
+    wanted["lora/update_norm"] = sum(one.norm**2 for one in found.values()) ** 0.5
     assert told[1] == pytest.approx(wanted)
     assert 1 <= told[1]["lora/effective_rank"] <= 2 and told[1]["lora/relative_norm"] > 0
+
+
+def test_base_weights_are_measured_once_a_fit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[str] = []
+    norm_of = spectra.norm_of
+    monkeypatch.setattr(spectra, "norm_of", lambda *given: measured.append("") or norm_of(*given))
+    recorder = Recorder()
+    module = fit(tmp_path, recorder)
+    layers = len(ll.plan(Classifier(), ll.LoRAConfig(rank=2)).layers)
+    assert len(recorder.of_updates()) == 2 and len(measured) == 2 * layers  # in the epochs, and for the table
+    assert recorder.of_updates()[-1]["lora/relative_norm"] == pytest.approx(
+        ll.spectra(module).mean()["relative_norm"]
+    )
 
 
 def test_each_layer_or_nothing(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 
 from lora_lightning.errors import AdapterFileError, UserError
 from lora_lightning.files.hubs.address import HUBS, Address, address_of, is_address
-from lora_lightning.files.hubs.remote import Listing, Remote, UnreachableError
+from lora_lightning.files.hubs.remote import Digest, Listing, Remote, UnreachableError
 from lora_lightning.utils.atomic import make_folder, reported, write_whole
 from lora_lightning.utils.mapping_file import LARGEST
 from lora_lightning.utils.writers import workplace
@@ -51,7 +51,7 @@ def cache() -> Path:
 
 
 def _folder(address: Address, limits: Mapping[str, int]) -> Path:
-    kept = _kept(address, limits)
+    kept, altered = _kept(address, limits)
     if kept and address.fixed:
         return kept
     module = import_module(f"lora_lightning.files.hubs.{MODULES[address.hub]}")
@@ -66,11 +66,12 @@ def _folder(address: Address, limits: Mapping[str, int]) -> Path:
         if kept:
             rank_zero_warn(f"{reason}: the copy in {kept} is used.")
             return kept
+        lacking = altered or f"there is no copy in {cache()}"
         raise UserError(
-            f"{reason}, and there is no copy in {cache()}. Fetch it where there is a network and copy "
+            f"{reason}, and {lacking}. Fetch it where there is a network and copy "
             "that folder here, or give an adapter's folder."
         ) from None
-    _remember(address, limits, folder)
+    _remember(address, limits, folder, files)
     return folder
 
 
@@ -178,19 +179,33 @@ def _note(address: Address, limits: Mapping[str, int]) -> Path:
     return _place(address) / f"{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
 
 
-def _remember(address: Address, limits: Mapping[str, int], folder: Path) -> None:
-    text = json.dumps({"address": str(address), "folder": folder.name})
+def _remember(address: Address, limits: Mapping[str, int], folder: Path, files: Sequence[Remote]) -> None:
+    """Write down what an address stands for, with the digests by which a copy is checked before each use."""
+    known = {f.name: [f.size, f.digest.kind, f.digest.value] for f in files}
+    text = json.dumps({"address": str(address), "folder": folder.name, "files": known})
     write_whole(_note(address, limits), lambda path: Path(path).write_text(text, encoding="utf-8"))
 
 
-def _kept(address: Address, limits: Mapping[str, int]) -> Path | None:
-    """What an address stood for when it was last fetched, if that is still there."""
+def _kept(address: Address, limits: Mapping[str, int]) -> tuple[Path | None, str]:
+    """What an address stood for when it was last fetched, if that is still there as it was; else None, and
+    of a copy that was altered since what is wrong with it."""
     try:
-        name = json.loads(_note(address, limits).read_text(encoding="utf-8"))["folder"]
-        folder = _place(address) / str(name)
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
-    names = (
-        {p.name for p in folder.iterdir()} if folder.is_dir() and folder.parent == _place(address) else set()
-    )
-    return folder if ADAPTER.keys() <= names or WEIGHTS.keys() <= names else None
+        note = json.loads(_note(address, limits).read_text(encoding="utf-8"))
+        folder = _place(address) / str(note["folder"])
+        files = [
+            Remote(str(name), int(size), Digest(str(kind), str(value)), _nothing)
+            for name, (size, kind, value) in note["files"].items()
+        ]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None, ""
+    names = {file.name for file in files}
+    if folder.parent != _place(address) or not folder.is_dir():
+        return None, ""
+    if not (ADAPTER.keys() <= names or WEIGHTS.keys() <= names) or not _complete(folder, files):
+        return None, f"the copy in {folder} was altered since: its digests differ"
+    return folder, ""
+
+
+def _nothing() -> Generator[bytes]:
+    """The pieces of a file of which only the digest is known."""
+    yield from ()
