@@ -69,10 +69,10 @@ def _package(extra: str | None) -> str:
 
 
 def _remedy(culprit: str, extra: str | None) -> str:
-    return _fitting() if culprit in BINARY else f"Type: pip install --upgrade {_package(extra)}"
+    return _remedy_of_binaries() if culprit in BINARY else f"Type: pip install --upgrade {_package(extra)}"
 
 
-def _fitting() -> str:
+def _remedy_of_binaries() -> str:
     """What is installed, what fits it, and the command."""
     found = {n: v for n in ("torch", *BINARY) if (v := _version(n))}
     torch, _, build = found.get("torch", "").partition("+")

@@ -203,11 +203,43 @@ class Reader:
             return [text for text in dict.fromkeys(both) if text] or [""]
         if isinstance(node, ast.Name):
             return self.named(source, scope, node, depth)
+        if isinstance(node, ast.Call) and "remedy" in _name(node.func):
+            return self.remedies(source, node, depth)
         if isinstance(node, ast.Attribute) and _name(node.value) in source.imports:
             there = self.sources.get(".".join(source.imports[_name(node.value)]))
             if there and node.attr in there.constants:
                 return self.whole(there, None, there.constants[node.attr], depth + 1)
         return [_open(node)]
+
+    def remedies(self, source: Source, call: ast.Call, depth: int) -> list[str]:
+        """What a function of the package may return that is called a remedy."""
+        found = self.function(source, _name(call.func))
+        if not found:
+            return [_open(call)]
+        there, function = found
+        values = [n.value for n in _within(function) if isinstance(n, ast.Return) and n.value is not None]
+        return [text for value in values for text in self.whole(there, function, value, depth + 1)]
+
+    def passed(self, source: Source, scope: Scope, name: str, depth: int) -> list[str]:
+        """The texts that callers within the package give for a parameter, and its default."""
+        arguments = [*scope.args.posonlyargs, *scope.args.args]
+        place = next((i for i, a in enumerate(arguments) if a.arg == name), -1)
+        missing = place - len(arguments) + len(scope.args.defaults)
+        found: dict[str, None] = {}
+        for other in self.sources.values():
+            for caller, node in other.nodes:
+                if not isinstance(node, ast.Call) or _name(node.func) != scope.name or depth > 3:
+                    continue
+                if self.function(other, scope.name) != (source, scope):
+                    continue
+                named = [k.value for k in node.keywords if k.arg == name]
+                given = [*named, *node.args[place : place + 1 if place >= 0 else 0]][:1]
+                if not given and 0 <= missing < len(scope.args.defaults):
+                    found |= dict.fromkeys(self.whole(source, None, scope.args.defaults[missing], depth + 1))
+                for one in given:
+                    found |= dict.fromkeys(self.whole(other, caller, one, depth + 1))
+        texts = (" ".join(text.split()) for text in found)
+        return [text for text in texts if re.search(r"\w{3}", text.replace("<remedy>", ""))]
 
     def joined(self, source: Source, scope: Scope | None, parts: list[ast.expr], depth: int) -> list[str]:
         options = [self.whole(source, scope, part, depth) for part in parts]
@@ -231,6 +263,9 @@ class Reader:
         """What a constant or a local name stands for, where it is always a text."""
         values = _given(scope, node.id)
         where: Source | None = source
+        if scope and not values and node.id == "remedy" and node.id in _parameters(scope):
+            passed = self.passed(source, scope, node.id, depth)
+            return [" Or: ".join(passed) if 0 < len(passed) <= 3 else _open(node)]
         if not values and node.id in source.constants:
             values = [source.constants[node.id]]
         elif not values and node.id in source.imports:
@@ -238,7 +273,8 @@ class Reader:
             where = self.sources.get(module)
             values = [where.constants[theirs]] if where and theirs in where.constants else []
         textual = (ast.Constant, ast.JoinedStr, ast.IfExp, ast.BinOp)
-        if not values or len(values) > 3 or not where or not all(isinstance(v, textual) for v in values):
+        told = all(isinstance(v, textual) or "remedy" in _name(getattr(v, "func", v)) for v in values)
+        if not values or len(values) > 3 or not where or not told:
             return [_open(node)]
         texts = [t for value in values for t in self.whole(where, scope, value, depth + 1)]
         return [text for text in dict.fromkeys(texts) if text] or [""]

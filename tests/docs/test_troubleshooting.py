@@ -106,6 +106,30 @@ def _fault(path):
     assert all(isinstance(t, Message) for t in texts)
 
 
+def test_remedies_are_followed_to_their_texts():
+    source = """
+def read(path, remedy="Give a file."):
+    raise UserError(f"{path} cannot be read. {remedy}")
+
+def one(path):
+    read(path)
+    read(path, "Delete it.")
+
+def other(path):
+    raise UserError(f"{path} is not there. {_remedy(path)}")
+
+def _remedy(path):
+    return "Copy it." if path else "Make it."
+"""
+    reader = Reader([Source("made", source)])
+    texts = {tidy(t.text) for _, _, found in reader.raised() for t in found}
+    assert texts == {
+        "<path> cannot be read. Give a file. Or: Delete it.",
+        "<path> is not there. Copy it.",
+        "<path> is not there. Make it.",
+    }
+
+
 def test_every_room_has_a_group():
     assert {"UserError", "ConfigError"} <= set(ERRORS)
     for module in ("app.check", "data.audio", "files.pair", "models.timm", "trainer.callback", "tasks.ctc"):

@@ -129,6 +129,8 @@ def _cause(text: str) -> str:
 
 def _prose(text: str) -> str:
     """As running text: what varies in ‹ ›, and nothing that Markdown would take for its own."""
+    if text == "<remedy>":
+        return "As the message says: it depends on the file, or the model."
     if text.startswith("pip install"):
         return f"`{text}`"
     text = re.sub(r"<(\w+)>", r"‹\1›", text.replace("<near>", "Did you mean …?")).replace("|", r"\|")
