@@ -214,6 +214,28 @@ def _evaluate(parser: Parser) -> None:
     _check_base(parser)
 
 
+def _export(parser: Parser) -> None:
+    about = "builds the model; without adapter= and ckpt=, its base alone is exported"
+    parser.add_argument("words", nargs="*", metavar="recipe=NAME [key=value ...]", help=about)
+    parser.key(
+        "adapter",
+        "PATH",
+        "the adapter's folder or address, model.safetensors, or the run's folder",
+        found_or_address,
+    )
+    parser.key("ckpt", "FILE", "a Trainer's checkpoint in place of these", existing)
+    form = value_of(str, one_of("onnx", "pt2", "aoti", "safetensors"))
+    parser.key("format", "onnx|pt2|aoti|safetensors", "of the file; onnx where it is left out", form)
+    parser.key("out", "FOLDER", "the folder to write", needed=True)
+    sizes = value_of(str, one_of("batch", "size", "time", "single"))
+    parser.key(
+        "axes", "size", "what is of any size: batch; of pictures size, too; of sound time; single", sizes
+    )
+    parser.key("bytes", "true", "of pictures: bytes go in, and the file normalizes them", switch)
+    parser.key("overwrite", "true", "replace an exported model in FOLDER", switch)
+    _check_base(parser)
+
+
 def _report(parser: Parser) -> None:
     about = "the folder of a run, ended or not; several are set side by side"
     parser.add_argument("paths", nargs="*", metavar="RUN", help=about)
@@ -273,6 +295,11 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], str, str]] = {
         _evaluate,
         "adapter=PATH [data=NAME key=value ...]",
         "scores on the test data, or on others",
+    ),
+    "export": (
+        _export,
+        "adapter=PATH format=onnx out=FOLDER [...]",
+        "a file that other programs run, with script and card",
     ),
     "report": (_report, "RUN ... [out=FILE.html]", "the page of a run anew, or several runs side by side"),
     "completion": (_completion, "bash|zsh", "Tab completes groups, recipes and options"),

@@ -150,7 +150,14 @@ def _body(card: Card) -> list[str]:
         *_table(("", ""), _facts(card)),
     ]
     if card.rows():
-        lines += ["", "## Results", "", "On the test data; intervals are of 95 %.", "", *_results(card)]
+        lines += [
+            "",
+            "## Results",
+            "",
+            "On the test data; intervals are of 95 %.",
+            "",
+            *_table(*results_of(card)),
+        ]
     return [*lines, "", "## Use", "", *_use(card)]
 
 
@@ -181,7 +188,8 @@ def _facts(card: Card) -> list[tuple[str, str]]:
     return [row for row in rows if row[1]]
 
 
-def _results(card: Card) -> list[str]:
+def results_of(card: Card) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
+    """Header and rows of the table of scores; no rows where nobody has measured."""
     intervals = [card.before.get("intervals", {}), card.after.get("intervals", {})]
     rows = [
         (
@@ -191,8 +199,8 @@ def _results(card: Card) -> list[str]:
         for score, *values in card.rows()
     ]
     if card.before:
-        return _table(("score", "before", "after"), rows)
-    return _table(("score", "after"), [(label, after) for label, _, after in rows])
+        return ("score", "before", "after"), rows
+    return ("score", "after"), [(label, after) for label, _, after in rows]
 
 
 def _use(card: Card) -> list[str]:

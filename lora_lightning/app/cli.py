@@ -186,6 +186,17 @@ def _evaluate(words: Sequence[str]) -> None:
         print(evaluate(given, of_run), flush=True)
 
 
+def _export(words: Sequence[str]) -> None:
+    given, problems = _given("export", words)
+    of_run = given.pop("words")
+    _refuse(problems)
+    with _extras("recipes"):
+        load_lightning()
+        from lora_lightning.app.export import export
+    with interruptible():
+        print(export(given, of_run), flush=True)
+
+
 def _report(words: Sequence[str]) -> None:
     given, problems = _given("report", words)
     paths = given.pop("paths")
@@ -218,6 +229,7 @@ COMMANDS = {
     "transcribe": _transcribe,
     "predict": _predict,
     "evaluate": _evaluate,
+    "export": _export,
     "report": _report,
     "completion": _completion,
 }

@@ -21,6 +21,7 @@ FLAGS = ("--help", "--multirun", "--cfg", "--resolve", "--config-dir", "--hydra-
 PACKAGE = Path(__file__).parents[1]
 OF_A_RUN = {
     "predict": ("recipe=", "model."),
+    "export": ("recipe=", "model."),
     "evaluate": ("recipe=", "data=", "data.", "model."),
     "extract": ("recipe=", "model=", "model."),
 }

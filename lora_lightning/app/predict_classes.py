@@ -52,7 +52,7 @@ def predict(options: Mapping[str, Any], trained: Trained) -> str:
     """
     model, facts = trained.model(options.get("check_base", True))
     teller = teller_of(facts, options)
-    pictures = PictureFiles(options["images"], evaluation_transform(_preprocessing(model, facts, trained)))
+    pictures = PictureFiles(options["images"], evaluation_transform(preprocessing_for(model, facts, trained)))
     flips = options.get("flips", trained.config["task"].get("test_flips", False))
     classifier = Classifier(model, trained, flips)
     data = trained.config.get("data") or {}
@@ -103,7 +103,7 @@ class Classifier:
         return outputs.float().cpu()
 
 
-def _preprocessing(model: nn.Module, facts: Mapping[str, Any], trained: Trained) -> Mapping[str, Any]:
+def preprocessing_for(model: nn.Module, facts: Mapping[str, Any], trained: Trained) -> Mapping[str, Any]:
     """As it came with what was trained; else the model's own, as its data would take it."""
     if set(PREPROCESSING) <= facts.keys():
         return facts

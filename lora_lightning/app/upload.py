@@ -88,13 +88,8 @@ def upload_of(
             shutil.copyfile(kept, folder / BASE_FILE)
             names.append(BASE_FILE)
         origin, _ = source.origin().public()
-        base = base_of_origin(origin.config, source.saved.base_class)
-        found = [asdict(r) for r in results] if results is not None else _results(source)
-        before, after = _before_and_after(found, source)
-        shown_by = _scores(origin) if scores is None else scores
-        card = Card(
-            to, source.saved, origin, source.recipe(), base, before, after, shown_by, license, tuple(names)
-        )
+        card = card_of(source, origin, to, results, scores, license, tuple(names))
+        base, before, after = card.base, card.before, card.after
         (folder / CARD).write_text(text_of(card), encoding="utf-8")
         yield Upload(
             {file: folder / file for file in (*names, CARD)},
@@ -107,6 +102,29 @@ def upload_of(
             changed,
             "" if with_base or not kept else f"its base is random weights, which stay in {kept}",
         )
+
+
+def card_of(
+    source: AdapterSource,
+    origin: Origin,
+    to: str = "",
+    results: Sequence[Result] | None = None,
+    scores: Sequence[Score] | None = None,
+    license: str | None = None,
+    files: tuple[str, ...] = (),
+) -> Card:
+    """What the card of an adapter tells.
+
+    Args:
+        origin: without this machine's paths.
+        to, results, scores, license: as in `upload_of`.
+        files: beside the card.
+    """
+    base = base_of_origin(origin.config, source.saved.base_class)
+    found = [asdict(r) for r in results] if results is not None else _results(source)
+    before, after = _before_and_after(found, source)
+    shown_by = _scores(origin) if scores is None else scores
+    return Card(to, source.saved, origin, source.recipe(), base, before, after, shown_by, license, files)
 
 
 def _about(source: AdapterSource, base: Base) -> dict[str, Any]:

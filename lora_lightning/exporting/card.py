@@ -44,21 +44,26 @@ def card_of(about: ExportCard, facts: Mapping[str, Any], title: str, runs: str) 
     rows = [
         *about.facts,
         ("format", f"{title}, {facts['file']}, {facts['bytes']:,} bytes"),
-        ("largest difference", f"{facts['difference']:.1e} of the output's scale, on fresh inputs"),
+        ("largest difference", _difference(facts)),
         ("made with", versions),
     ]
     lines += table(("", ""), [(name, value) for name, value in rows if value])
     if about.results:
         lines += ["", "## Results", "", "On the test data; intervals are of 95 %.", ""]
         lines += table(about.results[0], about.results[1:])
-    lines += ["", "## Inputs and outputs", ""]
-    lines += table(
-        ("input", "type", "size"),
-        [(i["name"], i["dtype"], " × ".join(map(str, i["shape"]))) for i in facts["inputs"]],
-    )
-    lines += ["", f"Out come {cell(', '.join(facts['outputs']))}{_said(facts)}."]
+    if facts["inputs"]:
+        lines += ["", "## Inputs and outputs", ""]
+        sizes = [(i["name"], i["dtype"], " × ".join(map(str, i["shape"]))) for i in facts["inputs"]]
+        lines += table(("input", "type", "size"), sizes)
+        lines += ["", f"Out come {cell(', '.join(facts['outputs']))}{_said(facts)}."]
     lines += ["", "## Use", "", *_use(about, facts, runs)]
     return printable("\n".join(lines)) + "\n"
+
+
+def _difference(facts: Mapping[str, Any]) -> str:
+    if not facts["inputs"]:
+        return ""
+    return f"{facts['difference']:.1e} of the output's scale from the adapted model, on fresh inputs"
 
 
 def _said(facts: Mapping[str, Any]) -> str:

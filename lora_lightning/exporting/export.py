@@ -72,19 +72,21 @@ class Exported:
     sizes: tuple[dict[str, tuple[int, ...]], ...]
 
     def __str__(self) -> str:
-        shapes = ", ".join(f"{name} ({', '.join(map(str, s))})" for name, s in self.inputs.items())
-        return (
-            f"{self.folder / self.file}: {self.bytes:,} bytes, {FORMATS[self.format].title}\n"
-            f"takes {shapes}; gives {', '.join(self.outputs)}\n"
-            f"differs from the model by {self.difference:.1e} of the output's scale at most, on "
-            f"{len(self.sizes)} fresh inputs\n"
-            f"beside it: {', '.join(name for name in self.files if name != self.file)}"
-        )
+        lines = [f"{self.folder / self.file}: {self.bytes:,} bytes, {FORMATS[self.format].title}"]
+        if self.inputs:
+            shapes = ", ".join(f"{name} ({', '.join(map(str, s))})" for name, s in self.inputs.items())
+            lines += [
+                f"takes {shapes}; gives {', '.join(self.outputs)}",
+                f"differs from the model by {self.difference:.1e} of the output's scale at most, on "
+                f"{len(self.sizes)} fresh inputs",
+            ]
+        others = ", ".join(name for name in self.files if name != self.file)
+        return "\n".join([*lines, f"beside it: {others}"])
 
 
 def export(
     model: nn.Module,
-    example: Example,
+    example: Example | None,
     out: str | os.PathLike[str],
     *,
     format: Annotated[str, one_of(*FORMATS)] = "onnx",
@@ -107,7 +109,7 @@ def export(
     Args:
         model: adapted or not; on any device, of any mode.
         example: inputs that it takes: a tensor, a tuple of them, or a dictionary by the names of `forward`'s
-            arguments.
+            arguments. None with "safetensors", whose values are then compared in place of outputs.
         out: the folder to write.
         format: "onnx", "onnx_adapters" (one base and a small file for each adapter of the model, chosen in
             each request), "pt2" (`torch.export`), "aoti" (AOTInductor, compiled for this machine),
@@ -119,8 +121,8 @@ def export(
         inside: bytes of pictures go in, (batch, 3, height, width) in uint8; mean and std are a part of the
             file.
         names: of classes, or of a vocabulary, for `names.json`.
-        kind: what comes out, for `run.py`: "class", "classes", "number", "text" (of CTC) or "boxes"; None is
-            "class" where there are names.
+        kind: what comes out, for `run.py`: "class", "classes", "number", "masks", "boxes" or "text" (of
+            CTC); None is "class" where there are names.
         scale: of outputs, for `run.py`: the temperature of logits; mean and std of a number.
         check: inputs, as `example`, on which the file is compared; None makes some of the example.
         about: what the card tells of base, licence, data and scores.
@@ -136,23 +138,29 @@ def export(
         WriteError: the disk is full, or the folder cannot be written.
 
     Example:
-        >>> export(model, torch.randn(1, 3, 224, 224), "deployed", names=["cat", "dog"])
+        >>> told = export(nn.Linear(8, 2), torch.randn(1, 8), "deployed", format="safetensors")
+        >>> told.files
+        ('README.md', 'export.json', 'model.safetensors')
     """
     out = Path(out).expanduser()
     kind = kind or ("class" if names and format != "safetensors" else None)
-    problems = [folder_problem(out, overwrite), *meaning_problems(names, kind, preprocess, inside)]
+    problems = [
+        folder_problem(out, overwrite),
+        _lacking(example, format),
+        *meaning_problems(names, kind, preprocess, inside),
+    ]
     require(export, locals(), problems)
     refuse_sharded(model, "export")
     refuse_meta(model, "export")
     form = FORMATS[format]
-    inputs = inputs_of(model, example)
+    inputs = {} if example is None else inputs_of(model, example)
     axes = axes_of(inputs, dynamic)
     shown = dict(preprocess or {})
     tried = [inputs_of(model, one) for one in check] if check else None
     if inside:
         inputs = {name: _bytes(value) for name, value in inputs.items()}
         tried = [{name: _bytes(value) for name, value in one.items()} for one in tried] if tried else None
-    tried = tried or fresh_inputs(inputs, axes)
+    tried = [] if example is None else tried or fresh_inputs(inputs, axes)
     normal = shown if inside else None
     subject = (opened if form.adapters else subject_of)(model, inputs, axes, normal)
     choices = [None, *adapter_names(model)] if form.adapters else [SELECTED]
@@ -178,6 +186,12 @@ def export(
         subject.outputs, difference,
         tuple({name: tuple(value.shape) for name, value in one.items()} for one in tried),
     )  # fmt: skip
+
+
+def _lacking(example: Example | None, format: str) -> str | None:
+    if example is not None or format == "safetensors":
+        return None
+    return "example=None: give inputs that the model takes; format='safetensors' alone needs none."
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ KINDS = {  # of outputs: in words
     "class": "logits of classes, of which an input has one",
     "classes": "logits of classes, of which an input has any number",
     "number": "a number, standardized",
+    "masks": "logits of the class of every pixel",
     "text": "logits of symbols in each frame, for CTC: the first is the blank",
     "boxes": "boxes with labels and scores",
 }

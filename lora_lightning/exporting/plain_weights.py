@@ -27,6 +27,8 @@ def load(folder: Path, subject: Subject) -> Run:
     """Runs a network of the same build that had other values before the file was loaded into it, strictly."""
     model, network = _emptied(subject)
     network.load_state_dict(load_file(folder / FILE))
+    wanted = subject.network.state_dict()
+    assert all(torch.equal(tensor, wanted[name]) for name, tensor in network.state_dict().items())
 
     @torch.no_grad()
     def run(inputs: Arrays) -> list[Any]:

@@ -27,6 +27,10 @@ for row in 1 / (1 + np.exp(-outputs[0] / about["temperature"])):
     print(", ".join(f"{about['names'][i]} {row[i]:.3f}" for i in row.argsort()[::-1] if row[i] >= 0.5))""",
     "number": """\
 print(outputs[0][:, 0] * about["std"] + about["mean"])""",
+    "masks": """\
+for classes in outputs[0].argmax(1):
+    found, counts = np.unique(classes, return_counts=True)
+    print(", ".join(f"{about['names'][i]} {n / classes.size:.1%}" for i, n in zip(found, counts)))""",
     "text": """\
 for row, count in zip(outputs[0].argmax(2), outputs[1]):
     kept = [i for i, before in zip(row[:count], [0, *row]) if i and i != before]

@@ -85,7 +85,7 @@ def subject_of(
     network = network.eval().requires_grad_(False).cpu()
     flat = Flat(network, list(inputs), normalization(shown)).eval()
     large = {name: enlarged(tensor, dynamic.get(name, {})) for name, tensor in inputs.items()}
-    return Subject(flat, network, large, dynamic, output_names(network, flat, large))
+    return Subject(flat, network, large, dynamic, output_names(network, flat, large) if inputs else ())
 
 
 def copied(model: nn.Module) -> nn.Module:

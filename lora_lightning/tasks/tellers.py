@@ -91,6 +91,23 @@ class ANumber:
 Teller = OneClass | ManyClasses | ANumber
 
 
+def names_of(facts: Mapping[str, Any]) -> list[str]:
+    """Of the classes.
+
+    Raises:
+        UserError: the data, which name them, are not known.
+    """
+    count = facts.get("num_classes") or len(facts.get("class_names", ()))
+    names = facts.get("class_names") or [str(number) for number in range(count)]
+    if not names:
+        raise UserError("its data, which name the classes, are not on this machine: give recipe=NAME.")
+    if len(names) != count:
+        raise UserError(
+            f"class_names: {len(names)} names for num_classes={count}: the file is damaged. Copy it anew."
+        )
+    return list(names)
+
+
 def teller_of(facts: Mapping[str, Any], options: Mapping[str, Any]) -> Teller:
     """What makes rows of a model's outputs.
 
@@ -100,14 +117,7 @@ def teller_of(facts: Mapping[str, Any], options: Mapping[str, Any]) -> Teller:
     target, temperature = facts.get("target", "class"), facts.get("temperature", 1.0)
     if target == "number":
         return ANumber(facts.get("number_mean", 0.0), facts.get("number_std", 1.0))
-    count = facts.get("num_classes") or len(facts.get("class_names", ()))
-    names = facts.get("class_names") or [str(number) for number in range(count)]
-    if not names:
-        raise UserError("its data, which name the classes, are not on this machine: give recipe=NAME.")
-    if len(names) != count:
-        raise UserError(
-            f"class_names: {len(names)} names for num_classes={count}: the file is damaged. Copy it anew."
-        )
+    names = names_of(facts)
     if target == "classes":
         return ManyClasses(names, temperature, options.get("threshold", THRESHOLD))
     return OneClass(names, temperature, options.get("top", TOP))

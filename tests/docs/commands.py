@@ -221,7 +221,7 @@ def _ours(words: Sequence[str]) -> Treatment:
         problems = [p for p in problems if "there is no such file or folder" not in p]
         problems += [parser.stray(word) for word in strays]
         assert not problems, problems
-        if name in ("predict", "evaluate", "extract") and given.words:
+        if name in ("predict", "evaluate", "extract", "export") and given.words:
             command_config(_with_recipe(given.words))
 
     def run() -> None:

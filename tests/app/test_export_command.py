@@ -1,0 +1,115 @@
+"""`lora-lightning export`: of each kind of task, and what it refuses."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+
+from lora_lightning.app.cli import main
+from lora_lightning.app.loading_lines import loading_lines
+from tests.acceptance.alone import NAMES, SHOWN, VIT, classifier
+
+
+def refused(words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    out, message = capsys.readouterr()
+    assert caught.value.code == 2 and out == "" and "Traceback" not in message
+    return message
+
+
+def test_a_classifier_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, model = classifier(tmp_path / "a", class_names=NAMES, target="class", temperature=2.0)
+    out = tmp_path / "out"
+    main(["export", f"adapter={folder}", f"out={out}", "format=pt2", "bytes=true"])
+    said = capsys.readouterr().out
+    assert said.startswith(f"{out / 'model.pt2'}: ") and "takes x (batch, 3, 16, 16)" in said
+    names = json.loads((out / "names.json").read_text())
+    assert names == {"kind": "class", "names": NAMES, "temperature": 2.0}
+    shown = json.loads((out / "preprocess.json").read_text())
+    assert shown == {**SHOWN, "inside": True}
+    card = (out / "README.md").read_text()
+    assert "vit\\_tiny\\_patch16\\_224" in card and "apache-2.0" in card and "adapted by" in card
+    pixels = torch.randint(256, (2, 3, 16, 16), dtype=torch.uint8)
+    with torch.no_grad():
+        wanted = model((pixels / 255 - 0.5) / 0.5)
+        given = torch.export.load(out / "model.pt2").module()(pixels)[0]
+    torch.testing.assert_close(given, wanted, rtol=1e-4, atol=1e-4)
+
+
+def test_plain_weights_and_the_cards_own_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder, model = classifier(tmp_path / "a", class_names=NAMES, target="class")
+    out = tmp_path / "out"
+    main(["export", f"adapter={folder}", f"out={out}", "format=safetensors"])
+    card = (out / "README.md").read_text()
+    lines = card.partition("```python\n")[2].partition("```")[0]
+    assert "timm.create_model('vit_tiny_patch16_224'" in lines
+    monkeypatch.chdir(out)
+    space: dict[str, Any] = {}
+    exec(lines, space)
+    x = torch.randn(2, 3, 16, 16)
+    torch.testing.assert_close(space["model"].eval()(x), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_mistakes_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder, _ = classifier(tmp_path / "a", class_names=NAMES, target="class")
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("")
+    given, out = f"adapter={folder}", f"out={tmp_path / 'out'}"
+    wrong = {
+        "Did you mean 'onnx'": [given, out, "format=onx"],
+        "give out=FOLDER": [given],
+        "is not empty": [given, f"out={tmp_path / 'full'}"],
+        "give recipe=NAME, or adapter=FOLDER": [out],
+        "ObjectDetector picks as many boxes": [out, "recipe=fcos_shapes"],
+        "axes=time: give batch or size or single": [given, out, "axes=time"],
+        "axes=size: VisionTransformer takes 16 x 16 pixels alone": [given, out, "axes=size"],
+        "bytes=true: is of no use": [given, out, "format=safetensors", "bytes=true"],
+    }
+    for text, words in wrong.items():
+        assert text in refused(["export", *words], capsys), text
+    assert not (tmp_path / "out").exists()
+
+
+def test_lines_of_the_libraries() -> None:
+    models = "lora_lightning.models."
+    node = {
+        "_target_": f"{models}torchvision.torchvision_model",
+        "name": "torchvision/resnet18",
+        "dropout": None,
+    }
+    assert "get_model('resnet18', weights=None, num_classes=3)" in loading_lines(node, {"num_classes": 3})
+    node = {"_target_": f"{models}detection.detector", "name": "fcos_resnet50_fpn", "min_size": 64}
+    assert "num_classes=4, min_size=64" in loading_lines(node, {"num_classes": 3})
+    assert loading_lines({"_target_": f"{models}ctc.conformer_ctc"}, {}) == ""
+    assert VIT.keys() <= {"img_size", "patch_size", "embed_dim", "depth", "num_heads"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("recipe", ["vit_digits", "resnet_digits"])
+def test_bases_of_recipes_in_onnx(recipe: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    out = tmp_path / "out"
+    main(["export", f"recipe={recipe}", f"out={out}", *(["axes=size"] if recipe == "resnet_digits" else [])])
+    assert "onnx" in capsys.readouterr().out
+    session = onnxruntime.InferenceSession(out / "model.onnx")
+    shown = json.loads((out / "preprocess.json").read_text())
+    for count in (1, 4):
+        (found,) = session.run(None, {"x": np.zeros((count, *shown["input_size"]), "float32")})
+        assert found.shape == (count, 10)
+
+
+@pytest.mark.slow
+def test_a_recognizer_in_onnx(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    main(["export", "recipe=accent_espeak", f"out={out}"])
+    session = onnxruntime.InferenceSession(out / "model.onnx")
+    for seconds in (1, 3):
+        waves = np.random.default_rng(0).normal(size=(2, 16000 * seconds)).astype("float32")
+        logits, frames = session.run(None, {"waves": waves, "lengths": np.array([16000 * seconds, 9000])})
+        assert logits.shape[:2] == (2, frames[0])
