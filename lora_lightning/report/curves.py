@@ -105,11 +105,19 @@ def _scores(metrics: Mapping[str, Metrics], names: Sequence[str], scores: Sequen
     charts = []
     for name in [*(n for n in known if n in names), *other[: max(0, 6 - len(known))]]:
         shown = known.get(name)
-        scale = shown.scale if shown else 1.0
-        label = shown.label if shown else in_words(name.removeprefix("val/"))
+        scale, label = (shown.scale, shown.label) if shown else _unlisted(name.removeprefix("val/"))
         lines = {who: {"": one.get(name, ())} for who, one in metrics.items()}
         charts.append(_figure(lines, label, scale))
     return charts
+
+
+def _unlisted(name: str) -> tuple[float, str]:
+    """From what was logged to what is shown, and the label, of what is no score of the task: fractions in
+    percent, as its scores are."""
+    if re.match(r"(mask_)?map(_|/|$)", name):
+        return 100.0, in_words(name)
+    share = re.match(r"(acc|f1|ece|wer|cer|top5|source|miou|iou)(_|/|$)", name)
+    return (100.0, f"{in_words(name)} %") if share else (1.0, in_words(name))
 
 
 def _rates(metrics: Mapping[str, Metrics], names: Sequence[str]) -> list[str]:
@@ -173,11 +181,10 @@ def line_chart(
         marked: each point is.
     """
     axis = {"tickMinStep": 1, "tickCount": 6, "grid": False, "format": "d"}
-    one = len({row["value"] for row in rows}) == 1  # of which Vega writes every digit
+    level = _level([row["value"] for row in rows])
     encoding: dict[str, Any] = {
         "x": {"field": "step", "type": "quantitative", "title": "step", "axis": axis},
-        "y": {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False},
-              **({"axis": {"format": ".4~g"}} if one else {})},
+        "y": {"field": "value", "type": "quantitative", "title": None, "scale": {"zero": False}} | level,
     }  # fmt: skip
     dashes = {"domain": list(DASHES), "range": list(DASHES.values())}
     drawn: dict[str, Any] = {
@@ -214,6 +221,17 @@ def line_chart(
             },
         ],
     }
+
+
+def _level(values: Sequence[float]) -> dict[str, Any]:
+    """The axis of values that are nearly the same, of which Vega would write every digit: a level line."""
+    low, high = min(values, default=0.0), max(values, default=0.0)
+    middle, far = (low + high) / 2, max(abs(low), abs(high))
+    if high - low > 1e-3 * far:
+        return {}
+    room = 0.05 * far or 1.0
+    axis = {"format": ".4~g", "tickCount": 3}
+    return {"axis": axis, "scale": {"domain": [middle - room, middle + room], "nice": False}}
 
 
 def _escaped(name: str) -> str:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
-from browser import problems
+from browser import chromium, opened, problems
 
 from lora_lightning.app.application import main
 from lora_lightning.app.cli import main as command
@@ -37,9 +37,60 @@ def test_the_page_of_a_run_reads_well_everywhere(recipe, tmp_path, monkeypatch, 
     ):
         assert f"<h2>{heading}</h2>" in text
     assert problems(page, pictures=tmp_path / "looks") == []
+    if recipe == "accent_espeak":
+        assert 0.2 < seconds_played(page) < 60
     page.unlink()
     command(["report", "run"])  # without data or model
     assert page.read_text() == text
+
+
+def seconds_played(path):
+    """Of the first sound of a page, which the browser can play."""
+    with chromium() as browser, opened(browser, path) as page:
+        return page.evaluate(
+            """async () => {
+              const sound = document.querySelector("audio");
+              sound.load();
+              await new Promise((done, failed) => { sound.onloadedmetadata = done; sound.onerror = failed; });
+              return sound.duration;
+            }"""
+        )
+
+
+TINY = [
+    "recipe=vit_digits", "compare=[]", "trainer.max_epochs=1", "data.train_size=32",
+    "trainer.limit_val_batches=1",
+    "trainer.limit_test_batches=1", "model.embed_dim=24", "model.depth=1", "model.num_heads=2",
+    "model.checkpoint=null", "model.pretrained=false", "logger=csv", "trainer=cpu", "hydra.run.dir=run",
+]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_pages_of_pefts_method_and_of_one_that_went_on(tmp_path, monkeypatch):
+    pytest.importorskip("peft")
+    monkeypatch.chdir(tmp_path)
+    main([*TINY, "method=peft"])
+    main(["resume=run", "trainer.max_epochs=2"])
+    page = Path("run/report.html")
+    assert "by PEFT" in page.read_text() and json.loads(Path("run/results.json").read_text())
+    assert problems(page) == []
+
+
+@pytest.mark.slow
+def test_the_page_of_a_tuned_run(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main([*TINY, "tune=lr"])
+    assert "tune=lr" in Path("run/report.html").read_text()
+    assert problems(Path("run/report.html")) == []
+
+
+@pytest.mark.slow
+def test_the_page_of_a_base_that_is_only_tested(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    main([*TINY, "method=none"])
+    text = Path("run/report.html").read_text()
+    assert "Nothing was trained" in text and ">base</th>" in text and ">after</th>" not in text
+    assert problems(Path("run/report.html")) == []
 
 
 @pytest.mark.slow

@@ -221,7 +221,9 @@ def test_names_that_are_wrong_are_named_with_near_misses():
     model = two(mlp, rank=3)
     for act in (lambda: ll.set_adapter(model, "onne"), lambda: ll.delete_adapter(model, "onne"),
                 lambda: ll.lora_state_dict(model, "onne")):  # fmt: skip
-        with pytest.raises(ll.UserError, match=r"no adapter 'onne'. Did you mean 'one'\?.*Give one of one, two"):
+        with pytest.raises(
+            ll.UserError, match=r"no adapter 'onne'. Did you mean 'one'\?.*Give one of one, two"
+        ):
             act()
     with pytest.raises(ll.ConfigError, match="has an adapter of this name"):
         ll.add_adapter(model, "two")

@@ -7,8 +7,9 @@ import pytest
 from left_runs import LAYERS, metrics, run
 
 from lora_lightning.errors import UserError
+from lora_lightning.report.curves import _level, _unlisted, line_chart
 from lora_lightning.report.left import read_run
-from lora_lightning.report.metrics import Point, read_metrics, thinned
+from lora_lightning.report.metrics import Point, in_words, read_metrics, thinned
 from lora_lightning.report.page import Section, leave
 from lora_lightning.report.run import write
 
@@ -68,6 +69,26 @@ def test_curves_are_of_every_method_and_layers_of_every_epoch(tmp_path):
     assert others["layer"] == ["head.weight", "norm.weight"], (
         "which change far more, and are no layers with updates"
     )
+
+
+def test_metrics_have_readable_names_and_units():
+    told = {
+        "map_75": "AP at IoU .75", "mask_map_small": "mask AP of small objects", "map/car": "mAP of car",
+        "iou/road": "IoU of road", "wer_scottish": "WER, scottish", "ece": "calibration error",
+        "aux_2": "aux 2", "loss_box_reg": "loss of the boxes",
+    }  # fmt: skip
+    assert {name: in_words(name) for name in told} == told
+    assert [_unlisted(n) for n in ("map_75", "ece", "mapped")] == [
+        (100, "AP at IoU .75"), (100, "calibration error %"), (1, "mapped"),
+    ]  # fmt: skip
+
+
+def test_a_level_line_has_short_numbers():
+    row = {"epoch": 0, "line": "a", "of": "a", "part": ""}
+    rows = [{"value": v, "step": i, **row} for i, v in enumerate([30.3111, 30.311101])]
+    y = line_chart(rows, ["a"], ["a"], True)["encoding"]["y"]
+    assert y["axis"]["format"] == ".4~g" and y["scale"]["domain"][0] < 30 < 31 < y["scale"]["domain"][1]
+    assert _level([0.0, 0.0])["scale"]["domain"] == [-1, 1] and _level([1.0, 1.1]) == {} and _level([])
 
 
 def test_a_run_that_has_not_ended_says_so(tmp_path):
