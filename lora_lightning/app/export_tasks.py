@@ -62,7 +62,9 @@ def pictures_of_masks(trained: Trained, model: nn.Module, facts: Mapping[str, An
 def sound_of_text(trained: Trained, model: nn.Module, facts: Mapping[str, Any], axes: str) -> Given:
     """Waves and their lengths in samples -> logits of every frame, for CTC."""
     if "vocabulary" not in facts:
-        raise UserError(f"{trained.where}: its data, which decide the vocabulary, are not here: give recipe=NAME.")
+        raise UserError(
+            f"{trained.where}: its data, which decide the vocabulary, are not here: give recipe=NAME."
+        )
     second = SAMPLE_RATE
     example = _waves(second, 3 * second // 4)
     names = list(facts["vocabulary"])
