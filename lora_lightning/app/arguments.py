@@ -131,6 +131,25 @@ def _rank_and_energy(parser: Parser) -> None:
     parser.key("energy", "0.95", "or: the part of each layer's energy (sum of squares) to keep", share)
 
 
+def _compress(parser: Parser) -> None:
+    about = "builds the model; without adapter=, its base alone is compressed"
+    parser.add_argument("words", nargs="*", metavar="recipe=NAME [key=value ...]", help=about)
+    parser.key(
+        "adapter",
+        "PATH",
+        "the adapter's folder or address, model.safetensors, or the run's folder",
+        found_or_address,
+    )
+    parser.key("out", "FOLDER", "the folder to write", needed=True)
+    share = value_of(float, number(above(0, below=1)))
+    parser.key("parameters", "0.5", "the share of the parameters that stays, at most", share)
+    parser.key("flops", "0.5", "or: of the FLOPs of linear layers and convolutions", share)
+    parser.key("energy", "0.95", "or: of each layer's output, with the fewest parameters that keep it", share)
+    parser.key("batches", "8", "of the training data, by which it is chosen", some)
+    parser.key("overwrite", "true", "write into a folder that is not empty", switch)
+    _check_base(parser)
+
+
 def _push(parser: Parser) -> None:
     about = "the adapter's folder, the run's, or a Trainer's checkpoint"
     parser.key("adapter", "PATH", about, found_or_address, True)
@@ -275,6 +294,11 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], str, str]] = {
         _extract,
         "tuned=PATH energy=0.95 out=FOLDER [...]",
         "fine-tuned weights made an adapter of their base",
+    ),
+    "compress": (
+        _compress,
+        "adapter=PATH parameters=0.5 out=FOLDER [...]",
+        "an adapted model by smaller plain layers, tested before and after",
     ),
     "push": (
         _push,

@@ -12,6 +12,7 @@ from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.adapters import adapters_problems, config_of, names_of
+from lora_lightning.app.compress_options import CHECKS, compress_problems
 from lora_lightning.app.logger_packages import missing_packages
 from lora_lightning.app.matching import mismatches
 from lora_lightning.app.methods import METHODS, method_problems
@@ -55,6 +56,7 @@ def problems_of(config: DictConfig) -> list[str]:
             mapping = {
                 "rates": "methods",
                 "tuning": "points, factor, most, fraction",
+                "compress": ", ".join(CHECKS),
                 "speedups": "channels_last, compile, gradient_checkpointing",
             }
             inside = mapping.get(section)
@@ -79,6 +81,8 @@ def problems_of(config: DictConfig) -> list[str]:
             problems += own.problems(options, f"{section}.")
     for path, node in _targets(values, ""):
         problems += argument_problems(path, node, references)
+    problems += _strays(values.get("compress"), "compress", tuple(CHECKS))
+    problems += compress_problems(values.get("compress"))
     problems += mismatches(values)
     problems += _trainer_problems(_section(values, "trainer"))
     problems += method_problems(values)

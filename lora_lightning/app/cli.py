@@ -136,6 +136,18 @@ def _extract(words: Sequence[str]) -> None:
         print(extract(given, of_run), flush=True)
 
 
+def _compress(words: Sequence[str]) -> None:
+    given, problems = _given("compress", words)
+    of_run = given.pop("words")
+    _refuse(problems)
+    with _extras("recipes"):
+        load_lightning()
+        from lora_lightning.app.compress import compress
+        from lora_lightning.app.launch import quiet
+    with interruptible(), quiet():
+        print(compress(given, of_run), flush=True)
+
+
 def _push(words: Sequence[str]) -> None:
     given, problems = _given("push", words)
     _refuse(problems)
@@ -225,6 +237,7 @@ COMMANDS = {
     "inspect": _inspect,
     "shrink": _shrink,
     "extract": _extract,
+    "compress": _compress,
     "push": _push,
     "transcribe": _transcribe,
     "predict": _predict,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +69,8 @@ def evaluate(options: Mapping[str, Any], words: Sequence[str]) -> str:
             problems.append(str(error))
     if problems or trained is None or data is None:
         raise UserError("\n".join(dict.fromkeys(problems)))
-    task, metrics = tested(trained, data, bool(options.get("check_base", True)), pictured=folder is not None)
-    found = _found(task, metrics)
+    task, test = tester(trained, data, bool(options.get("check_base", True)), pictured=folder is not None)
+    found = _found(task, test())
     lines = [_title(trained, data), "", _page(task, found)]
     if folder:
         folder.mkdir(parents=True, exist_ok=True)
@@ -91,10 +91,10 @@ def _write_report(folder: Path, title: str, task: Any, found: Mapping[str, Any])
     return folder / PAGE_FILE
 
 
-def tested(
+def tester(
     trained: Trained, data: L.LightningDataModule, check_base: bool, pictured: bool
-) -> tuple[Any, dict[str, float]]:
-    """The task after its test, and all that it has logged.
+) -> tuple[Any, Callable[[], dict[str, float]]]:
+    """The task around what was trained, and what tests it and gives all that it has logged.
 
     Args:
         pictured: whether a page is made of it, which shows what was before the adapter, too.
@@ -124,8 +124,7 @@ def tested(
         callbacks=[Progress("")],
         use_distributed_sampler=False,
     )
-    metrics = runs.test(task, datamodule=data, verbose=False)
-    return task, dict(metrics[0])
+    return task, lambda: dict(runs.test(task, datamodule=data, verbose=False)[0])
 
 
 def _task(trained: Trained, model: Any, facts: Mapping[str, Any]) -> Any:
@@ -167,6 +166,11 @@ def _per_class(task: Any, metrics: Mapping[str, float]) -> tuple[list[str], list
         return list(header), [list(row) for row in rows]
     rows = [[name.removeprefix(PER_CLASS), v] for name, v in metrics.items() if name.startswith(PER_CLASS)]
     return ["class", "mAP"], rows
+
+
+def score_rows(task: Any, metrics: Mapping[str, float]) -> list[tuple[str, str]]:
+    """The label and the value of every score of a test that was just made."""
+    return _score_rows(task, _found(task, metrics))
 
 
 def _score_rows(task: Any, found: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -21,6 +21,7 @@ from lora_lightning.app.build import lora_config, named
 from lora_lightning.app.console import say
 from lora_lightning.app.methods import ADAPTING, METHODS
 from lora_lightning.app.peft_lora import PeftLoRA, planned_for_peft
+from lora_lightning.compression.result import Compressed
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError
 from lora_lightning.files.origin import Origin
@@ -80,6 +81,7 @@ class Prepared:
         adapting: the configuration of the callback that adapts, or has adapted, the task.
         peft: the task's network in PEFT's hands.
         spectra: what is logged of the updates after each epoch.
+        compressed: how the network was made smaller before, if it was.
     """
 
     trained: int
@@ -88,6 +90,7 @@ class Prepared:
     adapting: LoRAConfig | None = None
     peft: PeftLoRA | None = None
     spectra: str = "none"
+    compressed: Compressed | None = None
 
     def callbacks(self) -> list[Callback]:
         """For a Trainer of the task."""
@@ -193,7 +196,10 @@ def save_trained(
         save_adapter(task, folder / "adapter", origin=origin)
     elif method != "none":
         model: Any = task.model
-        write_weights(folder / "model.safetensors", model.state_dict(), {"origin": origin.to_dict()})
+        about = {"origin": origin.to_dict()}
+        if prepared.compressed:
+            about["compressed"] = prepared.compressed.description()
+        write_weights(folder / "model.safetensors", model.state_dict(), about)
 
 
 def in_words(method: str, label: str, prepared: Prepared) -> str:

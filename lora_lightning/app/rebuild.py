@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from lora_lightning.adapters.quantize import quantize_as
+from lora_lightning.compression.rebuild import compressed
 from lora_lightning.errors import MissingFileError, UserError
 from lora_lightning.files.alignment import aligned
 from lora_lightning.files.allowed import BUILDERS, checked_facts, section_of
@@ -20,7 +21,7 @@ from lora_lightning.files.fingerprint import short
 from lora_lightning.files.hubs.fetch import fetched
 from lora_lightning.files.locate import AdapterSource, Source, WeightsSource, read_source
 from lora_lightning.files.merge import Merged, merge_state
-from lora_lightning.files.random_base import kept_base, put_back_base
+from lora_lightning.files.random_base import about_base, kept_base, put_back_base
 from lora_lightning.files.weights import read_weights, write_weights
 from lora_lightning.utils.names import named_modules
 
@@ -60,6 +61,8 @@ def merge_files(
     source = read_source(path, adapter)
     merged = merge_state(source.saved, base_of(source, base), check_base)
     about = {"merged_from": str(path), **_origin(source), "rounding": [merged.largest, merged.relative]}
+    if base is None and (description := compression_of(source)):
+        about["compressed"] = description
     write_weights(out, merged.state, about)
     return merged
 
@@ -118,10 +121,19 @@ def rebuilt_model(
             f"rebuilding the base needs {error.name}: pip install 'lora-lightning[recipes]', or give "
             "base=FILE.safetensors."
         ) from None
+    if description := compression_of(source):
+        compressed(model, description)
     if isinstance(source, AdapterSource):
         put_back_base(model, source.base_folders())
         quantize_as(model, aligned(source.saved, list(named_modules(model))).quantized)
     return model, facts
+
+
+def compression_of(source: Source) -> dict[str, Any] | None:
+    """How the network was made smaller before it was trained, if it was."""
+    if isinstance(source, WeightsSource):
+        return source.about.get("compressed")
+    return about_base(source.base_folders()).get("compressed")
 
 
 def _model_of_run(

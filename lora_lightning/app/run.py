@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from lightning.pytorch.loggers import Logger
 from omegaconf import DictConfig
 
 from lora_lightning.app.build import data_and_model, named, optim_config, plain
+from lora_lightning.app.compress_options import BUDGETS
 from lora_lightning.app.left import device_in_words
 from lora_lightning.app.methods import ADAPTING
 from lora_lightning.app.monitors import watching
@@ -21,6 +23,7 @@ from lora_lightning.app.prepare import check_method, prepare
 from lora_lightning.app.progress import Progress
 from lora_lightning.app.results import Result, label
 from lora_lightning.app.signatures import provided
+from lora_lightning.compression.result import Compressed
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.files.random_base import forget_base, is_random, keep_base, put_back_base
 from lora_lightning.tasks.reporting import AFTER, BASE, Reporting
@@ -48,8 +51,7 @@ class Run:
         self.data, model = data_and_model(self.config)
         self.keeps, self.on_random = keeps, is_random(self.config.model, model)
         self.random_base = keeps and self.on_random and self.method in ADAPTING
-        if keeps and self.method in ADAPTING:
-            self._keep_base(model)
+        self._keeps, self._kept = keeps and self.method in ADAPTING, False
         self._make(model)
         self.callbacks = watching(
             plain(self.config.callbacks) if self.config.get("callbacks") else {}, self.task
@@ -68,22 +70,38 @@ class Run:
         if isinstance(self.task, Reporting):
             self.task.asks_before = self.keeps
             self.task.now = BASE if self.method == "none" else AFTER
+        told = self._smaller()
+        if self._keeps:
+            self._keep_base(told)
         for other in self.config.compare or ():
             check_method(self.task, other, self.config)  # now rather than after the training
-        self.prepared = prepare(self.task, self.config)
+        self.prepared = replace(prepare(self.task, self.config), compressed=told)
+
+    def _smaller(self) -> Compressed | None:
+        """Make the task's network smaller, where that is wanted."""
+        options = self.config.get("compress")
+        if not options or not any(options.get(name) for name in BUDGETS):
+            return None
+        from lora_lightning.app.compressing import compress_task
+
+        with named("compress"):
+            return compress_task(self.task, self.data, plain(options))
 
     @property
     def label(self) -> str:
         """The method in words."""
         return label(self.method, self.on_random)
 
-    def _keep_base(self, model: Any) -> None:
-        """Keep random weights beside the adapter; a run that goes on begins with those that it has kept."""
-        folder = Path(self.config.run_dir)
-        if self.random_base and self.config.ckpt_path:
-            put_back_base(model, [folder])
+    def _keep_base(self, told: Compressed | None) -> None:
+        """Keep weights that nothing gives again beside the adapter, random or compressed; a run that goes
+        on begins with those that it has kept."""
+        folder, wanted = Path(self.config.run_dir), self.random_base or told is not None
+        if wanted and (self.config.ckpt_path or self._kept):
+            put_back_base(self.task.model, [folder])
         elif on_rank_zero():
-            keep_base(model, folder) if self.random_base else forget_base(folder)
+            about = {"compressed": told.description()} if told else {}
+            keep_base(self.task.model, folder, about) if wanted else forget_base(folder)
+        self._kept = True
 
     def train_and_test(self, loggers: Sequence[Logger], ckpt_path: str | None = None) -> Result:
         """Fit, then test the best checkpoint, whose weights the task holds afterwards.
@@ -107,8 +125,6 @@ class Run:
         score = _best_score(trainer)
         if self._sharded():  # what is tested and saved is whole again
             model = data_and_model(self.config)[1]
-            if self.random_base:
-                put_back_base(model, [Path(self.config.run_dir)])
             self._make(model)
         metrics = self._test(best)
         for logger in loggers:

@@ -193,7 +193,8 @@ def _go_on(config: DictConfig, folder: Path) -> bool:
 def _say_plan(run: Run, folder: Path) -> None:
     """What trains, and on which weights; what the data say of themselves is kept beside the adapter."""
     _write_config(dict(getattr(run.data, "provides", {})), folder / FACTS_FILE)
-    lines = [in_words(run.method, run.label, run.prepared), quantization.summary(run.task)]
+    told = [f"{run.prepared.compressed}\n"] if run.prepared.compressed else []
+    lines = [*told, in_words(run.method, run.label, run.prepared), quantization.summary(run.task)]
     say("\n" + "\n".join(filter(None, lines)) + "\n")
     if run.random_base:
         say(f"{RANDOM_BASE.format(label=run.label, path=short_path(folder / BASE_FILE))}\n")

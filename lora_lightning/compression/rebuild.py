@@ -20,6 +20,7 @@ from lora_lightning.compression.recurrent import Stack
 from lora_lightning.compression.recurrent_stacks import described, in_place
 from lora_lightning.compression.result import FORMAT, Compressed
 from lora_lightning.errors import AdapterFileError, did_you_mean
+from lora_lightning.files.origin import Origin
 from lora_lightning.files.weights import load_into, read_weights, weights_writer
 from lora_lightning.utils.atomic import make_folder, write_together
 from lora_lightning.utils.mapping_file import read_mapping
@@ -80,22 +81,33 @@ def compressed(model: Model, description: Mapping[str, Any]) -> Model:
     return model
 
 
-def save_compressed(model: nn.Module, told: Compressed, folder: str | os.PathLike[str]) -> None:
+def save_compressed(
+    model: nn.Module,
+    told: Compressed,
+    folder: str | os.PathLike[str],
+    origin: Origin | Mapping[str, Any] | None = None,
+) -> None:
     """Write `compressed.json` and `model.safetensors`, both or none.
 
     Args:
         model: that was compressed, as it is now: trained since or not.
         told: what `compress` returned.
         folder: made where there is none.
+        origin: of the weights, so that the command line builds their model again; as of `save_adapter`.
 
     Raises:
+        ConfigError: the origin holds more than plain values.
         WriteError: the folder cannot be written; what stood there is untouched.
     """
     refuse_sharded(model, "save_compressed")
     place = Path(folder)
     make_folder(place)
     text = json.dumps(told.description(), indent=1) + "\n"
-    about = {"compressed_sha256": sha256(text.encode()).hexdigest()}
+    about = {
+        "compressed_sha256": sha256(text.encode()).hexdigest(),
+        "compressed": told.description(),
+        "origin": Origin.of(origin).to_dict(),
+    }
     files = {
         place / WEIGHTS: weights_writer(model.state_dict(), about),
         place / DESCRIPTION: lambda temporary: Path(temporary).write_text(text, encoding="utf-8"),

@@ -23,7 +23,7 @@ from lora_lightning.files.hubs.fetch import fetched
 from lora_lightning.files.origin import SECTIONS, Origin, is_place
 from lora_lightning.files.pair import CONFIG_FILE, is_peft, read_pair
 from lora_lightning.files.peft_read import assembled_peft
-from lora_lightning.files.weights import read_weights
+from lora_lightning.files.weights import about_in, read_weights
 from lora_lightning.utils.mapping_file import LARGEST, NOTHING_RUN, read_mapping
 from lora_lightning.utils.tables import truncate_list
 
@@ -161,9 +161,11 @@ class WeightsSource(Source):
 
     Attributes:
         weights: under their names in the file.
+        about: what else the file's metadata say.
     """
 
     weights: dict[str, Tensor]
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 def read_any(folder: str | os.PathLike[str]) -> SavedAdapter:
@@ -220,7 +222,7 @@ def read_trained(path: str | os.PathLike[str]) -> AdapterSource | WeightsSource:
             )
     if path.suffix == ".safetensors" and path.is_file():
         tensors, metadata = read_weights(path)
-        return WeightsSource(path, "weights", origin_in(metadata, path), tensors)
+        return WeightsSource(path, "weights", origin_in(metadata, path), tensors, about_in(metadata, path))
     if path.is_file():
         checkpoint = read_checkpoint(path, GIVE)
         if KEY not in checkpoint:

@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from lora_lightning.files.weights import load_into, read_weights, write_weights
+from lora_lightning.files.weights import about_in, load_into, read_weights, write_weights
 from lora_lightning.layers.norm import is_norm
 from lora_lightning.layers.registry import base_modules
 
@@ -46,10 +46,14 @@ def forget_base(folder: Path) -> None:
     (folder / BASE_FILE).unlink(missing_ok=True)
 
 
-def keep_base(model: nn.Module, folder: Path) -> None:
-    """Write the weights of a network that nothing else can give again."""
+def keep_base(model: nn.Module, folder: Path, about: Mapping[str, Any] | None = None) -> None:
+    """Write the weights of a network that nothing else can give again.
+
+    Args:
+        about: plain values for the file's metadata.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    write_weights(folder / BASE_FILE, model.state_dict(), {})
+    write_weights(folder / BASE_FILE, model.state_dict(), about or {})
 
 
 def kept_base(folders: Sequence[Path]) -> dict[str, Tensor]:
@@ -65,8 +69,18 @@ def kept_base(folders: Sequence[Path]) -> dict[str, Tensor]:
 def carry_base(folders: Sequence[Path], folder: Path) -> None:
     """Write the weights that are kept in one of these folders, if there are any, into another, beside an
     adapter that is added to them."""
-    if kept := kept_base(folders):
-        write_weights(folder / BASE_FILE, kept, {})
+    if file := _kept(folders):
+        write_weights(folder / BASE_FILE, read_weights(file)[0], about_base(folders))
+
+
+def about_base(folders: Sequence[Path]) -> dict[str, Any]:
+    """What the metadata say of the weights that are kept in one of these folders.
+
+    Raises:
+        AdapterFileError: the file is damaged.
+    """
+    file = _kept(folders)
+    return about_in(read_weights(file)[1], file) if file else {}
 
 
 def put_back_base(model: nn.Module, folders: Sequence[Path]) -> None:

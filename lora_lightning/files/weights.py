@@ -56,6 +56,19 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def about_in(metadata: Mapping[str, str], where: object) -> dict[str, Any]:
+    """What the metadata of a file say beside its tensors; empty of one that is not ours.
+
+    Raises:
+        AdapterFileError: it is of another kind.
+    """
+    try:
+        about = json.loads(metadata.get("lora_lightning", "{}"))
+    except (ValueError, TypeError, RecursionError) as error:
+        raise AdapterFileError(f"{where} is damaged: {error}.") from None
+    return about if isinstance(about, dict) else {}
+
+
 def network_state(model: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """The tensors of a state dict that are the network's, under its names: a LightningModule has put `model.`
     before them and may hold others. Any other state is returned as it is."""
