@@ -48,9 +48,7 @@ class Picture:
 
 def masks(folder: Path, count: int = 60) -> None:
     """Pictures of shapes and their masks: each pixel of the shape around it whose colour it has."""
-    from lora_lightning.data.shapes import (
-        Shapes,
-    )  # loads torch, which pictures of runs that are there do not need
+    from lora_lightning.data.shapes import Shapes  # loads torch, which not every picture needs
 
     for name in ("images", "masks"):
         (folder / "shapes" / name).mkdir(parents=True, exist_ok=True)
@@ -71,7 +69,9 @@ def masks(folder: Path, count: int = 60) -> None:
 
 
 GALLERY = {
-    "vit_digits": Picture(("recipe=vit_digits", "compare=[]"), heading="Wrong before, right now", height=465),
+    "vit_digits": Picture(
+        ("recipe=vit_digits", "compare=[]"), heading="Wrong before, right after", height=465
+    ),
     "fcos_shapes": Picture(("recipe=fcos_shapes", "compare=[]"), "contact_sheet.png"),
     "accent_espeak": Picture(
         ("recipe=accent_espeak", "compare=[]"), "scottish/report.html", "scottish: the worst", height=730
