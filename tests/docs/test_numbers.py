@@ -46,3 +46,15 @@ def test_steps(name):
     ways = result(f"training_{SPEED[name]}_1t")["ways"]
     shown = [f"{ways[w]['ratio']:.2f}; {ways[w]['saved_mib']:.0f} MiB" for w in ("ours", "peft", "full")]
     assert row(name) == shown
+
+
+def test_compression():
+    named = {
+        "resnet_digits": "ResNet, digits: accuracy",
+        "conformer_us": "Conformer, US English: word error rate",
+    }
+    shown = (DOCS / "compression.md").read_text(encoding="utf-8").splitlines()
+    for one in result("compression")["rows"]:
+        cells = [named[one["model"]], f"{one['parameters']:.2f}", f"{one.get('flops', 1):.2f}"]
+        cells += [f"{one['score']:.1f}", f"{one['plain']:.1f}" if "plain" in one else ""]
+        assert f"| {' | '.join(cells)} |" in shown
