@@ -120,8 +120,8 @@ class Stack:
         for (module, leaf), parts in read.items():
             getattr(new[module], leaf).copy_(torch.cat(parts, 1))
         for way in range(self.ways):
-            name = f"weight_ih_{_ending(0, way)}"
-            getattr(lstm, name).copy_(getattr(self.module, name))
+            first = f"weight_ih_{_ending(0, way)}"
+            getattr(lstm, first).copy_(getattr(self.module, first))
         return new
 
     def _factored(self) -> dict[tuple[int, int], Units]:

@@ -24,15 +24,15 @@ SEQUENCES = 16  # of a batch, the most whose gradients are looked at
 
 
 class Watched:
-    """An LSTM while its model runs.
+    """An LSTM while its model runs; with `plain` its steps are counted alone.
 
     Gates are seen by zeros that are added to them: the gradient of the outputs, with random signs, for these
     is what a gate does to all later outputs; the mean of its square is the diagonal of Gauss and Newton's
     matrix (Martens and Grosse 2015, arXiv 1503.05671, take the whole of it).
     """
 
-    def __init__(self, module: nn.LSTM) -> None:
-        self.module, self.rows, self.sensed = module, 0, 0
+    def __init__(self, module: nn.LSTM, plain: bool) -> None:
+        self.module, self.plain, self.rows, self.sensed = module, plain, 0, 0
         self.draw, self.signs = Draw(), torch.Generator().manual_seed(0)
         self.moments: dict[str, Moments] = {}
         self.squares: dict[str, Tensor] = {}
@@ -43,6 +43,8 @@ class Watched:
         x, lengths = padded(self.module, given)
         inside = torch.arange(len(x), device=x.device)[:, None] < lengths.to(x.device)  # (time, batch)
         self.rows += int(inside.sum())
+        if self.plain:
+            return
         few = min(SEQUENCES, x.shape[1]) if self.sensed < STEPS else 0
         with torch.inference_mode(False), torch.enable_grad(), torch.autocast(x.device.type, enabled=False):
             x = x.detach().clone().to(cast(Tensor, self.module.weight_hh_l0).dtype)
@@ -114,13 +116,18 @@ def _open(one: nn.RNNBase) -> nn.RNNBase:
     return one
 
 
-def watch(model: nn.Module, lstms: Mapping[str, nn.LSTM], data: Iterable[Any]) -> dict[str, Shown]:
+def watch(
+    model: nn.Module, lstms: Mapping[str, nn.LSTM], data: Iterable[Any], plain: bool
+) -> dict[str, Shown]:
     """Run a model over batches; it is, bit for bit, as it was. Of each LSTM that was called what was seen.
+
+    Args:
+        plain: steps are counted, and nothing else is looked at.
 
     Raises:
         UserError: hidden units are not finite.
     """
-    watched = {name: Watched(module) for name, module in lstms.items()}
+    watched = {name: Watched(module, plain) for name, module in lstms.items()}
 
     def called(one: Watched, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         one.see(args, kwargs)

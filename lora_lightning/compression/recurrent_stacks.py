@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from lora_lightning.compression.recurrent import Shown, Stack
+from lora_lightning.compression.recurrent import Stack
 from lora_lightning.compression.recurrent_inputs import watch
 from lora_lightning.compression.recurrent_readers import lstms_of, readers_of
 from lora_lightning.planning.patterns import matches
@@ -50,9 +50,7 @@ def stacks_of(
             read[name] = readers
             for reader in readers:
                 del layers[reader]
-    shown = watch(model, {n: found[n] for n in read}, data) if read else {}
-    if plain:
-        shown = {n: Shown(one.rows) for n, one in shown.items()}
+    shown = watch(model, {n: found[n] for n in read}, data, plain) if read else {}
     return {name: Stack(found[name], readers, shown[name]) for name, readers in read.items()}
 
 
