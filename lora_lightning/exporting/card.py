@@ -41,9 +41,10 @@ def card_of(about: ExportCard, facts: Mapping[str, Any], title: str, runs: str) 
     if about.summary:
         lines += [about.summary, ""]
     versions = ", ".join(f"{name} {version}" for name, version in facts["versions"].items())
+    whole = f", int8 ({facts['quantize']})" if facts["quantize"] else ""
     rows = [
         *about.facts,
-        ("format", f"{title}, {facts['file']}, {facts['bytes']:,} bytes"),
+        ("format", f"{title}{whole}, {facts['file']}, {facts['bytes']:,} bytes"),
         ("largest difference", _difference(facts)),
         ("made with", versions),
     ]

@@ -48,15 +48,21 @@ def _like(tensor: Tensor, shape: Sequence[int], source: torch.Generator) -> Tens
     return (torch.randn(shape, generator=source) * deviation + values.mean()).to(tensor.dtype)
 
 
-def compare(run: Run, pairs: Sequence[tuple[Mapping[str, Tensor], Sequence[Tensor]]], what: str) -> float:
+def compare(
+    run: Run,
+    pairs: Sequence[tuple[Mapping[str, Tensor], Sequence[Tensor]]],
+    what: str,
+    most: float = MOST,
+) -> float:
     """The largest difference between what a file gives and what was wanted, of the output's scale.
 
     Args:
         pairs: inputs, and the adapted model's outputs of them.
         what: the file, for errors.
+        most: that is accepted.
 
     Raises:
-        UserError: it is more than `MOST`, of other sizes, or the file cannot be run.
+        UserError: it is more, of other sizes, or the file cannot be run.
     """
     largest = 0.0
     for inputs, wanted in pairs:
@@ -76,10 +82,10 @@ def compare(run: Run, pairs: Sequence[tuple[Mapping[str, Tensor], Sequence[Tenso
                     "leave out of dynamic what is of one size."
                 )
             largest = max(largest, _difference(ours.numpy(), theirs))
-            if not largest <= MOST:
+            if not largest <= most:
                 raise UserError(
                     f"export: {what} differs from the model by {largest:.1e} of output {number}'s scale for "
-                    f"{sizes}; at most {MOST:g} is accepted. Take another format."
+                    f"{sizes}; at most {most:g} is accepted. Take another format."
                 )
     return largest
 

@@ -8,8 +8,9 @@ import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
+from math import inf
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -23,6 +24,7 @@ from lora_lightning.exporting.factors import opened
 from lora_lightning.exporting.folder import FACTS, folder_problem, written
 from lora_lightning.exporting.formats import FORMATS, Format
 from lora_lightning.exporting.meaning import KINDS, meaning_problems
+from lora_lightning.exporting.quantize import quantize_problems, quantized
 from lora_lightning.exporting.script import script_of
 from lora_lightning.exporting.subject import (
     Axes,
@@ -59,6 +61,7 @@ class Exported:
         outputs: names.
         difference: the largest from the adapted model on fresh inputs, of the output's scale.
         sizes: of the inputs on which it was checked.
+        quantize: "dynamic" or "static", where weights are int8.
     """
 
     folder: Path
@@ -70,9 +73,11 @@ class Exported:
     outputs: tuple[str, ...]
     difference: float
     sizes: tuple[dict[str, tuple[int, ...]], ...]
+    quantize: str | None = None
 
     def __str__(self) -> str:
-        lines = [f"{self.folder / self.file}: {self.bytes:,} bytes, {FORMATS[self.format].title}"]
+        title = FORMATS[self.format].title + (f", int8 ({self.quantize})" if self.quantize else "")
+        lines = [f"{self.folder / self.file}: {self.bytes:,} bytes, {title}"]
         if self.inputs:
             shapes = ", ".join(f"{name} ({', '.join(map(str, s))})" for name, s in self.inputs.items())
             lines += [
@@ -97,6 +102,8 @@ def export(
     kind: str | None = None,
     scale: Mapping[str, float] | None = None,
     check: Sequence[Example] | None = None,
+    quantize: Literal["dynamic", "static"] | None = None,
+    calibration: Sequence[Example] | None = None,
     about: ExportCard | None = None,
     overwrite: bool = False,
 ) -> Exported:
@@ -125,6 +132,10 @@ def export(
             CTC); None is "class" where there are names.
         scale: of outputs, for `run.py`: the temperature of logits; mean and std of a number.
         check: inputs, as `example`, on which the file is compared; None makes some of the example.
+        quantize: int8, of format "onnx": "dynamic", the weights of matrix products and LSTMs; "static",
+            convolutions too and activations, by the ranges that `calibration` shows. The file is checked
+            before in floats; `difference` is then what int8 costs, and no more is promised of it.
+        calibration: for "static": a few dozen inputs, as `example`, such as the model will meet.
         about: what the card tells of base, licence, data and scores.
         overwrite: replace an exported model that lies in the folder.
 
@@ -148,6 +159,7 @@ def export(
         folder_problem(out, overwrite),
         _lacking(example, format),
         *meaning_problems(names, kind, preprocess, inside),
+        *quantize_problems(quantize, calibration, format),
     ]
     require(export, locals(), problems)
     refuse_sharded(model, "export")
@@ -173,8 +185,14 @@ def export(
             compare(run, pairs[choice], f"{out / form.file}{f' with {choice}' if choice else ''}")
             for choice, run in of_each.items()
         )
+        if quantize is not None:
+            shown_by = [inputs_of(model, one) for one in calibration or ()]
+            quantized(folder / form.file, subject, quantize, shown_by)
+            run: Any = form.load(folder, subject)
+            difference = compare(run, pairs[SELECTED], f"{out / form.file}", most=inf)
         size = sum(path.stat().st_size for path in folder.iterdir())
         told = _facts(form, format, subject, inputs, axes, kind, inside, size, difference)
+        told["quantize"] = quantize
         _write_beside(folder, form, told, inputs, preprocess, names, kind, scale)
         told["files"] = sorted([*(path.name for path in folder.iterdir()), CARD, FACTS])
         text = card_of(about or ExportCard(), told, form.title, form.imports)
@@ -184,7 +202,7 @@ def export(
         out, format, form.file, size, tuple(told["files"]),
         {one["name"]: tuple(one["shape"]) for one in told["inputs"]},
         subject.outputs, difference,
-        tuple({name: tuple(value.shape) for name, value in one.items()} for one in tried),
+        tuple({name: tuple(value.shape) for name, value in one.items()} for one in tried), quantize,
     )  # fmt: skip
 
 
