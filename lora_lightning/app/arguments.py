@@ -11,6 +11,7 @@ from pathlib import Path
 from lora_lightning.app.parser import Parser, existing, found_or_address, some, switch, value_of
 from lora_lightning.files.hubs.address import FORMS, address_problem
 from lora_lightning.utils.marks import (
+    Check,
     above,
     at_least,
     between,
@@ -21,6 +22,8 @@ from lora_lightning.utils.marks import (
 )
 
 SHELLS = ("bash", "zsh")
+DEVICES = ("auto", "cpu", "cuda", "mps")
+_PORT = Check("0, or a port from 1024 to 65535", lambda v: v == 0 or 1024 <= v <= 65535)
 PATHS = f"""PATH is an adapter's folder (of PEFT, too), a Trainer's checkpoint, or an address on a hub:
 {FORMS[0]}, {FORMS[1]}.
 `lora-lightning COMMAND --help` lists what a command takes."""
@@ -217,6 +220,37 @@ def _predict(parser: Parser) -> None:
     _check_base(parser)
 
 
+def _serve(parser: Parser) -> None:
+    about = "builds the base, where no adapter's run says how"
+    parser.add_argument("words", nargs="*", metavar="recipe=NAME [key=value ...]", help=about)
+    parser.key("adapter", "RUN/adapter", "the one adapter: its folder, or the run's", existing)
+    parser.key("adapters", "FOLDER", "or: adapters by name, its sub-folders, found while it runs", existing)
+    parser.key("base", "PATH", "a run's adapter or model.safetensors, which says the base", found_or_address)
+    parser.key("port", "8000", "0 takes a free one", value_of(int, _PORT))
+    hosts = value_of(str, one_of("127.0.0.1", "0.0.0.0", "::"))
+    parser.key("host", "0.0.0.0", "who may connect: 127.0.0.1, this machine alone, is the default", hosts)
+    parser.key("device", "auto|cpu|cuda|mps", "where the model runs", value_of(str, one_of(*DEVICES)))
+    parser.key("workers", "1", "processes with the model, on each device", some)
+    parser.key("threads", "2", "of torch in each worker", some)
+    parser.key("batch", "8", "pictures, or parts of sounds, that run together", some)
+    wait = value_of(float, number(between(0, 10_000)))
+    parser.key("max_wait_ms", "5", "how long one waits for others to share its batch", wait)
+    parser.key("most", "256", "adapters kept in memory", some)
+    parser.key("pinned", "NAME,NAME", "of these, those that are read at once and never leave", _names)
+    parser.key("queue", "64", "requests at once; further ones are told to come again", some)
+    seconds = value_of(float, number(above(0)))
+    parser.key("timeout", "60", "seconds for an answer", seconds)
+    parser.key("max_mb", "32", "megabytes of an upload", some)
+    parser.key("pixels", "50000000", "pixels of a picture", some)
+    parser.key("seconds", "600", "seconds of a sound", seconds)
+    _check_base(parser)
+
+
+def _names(text: str) -> list[str]:
+    """Names with commas between them."""
+    return [name for name in text.split(",") if name]
+
+
 def _evaluate(parser: Parser) -> None:
     about = "other data than the run's: data=NAME data.key=value; or recipe=NAME, which builds the model"
     parser.add_argument("words", nargs="*", metavar="[data=NAME key=value ...]", help=about)
@@ -314,6 +348,11 @@ COMMANDS: dict[str, tuple[Callable[[Parser], None], str, str]] = {
         _predict,
         "images=FOLDER out=FILE adapter=PATH [...]",
         "what is in pictures: classes, numbers, objects or masks",
+    ),
+    "serve": (
+        _serve,
+        "adapter=PATH | adapters=FOLDER [key=value ...]",
+        "answers over HTTP, adapters by name",
     ),
     "evaluate": (
         _evaluate,

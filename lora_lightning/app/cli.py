@@ -186,6 +186,17 @@ def _predict(words: Sequence[str]) -> None:
         print(predict(given, of_run), flush=True)
 
 
+def _serve(words: Sequence[str]) -> None:
+    given, problems = _given("serve", words)
+    of_run = given.pop("words")
+    if not of_run and not given.keys() & {"adapter", "adapters", "base"}:
+        problems.append("nothing to serve is named: give adapter=PATH, adapters=FOLDER or base=PATH.")
+    _refuse(problems)
+    with _extras("recipes,serve"):
+        from lora_lightning.app.serve import serve
+    serve(given, of_run)
+
+
 def _evaluate(words: Sequence[str]) -> None:
     given, problems = _given("evaluate", words)
     of_run = given.pop("words")
@@ -241,6 +252,7 @@ COMMANDS = {
     "push": _push,
     "transcribe": _transcribe,
     "predict": _predict,
+    "serve": _serve,
     "evaluate": _evaluate,
     "export": _export,
     "report": _report,

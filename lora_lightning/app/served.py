@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from hydra.utils import get_object
@@ -14,7 +13,7 @@ from lora_lightning.app.rebuild import rebuilt_model
 from lora_lightning.app.trained import Trained, named
 from lora_lightning.errors import UserError
 from lora_lightning.files.locate import AdapterSource
-from lora_lightning.serving.catalog import NAME, Catalog
+from lora_lightning.serving.catalog import Catalog
 from lora_lightning.serving.engine import Engine
 from lora_lightning.serving.inputs import Limits
 from lora_lightning.serving.kinds import Base, Classes, Kind, Masks, Objects
@@ -26,27 +25,6 @@ KINDS = {  # by the class of the task; those derived from it are served alike
     "lora_lightning.tasks.segmentation.SemanticSegmenter": "segment",
     "lora_lightning.tasks.ctc.SpeechRecognizer": "transcribe",
 }
-
-
-def catalog_of(options: Mapping[str, Any]) -> Catalog:
-    """Of `adapter=` the run's or the folder's own name; of `adapters=` the names of its sub-folders.
-
-    Raises:
-        UserError: there is no adapter.
-    """
-    if "adapter" in options:
-        folder = Path(options["adapter"]).expanduser().resolve()
-        folder = folder / "adapter" if (folder / "adapter" / "adapter_config.json").is_file() else folder
-        if not (folder / "adapter_config.json").is_file():
-            raise UserError(f"adapter={options['adapter']}: holds no adapter_config.json. Give RUN/adapter.")
-        name = folder.parent.name if folder.name == "adapter" else folder.name
-        return Catalog(fixed={name if NAME.fullmatch(name) else "adapter": folder})
-    if "adapters" not in options:
-        return Catalog()
-    folder = Path(options["adapters"]).expanduser()
-    if not folder.is_dir():
-        raise UserError(f"adapters={folder}: there is no such folder: give one that there is.")
-    return Catalog(folder)
 
 
 def trained_of(options: Mapping[str, Any], words: Sequence[str], catalog: Catalog) -> Trained:
@@ -64,7 +42,7 @@ def trained_of(options: Mapping[str, Any], words: Sequence[str], catalog: Catalo
             f"adapters={options['adapters']}: holds no adapter by which the base could be built: give "
             "base=PATH or recipe=NAME."
             if "adapters" in options
-            else "nothing to serve is named: give adapter=RUN/adapter, adapters=FOLDER, base=PATH or recipe=NAME."
+            else "nothing to serve is named: give adapter=PATH, adapters=FOLDER, base=PATH or recipe=NAME."
         )
     problems: list[str] = []
     trained = named(first, words, problems)
@@ -74,18 +52,22 @@ def trained_of(options: Mapping[str, Any], words: Sequence[str], catalog: Catalo
 
 
 def engine_of(
-    options: Mapping[str, Any], words: Sequence[str], limits: Limits, device: str | None = None
+    options: Mapping[str, Any],
+    words: Sequence[str],
+    catalog: Catalog,
+    limits: Limits,
+    device: str | None = None,
 ) -> Engine:
     """The base built, its adapters found.
 
     Args:
         options: of the command `serve`, by name.
+        catalog: of the adapters.
         device: where the model runs; None is as the run says.
 
     Raises:
         UserError: it cannot be built, or its task is not one that is served.
     """
-    catalog = catalog_of(options)
     trained = trained_of(options, words, catalog)
     name = kind_of(trained)
     if device is not None:

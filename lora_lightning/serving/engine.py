@@ -5,14 +5,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from lora_lightning.errors import UserError
+from lora_lightning.serving.asking import Ask, Event, Tell
 from lora_lightning.serving.catalog import UnknownAdapter
 from lora_lightning.serving.inputs import BadUpload
 from lora_lightning.serving.kinds import Facts, Kind, Work
@@ -21,43 +21,6 @@ from lora_lightning.serving.turns import Turns
 
 logger = logging.getLogger(__name__)
 READERS = 2  # threads that decode uploads and encode answers
-
-
-@dataclass(frozen=True)
-class Ask:
-    """One request.
-
-    Attributes:
-        adapter: its name; None is the base.
-        kind: what is asked: "classify", "detect", "segment" or "transcribe".
-        options: of the kind, checked.
-        until: when nobody waits for the answer any more, by `time.monotonic()`; None waits for ever.
-    """
-
-    adapter: str | None
-    kind: str
-    body: bytes
-    options: dict[str, Any] = field(default_factory=dict)
-    until: float | None = None
-
-
-@dataclass(frozen=True)
-class Event:
-    """What is told of a request: parts of the answer, and at the end the answer or an error.
-
-    Attributes:
-        what: "part", "answer" or "error".
-        status: of HTTP.
-        batch: how many ran together with it, itself among them.
-    """
-
-    what: str
-    content: dict[str, Any]
-    status: int = 200
-    batch: int = 0
-
-
-Tell = Callable[[Event], None]
 
 
 @dataclass(eq=False)

@@ -39,6 +39,7 @@ class Resident:
         digest: of its contents, SHA-256.
         facts: what data and task said of themselves, which came with it.
         stamp: of its files, when they were read.
+        bytes: of its tensors.
     """
 
     name: str
@@ -46,10 +47,7 @@ class Resident:
     facts: dict[str, Any]
     parked: Parked
     stamp: Stamp
-
-    def bytes(self) -> int:
-        """Of its tensors."""
-        return self.parked.bytes()
+    bytes: int
 
 
 class FairLock:
@@ -198,7 +196,7 @@ class AdapterStore:
             return present
         with self._taking:
             parked = self._parking.take(read, within=self.lock)
-        return Resident(name, digest, read.facts, parked, stamp)
+        return Resident(name, digest, read.facts, parked, stamp, parked.bytes())
 
     def _let_go(self) -> None:
         """Drop the ones that were used the longest ago, until no more than `most` are left."""

@@ -97,6 +97,7 @@ ABSENT = {
     "sbatch": "there is no SLURM here",
     "git": "the repository's, which is not this folder",
     "hf": "would ask the network",
+    "curl": "tests/serving/test_server.py runs it against a server",
     "mkdocs": "tests/docs/test_site.py builds the site",
     "benchmarks/gpu.sh": "needs a GPU; tests/benchmarks/test_gpu_script.py reads it",
 }
@@ -236,6 +237,8 @@ def _ours(words: Sequence[str]) -> Treatment:
     recipe = next((w.partition("=")[2] for w in rest if w.startswith("recipe=")), "vit_digits")
     if recipe not in EMBEDDED:
         return Treatment(f"composed: {recipe} needs weights", check)
+    if name == "serve":
+        return Treatment("parsed: would not end; tests/serving/test_server.py starts one", check)
     if name == "push" or any(HUB.search(word) for word in words):
         return Treatment("composed: asks a hub", check)
     return Treatment("executed", check, run)

@@ -10,9 +10,13 @@ from PIL import Image
 from torch import nn
 
 import lora_lightning as ll
+from lora_lightning.app.serve import catalog_of
+from lora_lightning.app.served import engine_of
 from lora_lightning.data.accents import VOCABULARY
 from lora_lightning.data.audio import read_audio
 from lora_lightning.models.timm import timm_model
+from lora_lightning.serving.engine import Engine
+from lora_lightning.serving.inputs import Limits
 
 CORPUS = Path(ll.__file__).parent / "data" / "accents"
 VIT = {"img_size": 16, "patch_size": 4, "embed_dim": 96, "depth": 4, "num_heads": 3}
@@ -29,6 +33,10 @@ CONFIG = {
     "task": {"_target_": "lora_lightning.tasks.classification.ImageClassifier"},
     "trainer": {"accelerator": "cpu", "precision": "32-true"},
 }  # fmt: skip
+
+
+def engine_for(options: dict, limits: Limits) -> Engine:
+    return engine_of(options, [], catalog_of(options), limits)
 
 
 def digits_base() -> nn.Module:

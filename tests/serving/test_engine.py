@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from served import NAMES, digits_base, picture, save_digits
+from served import NAMES, digits_base, engine_for, picture, save_digits
 
 from lora_lightning.app.cli import main
-from lora_lightning.app.served import engine_of
-from lora_lightning.serving.engine import Ask, Engine, Event
+from lora_lightning.serving.asking import Ask, Event
+from lora_lightning.serving.engine import Engine
 from lora_lightning.serving.inputs import Limits
 from lora_lightning.serving.turns import Turns
 
@@ -26,7 +26,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(shelf: Path):
-    made = engine_of({"adapters": str(shelf), "max_wait_ms": 50.0}, [], Limits(pixels=100_000))
+    made = engine_for({"adapters": str(shelf), "max_wait_ms": 50.0}, Limits(pixels=100_000))
     yield made
     made.close()
 
@@ -132,7 +132,7 @@ def test_one_waits_for_others_of_its_shape_no_longer_than_is_allowed() -> None:
 
 
 def test_what_was_taken_is_answered_when_the_engine_closes(shelf: Path) -> None:
-    engine = engine_of({"adapters": str(shelf), "max_wait_ms": 5000.0}, [], Limits())
+    engine = engine_for({"adapters": str(shelf), "max_wait_ms": 5000.0}, Limits())
     told: list[Event] = []
     for i in range(5):
         engine.submit(Ask("ada", "classify", picture(i)), told.append)
@@ -141,7 +141,7 @@ def test_what_was_taken_is_answered_when_the_engine_closes(shelf: Path) -> None:
 
 
 def test_the_base_alone(shelf: Path) -> None:
-    engine = engine_of({"base": str(shelf / "ada")}, [], Limits())
+    engine = engine_for({"base": str(shelf / "ada")}, Limits())
     event = ask_all(engine, [Ask(None, "classify", picture(1), {"top": 10})])[0]
     engine.close()
     logits = digits_base()(engine.kind.prepare(picture(1), engine.facts, {}).units[0][1][None])

@@ -9,11 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
-from served import save_speech, sound, utterances
+from served import engine_for, save_speech, sound, utterances
 
 from lora_lightning.app.cli import main
-from lora_lightning.app.served import engine_of
-from lora_lightning.serving.engine import Ask, Event
+from lora_lightning.serving.asking import Ask, Event
 from lora_lightning.serving.inputs import BadUpload, Limits, wave_of
 
 
@@ -27,7 +26,7 @@ def shelf(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def engine(shelf: Path):
-    made = engine_of({"adapters": str(shelf), "max_wait_ms": 200.0}, [], Limits(seconds=60))
+    made = engine_for({"adapters": str(shelf), "max_wait_ms": 200.0}, Limits(seconds=60))
     yield made
     made.close()
 

@@ -137,7 +137,7 @@ def test_memory_of_an_adapter_is_that_of_its_file(shelf) -> None:
     for name in ("ada", "bob", "dia"):
         folder = store.catalog.folder(name)
         resident, size = store.get(name), (folder / "adapter_model.safetensors").stat().st_size
-        assert 0.5 * size < resident.bytes() <= size
+        assert 0.5 * size < resident.bytes <= size
         update = next(iter(next(iter(resident.parked.updates.values())).values()))
         assert update.lora_A.grad is None and not update.lora_A.requires_grad
     one, other = (

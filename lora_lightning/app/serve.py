@@ -1,0 +1,81 @@
+"""`lora-lightning serve`: adapters of one base answering over HTTP."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lora_lightning.errors import UserError
+from lora_lightning.serving.catalog import NAME, Catalog
+from lora_lightning.serving.routes import Manners
+from lora_lightning.serving.server import TOKEN, Place, Server
+
+if TYPE_CHECKING:
+    from lora_lightning.serving.engine import Engine
+
+MEGABYTE = 2**20
+
+
+def serve(options: Mapping[str, Any], words: Sequence[str]) -> None:
+    """Serve until SIGTERM or Ctrl-C.
+
+    Args:
+        options: of the command `serve`, by name.
+        words: `recipe=NAME key=value …`, which build the base.
+
+    Raises:
+        UserError: every mistake in one message, before anything is built.
+    """
+    problems = []
+    if "adapter" in options and "adapters" in options:
+        problems.append("adapter and adapters: give one of the two.")
+    if len(options.get("pinned", ())) > options.get("most", 256):
+        problems.append("pinned: names more adapters than most= keeps. Give a larger most=.")
+    if problems:
+        raise UserError("\n".join(problems))
+    catalog = catalog_of(options)
+    for name in options.get("pinned", ()):
+        catalog.folder(name)
+    names = catalog.names()
+    count = f"{len(names)} adapter{'s' * (len(names) != 1)}" if names else "the base alone"
+    token = os.environ.get(TOKEN) or None
+    place = {n: options[n] for n in ("host", "port", "workers", "threads", "queue", "batch") if n in options}
+    accelerator = options.get("device", "auto")
+    manners = {"most": options["max_mb"] * MEGABYTE} if "max_mb" in options else {}
+    manners |= {"timeout": options["timeout"]} if "timeout" in options else {}
+    build = partial(built, dict(options), list(words))
+    place = Place(**place, accelerator=accelerator, token=token)
+    Server(build, catalog, place, Manners(**manners), count).serve()
+
+
+def catalog_of(options: Mapping[str, Any]) -> Catalog:
+    """Of `adapter=` the run's or the folder's own name; of `adapters=` the names of its sub-folders.
+
+    Raises:
+        UserError: there is no adapter.
+    """
+    if "adapter" in options:
+        folder = Path(options["adapter"]).expanduser().resolve()
+        folder = folder / "adapter" if (folder / "adapter" / "adapter_config.json").is_file() else folder
+        if not (folder / "adapter_config.json").is_file():
+            raise UserError(f"adapter={options['adapter']}: holds no adapter_config.json. Give RUN/adapter.")
+        name = folder.parent.name if folder.name == "adapter" else folder.name
+        return Catalog(fixed={name if NAME.fullmatch(name) else "adapter": folder})
+    if "adapters" not in options:
+        return Catalog()
+    folder = Path(options["adapters"]).expanduser()
+    if not folder.is_dir():
+        raise UserError(f"adapters={folder}: there is no such folder: give one that there is.")
+    return Catalog(folder)
+
+
+def built(options: Mapping[str, Any], words: Sequence[str], device: str) -> Engine:
+    """The engine of a worker process; the server's own loads no torch."""
+    from lora_lightning.app.served import engine_of
+    from lora_lightning.serving.inputs import Limits
+
+    limits = Limits(**{n: options[n] for n in ("pixels", "seconds") if n in options})
+    return engine_of(options, words, catalog_of(options), limits, device)

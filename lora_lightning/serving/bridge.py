@@ -1,0 +1,175 @@
+"""The engine as a LitAPI of LitServe in its worker processes, and the desk that asks it from the server's.
+
+LitServe's own way of a request reads forms and JSON without limits, and neither query strings nor other
+bodies (its issue 732); so the routes are our own, and this is what they and LitServe's queues have in common:
+its LitSpec gives the queues, its LitLoop takes from them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+import time
+import uuid
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from functools import partial
+from queue import Empty
+from typing import TYPE_CHECKING, Any
+
+from lora_lightning.errors import UserError
+from lora_lightning.serving.asking import Ask, Event
+from lora_lightning.serving.gate import Gate
+from lora_lightning.serving.metrics import Metrics
+from lora_lightning.utils.libraries import loading
+
+with loading("litserve", "serve"):
+    from litserve import LitAPI
+    from litserve.loops import LitLoop
+    from litserve.specs.base import LitSpec
+    from litserve.utils import LitAPIStatus, LoopResponseType, ResponseBufferItem
+
+if TYPE_CHECKING:
+    from lora_lightning.serving.engine import Engine
+
+LOOK = 1.0  # seconds between two looks whether a request's worker lives
+
+
+class EngineAPI(LitAPI):
+    """What a worker process does.
+
+    Args:
+        build: makes the engine for a device.
+        threads: of torch, in each worker; None leaves it as it is.
+    """
+
+    def __init__(self, build: Callable[[str], Engine], desk: Desk, threads: int | None) -> None:
+        super().__init__(spec=desk, loop=EngineLoop())
+        self.build, self.threads = build, threads
+
+    def setup(self, device: str) -> None:
+        """Build the engine; a user's mistake is one message of the server's."""
+        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's, which lets what runs end
+        if self.threads:
+            import torch
+
+            torch.set_num_threads(self.threads)
+        try:
+            self.engine = self.build(device)
+        except UserError as error:
+            print(error, file=sys.stderr, flush=True)
+            logging.getLogger("litserve").setLevel(logging.CRITICAL)  # it would add a traceback
+            raise
+
+    def predict(self, x: Any, **_: Any) -> Any:
+        """LitServe asks for it; requests come to `EngineLoop`."""
+        raise NotImplementedError
+
+
+class EngineLoop(LitLoop):
+    """Hands requests of LitServe's queue to the engine, and what it tells to the queue of the server."""
+
+    def __call__(self, lit_api: EngineAPI, device: str, worker_id: int, request_queue: Any, transport: Any,
+                 *_: Any, **__: Any) -> None:  # fmt: skip
+        engine = lit_api.engine
+        while True:
+            try:
+                asked = request_queue.get(timeout=1.0)
+            except Empty:
+                continue
+            except (EOFError, OSError):  # the server is gone
+                return
+            number, uid, _since, ask = asked
+            if ask is None:
+                return
+            tell = partial(self._tell, engine, transport, number, uid)
+            self._put(transport, number, uid, os.getpid())
+            engine.submit(ask, tell)
+
+    def _tell(self, engine: Engine, transport: Any, number: int, uid: str, event: Event) -> None:
+        residents = engine.store.residents()
+        told = {"adapters": len(residents), "bytes": sum(r.bytes for r in residents)}
+        self._put(transport, number, uid, (event, told))
+
+    def _put(self, transport: Any, number: int, uid: str, content: Any) -> None:
+        try:
+            self.put_response(transport, number, uid, content, LitAPIStatus.OK, LoopResponseType.STREAMING)
+        except (EOFError, OSError):
+            os._exit(1)  # the server is gone
+
+
+class Desk(LitSpec):
+    """Asks the workers, in the server's process.
+
+    Args:
+        gate: lets requests to the workers.
+        metrics: counts.
+    """
+
+    def __init__(self, gate: Gate, metrics: Metrics) -> None:
+        super().__init__()
+        self.api_path = "/v1"
+        self.gate, self.metrics = gate, metrics
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For the workers, which need nothing of it."""
+        return {"_endpoints": [], "api_path": self.api_path, "_server": None}
+
+    @property
+    def stream(self) -> bool:
+        """Every answer may have parts."""
+        return True
+
+    async def ask(self, ask: Ask) -> AsyncIterator[Event]:
+        """What the engine tells of a request, the last time an "answer" or an "error"."""
+        try:
+            left = None if ask.until is None else max(0.0, ask.until - time.monotonic())
+            async with self.gate.turn(ask.adapter or "", left):
+                async for event in self._told(ask):
+                    yield event
+        except asyncio.TimeoutError:
+            message = "the answer took too long: try again later, or send less."
+            yield Event("error", {"message": message}, 504)
+
+    async def _told(self, ask: Ask) -> AsyncIterator[Event]:
+        uid, item = uuid.uuid4().hex, ResponseBufferItem(asyncio.Event(), deque())
+        self.response_buffer[uid] = item
+        worker = None
+        try:
+            asked = (self.response_queue_id, uid, time.monotonic(), ask)
+            await asyncio.to_thread(self.request_queue.put, asked)
+            while True:
+                left = None if ask.until is None else ask.until - time.monotonic()
+                if left is not None and left <= 0:
+                    raise asyncio.TimeoutError
+                try:
+                    await asyncio.wait_for(item.event.wait(), LOOK if left is None else min(left, LOOK))
+                except asyncio.TimeoutError:
+                    if worker is not None and not _lives(worker):
+                        self.metrics.workers.pop(worker, None)
+                        yield Event("error", {"message": "a worker has ended: try again."}, 503)
+                        return
+                    continue
+                item.event.clear()
+                while item.response_queue:
+                    content, _ = item.response_queue.popleft()
+                    if isinstance(content, int):
+                        worker = content
+                        continue
+                    event, self.metrics.workers[worker or 0] = content
+                    yield event
+                    if event.what != "part":
+                        return
+        finally:
+            self.response_buffer.pop(uid, None)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    return True

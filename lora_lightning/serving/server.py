@@ -1,0 +1,230 @@
+"""The server: LitServe's processes around the engine, with our routes; its beginning and its end."""
+
+from __future__ import annotations
+
+import hmac
+import os
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from lora_lightning.errors import UserError
+from lora_lightning.serving.bridge import Desk, EngineAPI
+from lora_lightning.serving.catalog import Catalog
+from lora_lightning.serving.gate import Gate
+from lora_lightning.serving.metrics import Metrics
+from lora_lightning.serving.openai import errors_shape
+from lora_lightning.serving.routes import Manners, add_routes
+from lora_lightning.utils.libraries import loading
+
+with loading("litserve", "serve"):
+    from litserve import LitServer
+    from litserve.utils import WorkerSetupStatus
+    from starlette.responses import JSONResponse
+    from starlette.types import ASGIApp, Receive, Scope, Send
+
+if TYPE_CHECKING:
+    from lora_lightning.serving.engine import Engine
+
+OPEN = ("/health", "/ready")  # without a token
+OWN = "/litserve"  # before LitServe's own addresses, which tell of its workers
+TOKEN = "LORA_LIGHTNING_TOKEN"
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where and how a server runs.
+
+    Attributes:
+        port: 0 takes a free one.
+        workers: processes with the model, on each device.
+        accelerator: "cpu", "cuda", "mps" or "auto".
+        threads: of torch in each worker; None shares the cores.
+        queue: requests at once, with those that are being read.
+        batch: of the engine, whose workers are given twice as many.
+        token: that requests are to bring; None asks for none.
+    """
+
+    host: str = "127.0.0.1"
+    port: int = 8000
+    workers: int = 1
+    accelerator: str = "auto"
+    threads: int | None = None
+    queue: int = 64
+    batch: int = 8
+    token: str | None = None
+
+
+class Token:
+    """Middleware that answers nobody without the token, but whether the server runs.
+
+    Args:
+        token: as in `Authorization: Bearer TOKEN`.
+    """
+
+    def __init__(self, app: ASGIApp, token: str) -> None:
+        self.app, self.wanted = app, f"bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] not in OPEN:
+            given = dict(scope["headers"]).get(b"authorization", b"")
+            given = given[:7].lower() + given[7:]
+            if not hmac.compare_digest(given, self.wanted):
+                message = "give the token: Authorization: Bearer TOKEN."
+                headers = {"www-authenticate": "Bearer"}
+                await JSONResponse(errors_shape(401, message), 401, headers)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)
+
+
+class Server(LitServer):
+    """LitServe's server with our routes in the place of its own.
+
+    Args:
+        build: makes the engine of a worker for its device; is sent to its process.
+        what: is served, for the line at its start.
+    """
+
+    def __init__(
+        self, build: Callable[[str], Engine], catalog: Catalog, place: Place, manners: Manners, what: str
+    ) -> None:
+        self.place, self.what, self.broken = place, what, ""
+        cores = os.cpu_count() or 1
+        desk = Desk(Gate(2 * place.batch * place.workers, place.queue), Metrics())
+        api = EngineAPI(build, desk, place.threads or max(1, cores // place.workers))
+        super().__init__(
+            api,
+            accelerator=place.accelerator,  # type: ignore[arg-type]  # one of them
+            workers_per_device=place.workers,
+            timeout=False,
+            healthcheck_path=f"{OWN}/health",
+            info_path=f"{OWN}/info",
+            restart_workers=True,
+        )
+        self.uvicorn_graceful_timeout = round(manners.timeout)
+        self.app.title = "lora_lightning"
+        self.app.router.routes[:] = [r for r in self.app.router.routes if getattr(r, "path", "") != "/"]
+        add_routes(self.app, desk, catalog, manners, self.ready)
+        if place.token:
+            self.app.add_middleware(Token, token=place.token)
+
+    def ready(self) -> bool:
+        """Whether a worker can answer."""
+        return any(status == WorkerSetupStatus.READY for status in self.workers_setup_status.values())
+
+    def serve(self) -> None:
+        """Answer requests until SIGTERM or Ctrl-C, and end those that are here already.
+
+        Raises:
+            UserError: the port is taken, a worker cannot begin, or the process that listens has ended.
+        """
+        port = free_port(self.place.host, self.place.port)
+        signal.signal(signal.SIGTERM, _interrupt)
+        self.manager: Any = None
+        self.begun: list[Any] = []
+        self.ending = False
+        try:
+            self.run(
+                host=self.place.host,
+                port=port,
+                num_api_servers=1,
+                log_level="error",
+                generate_client_file=False,
+                access_log=False,
+                server_header=False,
+            )
+        except KeyboardInterrupt:  # before it has begun
+            pass
+        except (RuntimeError, EOFError, OSError) as error:
+            self.broken = self.broken or f"the server has not begun: {error}: see above for why."
+        finally:
+            self._end_all()
+        if self.broken:
+            raise UserError(self.broken)
+
+    def verify_worker_status(self) -> None:
+        """Wait for the first worker.
+
+        Raises:
+            RuntimeError: one has ended.
+        """
+        while not self.ready():
+            ended = [w for w in self.begun if not w.is_alive()]
+            failed = WorkerSetupStatus.ERROR in self.workers_setup_status.values()
+            if ended or failed:
+                raise RuntimeError("a worker has ended while it was set up")
+            time.sleep(0.05)
+
+    def _init_manager(self, num_api_servers: int) -> Any:
+        self.manager = super()._init_manager(num_api_servers)
+        return self.manager
+
+    def launch_inference_worker(self, lit_api: Any) -> Any:
+        """As LitServe does; known from the first on, so that they end with the server."""
+        self.begun = super().launch_inference_worker(lit_api)
+        return self.begun
+
+    def _start_server(self, port: int, *args: Any, **kwargs: Any) -> dict[int, Any]:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn sends itself the signal again at its end
+        listening = super()._start_server(port, *args, **kwargs)
+        signal.signal(signal.SIGTERM, _interrupt)
+        threading.Thread(target=self._watch, args=[list(listening.values())], daemon=True).start()
+        shown = f"[{self.place.host}]" if ":" in self.place.host else self.place.host
+        _until_listening(port)
+        print(f"http://{shown}:{port}: serves {self.what}; /docs has the addresses", flush=True)
+        return listening
+
+    def _watch(self, listening: list[Any]) -> None:
+        """LitServe looks after its workers, not after the process that listens."""
+        while not self.ending:
+            if not all(process.is_alive() for process in listening):
+                self.broken = "the process that listens has ended: start the server again."
+                os.kill(os.getpid(), signal.SIGTERM)
+                return
+            time.sleep(1)
+
+    def _perform_graceful_shutdown(self, *args: Any, **kwargs: Any) -> None:
+        self.ending = True
+        super()._perform_graceful_shutdown(*args, **kwargs)
+
+    def _end_all(self) -> None:
+        """What LitServe leaves when it ends before it has begun."""
+        for worker in self.begun:
+            if worker.is_alive():
+                worker.terminate()
+                worker.join(5)
+        if self.manager is not None:
+            self.manager.shutdown()
+
+
+def free_port(host: str, port: int) -> int:
+    """The port, or a free one where it is 0.
+
+    Raises:
+        UserError: it is taken.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(f"port={port}: cannot be had ({error.strerror}): give another.") from None
+        return int(probe.getsockname()[1])
+
+
+def _until_listening(port: int) -> None:
+    for _ in range(200):
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return
+        time.sleep(0.05)
+
+
+def _interrupt(*_: Any) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough
+    raise KeyboardInterrupt
