@@ -147,6 +147,7 @@ def _compress(parser: Parser) -> None:
     share = value_of(float, number(above(0, below=1)))
     parser.key("parameters", "0.5", "the share of the parameters that stays, at most", share)
     parser.key("flops", "0.5", "or: of the FLOPs of linear layers and convolutions", share)
+    parser.key("latency", "0.5", "or: of their time on this machine, in the first batch", share)
     parser.key("energy", "0.95", "or: of each layer's output, with the fewest parameters that keep it", share)
     parser.key("batches", "8", "of the training data, by which it is chosen", some)
     parser.key("overwrite", "true", "write into a folder that is not empty", switch)

@@ -7,7 +7,7 @@ from typing import Any
 
 from lora_lightning.utils.marks import Check, above, at_least, number, show, whole
 
-BUDGETS = ("parameters", "flops", "energy")  # of which one is given
+BUDGETS = ("parameters", "flops", "latency", "energy")  # of which one is given
 BATCHES = 8  # of the training data
 SHARE = number(above(0, below=1, note="0.5 is half")).or_null()
 CHECKS: dict[str, Check] = {**dict.fromkeys(BUDGETS, SHARE), "batches": whole(at_least(1))}

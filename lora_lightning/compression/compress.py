@@ -3,28 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
 
 from lora_lightning.adapters.base_values import refuse_meta
-from lora_lightning.compression.allocate import Choice, by_budget, by_energy, least, worthwhile
+from lora_lightning.compression.allocate import Choice, by_budget, by_energy, least
 from lora_lightning.compression.by_hand import by_hand
-from lora_lightning.compression.form import MATRIX_STEP, Layer, Rank, kind_of, ranks_for
-from lora_lightning.compression.forms import FORMS, forms_of
-from lora_lightning.compression.held import Held
-from lora_lightning.compression.inputs import Looked, look
-from lora_lightning.compression.layers import READ, empty, layers_of, put, refuse_adapted
+from lora_lightning.compression.form import Layer, kind_of
+from lora_lightning.compression.forms import FORMS
+from lora_lightning.compression.gather import gather
+from lora_lightning.compression.inputs import look
+from lora_lightning.compression.layers import empty, layers_of, put, refuse_adapted
 from lora_lightning.compression.moment import Moment
-from lora_lightning.compression.positions import Positions
-from lora_lightning.compression.recurrent import FORM, Stack
 from lora_lightning.compression.recurrent_stacks import in_place, stacks_of
 from lora_lightning.compression.result import Compressed, CompressedLayer
-from lora_lightning.errors import ConfigError, UserError
+from lora_lightning.compression.work import Work, count_stacks, leave_unseen, refuse_none
+from lora_lightning.errors import ConfigError
 from lora_lightning.methods.shortening import SHARE, one_limit
-from lora_lightning.planning.plan import summary
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import Bounds, above
 from lora_lightning.utils.names import named_parameters
@@ -35,61 +32,6 @@ BUDGET: Bounds = above(0, below=1, note="0.5 is half of the original's")
 Names = str | list[str] | tuple[str, ...]
 
 
-@dataclass
-class Work:
-    """A model that is being compressed.
-
-    Attributes:
-        left: layers that stay as they are, and why.
-        seen: what the data showed; None without data.
-        plain: whether the weights alone count, although there are data.
-        counts: what a budget counts: "parameters" or "flops".
-        stacks: LSTMs with their readers, which are in `layers` no more.
-    """
-
-    layers: dict[str, Layer]
-    left: dict[str, str]
-    seen: Looked | None
-    plain: bool
-    counts: str = "parameters"
-    choices: dict[str, list[Choice]] = field(default_factory=dict)
-    stacks: dict[str, Stack] = field(default_factory=dict)
-
-    def moment(self, name: str) -> Moment:
-        """Of a layer's inputs."""
-        return Moment() if self.seen is None or self.plain else self.seen.moments[name]
-
-    def choice(self, name: str, form: str, rank: Rank, lost: float) -> Choice:
-        """With its costs."""
-        if name in self.stacks:
-            return self._stacked(name, form, rank, lost)
-        parts = FORMS[form].parts(self.layers[name], rank)
-        parameters, flops = sum(part.size for part in parts), None
-        if self.seen is not None:
-            where = self.seen.positions.get(name, Positions())
-            flops = FORMS[form].flops(self.layers[name], rank, where, self.seen.count)
-        cost = flops if self.counts == "flops" and flops is not None else parameters
-        return Choice(form, rank, parameters, flops, lost, cost)
-
-    def dense(self, name: str) -> Choice:
-        """The layer as it is."""
-        if name in self.stacks:
-            return self._stacked(name, "dense", (), 0.0)
-        size = self.layers[name].weight.numel()
-        flops = None if self.seen is None else self.seen.dense.get(name, 0)
-        return Choice("dense", (), size, flops, 0.0, flops if self.counts == "flops" and flops else size)
-
-    def _stacked(self, name: str, form: str, rank: Rank, lost: float) -> Choice:
-        """Of an LSTM with its readers."""
-        width = rank[0] if rank else None
-        stack, flops = self.stacks[name], None
-        parameters = stack.parameters(width)
-        if self.seen is not None:
-            flops = stack.flops(width, {n: self.seen.positions[n].outputs for n in stack.readers})
-        cost = flops if self.counts == "flops" and flops is not None else parameters
-        return Choice(form, rank, parameters, flops, lost, cost)
-
-
 @torch.no_grad()
 def compress(
     model: nn.Module,
@@ -97,6 +39,7 @@ def compress(
     energy: Annotated[float | None, SHARE] = None,
     parameters: Annotated[float | None, BUDGET] = None,
     flops: Annotated[float | None, BUDGET] = None,
+    latency: Annotated[float | None, BUDGET] = None,
     ranks: Mapping[str, int | str] | None = None,
     data: Iterable[Any] | None = None,
     plain: bool = False,
@@ -116,6 +59,9 @@ def compress(
         energy: the share of Σσ² of its output that each layer keeps, with the fewest parameters that do.
         parameters: at most this share of the model's parameters, shared out for the least loss in all.
         flops: the same of the FLOPs of all linear layers and convolutions; needs data.
+        latency: the same of the time that the layers which can be compressed take on this machine, with the
+            threads that torch has, at the sizes of the first batch; needs data. What is slower than the
+            layer is not taken.
         ranks: by hand: a layer's name or a pattern -> a rank, or a form with its rank: `"spatial:32"`,
             `"tucker:32x16"`, outputs first. Other layers stay as they are.
         data: a few batches, on the model's device: each a tensor, a tuple of arguments or a dictionary of
@@ -127,8 +73,8 @@ def compress(
         What became of each layer; `print` it for a table.
 
     Raises:
-        ConfigError: none or several of energy, parameters, flops and ranks, or a bad one; neither data nor
-            `plain`; a budget that no choice of ranks meets. The model is untouched.
+        ConfigError: none or several of energy, parameters, flops, latency and ranks, or a bad one; neither
+            data nor `plain`; a budget that no choice of ranks meets. The model is untouched.
         UserError: the model has an adapter, is sharded or without values; no layer can be compressed; there
             is no batch, or inputs are not finite.
 
@@ -137,30 +83,34 @@ def compress(
         >>> compress(net, ranks={"0": 16}, plain=True).parameters
         (4810, 2762)
     """
-    problems = [one_limit(energy=energy, parameters=parameters, flops=flops, ranks=ranks)]
+    limits = {"parameters": parameters, "flops": flops, "latency": latency}
+    problems = [one_limit(energy=energy, **limits, ranks=ranks)]
     if data is None:
         if not plain:
             problems.append("data=None: give a few batches, or plain=True for the weights alone.")
         if flops is not None:
             problems.append(f"flops={flops}: give data=, a few batches: FLOPs depend on their sizes.")
+        if latency is not None:
+            problems.append(f"latency={latency}: give data=, a few batches: time depends on their sizes.")
     require(compress, locals(), problems)
     refuse_sharded(model, "compress")
     refuse_adapted(model)
     refuse_meta(model, "compress")
     layers, left = layers_of(model, exclude)
-    _refuse_none(layers, left)
+    refuse_none(layers, left)
     data = None if data is None else list(data)
     seen = None if data is None else look(model, layers, data)
-    work = Work(layers, left, seen, plain, "flops" if flops is not None else "parameters")
-    _leave_unseen(work)
+    counts = next((name for name, share in limits.items() if share is not None), "parameters")
+    work = Work(layers, left, seen, plain, counts)
+    leave_unseen(work)
     work.stacks = stacks_of(model, work.layers, work.left, exclude, data, plain)
-    _count_stacks(work)
+    count_stacks(work)
     total = sum(p.numel() for p in named_parameters(model).values())
     if ranks is not None:
         chosen = _by_hand(work, ranks)
     else:
-        _gather(work)
-        chosen = _chosen(work, energy, parameters, flops, total)
+        gather(work, model, data[0] if data else None)
+        chosen = _chosen(work, energy, limits[counts], total)
     new: dict[str, nn.Module] = {}
     for name in working(chosen, "factoring", "layers"):
         if name in work.stacks:
@@ -171,38 +121,6 @@ def compress(
     told = _told(work, chosen, total)
     put(model, {**layers, **in_place(work.stacks)}, new)
     return told
-
-
-def _refuse_none(layers: Mapping[str, Layer], left: Mapping[str, str]) -> None:
-    if not layers:
-        why = f": {summary(left)}" if left else ": it has no linear layer and no convolution"
-        raise UserError(f"compress: no layer can be compressed{why}. Use the model as it is.")
-
-
-def _leave_unseen(work: Work) -> None:
-    """Leave what the data did not reach, and what is read without being called."""
-    if work.seen is None:
-        return
-    for name, layer in list(work.layers.items()):
-        if isinstance(layer, Held):
-            reason = None if name in work.seen.moments else "no batch reaches it"
-        elif name in work.seen.positions:
-            reason = None
-        else:
-            reason = READ if name in work.seen.moments else "no batch reaches it"
-        if reason and name in work.seen.moments and isinstance(layer, nn.Linear):
-            work.layers[name], reason = Held(layer, name, "", "weight"), None
-        if reason:
-            work.left[name] = reason
-            del work.layers[name]
-    _refuse_none(work.layers, work.left)
-
-
-def _count_stacks(work: Work) -> None:
-    """Count the FLOPs of LSTMs beside those of other layers."""
-    for name, stack in work.stacks.items():
-        if work.seen is not None:
-            work.seen.dense[name] = stack.flops(None, dict.fromkeys(stack.readers, 0))
 
 
 def _by_hand(work: Work, ranks: Mapping[str, int | str]) -> dict[str, Choice]:
@@ -219,43 +137,23 @@ def _by_hand(work: Work, ranks: Mapping[str, int | str]) -> dict[str, Choice]:
     return chosen
 
 
-def _gather(work: Work) -> None:
-    """The choices of every layer that save parameters and FLOPs."""
-    for name in working(work.layers, "taking weights apart", "layers"):
-        layer, moment, dense = work.layers[name], work.moment(name), work.dense(name)
-        found = []
-        for form, about in forms_of(layer, moment).items():
-            if work.counts != "parameters" and about.parameters_alone:
-                work.left[name] = about.parameters_alone
-                continue
-            for rank, lost in about.solve(layer, layer.weight.double(), moment).errors():
-                choice = work.choice(name, form, rank, lost)
-                less = about.parameters_alone or choice.flops is None or choice.flops < (dense.flops or 0)
-                if choice.parameters < dense.parameters and less:
-                    found.append(choice)
-        work.choices[name] = worthwhile(found)
-    for name, stack in working(work.stacks.items(), "taking LSTMs apart", "layers"):
-        dense = work.dense(name)
-        some = (work.choice(name, FORM, (r,), stack.lost(r)) for r in ranks_for(stack.hidden, MATRIX_STEP))
-        work.choices[name] = worthwhile(c for c in some if c.cost < dense.cost)
-
-
-def _chosen(
-    work: Work, energy: float | None, parameters: float | None, flops: float | None, total: int
-) -> dict[str, Choice]:
+def _chosen(work: Work, energy: float | None, share: float | None, total: int) -> dict[str, Choice]:
     if energy is not None:
         chosen, why = by_energy(work.choices, energy), "no smaller form keeps as much"
     else:
         dense = {n: work.dense(n).cost for n in work.choices}
-        option, share = ("parameters", parameters) if flops is None else ("flops", flops)
-        whole = total if flops is None or work.seen is None else sum(work.seen.dense.values())
+        whole = total
+        if work.counts == "latency":
+            whole = sum(dense.values())
+        elif work.counts == "flops" and work.seen is not None:
+            whole = sum(work.seen.dense.values())
         assert share is not None
         fixed = whole - sum(dense.values())
         low = fixed + least(work.choices, dense)
         if share * whole < low:
             raise ConfigError([
-                f"{option}={share}: the smallest ranks of the {len(dense)} layers that can be compressed "
-                f"leave {low / whole:.3f} of the model: give at least {low / whole + 5e-4:.3f}."
+                f"{work.counts}={share}: the smallest ranks of the {len(dense)} layers that can be "
+                f"compressed leave {low / whole:.3f} of the model: give at least {low / whole + 5e-4:.3f}."
             ])  # fmt: skip
         chosen = by_budget(work.choices, dense, int(share * whole) - fixed)
         why = "worth its cost as it is"
@@ -278,7 +176,8 @@ def _factored(layer: Layer, moment: Moment, choice: Choice) -> nn.Sequential:
 
 def _told(work: Work, chosen: Mapping[str, Choice], total: int) -> Compressed:
     layers = []
-    after, counted = total, None
+    after, counted, timed = total, None, work.counts == "latency"
+    slow = fast = sum(work.times.values())
     if work.seen is not None:
         counted = sum(work.seen.dense.values())
         less = counted
@@ -289,6 +188,7 @@ def _told(work: Work, chosen: Mapping[str, Choice], total: int) -> Compressed:
         if work.seen is not None and choice.flops is not None and dense.flops is not None:
             less += choice.flops - dense.flops
             flops = dense.flops // work.seen.count, choice.flops // work.seen.count
+        fast += choice.cost - dense.cost
         if (stack := work.stacks.get(name)) is not None:
             kind, shape, readers = "LSTM", stack.shape, tuple(stack.readers)
         else:
@@ -297,9 +197,10 @@ def _told(work: Work, chosen: Mapping[str, Choice], total: int) -> Compressed:
         layers.append(
             CompressedLayer(
                 name, kind, shape, choice.form, choice.rank, (dense.parameters, choice.parameters), flops,
-                choice.lost**0.5, readers,
+                choice.lost**0.5, readers, (dense.cost / 1e6, choice.cost / 1e6) if timed else None,
             )
         )  # fmt: skip
     batches = 0 if work.seen is None else work.seen.count
     both = None if counted is None else (counted // batches, less // batches)
-    return Compressed(tuple(layers), work.left, (total, after), both, batches)
+    times = (slow / 1e6, fast / 1e6) if timed else None
+    return Compressed(tuple(layers), work.left, (total, after), both, batches, times)

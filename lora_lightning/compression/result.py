@@ -26,6 +26,7 @@ class CompressedLayer:
         error: ‖(W − Ŵ)X‖ / ‖WX‖ on the data; ‖W − Ŵ‖ / ‖W‖ without them or with `plain`; of an LSTM
             that of the layer that loses most, in what its hidden units are multiplied to.
         readers: of an LSTM, the linear layers that read it, which are narrower.
+        milliseconds: in the first batch, before and after; None where time was not asked for.
     """
 
     name: str
@@ -37,6 +38,7 @@ class CompressedLayer:
     flops: tuple[int, int] | None
     error: float
     readers: tuple[str, ...] = ()
+    milliseconds: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,8 @@ class Compressed:
         parameters: of the whole model, before and after.
         flops: of all linear layers and convolutions, a batch, before and after; None without data.
         batches: that were looked at; 0 without data.
+        milliseconds: of all layers that can be compressed, before and after; None where time was not asked
+            for.
     """
 
     layers: tuple[CompressedLayer, ...]
@@ -56,6 +60,7 @@ class Compressed:
     parameters: tuple[int, int]
     flops: tuple[int, int] | None
     batches: int
+    milliseconds: tuple[float, float] | None = None
 
     def description(self) -> dict[str, Any]:
         """Plain types, fit for JSON, from which `compressed` gives a fresh model the same layers."""
@@ -71,7 +76,7 @@ class Compressed:
         }
 
     def __str__(self) -> str:
-        counted = self.flops is not None
+        counted, timed = self.flops is not None, self.milliseconds is not None
         header = [
             "layer",
             "weight",
@@ -80,6 +85,7 @@ class Compressed:
             "parameters",
             "of before",
             *["FLOPs"] * counted,
+            *["time"] * timed,
             "error %",
         ]
         rows = []
@@ -88,7 +94,8 @@ class Compressed:
             before, after = p.parameters
             flops = [percent(p.flops[1], p.flops[0]) if p.flops and p.flops[0] else ""] * counted
             size = [f"{after:,}", percent(after, before)]
-            rows.append([p.name, shape, p.form, rank, *size, *flops, f"{100 * p.error:.2f}"])
+            times = [percent(p.milliseconds[1], p.milliseconds[0]) if p.milliseconds else ""] * timed
+            rows.append([p.name, shape, p.form, rank, *size, *flops, *times, f"{100 * p.error:.2f}"])
         lines = [format_table(header, rows) if rows else "no layer is compressed"]
         if self.dense:
             lines.append(f"left dense: {summary(self.dense)}")
@@ -97,4 +104,7 @@ class Compressed:
         if self.flops:
             before, after = self.flops
             lines.append(f"FLOPs a batch: {after:,} of {before:,} ({percent(after, before)})")
+        if self.milliseconds:
+            slow, fast = self.milliseconds
+            lines.append(f"ms of these layers: {fast:.2f} of {slow:.2f} ({percent(fast, slow)})")
         return "\n".join(lines)

@@ -25,7 +25,7 @@ def _is_number(cell: str) -> bool:
     return re.match(r"^[-+±≤≥]?[\d,.]", cell) is not None or cell in ("", "-", "–")
 
 
-def percent(part: int, whole: int) -> str:
+def percent(part: float, whole: float) -> str:
     """`0.41 %`, two significant digits below 10 %."""
     share = 100 * part / whole if whole else 0.0
     return f"{share:.3g} %" if share >= 0.01 else f"{share:.1g} %"

@@ -66,7 +66,7 @@ def test_a_base_is_compressed_and_loads_again(here, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["compress", "recipe=resnet_digits", "out=small"], "give one of parameters, flops or energy"),
+        (["compress", "recipe=resnet_digits", "out=small"], "give one of parameters, flops, latency or energy"),
         (["compress", "recipe=resnet_digits", "out=small", "parameters=0.5", "flops=0.5"], "give one"),
         (["compress", "recipe=resnet_digits", "out=small", "parameters=5"], "parameters=5: give a number"),
         (["compress", "parameters=0.5", "out=small"], "give recipe=NAME, or adapter=FOLDER"),
@@ -75,6 +75,7 @@ def test_a_base_is_compressed_and_loads_again(here, capsys):
             "compress.parameters=5: give a number above 0 and below 1",
         ),
         (["train", *QUICK, "compress.flops=.5", "compress.energy=.9"], "give one of these"),
+        (["train", *QUICK, "compress.latency=2"], "compress.latency=2: give a number above 0 and below 1"),
         (["train", *QUICK, "+compress.nil=1"], "compress.nil"),
     ],
 )

@@ -270,7 +270,7 @@ def test_what_comes_out_can_be_exported():
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"plain": True}, "give one of energy, parameters, flops or ranks"),
+        ({"plain": True}, "give one of energy, parameters, flops, latency or ranks"),
         ({"energy": 0.9, "flops": 0.5, "plain": True}, "energy=0.9 and flops=0.5: give one of"),
         ({"energy": 0.9}, "data=None: give a few batches, or plain=True"),
         ({"flops": 0.5, "plain": True}, "FLOPs depend on their sizes"),
