@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from lora_lightning.app.parser import Parser, existing, found_or_address, some, switch, value_of
+from lora_lightning.exporting.formats import FORMATS
 from lora_lightning.files.hubs.address import FORMS, address_problem
 from lora_lightning.utils.marks import (
     Check,
@@ -278,8 +279,8 @@ def _export(parser: Parser) -> None:
         found_or_address,
     )
     parser.key("ckpt", "FILE", "a Trainer's checkpoint in place of these", existing)
-    form = value_of(str, one_of("onnx", "pt2", "aoti", "safetensors"))
-    parser.key("format", "onnx|pt2|aoti|safetensors", "of the file; onnx where it is left out", form)
+    form = value_of(str, one_of(*FORMATS))
+    parser.key("format", "|".join(FORMATS), "of the file; onnx where it is left out", form)
     parser.key("out", "FOLDER", "the folder to write", needed=True)
     sizes = value_of(str, one_of("batch", "size", "time", "single"))
     parser.key(

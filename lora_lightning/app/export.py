@@ -10,7 +10,7 @@ from torch import nn
 
 from lora_lightning.app.base_names import base_of_origin
 from lora_lightning.app.card import results_of
-from lora_lightning.app.export_tasks import AXES, Given, kind_of, size_problem
+from lora_lightning.app.export_tasks import AXES, SINGLE, Given, kind_of, size_problem, sound_of_text
 from lora_lightning.app.loading_lines import loading_lines, plain_network
 from lora_lightning.app.trained import Trained, named
 from lora_lightning.app.upload import card_of
@@ -18,6 +18,7 @@ from lora_lightning.errors import UserError
 from lora_lightning.exporting.card import ExportCard
 from lora_lightning.exporting.export import export as export_model
 from lora_lightning.exporting.folder import folder_problem
+from lora_lightning.exporting.formats import FORMATS
 from lora_lightning.files.locate import AdapterSource
 from lora_lightning.files.origin import Origin
 
@@ -46,14 +47,15 @@ def export(options: Mapping[str, Any], words: Sequence[str]) -> str:
         problems += _problems(trained, options, format)
     if problems or trained is None:
         raise UserError("\n".join(problems))
-    model, facts = trained.model(options.get("check_base", True))
+    model, facts = trained.model(options.get("check_base", True), merged=not FORMATS[format].adapters)
     if problem := size_problem(model, options.get("axes", "")):
         raise UserError(problem)
     if format == WEIGHTS:
         given = Given(plain_network(model), None)
     else:
         kind = kind_of(trained)
-        given = kind(trained, model, facts, options.get("axes", AXES[kind][0]))
+        usual = SINGLE if FORMATS[format].single else AXES[kind][0]
+        given = kind(trained, model, facts, options.get("axes", usual))
     told = export_model(
         given.model, given.example, out,
         format=format, dynamic=given.dynamic, preprocess=given.preprocess, inside=bool(options.get("bytes")),
@@ -76,10 +78,16 @@ def _problems(trained: Trained, options: Mapping[str, Any], format: str) -> list
     except UserError as error:
         return [str(error)]
     found = []
-    if (axes := options.get("axes")) is not None and axes not in AXES[kind]:
-        found.append(f"axes={axes}: give {' or '.join(AXES[kind])} with this task.")
-    if options.get("bytes") and "size" not in AXES[kind]:
-        found.append("bytes=true: is of pictures that are normalized, of classes or masks; leave it out.")
+    if FORMATS[format].adapters and not isinstance(trained.source, AdapterSource):
+        found.append(
+            f"format={format}: writes an adapter beside its base, and none is given; give adapter=PATH."
+        )
+    allowed = (SINGLE,) if FORMATS[format].single else AXES[kind]
+    if (axes := options.get("axes")) is not None and axes not in allowed:
+        why = f"format={format}" if axes in AXES[kind] else "this task"
+        found.append(f"axes={axes}: give {' or '.join(allowed)} with {why}.")
+    if options.get("bytes") and kind is sound_of_text:
+        found.append("bytes=true: is of pictures; leave it out.")
     return found
 
 

@@ -16,10 +16,12 @@ from lora_lightning.data.picture_transform import FACTS as SHOWN
 from lora_lightning.data.picture_transform import fixed_size
 from lora_lightning.data.speech import SAMPLE_RATE
 from lora_lightning.errors import UserError
+from lora_lightning.exporting.detection import Detector
 from lora_lightning.exporting.subject import BATCH, Example, inputs_of
 from lora_lightning.tasks.tellers import names_of
 
 SIDE = 128  # pixels of a picture of masks, where the data say nothing
+DRAWN = 8  # pictures, of which those are used in which a detector finds most
 SINGLE = "single"  # axes= of one size
 
 
@@ -66,16 +68,56 @@ def sound_of_text(trained: Trained, model: nn.Module, facts: Mapping[str, Any], 
             f"{trained.where}: its data, which decide the vocabulary, are not here: give recipe=NAME."
         )
     second = SAMPLE_RATE
-    example = _waves(second, 3 * second // 4)
     names = list(facts["vocabulary"])
     preprocess = {"sample_rate": SAMPLE_RATE, "channels": 1}
     if axes == SINGLE:
-        same: list[Example] = [_waves(second, second // 2)]
-        return Given(model, example, False, preprocess, names, "text", check=same)
+        alone, length = _waves(second)
+        shorter: list[Example] = [(alone.flip(1), length - second // 3)]
+        return Given(model, (alone, length), False, preprocess, names, "text", check=shorter)
+    example = _waves(second, 3 * second // 4)
     waves, lengths = inputs_of(model, example)
     dynamic = {waves: {0: BATCH, 1: "samples"}, lengths: {0: BATCH}}
     check: list[Example] = [_waves(5 * second // 4), _waves(3 * second // 4, second // 2, second // 3)]
     return Given(model, example, dynamic, preprocess, names, "text", check=check)
+
+
+@torch.no_grad()
+def picture_of_boxes(trained: Trained, model: nn.Module, facts: Mapping[str, Any], axes: str) -> Given:
+    """One picture of one size -> its boxes, labels and scores."""
+    if hasattr(model, "roi_heads"):
+        raise UserError(
+            f"{type(model).__name__} looks again at as many regions as its first stage has found, which "
+            "torch.export does not trace: give format=safetensors, or train a detector of one stage, such as "
+            "fcos_small."
+        )
+    side = _side(model)
+    source = torch.Generator().manual_seed(0)
+    drawn = [_rectangles(side, source) for _ in range(DRAWN)]
+    detector = Detector(model).eval()
+    drawn.sort(key=lambda picture: -len(detector(picture)["scores"]))  # what finds nothing compares nothing
+    shown = {"input_size": [3, side, side], "mean": [0.0] * 3, "std": [1.0] * 3}
+    names = list(facts.get("class_names", ())) or None
+    kind = "boxes" if names else None
+    return Given(detector, drawn[0], False, shown, names, kind, check=[drawn[1], drawn[2]])
+
+
+def _side(model: nn.Module) -> int:
+    """Pixels of a square picture that a detector does not resize."""
+    transform = getattr(model, "transform", None)  # of torchvision
+    if fixed := getattr(transform, "fixed_size", None):
+        return int(fixed[0])
+    return int(getattr(transform, "min_size", (getattr(model, "image_size", 5 * SIDE),))[-1])
+
+
+def _rectangles(side: int, source: torch.Generator) -> Tensor:
+    """A picture (1, 3, side, side) of four plain rectangles on noise."""
+    picture = torch.rand(1, 3, side, side, generator=source) / 4
+    for _ in range(4):
+        top, left = torch.randint(3 * side // 4, (2,), generator=source).tolist()
+        height, width = torch.randint(side // 8, side // 3, (2,), generator=source).tolist()
+        colour = torch.rand(3, 1, 1, generator=source)
+        picture[0, :, top : top + height, left : left + width] = colour
+    return picture
 
 
 def _waves(*lengths: int) -> tuple[Tensor, Tensor]:
@@ -92,20 +134,24 @@ def _pictures(
     source = torch.Generator().manual_seed(0)
     example = torch.randn(2, channels, height, width, generator=source)
     if axes == SINGLE:
-        return example, False
+        return example[:1], False
     (name,) = inputs_of(model, example)
     return example, {name: {0: BATCH, **({2: "height", 3: "width"} if axes == "size" else {})}}
 
 
 Kind = Callable[[Trained, nn.Module, Mapping[str, Any], str], Given]
-KINDS: dict[str, Kind] = {  # by the class of the task
-    "lora_lightning.tasks.classification.ImageClassifier": pictures_of_classes,
-    "lora_lightning.tasks.segmentation.SemanticSegmenter": pictures_of_masks,
-    "lora_lightning.tasks.ctc.SpeechRecognizer": sound_of_text,
+TASKS = "lora_lightning.tasks"
+LOOPS = (f"{TASKS}.seq2seq.Seq2SeqRecognizer", f"{TASKS}.transducer.TransducerRecognizer")
+KINDS: dict[str, Kind] = {  # by the class of the task, where it is none of LOOPS
+    f"{TASKS}.classification.ImageClassifier": pictures_of_classes,
+    f"{TASKS}.segmentation.SemanticSegmenter": pictures_of_masks,
+    f"{TASKS}.detection.ObjectDetector": picture_of_boxes,
+    f"{TASKS}.ctc.SpeechRecognizer": sound_of_text,
 }
 AXES: dict[Kind, tuple[str, ...]] = {  # what the file of each kind leaves open; first what is taken
     pictures_of_classes: ("batch", "size", SINGLE),
     pictures_of_masks: ("batch", "size", SINGLE),
+    picture_of_boxes: (SINGLE,),
     sound_of_text: ("time", SINGLE),
 }
 
@@ -118,14 +164,15 @@ def kind_of(trained: Trained) -> Kind:
     """
     target = trained.config["task"]["_target_"]
     task = get_object(target)
-    for name, kind in KINDS.items():
-        if isinstance(task, type) and issubclass(task, get_object(name)):
-            return kind
-    why = "writes one symbol after the other, in a loop"
-    if "detect" in target.lower():
-        why = "picks as many boxes as their scores say, which torch.export does not trace"
+    if isinstance(task, type) and not issubclass(task, tuple(map(get_object, LOOPS))):
+        for name, kind in KINDS.items():
+            if issubclass(task, get_object(name)):
+                return kind
     name = target.rpartition(".")[2]
-    raise UserError(f"{name} {why}: give format=safetensors, for the library of the model.")
+    raise UserError(
+        f"{name} writes one symbol after the other, in a loop, of which there is no graph: give "
+        "format=safetensors, for the library of the model."
+    )
 
 
 def size_problem(model: nn.Module, axes: str) -> str | None:

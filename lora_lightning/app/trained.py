@@ -58,8 +58,11 @@ class Trained:
         """What says it, for errors."""
         return self.source.config_file if self.source and not self.own else "the recipe"
 
-    def model(self, check_base: bool = True) -> tuple[nn.Module, Mapping[str, Any]]:
+    def model(self, check_base: bool = True, merged: bool = True) -> tuple[nn.Module, Mapping[str, Any]]:
         """The model with the adapter merged into it, or with the weights, in eval mode; and the facts.
+
+        Args:
+            merged: False leaves the adapter beside the base's weights.
 
         Raises:
             UserError: it cannot be built.
@@ -70,6 +73,8 @@ class Trained:
         if isinstance(source, AdapterSource):
             with _of_random_base(source, self.config, model):
                 _adapt(model, source, check_base)
+            if merged:
+                eject(model, merged=True)
         elif source:
             what = f"the model that {self.where} builds"
             load_into(model, source.weights, source.path, what, "Give the recipe that it was trained by.")
@@ -193,11 +198,10 @@ def _of_random_base(source: AdapterSource, config: Mapping[str, Any], model: nn.
 
 
 def _adapt(model: nn.Module, source: AdapterSource, check_base: bool) -> None:
-    """Load the adapter into the weights: the same predictions, of a plain model and at its speed."""
+    """Load the adapter, from its folder or from a checkpoint."""
     if source.path.is_dir():
         load_adapter(model, source.path, check_base=check_base)
     else:
         with tempfile.TemporaryDirectory() as folder:
             write_adapter(folder, source.saved)
             load_adapter(model, folder, check_base=check_base)
-    eject(model, merged=True)

@@ -78,8 +78,8 @@ def compare(
         for number, (ours, theirs) in enumerate(zip(wanted, given, strict=True)):
             if tuple(ours.shape) != theirs.shape:
                 raise UserError(
-                    f"export: {what} gives {theirs.shape} for {sizes} and the model {tuple(ours.shape)}: "
-                    "leave out of dynamic what is of one size."
+                    f"export: {what} gives {theirs.shape} for {sizes} and the model {tuple(ours.shape)}. "
+                    "Leave out of dynamic what is of one size, or take another format."
                 )
             largest = max(largest, _difference(ours.numpy(), theirs))
             if not largest <= most:

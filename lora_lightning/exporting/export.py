@@ -120,7 +120,7 @@ def export(
         out: the folder to write.
         format: "onnx", "onnx_adapters" (one base and a small file for each adapter of the model, chosen in
             each request), "pt2" (`torch.export`), "aoti" (AOTInductor, compiled for this machine),
-            "safetensors" (plain weights for the model's own library).
+            "executorch" (of one size, for phones), "safetensors" (plain weights for the model's own library).
         dynamic: the axes of any size: True is the first of every input, False none, else by input:
             `{"waves": {0: "batch", 1: "samples"}}`.
         preprocess: what is done to inputs before, for `preprocess.json`: of pictures mean and std of values
@@ -158,6 +158,7 @@ def export(
     problems = [
         folder_problem(out, overwrite),
         _lacking(example, format),
+        _fixed(dynamic, format),
         *meaning_problems(names, kind, preprocess, inside),
         *quantize_problems(quantize, calibration, format),
     ]
@@ -210,6 +211,12 @@ def _lacking(example: Example | None, format: str) -> str | None:
     if example is not None or format == "safetensors":
         return None
     return "example=None: give inputs that the model takes; format='safetensors' alone needs none."
+
+
+def _fixed(dynamic: bool | Mapping[str, Mapping[int, str]], format: str) -> str | None:
+    if not dynamic or format not in FORMATS or not FORMATS[format].single:
+        return None
+    return f"dynamic={dynamic!r}: {format} plans its memory for inputs of one size: give dynamic=False."
 
 
 @torch.no_grad()

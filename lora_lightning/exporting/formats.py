@@ -1,16 +1,33 @@
-"""The formats by name: what writes each, what runs it, and the lines by which `run.py` does."""
+"""The formats by name: what writes each, what runs it, and the lines by which `run.py` does. Nothing here
+loads torch: the command line reads the names."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import importlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-from lora_lightning.exporting import onnx, onnx_adapters, plain_weights, pt2
-from lora_lightning.exporting.checks import Run
-from lora_lightning.exporting.subject import Subject
+if TYPE_CHECKING:
+    from lora_lightning.exporting.checks import Run
+    from lora_lightning.exporting.subject import Subject
 
 TORCH_CALL = "[tensor.detach().numpy() for tensor in model(*map(torch.from_numpy, inputs.values()))]"
+OPENS_WITH_ADAPTER = """\
+settings = onnxruntime.SessionOptions()
+settings.log_severity_level = 3  # it warns of inputs with values
+model = onnxruntime.InferenceSession(here / "base.onnx", settings, providers=["CPUExecutionProvider"])
+options = onnxruntime.RunOptions()  # of a request; without an adapter it is the base's
+if sys.argv[-1].startswith("adapter="):
+    adapter = onnxruntime.LoraAdapter()
+    adapter.Load(str(here / f"{sys.argv.pop()[8:]}.onnx_adapter"))
+    options.add_active_adapter(adapter)"""
+
+EXECUTORCH = """\
+from executorch.runtime import Runtime
+
+program = Runtime.get().load_program(here / "model.pte")
+method = program.load_method("forward")"""
 
 
 @dataclass(frozen=True)
@@ -20,32 +37,52 @@ class Format:
     Attributes:
         title: in words, for cards and tables.
         file: its main file.
-        write: fills a folder.
-        load: what runs the folder's file.
+        module: of this package, with `write` and `load`.
         packages: whose versions wrote the file.
         imports: the runtime that `run.py` imports; empty where the file is no program.
         opens, calls: the line of `run.py` that loads the file, and its words for what comes out of `inputs`,
             arrays by name: a list of arrays.
-        adapters: whether the file takes each adapter of the model; `load` then gives a `Run` for each name.
+        adapters: whether the file takes each adapter of the model.
+        single: whether it takes inputs of one size alone.
     """
 
     title: str
     file: str
-    write: Callable[[Subject, Path], None]
-    load: Callable[[Path, Subject], Run | dict[str | None, Run]]
+    module: str
     packages: tuple[str, ...]
     imports: str = ""
     opens: str = ""
     calls: str = ""
     adapters: bool = False
+    single: bool = False
+
+    def write(self, subject: Subject, folder: Path) -> None:
+        """Fill a folder.
+
+        Raises:
+            LibraryError: a library is missing.
+            UserError: the model cannot be written so.
+        """
+        self._module().write(subject, folder)
+
+    def load(self, folder: Path, subject: Subject) -> Run | dict[str | None, Run]:
+        """What runs a folder's file; one for each name where it takes adapters.
+
+        Raises:
+            LibraryError: the runtime is missing.
+        """
+        found: Run | dict[str | None, Run] = self._module().load(folder, subject)
+        return found
+
+    def _module(self) -> Any:
+        return importlib.import_module(f"{__package__}.{self.module}")
 
 
 FORMATS = {
     "onnx": Format(
         "ONNX",
-        onnx.FILE,
-        onnx.write,
-        lambda folder, _: onnx.load(folder),
+        "model.onnx",
+        "onnx",
         ("torch", "onnx", "onnxscript", "onnxruntime"),
         "onnxruntime",
         'model = onnxruntime.InferenceSession(here / "model.onnx", providers=["CPUExecutionProvider"])',
@@ -53,20 +90,18 @@ FORMATS = {
     ),
     "onnx_adapters": Format(
         "ONNX with adapters",
-        onnx_adapters.FILE,
-        onnx_adapters.write,
-        lambda folder, _: onnx_adapters.load(folder),
+        "base.onnx",
+        "onnx_adapters",
         ("torch", "onnx", "onnxscript", "onnxruntime"),
         "onnxruntime",
-        onnx_adapters.OPENS,
+        OPENS_WITH_ADAPTER,
         "model.run(None, {one.name: inputs[one.name] for one in model.get_inputs()}, options)",
         adapters=True,
     ),
     "pt2": Format(
         "torch.export",
-        pt2.FILE,
-        pt2.write,
-        lambda folder, _: pt2.load(folder),
+        "model.pt2",
+        "pt2",
         ("torch",),
         "torch",
         'model = torch.export.load(here / "model.pt2").module()',
@@ -74,19 +109,27 @@ FORMATS = {
     ),
     "aoti": Format(
         "AOTInductor",
-        pt2.FILE,
-        pt2.write_compiled,
-        lambda folder, _: pt2.load_compiled(folder),
+        "model.pt2",
+        "aoti",
         ("torch",),
         "torch",
         'model = torch._inductor.aoti_load_package(str(here / "model.pt2"))',
         TORCH_CALL,
     ),
+    "executorch": Format(
+        "ExecuTorch",
+        "model.pte",
+        "executorch",
+        ("torch", "executorch"),
+        "torch",
+        EXECUTORCH,
+        "[tensor.numpy() for tensor in method.execute([*map(torch.from_numpy, inputs.values())])]",
+        single=True,
+    ),
     "safetensors": Format(
         "safetensors",
-        plain_weights.FILE,
-        plain_weights.write,
-        plain_weights.load,
+        "model.safetensors",
+        "plain_weights",
         ("torch", "safetensors"),
     ),
 }

@@ -55,7 +55,7 @@ def made(subject: Subject, computed: Collection[str] = ()) -> Any:
     return found
 
 
-def load(folder: Path) -> Run:
+def load(folder: Path, _subject: Subject | None = None) -> Run:
     """Runs the file, on one thread of the CPU as torch's default says.
 
     Raises:

@@ -14,15 +14,6 @@ from lora_lightning.exporting.subject import Subject
 from lora_lightning.utils.libraries import loading
 
 FILE, SUFFIX = "base.onnx", ".onnx_adapter"
-OPENS = """\
-settings = onnxruntime.SessionOptions()
-settings.log_severity_level = 3  # it warns of inputs with values
-model = onnxruntime.InferenceSession(here / "base.onnx", settings, providers=["CPUExecutionProvider"])
-options = onnxruntime.RunOptions()  # of a request; without an adapter it is the base's
-if sys.argv[-1].startswith("adapter="):
-    adapter = onnxruntime.LoraAdapter()
-    adapter.Load(str(here / f"{sys.argv.pop()[8:]}.onnx_adapter"))
-    options.add_active_adapter(adapter)"""
 
 
 def write(subject: Subject, folder: Path) -> None:
@@ -57,7 +48,7 @@ def _write_adapter(path: Path, arrays: Arrays) -> None:
     form.export_adapter(str(path))
 
 
-def load(folder: Path) -> dict[str | None, Run]:
+def load(folder: Path, _subject: Subject | None = None) -> dict[str | None, Run]:
     """Runs the base of a folder with each of its adapters, by name; None is the base alone.
 
     Raises:

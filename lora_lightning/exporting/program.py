@@ -13,6 +13,7 @@ import torch
 from torch.export import Dim, ExportedProgram
 
 from lora_lightning.errors import UserError
+from lora_lightning.exporting.detection import traced_suppression
 from lora_lightning.exporting.subject import Subject
 
 FIXED = re.compile(r"\['inputs'\]\[(\d+)\]\.size\(\)\[(\d+)\] as dynamic but .* to be a constant \((\d+)\)")
@@ -30,7 +31,7 @@ def program_of(subject: Subject) -> ExportedProgram:
     shapes = tuple(
         dict.fromkeys(subject.dynamic.get(name, {}), Dim.DYNAMIC) or None for name in subject.inputs
     )
-    with told_as("torch.export", subject), torch.no_grad():
+    with told_as("torch.export", subject), traced_suppression(), torch.no_grad():
         return torch.export.export(
             subject.model, tuple(subject.inputs.values()), dynamic_shapes={"inputs": shapes}
         )

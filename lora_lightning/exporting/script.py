@@ -37,7 +37,7 @@ for row, count in zip(outputs[0].argmax(2), outputs[1]):
     print("".join(about["names"][i].replace("|", " ") for i in kept if len(about["names"][i]) == 1))""",
     "boxes": """\
 for box, label, score in zip(*outputs):
-    print(f"{about['names'][label - 1]} {score:.3f} {box.round(1).tolist()}")""",
+    print(f"{about['names'][label - 1]} {score:.3f} " + " ".join(f"{edge:.1f}" for edge in box))""",
     "": """\
 for output in outputs:
     print(output.shape, output.dtype, output.ravel()[:5])""",

@@ -12,7 +12,11 @@ import pytest
 import torch
 
 from lora_lightning.app.cli import main
+from lora_lightning.app.export_tasks import kind_of, sound_of_text
 from lora_lightning.app.loading_lines import loading_lines
+from lora_lightning.app.trained import Trained
+from lora_lightning.errors import UserError
+from lora_lightning.exporting.formats import FORMATS
 from tests.acceptance.alone import NAMES, SHOWN, VIT, classifier
 
 
@@ -57,6 +61,28 @@ def test_plain_weights_and_the_cards_own_lines(tmp_path: Path, monkeypatch: pyte
     torch.testing.assert_close(space["model"].eval()(x), model(x), rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
+def test_a_base_and_its_adapter(tmp_path: Path) -> None:
+    folder, model = classifier(tmp_path / "a", class_names=NAMES, target="class")
+    out = tmp_path / "out"
+    main(["export", f"adapter={folder}", f"out={out}", "format=onnx_adapters"])
+    (file,) = out.glob("*.onnx_adapter")
+    session, adapter = onnxruntime.InferenceSession(out / "base.onnx"), onnxruntime.LoraAdapter()
+    adapter.Load(str(file))
+    options = onnxruntime.RunOptions()
+    options.add_active_adapter(adapter)
+    x = torch.randn(2, 3, 16, 16)
+    (given,) = session.run(None, {"x": x.numpy()}, options)
+    with torch.no_grad():
+        torch.testing.assert_close(torch.from_numpy(given), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_every_format_is_offered(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    assert "|".join(FORMATS) in "".join(capsys.readouterr().out.split())
+
+
 def test_mistakes_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     folder, _ = classifier(tmp_path / "a", class_names=NAMES, target="class")
     (tmp_path / "full").mkdir()
@@ -67,14 +93,26 @@ def test_mistakes_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "give out=FOLDER": [given],
         "is not empty": [given, f"out={tmp_path / 'full'}"],
         "give recipe=NAME, or adapter=FOLDER": [out],
-        "ObjectDetector picks as many boxes": [out, "recipe=fcos_shapes"],
+        "none is given; give adapter=PATH": [out, "recipe=vit_digits", "format=onnx_adapters"],
+        "axes=batch: give single with this task": [out, "recipe=fcos_shapes", "axes=batch"],
+        "FasterRCNN looks again at as many regions": [out, "recipe=fasterrcnn_shapes"],
         "axes=time: give batch or size or single": [given, out, "axes=time"],
+        "axes=size: give single with format=executorch": [given, out, "format=executorch", "axes=size"],
         "axes=size: VisionTransformer takes 16 x 16 pixels alone": [given, out, "axes=size"],
         "bytes=true: is of no use": [given, out, "format=safetensors", "bytes=true"],
     }
     for text, words in wrong.items():
         assert text in refused(["export", *words], capsys), text
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["seq2seq.Seq2SeqRecognizer", "transducer.TransducerRecognizer"])
+def test_recognizers_of_a_loop_are_not_taken_for_ctc(name: str) -> None:
+    task = {"_target_": f"lora_lightning.tasks.{name}"}
+    with pytest.raises(UserError, match="writes one symbol after the other"):
+        kind_of(Trained(None, {"task": task}, True, None))
+    task = {"_target_": "lora_lightning.tasks.ctc.SpeechRecognizer"}
+    assert kind_of(Trained(None, {"task": task}, True, None)) is sound_of_text
 
 
 def test_lines_of_the_libraries() -> None:
@@ -102,6 +140,18 @@ def test_bases_of_recipes_in_onnx(recipe: str, tmp_path: Path, capsys: pytest.Ca
     for count in (1, 4):
         (found,) = session.run(None, {"x": np.zeros((count, *shown["input_size"]), "float32")})
         assert found.shape == (count, 10)
+
+
+@pytest.mark.slow
+def test_a_detector_in_onnx(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    main(["export", "recipe=fcos_shapes", f"out={out}"])
+    facts = json.loads((out / "export.json").read_text())
+    assert facts["outputs"] == ["boxes", "labels", "scores"] and facts["difference"] < 1e-4
+    picture = np.load(out / "example.npz")["picture"]
+    model = onnxruntime.InferenceSession(out / "model.onnx")
+    boxes, labels, scores = model.run(None, {"picture": picture})
+    assert len(boxes) == len(labels) == len(scores) > 0
 
 
 @pytest.mark.slow

@@ -92,7 +92,7 @@ def test_a_random_base_goes_when_it_is_asked_for(
 ) -> None:
     keep_base(mlp(), adapter)
     words = ["push", f"adapter={adapter}", "to=hf:me/new"]
-    assert "base=true takes it along" in refused(words, capsys) and hub.seen == []
+    assert "give base=true, which takes them along" in refused(words, capsys) and hub.seen == []
     main([*words, "dry=true"])
     assert "It would be refused" in capsys.readouterr().out
     main([*words, "base=true"])

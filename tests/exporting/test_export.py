@@ -1,6 +1,5 @@
 """export: the folder, that its file gives what the model gives, and that nothing is half-written."""
 
-import dataclasses
 import json
 import runpy
 import sys
@@ -13,7 +12,8 @@ from torch import nn
 
 import lora_lightning as ll
 from lora_lightning.errors import ConfigError, UserError, WriteError
-from lora_lightning.exporting import checks, formats
+from lora_lightning.exporting import checks, plain_weights
+from lora_lightning.utils.libraries import LibraryError
 
 SHOWN = {"input_size": [3, 10, 10], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.3]}
 NAMES = ["cat", "dog", "eel"]
@@ -78,6 +78,43 @@ def test_bytes_go_into_a_graph_of_torch(tmp_path, monkeypatch, capsys):
     assert "cat" in said(tmp_path / "out", monkeypatch, capsys)
 
 
+@pytest.mark.slow
+def test_compiled_for_this_machine(tmp_path, monkeypatch, capsys):
+    model = adapted(mlp, target_modules="all").eval()
+    told = ll.export(model, torch.randn(2, 6), tmp_path / "out", format="aoti")
+    assert told.difference < 1e-5
+    run = torch._inductor.aoti_load_package(str(tmp_path / "out" / "model.pt2"))
+    x = torch.randn(5, 6)
+    with torch.no_grad():
+        torch.testing.assert_close(run(x)[0], model(x))
+    assert "float32" in said(tmp_path / "out", monkeypatch, capsys)
+
+
+@pytest.mark.slow
+def test_a_program_for_executorch(tmp_path, monkeypatch, capsys):
+    pytest.importorskip("executorch")
+    model = adapted(cnn, target_modules="all").eval()
+    told = ll.export(model, picture(), tmp_path / "out", format="executorch", dynamic=False)
+    assert told.difference < 1e-5 and told.file == "model.pte"
+    assert "float32" in said(tmp_path / "out", monkeypatch, capsys)
+
+
+def test_executorch_that_is_missing(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "executorch", None)
+    for name in [name for name in sys.modules if name.startswith("executorch.")]:
+        monkeypatch.delitem(sys.modules, name)
+    with pytest.raises(LibraryError, match=r"pip install .*'lora-lightning\[executorch\]'") as caught:
+        ll.export(mlp(), torch.randn(2, 6), tmp_path / "out", format="executorch", dynamic=False)
+    assert "\n" not in str(caught.value) and left(tmp_path) == []
+
+
+def test_a_compiler_is_needed(tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    with pytest.raises(UserError, match=r"none of g\+\+.* here: install one"):
+        ll.export(mlp(), torch.randn(2, 6), tmp_path / "out", format="aoti")
+    assert left(tmp_path) == []
+
+
 def test_plain_weights_load_strictly(tmp_path):
     from safetensors.torch import load_file
 
@@ -109,6 +146,7 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path):
         "give preprocess": {"inside": True},
         "Inputs: input": {"dynamic": {"x": {0: "batch"}}},
         "has the axes 0 to 1": {"dynamic": {"input": {2: "batch"}}},
+        "give dynamic=False": {"format": "executorch"},
         "is no name of an axis": {"dynamic": {"input": {0: 3}}},
     }
     for text, options in wrong.items():
@@ -178,21 +216,21 @@ def test_a_model_that_fixes_an_axis_or_cannot_be_traced(tmp_path):
 
 def test_a_file_that_differs_or_a_full_disk_leaves_nothing(tmp_path, monkeypatch):
     model, x = mlp(), torch.randn(2, 6)
-    real = formats.FORMATS["safetensors"]
+    real = plain_weights.load
 
     def off(folder, subject):
-        run = real.load(folder, subject)
+        run = real(folder, subject)
         return lambda inputs: [a + 1e-3 for a in run(inputs)]
 
     def full(subject, folder):
         (folder / "model.safetensors").write_bytes(b"half")
         raise OSError(28, "No space left on device")
 
-    for form, error, text in (
-        (dataclasses.replace(real, load=off), UserError, "differs from the model by"),
-        (dataclasses.replace(real, write=full), WriteError, "Make room"),
+    for name, function, error, text in (
+        ("load", off, UserError, "differs from the model by"),
+        ("write", full, WriteError, "Make room"),
     ):
-        monkeypatch.setitem(formats.FORMATS, "safetensors", form)
+        monkeypatch.setattr(plain_weights, name, function)
         with pytest.raises(error, match=text) as caught:
             ll.export(model, x, tmp_path / "out", format="safetensors")
         assert "\n" not in str(caught.value) and left(tmp_path) == []
