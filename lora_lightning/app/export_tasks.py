@@ -86,8 +86,8 @@ def picture_of_boxes(trained: Trained, model: nn.Module, facts: Mapping[str, Any
     """One picture of one size -> its boxes, labels and scores."""
     if hasattr(model, "roi_heads"):
         raise UserError(
-            f"{type(model).__name__} looks again at as many regions as its first stage has found, which "
-            "torch.export does not trace: give format=safetensors, or train a detector of one stage, such as "
+            f"{type(model).__name__} looks again at as many regions as its first stage has found, of "
+            "which there is no graph: give format=safetensors, or train a detector of one stage, such as "
             "fcos_small."
         )
     side = _side(model)

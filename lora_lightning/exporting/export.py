@@ -196,7 +196,7 @@ def export(
         told["quantize"] = quantize
         _write_beside(folder, form, told, inputs, preprocess, names, kind, scale)
         told["files"] = sorted([*(path.name for path in folder.iterdir()), CARD, FACTS])
-        text = card_of(about or ExportCard(), told, form.title, form.imports)
+        text = card_of(about or ExportCard(), told, form.title, " ".join(form.needs))
         (folder / CARD).write_text(text, encoding="utf-8")
         _write_json(folder / FACTS, told)
     return Exported(

@@ -40,6 +40,7 @@ class Format:
         module: of this package, with `write` and `load`.
         packages: whose versions wrote the file.
         imports: the runtime that `run.py` imports; empty where the file is no program.
+        beside: another package that it needs.
         opens, calls: the line of `run.py` that loads the file, and its words for what comes out of `inputs`,
             arrays by name: a list of arrays.
         adapters: whether the file takes each adapter of the model.
@@ -53,8 +54,14 @@ class Format:
     imports: str = ""
     opens: str = ""
     calls: str = ""
+    beside: str = ""
     adapters: bool = False
     single: bool = False
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """What `run.py` needs but numpy."""
+        return tuple(name for name in (self.imports, self.beside) if name)
 
     def write(self, subject: Subject, folder: Path) -> None:
         """Fill a folder.
@@ -124,6 +131,7 @@ FORMATS = {
         "torch",
         EXECUTORCH,
         "[tensor.numpy() for tensor in method.execute([*map(torch.from_numpy, inputs.values())])]",
+        beside="executorch",
         single=True,
     ),
     "safetensors": Format(

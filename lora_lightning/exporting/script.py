@@ -67,10 +67,11 @@ def script_of(
     else:
         lines = ["    inputs = dict(np.load(sys.argv[1]))"]
     standard |= {"json"} if kind else set()
+    needs = ", ".join(form.needs)
     words = f"[{argument}]{' [adapter=NAME]' if form.adapters else ''}"
     return "\n".join(
         [
-            f'"""Runs {form.file}: python run.py {words}. Needs {form.imports} and numpy alone."""',
+            f'"""Runs {form.file}: python run.py {words}. Needs {needs} and numpy alone."""',
             "",
             *(f"import {name}" for name in sorted(standard)),
             "from pathlib import Path",
