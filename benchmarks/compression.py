@@ -1,7 +1,7 @@
-"""What compression costs the embedded models: accuracy and word error rate by the share of parameters, no
-fine-tuning.
+"""What compression costs the embedded models, accuracy and word error rate by the share of parameters without
+fine-tuning, and how much faster large networks are.
 
-    python -m benchmarks.compression          writes benchmarks/results/compression.json
+    python -m benchmarks.compression          writes benchmarks/results/compression.json, goes on where it was
     python -m benchmarks.compression --table  what is there
 
 By the inputs of 256 training images, of 120 validation utterances, or by the weights alone (`plain`); one
@@ -13,7 +13,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 import lora_lightning as ll
+from benchmarks.compression_speed import speeds
 from benchmarks.measure import interleaved, ratios
 from benchmarks.tune_digits import classifier
 from lora_lightning.data.accents import VOCABULARY, AccentsDataModule
@@ -40,14 +42,32 @@ ROUNDS = 40
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", action="store_true")
+    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    found = {"torch": torch.__version__, "rows": [], "speeds": []} | found
     if not parser.parse_args().table:
         torch.set_num_threads(1)
-        rows: list[dict[str, Any]] = []
-        for task in (digits, accents):
-            for row in measured(*task()):
-                rows.append(row)
-                RESULTS.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
-    print(table(json.loads(RESULTS.read_text())["rows"]))
+        for part, rows in (
+            ("rows", losses(_known(found["rows"]))),
+            ("speeds", speeds(_known(found["speeds"]))),
+        ):
+            for row in rows:
+                print(json.dumps(row), flush=True)
+                found[part].append(row)
+                RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    print(table(found["rows"]))
+    for row in found["speeds"]:
+        print(f"{row['model']} at {row['parameters']:.2f}: {row['faster']:.2f} times faster")
+
+
+def _known(rows: list[dict[str, Any]]) -> set[tuple[str, float]]:
+    return {(row["model"], row.get("share", 1.0)) for row in rows}
+
+
+def losses(known: set[tuple[str, float]]) -> Iterator[dict[str, Any]]:
+    """Rows of the embedded models that are not known."""
+    for name, task in (("resnet_digits", digits), ("conformer_us", accents)):
+        if missing := [share for share in (1.0, *SHARES[name]) if (name, share) not in known]:
+            yield from measured(*task(), missing)
 
 
 def digits() -> tuple[str, nn.Module, list[Any], Callable[[nn.Module], float], Any]:
@@ -92,11 +112,18 @@ def heard(model: nn.Module, batches: list[SpeechBatch]) -> Iterator[Transcript]:
 
 @torch.no_grad()
 def measured(
-    name: str, model: nn.Module, data: list[Any], score: Callable[[nn.Module], float], one: Any
+    name: str,
+    model: nn.Module,
+    data: list[Any],
+    score: Callable[[nn.Module], float],
+    one: Any,
+    shares: Sequence[float],
 ) -> Iterator[dict[str, Any]]:
-    """A row of the dense model, then one of each share, by the inputs and by the weights alone."""
-    yield {"model": name, "parameters": 1.0, "score": score(model)}
-    for share in SHARES[name]:
+    """A row of each share, 1 is the dense model's, by the inputs and by the weights alone."""
+    for share in shares:
+        if share == 1:
+            yield {"model": name, "parameters": 1.0, "score": score(model)}
+            continue
         row: dict[str, Any] = {"model": name, "share": share}
         smaller, plain = copy.deepcopy(model), copy.deepcopy(model)
         told = ll.compress(smaller, parameters=share, data=data)
@@ -105,9 +132,9 @@ def measured(
         row |= {"score": score(smaller), "plain": score(plain)}
         if told.flops:
             row["flops"] = told.flops[1] / told.flops[0]
-        times = interleaved({"dense": partial(model, *one), "smaller": partial(smaller, *one)}, ROUNDS)
+        ways = {"dense": partial(model, *one), "smaller": partial(smaller, *one)}
+        times = interleaved(ways, ROUNDS, clock=time.process_time)
         row["time"] = ratios(times, "dense")["smaller"]["ratio"]
-        print(json.dumps(row), flush=True)
         yield row
 
 

@@ -1,6 +1,7 @@
 """Budgets of time: what is measured, what is refused, and that the model is otherwise as it was."""
 
 import time
+from itertools import pairwise
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ class Clock:
 
 
 def net(*sizes):
-    layers = [nn.Linear(a, b) for a, b in zip(sizes, sizes[1:], strict=False)]
+    layers = [nn.Linear(a, b) for a, b in pairwise(sizes)]
     return nn.Sequential(*(m for layer in layers for m in (layer, nn.ReLU())))
 
 

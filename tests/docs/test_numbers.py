@@ -58,3 +58,6 @@ def test_compression():
         cells = [named[one["model"]], f"{one['parameters']:.2f}", f"{one.get('flops', 1):.2f}"]
         cells += [f"{one['score']:.1f}", f"{one['plain']:.1f}" if "plain" in one else ""]
         assert f"| {' | '.join(cells)} |" in shown
+    named = {"vgg16_classifier": "VGG-16, classifier", "resnet50": "ResNet-50"}
+    for one in result("compression")["speeds"]:
+        assert f"| {named[one['model']]} | {one['parameters']:.2f} | {one['faster']:.2f} |" in shown
