@@ -12,6 +12,7 @@ from lora_lightning.app.base_names import base_of_origin
 from lora_lightning.app.card import results_of
 from lora_lightning.app.export_tasks import AXES, SINGLE, Given, kind_of, size_problem, sound_of_text
 from lora_lightning.app.loading_lines import loading_lines, plain_network
+from lora_lightning.app.rebuild import compression_of
 from lora_lightning.app.trained import Trained, named
 from lora_lightning.app.upload import card_of
 from lora_lightning.errors import UserError
@@ -60,7 +61,8 @@ def export(options: Mapping[str, Any], words: Sequence[str]) -> str:
         given.model, given.example, out,
         format=format, dynamic=given.dynamic, preprocess=given.preprocess, inside=bool(options.get("bytes")),
         names=given.names, kind=given.kind, scale=given.scale, check=given.check,
-        about=_card(trained, model, facts), overwrite=bool(options.get("overwrite")),
+        about=_card(trained, model, facts, FORMATS[format].adapters),
+        overwrite=bool(options.get("overwrite")),
     )  # fmt: skip
     return str(told)
 
@@ -91,8 +93,12 @@ def _problems(trained: Trained, options: Mapping[str, Any], format: str) -> list
     return found
 
 
-def _card(trained: Trained, model: nn.Module, facts: Mapping[str, Any]) -> ExportCard:
-    """What is known of the model, where it comes from and how good it is."""
+def _card(trained: Trained, model: nn.Module, facts: Mapping[str, Any], beside: bool) -> ExportCard:
+    """What is known of the model, where it comes from and how good it is.
+
+    Args:
+        beside: the adapter is in a file of its own.
+    """
     source, kind = trained.source, type(model).__name__
     origin, _ = Origin(config=dict(trained.config), facts=dict(facts)).public()
     base = base_of_origin(origin.config, kind)
@@ -103,13 +109,17 @@ def _card(trained: Trained, model: nn.Module, facts: Mapping[str, Any]) -> Expor
         card = card_of(source, source.origin().public()[0])
         title = f"{card.name} on {base.name}"
         purpose = f" for {card.kind.words}" if card.kind else ""
-        summary = f"{base.name}, adapted by a low-rank adapter that is a part of its weights{purpose}."
+        where = "in a file of its own" if beside else "that is a part of its weights"
+        summary = f"{base.name}, adapted by a low-rank adapter {where}{purpose}."
         rows += [("trained by", card.recipe), ("data", card.data)]
         header, scores = results_of(card)
         results = (header, *scores) if scores else ()
     elif source:
-        title, summary = f"{source.recipe() or kind} on {base.name}", f"{base.name}, trained as a whole."
+        title, summary = f"{source.recipe() or kind} on {base.name}", f"{base.name}, with weights of its own."
     names = facts.get("class_names") or ()
     rows += [("classes", str(len(names)) if names else "")]
     lines = loading_lines(origin.config.get("model") or {}, facts)
+    if source and (description := compression_of(source)):
+        rows.append(("compressed", f"{len(description['layers'])} layers are smaller ones"))
+        lines = ""  # the library builds the whole model
     return ExportCard(title, summary, tuple(row for row in rows if row[1]), results, lines)

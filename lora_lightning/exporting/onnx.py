@@ -38,8 +38,8 @@ def made(subject: Subject, computed: Collection[str] = ()) -> Any:
         LibraryError, UserError: as `write`.
     """
     with loading("onnxscript", "export"):
-        import onnx  # noqa: F401
-        import onnxscript  # noqa: F401
+        import onnx  # noqa: F401  # torch's exporter takes it
+        import onnxscript  # noqa: F401  # the same
     with recurrent_nodes(subject.network, computed):
         program = program_of(subject)
     with told_as(WHO, subject):

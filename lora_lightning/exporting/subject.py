@@ -93,7 +93,7 @@ def copied(model: nn.Module) -> nn.Module:
     trainer = getattr(model, "_trainer", None)
     if trainer is None:
         return copy.deepcopy(model)
-    model._trainer = None  # type: ignore[assignment]
+    model._trainer = None  # type: ignore[assignment]  # of a module that has one
     try:
         return copy.deepcopy(model)
     finally:

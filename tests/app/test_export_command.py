@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +13,7 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from lora_lightning.app.cli import main
 from lora_lightning.app.export_tasks import kind_of, sound_of_text
@@ -143,6 +147,20 @@ def test_bases_of_recipes_in_onnx(recipe: str, tmp_path: Path, capsys: pytest.Ca
 
 
 @pytest.mark.slow
+def test_a_compressed_base(tmp_path: Path) -> None:
+    words = ["recipe=resnet_digits", "data.batch_size=16"]
+    main(["compress", *words, "parameters=0.5", "batches=1", f"out={tmp_path / 'small'}"])
+    for format in ("safetensors", "pt2"):
+        out = tmp_path / format
+        main(["export", f"adapter={tmp_path / 'small'}", f"out={out}", f"format={format}"])
+        card = (out / "README.md").read_text()
+        assert "layers are smaller ones" in card and "create_model" not in card
+    small = load_file(tmp_path / "small" / "model.safetensors")
+    given = load_file(tmp_path / "safetensors" / "model.safetensors")
+    assert all(torch.equal(given[name], tensor) for name, tensor in small.items())
+
+
+@pytest.mark.slow
 def test_a_detector_in_onnx(tmp_path: Path) -> None:
     out = tmp_path / "out"
     main(["export", "recipe=fcos_shapes", f"out={out}"])
@@ -152,6 +170,8 @@ def test_a_detector_in_onnx(tmp_path: Path) -> None:
     model = onnxruntime.InferenceSession(out / "model.onnx")
     boxes, labels, scores = model.run(None, {"picture": picture})
     assert len(boxes) == len(labels) == len(scores) > 0
+    said = subprocess.run([sys.executable, out / "run.py"], capture_output=True, text=True, check=True).stdout
+    assert re.match(r"\w+ 0\.\d{3}( \d+\.\d){4}\n", said)
 
 
 @pytest.mark.slow
