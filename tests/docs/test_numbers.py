@@ -48,6 +48,14 @@ def test_steps(name):
     assert row(name) == shown
 
 
+def test_adapted_compressed_quantized():
+    shown = (DOCS / "compression.md").read_text(encoding="utf-8").splitlines()
+    for one in result("compression_chain")["rows"]:
+        cells = [one["way"], f"{one['score']:.1f}", f"{one['bytes'] / 1e6:.2f}"]
+        cells += [f"{one['int8']:.1f}", f"{one['int8_bytes'] / 1e6:.2f}"]
+        assert f"| {' | '.join(cells)} |" in shown
+
+
 def test_compression():
     named = {
         "resnet_digits": "ResNet, digits: accuracy",
