@@ -53,7 +53,7 @@ def gather(work: Work, model: nn.Module, batch: Any) -> None:
 def _choices(work: Work, name: str, layer: Layer) -> list[Choice]:
     """Of a layer, in each form the cheapest first."""
     moment, dense = work.moment(name), work.dense(name)
-    found = []
+    found: list[Choice] = []
     for form, about in forms_of(layer, moment).items():
         if work.counts != "parameters" and about.parameters_alone:
             work.left[name] = about.parameters_alone
