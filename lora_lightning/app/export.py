@@ -24,6 +24,7 @@ from lora_lightning.files.locate import AdapterSource
 from lora_lightning.files.origin import Origin
 
 WEIGHTS = "safetensors"
+UNKNOWN = "–"  # how a score without a value is shown
 
 
 def export(options: Mapping[str, Any], words: Sequence[str]) -> str:
@@ -113,6 +114,8 @@ def _card(trained: Trained, model: nn.Module, facts: Mapping[str, Any], beside: 
         summary = f"{base.name}, adapted by a low-rank adapter {where}{purpose}."
         rows += [("trained by", card.recipe), ("data", card.data)]
         header, scores = results_of(card)
+        if not beside:  # what has no value before is of an adapter that is switched off
+            scores = [row for row in scores if row[1] != UNKNOWN]
         results = (header, *scores) if scores else ()
     elif source:
         title, summary = f"{source.recipe() or kind} on {base.name}", f"{base.name}, with weights of its own."

@@ -56,7 +56,8 @@ def card_of(about: ExportCard, facts: Mapping[str, Any], title: str, runs: str) 
         lines += ["", "## Inputs and outputs", ""]
         sizes = [(i["name"], i["dtype"], " × ".join(map(str, i["shape"]))) for i in facts["inputs"]]
         lines += table(("input", "type", "size"), sizes)
-        lines += ["", f"Out come {cell(', '.join(facts['outputs']))}{_said(facts)}."]
+        come = "comes" if len(facts["outputs"]) == 1 else "come"
+        lines += ["", f"Out {come} {cell(', '.join(facts['outputs']))}{_said(facts)}."]
     lines += ["", "## Use", "", *_use(about, facts, runs)]
     return printable("\n".join(lines)) + "\n"
 
@@ -64,7 +65,7 @@ def card_of(about: ExportCard, facts: Mapping[str, Any], title: str, runs: str) 
 def _difference(facts: Mapping[str, Any]) -> str:
     if not facts["inputs"]:
         return ""
-    return f"{facts['difference']:.1e} of the output's scale from the adapted model, on fresh inputs"
+    return f"{facts['difference']:.1e} of the output's scale from the model, on fresh inputs"
 
 
 def _said(facts: Mapping[str, Any]) -> str:
