@@ -42,12 +42,12 @@ def serve(options: Mapping[str, Any], words: Sequence[str]) -> None:
     names = catalog.names()
     count = f"{len(names)} adapter{'s' * (len(names) != 1)}" if names else "the base alone"
     token = os.environ.get(TOKEN) or None
-    place = {n: options[n] for n in ("host", "port", "workers", "threads", "queue", "batch") if n in options}
+    given = {n: options[n] for n in ("host", "port", "workers", "threads", "queue", "batch") if n in options}
     accelerator = options.get("device", "auto")
     manners = {"most": options["max_mb"] * MEGABYTE} if "max_mb" in options else {}
     manners |= {"timeout": options["timeout"]} if "timeout" in options else {}
     build = partial(built, dict(options), list(words))
-    place = Place(**place, accelerator=accelerator, token=token)
+    place = Place(**given, accelerator=accelerator, token=token)
     Server(build, catalog, place, Manners(**manners), count).serve()
 
 

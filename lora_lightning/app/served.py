@@ -116,4 +116,6 @@ def _kind(name: str, base: Base, limits: Limits) -> Kind:
                 "its data, which decide the vocabulary, are not on this machine: give recipe=NAME."
             )
         return Words(base, limits)
-    return {"classify": Classes, "detect": Objects, "segment": Masks}[name](base, limits)
+    kinds: dict[str, type[Classes] | type[Objects] | type[Masks]]
+    kinds = {"classify": Classes, "detect": Objects, "segment": Masks}
+    return kinds[name](base, limits)

@@ -89,7 +89,10 @@ class Classes:
         self.own = preprocessing_of(base.model, data.get("image_size"), data.get("crop_pct"))
 
     def prepare(self, body: bytes, facts: Facts, options: Options) -> Work:
-        teller = teller_of(facts, {n: options[n] for n in ("top", "threshold") if n in options})
+        try:
+            teller = teller_of(facts, {n: options[n] for n in ("top", "threshold") if n in options})
+        except UserError:
+            raise _nameless() from None
         transform = evaluation_transform(facts if set(PREPROCESSING) <= facts.keys() else self.own)
         image = transform(Image.fromarray(picture_of(body, self.limits).numpy()))
 
@@ -159,9 +162,8 @@ class Masks:
     def prepare(self, body: bytes, facts: Facts, options: Options) -> Work:
         names = _class_names(facts)
         if not {"shorter_side", "mean", "std"} <= facts.keys():
-            raise UserError(
-                "the adapter does not say how pictures were shown to it: give one that a run has saved."
-            )
+            told = "the adapter does not say how pictures were shown to it: name one that a run has saved."
+            raise BadUpload(409, told)
         pixels = picture_of(body, self.limits).permute(2, 0, 1)
         size = int(pixels.shape[1]), int(pixels.shape[2])
         mean, std = (255 * torch.tensor(facts[name]).view(3, 1, 1) for name in ("mean", "std"))
@@ -191,7 +193,10 @@ class Masks:
 def _class_names(facts: Facts) -> list[str]:
     names = list(facts.get("class_names", ()))
     if not names:
-        raise BadUpload(
-            409, "neither the adapter nor the base says its classes' names: name another adapter."
-        )
+        raise _nameless()
     return names
+
+
+def _nameless() -> BadUpload:
+    told = "neither the adapter nor the base says its classes' names: name another adapter."
+    return BadUpload(409, told)

@@ -30,6 +30,7 @@ with loading("litserve", "serve"):
 if TYPE_CHECKING:
     from lora_lightning.serving.engine import Engine
 
+LOOK = 0.2  # seconds
 OPEN = ("/health", "/ready")  # without a token
 OWN = "/litserve"  # before LitServe's own addresses, which tell of its workers
 TOKEN = "LORA_LIGHTNING_TOKEN"
@@ -93,18 +94,21 @@ class Server(LitServer):
         self, build: Callable[[str], Engine], catalog: Catalog, place: Place, manners: Manners, what: str
     ) -> None:
         self.place, self.what, self.broken = place, what, ""
-        cores = os.cpu_count() or 1
-        desk = Desk(Gate(2 * place.batch * place.workers, place.queue), Metrics())
-        api = EngineAPI(build, desk, place.threads or max(1, cores // place.workers))
+        desk = Desk(Gate(0, place.queue), Metrics())
+        api = EngineAPI(build, desk, place.threads)
         super().__init__(
             api,
-            accelerator=place.accelerator,  # type: ignore[arg-type]  # one of them
+            accelerator=place.accelerator,
             workers_per_device=place.workers,
             timeout=False,
             healthcheck_path=f"{OWN}/health",
             info_path=f"{OWN}/info",
             restart_workers=True,
         )
+        count = len(self._inference_workers_config_for_api(desk.api_path))  # only LitServe knows the devices
+        desk.gate.free = 2 * place.batch * count
+        api.threads = place.threads or max(1, (os.cpu_count() or 1) // count)
+        self.monitor_internal = LOOK  # whether the workers live
         self.uvicorn_graceful_timeout = round(manners.timeout)
         self.app.title = "lora_lightning"
         self.app.router.routes[:] = [r for r in self.app.router.routes if getattr(r, "path", "") != "/"]

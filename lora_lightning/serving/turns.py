@@ -49,8 +49,8 @@ class Turns(Generic[T]):
                 if not self._names:
                     return []
                 first = next(iter(self._names.values()))  # whose turn it is decides the shape, by its oldest
-                came, shape = min((queue[0][0], i) for i, queue in enumerate(first.values()))
-                shape = list(first)[shape]
+                came, place = min((queue[0][0], i) for i, queue in enumerate(first.values()))
+                shape = list(first)[place]
                 left = came + self.wait - time.monotonic()
                 if self._closed or left <= 0 or self._count[shape] >= self.most:
                     return self._batch(shape)

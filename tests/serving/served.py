@@ -44,7 +44,17 @@ def digits_base() -> nn.Module:
 
 
 @torch.no_grad()
-def save_digits(folder: Path, seed: int, **options) -> nn.Module:
+def varied(model: nn.Module, seed: int) -> None:
+    """Give what is trained values of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            noise = 0.1 * torch.randn(parameter.shape, generator=generator)
+            parameter.copy_(noise if "lora_" in name else parameter + noise)
+
+
+@torch.no_grad()
+def save_digits(folder: Path, seed: int, facts: dict | None = None, **options) -> nn.Module:
     """An adapter with values of its own.
 
     Returns:
@@ -52,12 +62,8 @@ def save_digits(folder: Path, seed: int, **options) -> nn.Module:
     """
     model = digits_base()
     ll.inject(model, ll.LoRAConfig(**{"rank": 2, **options}))
-    generator = torch.Generator().manual_seed(seed)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            noise = 0.1 * torch.randn(parameter.shape, generator=generator)
-            parameter.copy_(noise if "lora_" in name else parameter + noise)
-    ll.save_adapter(model, folder, origin={"recipe": "vit_digits", "config": CONFIG, "facts": FACTS})
+    varied(model, seed)
+    ll.save_adapter(model, folder, origin={"recipe": "vit_digits", "config": CONFIG, "facts": facts or FACTS})
     return model.eval()
 
 
