@@ -104,7 +104,7 @@ def _base(trained: Trained) -> tuple[nn.Module, Mapping[str, Any]]:
     if not isinstance(trained.source, AdapterSource):
         return trained.model()
     model, facts = rebuilt_model(trained.config, None if trained.own else trained.source, trained.facts)
-    return model.eval().requires_grad_(False), facts
+    return model.eval(), facts  # not frozen: what a backbone leaves free belongs to its adapters
 
 
 def _kind(name: str, base: Base, limits: Limits) -> Kind:

@@ -12,7 +12,7 @@ from served import NAMES, digits_base, engine_for, picture, save_digits
 from lora_lightning.app.cli import main
 from lora_lightning.serving.asking import Ask, Event
 from lora_lightning.serving.engine import Engine
-from lora_lightning.serving.inputs import Limits
+from lora_lightning.serving.inputs import BadUpload, Limits
 from lora_lightning.serving.turns import Turns
 
 
@@ -85,6 +85,12 @@ def test_what_cannot_be_answered(engine: Engine, ask: Ask, status: int, told: st
     event = ask_all(engine, [ask])[0]
     assert (event.what, event.status) == ("error", status) and told in event.content["message"]
     assert len(event.content["message"].splitlines()) == 1
+
+
+def test_an_adapter_and_a_base_without_classes(engine: Engine) -> None:
+    with pytest.raises(BadUpload, match="says its classes' names") as told:
+        engine.kind.prepare(picture(0), {}, {})
+    assert told.value.status == 409
 
 
 def test_a_batch_in_which_samples_cannot_be_told_is_run_by_adapter(engine: Engine, monkeypatch) -> None:

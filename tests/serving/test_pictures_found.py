@@ -64,7 +64,7 @@ def save_grounds(folder: Path, seed: int, **more) -> nn.Module:
     return save(base, folder, seed, config, {k: v for k, v in {**GROUNDS, **more}.items() if v is not None})
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def test_boxes_are_those_of_the_adapted_model(tmp_path: Path) -> None:
     models = {name: save_shapes(tmp_path / name, seed) for seed, name in enumerate(["ada", "bob"])}
     engine = engine_for({"adapters": str(tmp_path)}, Limits())
@@ -92,7 +92,7 @@ def test_boxes_are_those_of_the_adapted_model(tmp_path: Path) -> None:
     engine.close()
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def test_masks_are_those_of_the_adapted_model(tmp_path: Path) -> None:
     models = {name: save_grounds(tmp_path / name, seed) for seed, name in enumerate(["ada", "bob"])}
     save_grounds(tmp_path / "sizeless", 3, shorter_side=None)

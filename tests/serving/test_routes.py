@@ -1,14 +1,22 @@
 """The routes: every way of an upload, what is refused and how, OpenAI's shape, events, what is counted."""
 
+import asyncio
 import base64
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from desk import client_of
 from served import engine_for, picture, save_digits, save_speech, sound, utterances
+from starlette.requests import Request
 
+from lora_lightning.serving.catalog import Catalog
+from lora_lightning.serving.gate import Gate
 from lora_lightning.serving.inputs import Limits
+from lora_lightning.serving.metrics import Metrics
+from lora_lightning.serving.routes import Manners, Routes
+from lora_lightning.serving.uploads import RefusedError, read_upload
 
 JSON = {"content-type": "application/json"}
 
@@ -161,3 +169,39 @@ def test_segments_are_told_as_they_are_heard(voices) -> None:
     assert deltas[-1] == {"type": "transcript.text.done", "text": whole["text"]}
     refused = client.post("/v1/transcribe?stream=true", content=b"x")
     assert refused.status_code == 415 and "no sound" in message(refused)
+
+
+def test_a_slow_upload_is_given_up() -> None:
+    async def slowly():
+        await asyncio.sleep(5)
+
+    scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
+    with pytest.raises(RefusedError, match="too slow") as told:
+        asyncio.run(read_upload(Request(scope, slowly), 100, 0.05))
+    assert told.value.status == 408
+
+
+def test_who_leaves_frees_the_place() -> None:
+    gate, ended = Gate(1, 1), []
+
+    async def never(upload):
+        try:
+            async with gate.turn("ada"):
+                await asyncio.sleep(60)
+        finally:
+            ended.append(True)
+
+    messages = iter([{"type": "http.request", "body": b"x", "more_body": False}, {"type": "http.disconnect"}])
+
+    async def receive():
+        return next(messages)
+
+    async def ask():
+        scope = {"type": "http", "method": "POST", "path": "/", "headers": [], "query_string": b""}
+        desk = SimpleNamespace(gate=gate, metrics=Metrics())
+        routes = Routes(desk, Catalog(), Manners())
+        return await routes._counted("/v1/classify", Request(scope, receive), never), desk
+
+    response, desk = asyncio.run(ask())
+    assert response.status_code == 499 and ended == [True] and (gate.free, gate.inside) == (1, 0)
+    assert desk.metrics.requests == {("/v1/classify", 499): 1}
