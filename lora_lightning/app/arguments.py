@@ -287,6 +287,9 @@ def _export(parser: Parser) -> None:
         "axes", "size", "what is of any size: batch; of pictures size, too; of sound time; single", sizes
     )
     parser.key("bytes", "true", "of pictures: bytes go in, and the file normalizes them", switch)
+    int8 = value_of(str, one_of("dynamic", "static"))
+    parser.key("quantize", "dynamic|static", "int8 of weights; or of all, by the run's training data", int8)
+    parser.key("evaluate", "true", "test the file on the run's test data, beside the model", switch)
     parser.key("overwrite", "true", "replace an exported model in FOLDER", switch)
     _check_base(parser)
 

@@ -13,6 +13,8 @@ from omegaconf.errors import OmegaConfBaseException
 
 from lora_lightning.app.adapters import adapters_problems, config_of, names_of
 from lora_lightning.app.compress_options import CHECKS, compress_problems
+from lora_lightning.app.export_options import CHECKS as EXPORT
+from lora_lightning.app.export_options import export_problems
 from lora_lightning.app.logger_packages import missing_packages
 from lora_lightning.app.matching import mismatches
 from lora_lightning.app.methods import METHODS, method_problems
@@ -57,6 +59,7 @@ def problems_of(config: DictConfig) -> list[str]:
                 "rates": "methods",
                 "tuning": "points, factor, most, fraction",
                 "compress": ", ".join(CHECKS),
+                "export": ", ".join(EXPORT),
                 "speedups": "channels_last, compile, gradient_checkpointing",
             }
             inside = mapping.get(section)
@@ -83,6 +86,8 @@ def problems_of(config: DictConfig) -> list[str]:
         problems += argument_problems(path, node, references)
     problems += _strays(values.get("compress"), "compress", tuple(CHECKS))
     problems += compress_problems(values.get("compress"))
+    problems += _strays(values.get("export"), "export", tuple(EXPORT))
+    problems += export_problems(values)
     problems += mismatches(values)
     problems += _trainer_problems(_section(values, "trainer"))
     problems += method_problems(values)

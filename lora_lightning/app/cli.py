@@ -216,7 +216,8 @@ def _export(words: Sequence[str]) -> None:
     with _extras("recipes"):
         load_lightning()
         from lora_lightning.app.export import export
-    with interruptible():
+        from lora_lightning.app.launch import quiet
+    with interruptible(), quiet():
         print(export(given, of_run), flush=True)
 
 

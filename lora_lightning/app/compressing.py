@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
-import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import lightning as L
-from lightning.pytorch.utilities.seed import isolate_rng
-from torch import nn
 
 from lora_lightning.app.compress_options import BATCHES, BUDGETS
+from lora_lightning.app.training_inputs import training_inputs
 from lora_lightning.compression.compress import compress
 from lora_lightning.compression.result import Compressed
-from lora_lightning.errors import UserError
 
 
 def compress_task(task: Any, data: L.LightningDataModule, options: Mapping[str, Any]) -> Compressed:
@@ -28,59 +24,5 @@ def compress_task(task: Any, data: L.LightningDataModule, options: Mapping[str, 
         UserError, ConfigError: as `compress`.
     """
     budgets: dict[str, Any] = {name: options.get(name) for name in BUDGETS}
-    given = _inputs(task, data, int(options.get("batches") or BATCHES))
+    given = training_inputs(task, data, int(options.get("batches") or BATCHES), "compress")
     return compress(task.model, data=given, **budgets)
-
-
-class _Called(Exception):
-    """The network was called, which is all that is waited for."""
-
-
-def _inputs(task: Any, data: L.LightningDataModule, most: int) -> list[Any]:
-    """What the network is called with in the first steps of a training, which trains nothing."""
-    seen: list[Any] = []
-    calibrated = getattr(task, "temperature", None)  # which the beginning of a fit forgets
-
-    def take(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        seen.append(_named(module, args, kwargs))
-        raise _Called
-
-    hook = task.model.register_forward_pre_hook(take, with_kwargs=True)
-    task.__dict__["training_step"] = _watched(task.training_step, type(task).__name__)
-    trainer = L.Trainer(
-        accelerator="cpu", devices=1, max_epochs=1, limit_train_batches=most, limit_val_batches=0,
-        logger=False, enable_checkpointing=False, enable_model_summary=False, enable_progress_bar=False,
-    )  # fmt: skip
-    try:
-        with isolate_rng(), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of a training step that gives no loss
-            trainer.fit(task, datamodule=data)
-    finally:
-        hook.remove()
-        del task.__dict__["training_step"]
-        if calibrated is not None:
-            task.temperature = calibrated
-    return seen
-
-
-def _watched(step: Callable[[Any, int], Any], name: str) -> Callable[[Any, int], None]:
-    """A training step that ends where the network is called."""
-
-    def training_step(batch: Any, batch_idx: int) -> None:
-        try:
-            step(batch, batch_idx)
-        except _Called:
-            return
-        raise UserError(
-            f"compress: {name}.training_step does not call its network as a whole, so that nothing shows "
-            "what it is given: call lora_lightning.compress from Python, with data=."
-        )
-
-    return training_step
-
-
-def _named(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Arguments as `compress` takes a batch."""
-    if not kwargs:
-        return args
-    return dict(inspect.signature(module.forward).bind(*args, **kwargs).arguments)

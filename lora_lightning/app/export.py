@@ -3,27 +3,51 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 from torch import nn
 
 from lora_lightning.app.base_names import base_of_origin
 from lora_lightning.app.card import results_of
-from lora_lightning.app.export_tasks import AXES, SINGLE, Given, kind_of, size_problem, sound_of_text
+from lora_lightning.app.evaluate import tester
+from lora_lightning.app.evaluation_data import test_data
+from lora_lightning.app.export_scores import FileScores, file_scores
+from lora_lightning.app.export_tasks import (
+    AXES,
+    SINGLE,
+    Given,
+    kind_of,
+    pictures_of_classes,
+    pictures_of_masks,
+    size_problem,
+    sound_of_text,
+)
 from lora_lightning.app.loading_lines import loading_lines, plain_network
 from lora_lightning.app.rebuild import compression_of
+from lora_lightning.app.results import Result
 from lora_lightning.app.trained import Trained, named
+from lora_lightning.app.training_inputs import training_inputs
 from lora_lightning.app.upload import card_of
-from lora_lightning.errors import UserError
+from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.exporting.card import ExportCard
+from lora_lightning.exporting.export import Exported
 from lora_lightning.exporting.export import export as export_model
 from lora_lightning.exporting.folder import folder_problem
 from lora_lightning.exporting.formats import FORMATS
+from lora_lightning.exporting.scores import add_scores
+from lora_lightning.exporting.subject import Example, inputs_of, to_bytes
 from lora_lightning.files.locate import AdapterSource
 from lora_lightning.files.origin import Origin
+from lora_lightning.tasks.scores import Score
+from lora_lightning.utils.marks import show
+from lora_lightning.utils.tables import printable
 
-WEIGHTS = "safetensors"
+WEIGHTS, ONNX, STATIC = "safetensors", "onnx", "static"
+TESTED = (pictures_of_classes, pictures_of_masks, sound_of_text)  # whose network a file takes the place of
+CALIBRATING = 8  # training batches, by which ranges of int8 are chosen
 UNKNOWN = "–"  # how a score without a value is shown
 
 
@@ -36,20 +60,40 @@ def export(options: Mapping[str, Any], words: Sequence[str]) -> str:
             came with it.
 
     Returns:
-        What was written, in a few lines.
+        What was written, in a few lines; and with `evaluate` the scores.
 
     Raises:
         UserError: every mistake in one message, before the model is built; or it cannot be exported so.
         WriteError: the folder cannot be written.
     """
-    out, format = Path(options["out"]).expanduser(), options.get("format", "onnx")
+    told, scores = exported(options, words)
+    return printable(f"{told}\n\n{scores}" if scores else str(told))
+
+
+def exported(
+    options: Mapping[str, Any],
+    words: Sequence[str],
+    results: Sequence[Result] | None = None,
+    scores: Sequence[Score] | None = None,
+) -> tuple[Exported, FileScores | None]:
+    """What `export` does; and what the file scores, with `evaluate`.
+
+    Args:
+        results, scores: for the card, of a run that has not yet written them.
+    """
+    out, format = Path(options["out"]).expanduser(), options.get("format", ONNX)
     problems = [p for p in [folder_problem(out, bool(options.get("overwrite")))] if p]
     trained = named(options, words, problems)
+    data = None
     if trained:
         problems += _problems(trained, options, format)
+        if not problems and _of_data(options):
+            data = _data(trained, options, problems)
     if problems or trained is None:
         raise UserError("\n".join(problems))
-    model, facts = trained.model(options.get("check_base", True), merged=not FORMATS[format].adapters)
+    check_base = bool(options.get("check_base", True))
+    task, test = tester(trained, data, check_base, pictured=False) if data else (None, None)
+    model, facts = trained.model(check_base, merged=not FORMATS[format].adapters)
     if problem := size_problem(model, options.get("axes", "")):
         raise UserError(problem)
     if format == WEIGHTS:
@@ -58,20 +102,73 @@ def export(options: Mapping[str, Any], words: Sequence[str]) -> str:
         kind = kind_of(trained)
         usual = SINGLE if FORMATS[format].single else AXES[kind][0]
         given = kind(trained, model, facts, options.get("axes", usual))
+    about = _card(trained, model, facts, FORMATS[format].adapters, results, scores)
+    inside = bool(options.get("bytes"))
+    shown = given.preprocess if inside else None
+    calibration = None
+    if data and options.get("quantize") == STATIC:
+        calibration = _calibration(model, training_inputs(task, data, CALIBRATING, "export"), shown)
     told = export_model(
         given.model, given.example, out,
-        format=format, dynamic=given.dynamic, preprocess=given.preprocess, inside=bool(options.get("bytes")),
+        format=format, dynamic=given.dynamic, preprocess=given.preprocess, inside=inside,
         names=given.names, kind=given.kind, scale=given.scale, check=given.check,
-        about=_card(trained, model, facts, FORMATS[format].adapters),
-        overwrite=bool(options.get("overwrite")),
+        quantize=options.get("quantize"), calibration=calibration,
+        about=about, overwrite=bool(options.get("overwrite")),
     )  # fmt: skip
-    return str(told)
+    if test is None or not options.get("evaluate"):
+        return told, None
+    found = file_scores(task, test, told, shown)
+    add_scores(told.folder, _with_file(about, found), found.values)
+    return told, found
+
+
+def _data(trained: Trained, options: Mapping[str, Any], problems: list[str]) -> L.LightningDataModule | None:
+    """The data of the run, which calibrate and test; or a line for each reason why they are not here."""
+    try:
+        return test_data(trained, [])
+    except ConfigError as error:
+        found = error.problems
+    except UserError as error:
+        found = [str(error)]
+    need = " and ".join(_of_data(options))
+    problems += [
+        f"{need}: needs the data of the run: {reason} Or give quantize=dynamic, and leave evaluate out."
+        for reason in found
+    ]
+    return None
+
+
+def _of_data(options: Mapping[str, Any]) -> list[str]:
+    """The options that need the data of the run, as they were given."""
+    return [f"{n}={show(options[n])}" for n in ("quantize", "evaluate") if options.get(n) in (STATIC, True)]
+
+
+def _calibration(model: nn.Module, inputs: list[Any], shown: Mapping[str, Any] | None) -> list[Example]:
+    """What training has shown to the network, as the file takes it."""
+    if shown is None:
+        return inputs
+    return [{name: to_bytes(value, shown) for name, value in inputs_of(model, one).items()} for one in inputs]
+
+
+def _with_file(about: ExportCard, scores: FileScores) -> ExportCard:
+    """A card that has what the file scores beside the scores that it has."""
+    of_file = {label: new for label, _, new in scores.rows}
+    if about.results and {row[0] for row in about.results[1:]} & of_file.keys():
+        header, *rows = about.results
+        rows = [(*row, of_file.get(row[0], UNKNOWN)) for row in rows]
+        return replace(about, results=((*header, "this file"), *rows))
+    return replace(about, results=(("score", "the model", "this file"), *scores.rows))
 
 
 def _problems(trained: Trained, options: Mapping[str, Any], format: str) -> list[str]:
     """What is wrong with the options for this task, one line each."""
+    found = [
+        f"{name}={str(options[name]).lower()}: is of format={ONNX}, and this is {format}; leave it out."
+        for name in ("quantize", "evaluate")
+        if options.get(name) and format != ONNX
+    ]
     if format == WEIGHTS:
-        return [
+        return found + [
             f"{name}={str(options[name]).lower()}: is of no use to format={WEIGHTS}; leave it out."
             for name in ("axes", "bytes")
             if name in options
@@ -79,8 +176,17 @@ def _problems(trained: Trained, options: Mapping[str, Any], format: str) -> list
     try:
         kind = kind_of(trained)
     except UserError as error:
-        return [str(error)]
-    found = []
+        return [*found, str(error)]
+    given = _of_data(options)
+    if given and kind not in TESTED:
+        found.append(
+            f"{' and '.join(given)}: is of classes, numbers, masks and speech with CTC; leave it out."
+        )
+    elif given and options.get("axes") == SINGLE:
+        found.append(
+            f"{' and '.join(given)}: gives the file batches of the run, and axes={SINGLE} takes one size; "
+            "leave one of them out."
+        )
     if FORMATS[format].adapters and not isinstance(trained.source, AdapterSource):
         found.append(
             f"format={format}: writes an adapter beside its base, and none is given; give adapter=PATH."
@@ -94,11 +200,19 @@ def _problems(trained: Trained, options: Mapping[str, Any], format: str) -> list
     return found
 
 
-def _card(trained: Trained, model: nn.Module, facts: Mapping[str, Any], beside: bool) -> ExportCard:
+def _card(
+    trained: Trained,
+    model: nn.Module,
+    facts: Mapping[str, Any],
+    beside: bool,
+    measured: Sequence[Result] | None,
+    shown_by: Sequence[Score] | None,
+) -> ExportCard:
     """What is known of the model, where it comes from and how good it is.
 
     Args:
         beside: the adapter is in a file of its own.
+        measured, shown_by: results and scores of a run that has not yet written them.
     """
     source, kind = trained.source, type(model).__name__
     origin, _ = Origin(config=dict(trained.config), facts=dict(facts)).public()
@@ -107,7 +221,7 @@ def _card(trained: Trained, model: nn.Module, facts: Mapping[str, Any], beside: 
     results: tuple[tuple[str, ...], ...] = ()
     title, summary = base.name, "The base as it is, without an adapter."
     if isinstance(source, AdapterSource):
-        card = card_of(source, source.origin().public()[0])
+        card = card_of(source, source.origin().public()[0], results=measured, scores=shown_by)
         title = f"{card.name} on {base.name}"
         purpose = f" for {card.kind.words}" if card.kind else ""
         where = "in a file of its own" if beside else "that is a part of its weights"

@@ -9,6 +9,7 @@ from dataclasses import fields
 from typing import Any
 
 from lora_lightning.app.compress_options import CHECKS
+from lora_lightning.app.export_options import CHECKS as EXPORT
 from lora_lightning.app.methods import METHODS
 from lora_lightning.app.static_signatures import static_checks, static_signature
 from lora_lightning.config import LoRAConfig
@@ -131,6 +132,7 @@ RULES: dict[str, Check] = {
     "adapters": MAPPING,
     **{f"rates.{method}": RATE for method in METHODS},
     **{f"compress.{name}": check for name, check in CHECKS.items()},
+    **{f"export.{name}": check for name, check in EXPORT.items()},
     "run_dir": TEXT,
     "optim.rate_scale": number(above(0)),
     "lora.quantize": static_checks("lora_lightning.adapters.quantize.quantize")["kind"].or_null(),
@@ -193,7 +195,7 @@ RULES: dict[str, Check] = {
 }
 
 REQUIRED = ("model", "data", "task", "lora", "optim", "schedule", "trainer", "rates", "tuning")
-OPTIONAL = ("callbacks", "compress", "logger", "speedups", "search")
+OPTIONAL = ("callbacks", "compress", "export", "logger", "speedups", "search")
 SEVERAL = ("callbacks",)  # groups of which a list may be chosen
 
 # Arguments that the application passes itself, and what to do instead.

@@ -29,11 +29,12 @@ class Result:
     best_validation: float | None = None
     intervals: dict[str, tuple[float, float]] = field(default_factory=dict)  # of scores, by name
     scratch: bool = False  # the base was random
+    title: str = ""  # in place of the method's name
 
     @property
     def label(self) -> str:
         """The method in words."""
-        return label(self.method, self.scratch)
+        return self.title or label(self.method, self.scratch)
 
     def line(self, scores: Sequence[Score]) -> str:
         """The result in a line, as it is told when a method of several has ended."""

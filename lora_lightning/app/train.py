@@ -17,6 +17,7 @@ from lora_lightning.app.adapters import config_of, names_of
 from lora_lightning.app.build import compared_config
 from lora_lightning.app.check import LAST, last_checkpoint
 from lora_lightning.app.console import say, short_path
+from lora_lightning.app.export_options import is_wanted
 from lora_lightning.app.interrupts import wait_no_more
 from lora_lightning.app.left import Facts, save_updates
 from lora_lightning.app.logged import log_end, log_method
@@ -46,6 +47,7 @@ from lora_lightning.app.search import search
 from lora_lightning.app.sweep import Ended
 from lora_lightning.app.travels import origin_of
 from lora_lightning.app.tune import tuned
+from lora_lightning.errors import UserError
 from lora_lightning.files.locate import FACTS_FILE, read_any
 from lora_lightning.files.random_base import BASE_FILE
 from lora_lightning.files.save_load import load_adapter
@@ -65,6 +67,7 @@ FILES = {
     "contact_sheet.png": "what was found in the first test images, before and after",
     "report.html": "the page of the run: scores, curves, layers, and test data before and after",
     "per_class.csv": "precision, recall and F1 of each class, before and after",
+    "exported": "the file and its card: python run.py there",
     "results.json": "the table above",
     "tuning.json": "what tuning tried",
     "config.yaml": "the whole configuration",
@@ -168,8 +171,13 @@ def train_one(
         facts.planned(run.prepared.plan, run.prepared.trained, run.prepared.total)
     _say_plan(run, folder)
     results = _compare(config, run, plain, goes_on, run_name(config, adapter))
+    failed = _export(config, run, results, folder) if facts else None
     if facts:
         _report(results, run, folder, facts)
+    if failed:
+        raise UserError(
+            f"{failed}\nThe run itself is whole, in {short_path(folder)}: give export.format=null."
+        )
     result = next(r for r in results if r.method == run.method)
     context = HydraConfig.get()
     if not adapter or context.mode == RunMode.MULTIRUN:
@@ -228,6 +236,22 @@ def _compare(
     finally:
         wait_no_more()
         finish(loggers, status)
+
+
+def _export(config: DictConfig, run: Run, results: list[Result], folder: Path) -> UserError | None:
+    """Add the exported file to the results, where that is wanted; or return why it cannot be, which is told
+    when all else has been."""
+    if not is_wanted(config):
+        return None
+    from lora_lightning.app.export_run import exported_result
+
+    try:
+        told, result = exported_result(config, results, run.task.scores, folder)
+    except UserError as error:
+        return error
+    print(f"\n{told}")
+    results.append(result)
+    return None
 
 
 def _compared(config: DictConfig, method: str, goes_on: bool, name: RunName, loggers: Loggers) -> Result:

@@ -9,6 +9,8 @@ from typing import Any
 
 from lora_lightning.utils.tables import printable
 
+CARD = "README.md"
+
 
 @dataclass(frozen=True)
 class ExportCard:
@@ -65,7 +67,8 @@ def card_of(about: ExportCard, facts: Mapping[str, Any], title: str, runs: str) 
 def _difference(facts: Mapping[str, Any]) -> str:
     if not facts["inputs"]:
         return ""
-    return f"{facts['difference']:.1e} of the output's scale from the model, on fresh inputs"
+    which = "inputs of the calibration" if facts["quantize"] == "static" else "fresh inputs"
+    return f"{facts['difference']:.1e} of the output's scale from the model, on {which}"
 
 
 def _said(facts: Mapping[str, Any]) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from lora_lightning.adapters.base_values import refuse_meta
 from lora_lightning.adapters.manage import adapter_names, adapters_off, set_adapter, unmerge
-from lora_lightning.exporting.card import ExportCard, card_of
+from lora_lightning.exporting.card import CARD, ExportCard, card_of
 from lora_lightning.exporting.checks import compare, fresh_inputs
 from lora_lightning.exporting.factors import opened
 from lora_lightning.exporting.folder import FACTS, folder_problem, written
@@ -42,7 +42,8 @@ from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import one_of
 from lora_lightning.utils.sharding import refuse_sharded
 
-CARD, SCRIPT, EXAMPLE = "README.md", "run.py", "example.npz"
+SCRIPT, EXAMPLE = "run.py", "example.npz"
+LIKE = 2  # inputs of a calibration, on which int8 is compared
 SELECTED = ""  # of adapters: those that are
 PREPROCESS, NAMES = "preprocess.json", "names.json"
 
@@ -59,7 +60,8 @@ class Exported:
         files: all names in the folder.
         inputs: names and sizes, with the names of dynamic axes.
         outputs: names.
-        difference: the largest from the adapted model on fresh inputs, of the output's scale.
+        difference: the largest from the adapted model on fresh inputs, or of "static" on those of the
+            calibration, of the output's scale.
         sizes: of the inputs on which it was checked.
         quantize: "dynamic" or "static", where weights are int8.
     """
@@ -78,12 +80,14 @@ class Exported:
     def __str__(self) -> str:
         title = FORMATS[self.format].title + (f", int8 ({self.quantize})" if self.quantize else "")
         lines = [f"{self.folder / self.file}: {self.bytes:,} bytes, {title}"]
+        given = (
+            "inputs of the calibration" if self.quantize == "static" else f"{len(self.sizes)} fresh inputs"
+        )
         if self.inputs:
             shapes = ", ".join(f"{name} ({', '.join(map(str, s))})" for name, s in self.inputs.items())
             lines += [
                 f"takes {shapes}; gives {', '.join(self.outputs)}",
-                f"differs from the model by {self.difference:.1e} of the output's scale at most, on "
-                f"{len(self.sizes)} fresh inputs",
+                f"differs from the model by {self.difference:.1e} of the output's scale at most, on {given}",
             ]
         others = ", ".join(name for name in self.files if name != self.file)
         return "\n".join([*lines, f"beside it: {others}"])
@@ -190,6 +194,7 @@ def export(
             shown_by = [inputs_of(model, one) for one in calibration or ()]
             quantized(folder / form.file, subject, quantize, shown_by)
             run: Any = form.load(folder, subject)
+            pairs[SELECTED] = _wanted(model, shown_by[:LIKE], normal, SELECTED) or pairs[SELECTED]
             difference = compare(run, pairs[SELECTED], f"{out / form.file}", most=inf)
         size = sum(path.stat().st_size for path in folder.iterdir())
         told = _facts(form, format, subject, inputs, axes, kind, inside, size, difference)

@@ -108,6 +108,12 @@ def normalization(shown: Mapping[str, Any] | None) -> tuple[Tensor, Tensor] | No
     return mean, std
 
 
+def to_bytes(pictures: Tensor, shown: Mapping[str, Any]) -> Tensor:
+    """Pictures (batch, 3, height, width) that mean and std have normalized, as the bytes that they were."""
+    mean, std = (torch.tensor(shown[name]).float().view(-1, 1, 1) for name in ("mean", "std"))
+    return ((pictures * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+
+
 def inputs_of(model: nn.Module, example: Example) -> dict[str, Tensor]:
     """An example by the names of the arguments of the model's `forward`, on the CPU and contiguous: a trace
     of a slice has guards on its strides.

@@ -66,7 +66,10 @@ def test_a_base_is_compressed_and_loads_again(here, capsys):
 @pytest.mark.parametrize(
     ("words", "says"),
     [
-        (["compress", "recipe=resnet_digits", "out=small"], "give one of parameters, flops, latency or energy"),
+        (
+            ["compress", "recipe=resnet_digits", "out=small"],
+            "give one of parameters, flops, latency or energy",
+        ),
         (["compress", "recipe=resnet_digits", "out=small", "parameters=0.5", "flops=0.5"], "give one"),
         (["compress", "recipe=resnet_digits", "out=small", "parameters=5"], "parameters=5: give a number"),
         (["compress", "parameters=0.5", "out=small"], "give recipe=NAME, or adapter=FOLDER"),

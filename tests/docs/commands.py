@@ -48,6 +48,7 @@ SPEECH = {
 }
 EMBEDDED = (
     "vit_digits", "resnet_digits", "fcos_shapes", "fasterrcnn_shapes", "accent_espeak", "accent_left_out",
+    "edge_digits", "edge_accent",
 )  # fmt: skip
 MODELS: dict[str, list[str]] = {  # of recipes that are executed: what takes the place of a large model
     **{name: [] for name in EMBEDDED},

@@ -1,0 +1,60 @@
+"""The section `export` of a run: its options, and what is wrong with them before torch is loaded."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from typing import Any
+
+from lora_lightning.files.allowed import BUILDERS
+from lora_lightning.utils.marks import Check, one_of, show
+
+CHECKS: dict[str, Check] = {
+    "format": one_of("onnx").or_null(),
+    "quantize": one_of("dynamic", "static").or_null(),
+}
+TASKS = tuple(  # of which a file is one network
+    f"lora_lightning.tasks.{name}"
+    for name in ("classification.ImageClassifier", "segmentation.SemanticSegmenter", "ctc.SpeechRecognizer")
+)
+BUILT = {**BUILDERS, "task": TASKS}
+LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
+AFTER = "Leave export out, and export when the run has ended: lora-lightning export adapter=RUN out=FOLDER."
+
+
+def is_wanted(values: Mapping[str, Any]) -> bool:
+    """Whether a configuration ends in an exported file."""
+    section = values.get("export")
+    return isinstance(section, Mapping) and section.get("format") is not None
+
+
+def export_problems(values: Mapping[str, Any]) -> list[str]:
+    """What does not go together with `export` in a configuration."""
+    section = values.get("export")
+    if not is_wanted(values):
+        quantize = section.get("quantize") if isinstance(section, Mapping) else None
+        return [f"export.quantize={show(quantize)}: give export.format=onnx with it."] if quantize else []
+    found = []
+    if values.get("method") == "none":
+        found.append(
+            "export: method=none trains nothing: give method=lora, or lora-lightning export recipe=NAME."
+        )
+    for name, known in BUILT.items():
+        node = values.get(name)
+        target = node.get("_target_") if isinstance(node, Mapping) else None
+        if target is not None and target not in known:
+            short = str(target).rpartition(".")[2]
+            why = "is of no kind that a run exports" if name == "task" else "is not of this package"
+            found.append(f"export: {name} {short} {why}. {AFTER}")
+    trainer = values.get("trainer")
+    if isinstance(trainer, Mapping) and _is_several(trainer):
+        found.append(f"export: is for one process, and the run has several. {AFTER}")
+    if lacking := [name for name in LIBRARIES if find_spec(name) is None]:
+        found.append(f"export: needs {', '.join(lacking)}: pip install 'lora-lightning[export]'")
+    return found
+
+
+def _is_several(trainer: Mapping[str, Any]) -> bool:
+    devices = trainer.get("devices")
+    many = len(devices) if isinstance(devices, list) else devices
+    return (isinstance(many, int) and many > 1) or trainer.get("num_nodes", 1) not in (1, None)
