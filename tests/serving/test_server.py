@@ -11,6 +11,7 @@ import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -66,7 +67,11 @@ def test_a_life_of_a_server(tmp_path: Path) -> None:
         assert '"adapter":"cyd"' in post(f"{address}/v1/classify?adapter=cyd", picture(1))
         metrics = urllib.request.urlopen(f"{address}/metrics").read().decode()
         worker = int(re.search(r'lora_adapters_in_memory\{worker="(\d+)"\} 2', metrics)[1])
+        assert urllib.request.urlopen(f"{address}/ready").status == 200
         os.kill(worker, signal.SIGKILL)
+        time.sleep(1)
+        with pytest.raises(urllib.error.HTTPError, match="503"):
+            urllib.request.urlopen(f"{address}/ready")
         again = None
         for _ in range(120):
             with contextlib.suppress(urllib.error.HTTPError, TimeoutError):
@@ -129,3 +134,16 @@ def test_a_server_that_cannot_begin_ends_with_a_message(words: list[str], tmp_pa
     )
     assert ended.returncode == 2 and ended.stdout == ""
     assert "Traceback" not in ended.stderr and len(ended.stderr.strip().splitlines()) == 2, ended.stderr
+
+
+def test_a_listening_process_that_is_killed_ends_the_server_with_a_message(tmp_path: Path) -> None:
+    save_digits(tmp_path / "ada", 0)
+    with server(f"adapters={tmp_path}", "workers=2") as (address, process):
+        asked = [f"{address}/v1/classify?adapter=ada"] * 6
+        with ThreadPoolExecutor(6) as pool:
+            assert len(set(pool.map(lambda url: post(url, picture(1)), asked))) == 1
+        port = address.rpartition(":")[2]
+        held = subprocess.run(["ss", "-ltnpH", f"sport = :{port}"], capture_output=True, text=True).stdout
+        os.kill(int(re.search(r"pid=(\d+)", held)[1]), signal.SIGKILL)
+        assert process.wait(90) == 2
+        assert "the process that listens has ended: start the server again." in process.stderr.read()
