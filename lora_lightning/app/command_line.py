@@ -157,7 +157,7 @@ def _stray(flag: str) -> str:
     bare = flag.lstrip("-")
     if "=" in bare:
         return f"{flag}: options have no dashes here; give {bare}."
-    flags = [f"--{name}" for name in parser_of("train").flags]
+    flags = parser_of("train").flags
     return f"{flag}: there is no such flag.{did_you_mean(flag, flags)} Give one of {', '.join(flags)}."
 
 

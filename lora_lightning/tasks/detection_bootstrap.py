@@ -100,15 +100,16 @@ def matches_of(precision: AveragePrecision) -> list[Matched]:
     found = []
     for label in np.unique(np.concatenate([*truths, np.zeros(0, int)])):
         parts = []
-        for i, (scores, crowds) in enumerate(
+        for i, (given, crowds) in enumerate(
             zip(state["detection_scores"], state["groundtruth_crowds"], strict=True)
         ):
+            scores = given.float().numpy()  # numpy has no bfloat16
             own, there = np.flatnonzero(said[i] == label), np.flatnonzero(truths[i] == label)
-            surest = own[np.argsort(-np.asarray(scores)[own], kind="stable")][:MOST]
+            surest = own[np.argsort(-scores[own], kind="stable")][:MOST]
             crowd = np.asarray(crowds).astype(bool)[there]
             right, counted = match(overlaps[i][np.ix_(surest, there)], crowd)
             parts.append(
-                (np.full(len(surest), i), np.asarray(scores)[surest], right, counted, (~crowd).sum())
+                (np.full(len(surest), i), scores[surest], right, counted, (~crowd).sum())
             )
         images, scores, rights, counts, objects = zip(*parts, strict=True)
         order = np.argsort(-np.concatenate(scores), kind="stable")

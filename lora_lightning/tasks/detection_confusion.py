@@ -53,7 +53,8 @@ def taken_for(precision: AveragePrecision, classes: int, threshold: float) -> Ar
     state = precision.metric_state
     columns = ("groundtruth_labels", "groundtruth_crowds", "detection_labels", "detection_scores")
     for overlap, *rest in zip(overlaps_of(precision), *(state[name] for name in columns), strict=True):
-        truths, crowds, said, scores = (np.asarray(one) for one in rest)
+        truths, crowds, said = (np.asarray(one) for one in rest[:3])
+        scores = rest[3].float().numpy()  # numpy has no bfloat16
         sure = np.flatnonzero(scores >= threshold)
         sure = sure[np.argsort(-scores[sure], kind="stable")]
         crowd = crowds.astype(bool)

@@ -152,7 +152,7 @@ def test_an_embedded_recipe_draws_its_pictures(tmp_path, monkeypatch):
         (["images=images", "out=run", "recipe=fcos_coco"], "out=run is not empty"),
         (["images=images", "out=a"], "give recipe=NAME"),
         (["images=images", "out=a", "recipe=fcos_coc"], "Did you mean 'fcos_coco'"),
-        (["images=images", "out=a", "recipe=my_voice"], "`lora-lightning transcribe` is for speech"),
+        (["images=images", "out=a", "recipe=my_voice"], "Use `lora-lightning transcribe`"),
         (["images=images", "out=a", "recipe=fcos_coco", "top=3"], "top=3: is an option of another kind"),
         (["images=images", "out=a", "adapter=images"], "images"),
         (["images=images", "out=a", "adapter=run/adapter", "ckpt=run/config.yaml"], "give one of the two"),

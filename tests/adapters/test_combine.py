@@ -274,7 +274,7 @@ def test_wrong_options_are_all_named_and_the_model_is_untouched():
     ):
         assert says in str(error.value)
     for options, says in [
-        ({"method": "ties"}, "density=None: ties needs"),
+        ({"method": "ties"}, "density=None: ties drops entries: give"),
         ({"rank": 4}, "rank=4.*linear is exact"),
         ({"weights": [1.0]}, "give one for each"),
         ({"weights": [1.0, -1.0]}, "differs between the adapters, and an average needs"),

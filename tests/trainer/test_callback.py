@@ -218,7 +218,7 @@ def test_bad_options_are_found_at_construction():
         ll.LoRACallback(rnk=8)
     with pytest.raises(ll.ConfigError, match="verify_strict='yes': give true or false"):
         ll.LoRACallback(verify_strict="yes")
-    with pytest.raises(ll.ConfigError, match="not both"):
+    with pytest.raises(ll.ConfigError, match="give one of the two"):
         ll.LoRACallback(ll.LoRAConfig(), rank=8)
 
 
