@@ -1,4 +1,4 @@
-"""Boxes and masks served: those of the adapted models, whoever shares the batch."""
+"""Boxes and masks served: those of the adapted models, each adapter its own."""
 
 import base64
 import io
