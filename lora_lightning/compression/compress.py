@@ -14,7 +14,7 @@ from lora_lightning.compression.by_hand import by_hand
 from lora_lightning.compression.form import Layer, kind_of
 from lora_lightning.compression.forms import FORMS
 from lora_lightning.compression.gather import gather
-from lora_lightning.compression.inputs import look
+from lora_lightning.compression.inputs import batches_of, look
 from lora_lightning.compression.layers import empty, layers_of, put, refuse_adapted
 from lora_lightning.compression.moment import Moment
 from lora_lightning.compression.recurrent_stacks import in_place, stacks_of
@@ -74,9 +74,10 @@ def compress(
 
     Raises:
         ConfigError: none or several of energy, parameters, flops, latency and ranks, or a bad one; neither
-            data nor `plain`; a budget that no choice of ranks meets. The model is untouched.
+            data nor `plain`; data that are no list of batches; a budget that no choice of ranks meets. The
+            model is untouched.
         UserError: the model has an adapter, is sharded or without values; no layer can be compressed; there
-            is no batch, or inputs are not finite.
+            is no batch, the model does not take one, or inputs are not finite.
 
     Example:
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 10))
@@ -98,7 +99,7 @@ def compress(
     refuse_meta(model, "compress")
     layers, left = layers_of(model, exclude)
     refuse_none(layers, left)
-    data = None if data is None else list(data)
+    data = None if data is None else batches_of(data)
     seen = None if data is None else look(model, layers, data)
     counts = next((name for name, share in limits.items() if share is not None), "parameters")
     work = Work(layers, left, seen, plain, counts)

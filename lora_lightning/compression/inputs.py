@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.utils._pytree import tree_leaves
 
 from lora_lightning.adapters.measure import run, seen_inputs
 from lora_lightning.adapters.unharmed import unharmed
@@ -18,7 +19,7 @@ from lora_lightning.compression.form import Layer, kind_of
 from lora_lightning.compression.held import Held
 from lora_lightning.compression.moment import LEADING, WHOLE, Moment
 from lora_lightning.compression.positions import Positions
-from lora_lightning.errors import UserError
+from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.planning.plan import LayerPlan
 from lora_lightning.utils.names import named_modules
 from lora_lightning.utils.progress import working
@@ -42,6 +43,20 @@ class Looked:
     count: int
 
 
+def batches_of(data: Iterable[Any]) -> list[Any]:
+    """The batches of data as a list.
+
+    Raises:
+        ConfigError: they are a single batch, whose rows or names would be taken for batches, or none.
+    """
+    if isinstance(data, (Tensor, Mapping, str, bytes)) or not isinstance(data, Iterable):
+        raise ConfigError([
+            f"data: is one {type(data).__name__}: give a list of batches, each a tensor, a tuple of arguments or "
+            "a dictionary of keyword arguments."
+        ])  # fmt: skip
+    return list(data)
+
+
 def look(model: nn.Module, layers: Mapping[str, Layer], data: Iterable[Any]) -> Looked:
     """Run a model over batches; it is, bit for bit, as it was.
 
@@ -49,7 +64,7 @@ def look(model: nn.Module, layers: Mapping[str, Layer], data: Iterable[Any]) -> 
         data: each batch a tensor, a tuple of arguments or a dictionary of keyword arguments.
 
     Raises:
-        UserError: there is no batch, or some input is not finite.
+        UserError: there is no batch, the model does not take one, or some input is not finite.
     """
     positions: dict[str, Positions] = {}
     tables = {n: layer for n, layer in layers.items() if isinstance(layer, nn.Embedding)}
@@ -64,7 +79,7 @@ def look(model: nn.Module, layers: Mapping[str, Layer], data: Iterable[Any]) -> 
         hooks += [m.register_forward_pre_hook(partial(_look_up, counts[n])) for n, m in tables.items()]
         try:
             batches = working(data, "measuring the layers' inputs", "batches")
-            seen, count = seen_inputs(model, plans, batches, partial(run, model), ranks)
+            seen, count = seen_inputs(model, plans, batches, partial(_run, model), ranks)
         except UserError as error:
             raise UserError(f"data: {error}.") from None
         finally:
@@ -81,6 +96,18 @@ def look(model: nn.Module, layers: Mapping[str, Layer], data: Iterable[Any]) -> 
     moments = {n: Moment(m) for n, m in reached.items()}
     moments |= {n: Moment.of_counts(seen) for n, seen in counts.items()}
     return Looked(moments, positions, dense, count)
+
+
+def _run(model: nn.Module, batch: Any) -> None:
+    try:
+        run(model, batch)
+    except (RuntimeError, TypeError, ValueError, IndexError, KeyError, AttributeError) as error:
+        reason = " ".join(str(error).split())[:240].rstrip(".") or type(error).__name__
+        sizes = ", ".join(str(tuple(t.shape)) for t in tree_leaves(batch) if isinstance(t, Tensor))
+        raise UserError(
+            f"the model does not take a batch of {sizes or type(batch).__name__}: {reason}; "
+            "give what its forward takes"
+        ) from error
 
 
 def _planned(name: str, layer: Layer) -> LayerPlan:

@@ -103,7 +103,7 @@ def leave_unseen(work: Work) -> None:
     for name, layer in list(work.layers.items()):
         if isinstance(layer, Held):
             reason = None if name in work.seen.moments else "no batch reaches it"
-        elif name in work.seen.positions:
+        elif name in work.seen.positions and name in work.seen.moments:  # a call with no rows shows nothing
             reason = None
         else:
             reason = READ if name in work.seen.moments else "no batch reaches it"

@@ -2,6 +2,7 @@
 
 import copy
 import random
+import re
 
 import numpy as np
 import pytest
@@ -284,12 +285,17 @@ def test_what_comes_out_can_be_exported():
         ({"energy": 0.9, "plain": True, "exclude": ["nil"]}, "exclude: 'nil' matches no layer"),
         ({"energy": 0.9, "data": []}, "the data give no batch"),
         ({"energy": 0.9, "data": [torch.full((2, 6), torch.nan)]}, "hold NaN or infinity"),
+        ({"energy": 0.9, "data": torch.zeros(2, 6)}, "data: is one Tensor: give a list of batches"),
+        ({"energy": 0.9, "data": {"x": torch.zeros(2, 6)}}, "data: is one dict: give a list of batches"),
+        ({"energy": 0.9, "data": 5}, "data: is one int: give a list of batches"),
+        ({"energy": 0.9, "data": [torch.zeros(2, 7)]}, "does not take a batch of (2, 7)"),
+        ({"energy": 0.9, "data": [torch.zeros(0, 6)]}, "no batch reaches it"),
     ],
 )
 def test_mistakes_leave_the_model_alone(options, words):
     model = mlp()
     before = {n: t.clone() for n, t in model.state_dict().items()}
-    with pytest.raises(ll.UserError, match=words.replace("(", r"\(")):
+    with pytest.raises(ll.UserError, match=re.escape(words)):
         ll.compress(model, **options)
     assert before.keys() == model.state_dict().keys()
     assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
