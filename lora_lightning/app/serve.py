@@ -34,6 +34,9 @@ def serve(options: Mapping[str, Any], words: Sequence[str]) -> None:
         problems.append("adapter and adapters: give one of the two.")
     if len(options.get("pinned", ())) > options.get("most", 256):
         problems.append("pinned: names more adapters than most= keeps. Give a larger most=.")
+    token = os.environ.get(TOKEN)
+    if token is not None and not token.strip():  # a secret that is not there must not open the server
+        problems.append(f"{TOKEN}: is set and empty. Give a token, or unset it to ask for none.")
     if problems:
         raise UserError("\n".join(problems))
     catalog = catalog_of(options)
@@ -41,7 +44,6 @@ def serve(options: Mapping[str, Any], words: Sequence[str]) -> None:
         catalog.folder(name)
     names = catalog.names()
     count = f"{len(names)} adapter{'s' * (len(names) != 1)}" if names else "the base alone"
-    token = os.environ.get(TOKEN) or None
     given = {n: options[n] for n in ("host", "port", "workers", "threads", "queue", "batch") if n in options}
     accelerator = options.get("device", "auto")
     manners = {"most": options["max_mb"] * MEGABYTE} if "max_mb" in options else {}

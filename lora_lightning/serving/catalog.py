@@ -73,11 +73,11 @@ class Catalog:
         if self.root is None:
             return {}
         try:
-            entries = [e for e in os.scandir(self.root) if NAME.fullmatch(e.name) and e.is_dir()]
+            entries = [e for e in os.scandir(self.root) if NAME.fullmatch(e.name)]
         except OSError:  # a shared folder that is away for a while: what was read before stays
             return {name: path for name, path in self._found.items() if name not in self.fixed}
         places = ((e.name, place) for e in entries for place in (Path(e.path), Path(e.path, IN_RUN)))
-        return {name: place for name, place in places if (place / FILES[0]).is_file()}
+        return {name: place for name, place in places if os.path.isfile(place / FILES[0])}
 
 
 def _shown(name: str) -> str:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from lora_lightning.data.decoding import UNREADABLE, opened_image, read_picture
@@ -15,6 +16,7 @@ from lora_lightning.data.findings import DataError
 from lora_lightning.errors import UserError
 
 KERNEL = 4_000_000  # numbers of a resampling filter: rates without a common divisor need one of gigabytes
+LONGEST = 50  # times the shorter side, of pictures of which nothing is cut off
 VALUES = 192_000  # samples a second, of all channels together: 48 kHz of four, 96 kHz of two
 
 
@@ -52,6 +54,10 @@ def picture_of(body: bytes, limits: Limits) -> Tensor:
     try:
         with opened_image(io.BytesIO(body)) as image:
             width, height = image.size
+    except Image.DecompressionBombError:  # Pillow's own limit, before it says how many
+        raise BadUpload(
+            413, f"the picture is too large; {limits.pixels:,} pixels are allowed: send a smaller one."
+        ) from None
     except UNREADABLE:
         raise BadUpload(
             415, "the file is no picture of a format that is known: send a JPEG or PNG."
@@ -66,6 +72,19 @@ def picture_of(body: bytes, limits: Limits) -> Tensor:
     except (DataError, *UNREADABLE) as error:
         reason = str(error) if isinstance(error, DataError) else type(error).__name__
         raise BadUpload(422, f"the picture is damaged: {reason} Send another.") from None
+
+
+def unstretched(pixels: Tensor) -> Tensor:
+    """A picture that is shown whole, resized by its shorter side.
+
+    Raises:
+        BadUpload: it is so long that resized it would fill the memory, or be no pixel wide.
+    """
+    height, width = pixels.shape[:2]
+    if max(height, width) > LONGEST * min(height, width):
+        told = f"the picture has {width} x {height} pixels: send one at most {LONGEST} times as long as wide."
+        raise BadUpload(422, told)
+    return pixels
 
 
 def wave_of(body: bytes, limits: Limits) -> Tensor:

@@ -20,7 +20,7 @@ from lora_lightning.data.mask_transforms import evaluation_picture
 from lora_lightning.data.picture_transform import FACTS as PREPROCESSING
 from lora_lightning.data.picture_transform import evaluation_transform, preprocessing_of
 from lora_lightning.errors import UserError
-from lora_lightning.serving.inputs import BadUpload, Limits, picture_of
+from lora_lightning.serving.inputs import BadUpload, Limits, picture_of, unstretched
 from lora_lightning.tasks.detection_pictures import confident
 from lora_lightning.tasks.segmentation_maps import class_maps
 from lora_lightning.tasks.tellers import ANumber, teller_of
@@ -129,7 +129,7 @@ class Objects:
 
     def prepare(self, body: bytes, facts: Facts, options: Options) -> Work:
         names = _class_names(facts)
-        pixels = picture_of(body, self.limits)
+        pixels = unstretched(picture_of(body, self.limits))
         image = pixels.permute(2, 0, 1).float() / 255
         height, width = pixels.shape[:2]
 
@@ -164,7 +164,7 @@ class Masks:
         if not {"shorter_side", "mean", "std"} <= facts.keys():
             told = "the adapter does not say how pictures were shown to it: name one that a run has saved."
             raise BadUpload(409, told)
-        pixels = picture_of(body, self.limits).permute(2, 0, 1)
+        pixels = unstretched(picture_of(body, self.limits)).permute(2, 0, 1)
         size = int(pixels.shape[1]), int(pixels.shape[2])
         mean, std = (255 * torch.tensor(facts[name]).view(3, 1, 1) for name in ("mean", "std"))
         image = (evaluation_picture(pixels, facts["shorter_side"]).float() - mean) / std

@@ -2,7 +2,9 @@
 
 import json
 import queue
+import struct
 import time
+import zlib
 from pathlib import Path
 
 import pytest
@@ -68,6 +70,15 @@ def test_answers_are_those_of_predict(engine: Engine, shelf: Path, tmp_path: Pat
     assert base.content["adapter"] is None and base.content["predictions"][0]["label"] in NAMES
 
 
+def bomb() -> bytes:
+    """A PNG whose head says 50000 x 50000 pixels, which Pillow itself refuses."""
+    head = b"IHDR" + struct.pack(">IIBBBBB", 50_000, 50_000, 1, 0, 0, 0, 0)
+    chunks = ((13, head), (0, b"IDAT"))
+    return b"\x89PNG\r\n\x1a\n" + b"".join(
+        struct.pack(">I", length) + chunk + struct.pack(">I", zlib.crc32(chunk)) for length, chunk in chunks
+    )
+
+
 @pytest.mark.parametrize(
     ("ask", "status", "told"),
     [
@@ -78,6 +89,7 @@ def test_answers_are_those_of_predict(engine: Engine, shelf: Path, tmp_path: Pat
         (Ask("ada", "classify", b"%!PS-Adobe-3.0 EPSF-3.0\n"), 415, "no picture"),
         (Ask("ada", "classify", picture(0)[:90]), 422, "damaged"),
         (Ask("ada", "classify", picture(0, (400, 300))), 413, "400 x 300 pixels; 100,000 are allowed"),
+        (Ask("ada", "classify", bomb()), 413, "too large; 100,000 pixels are allowed"),
         (Ask("ada", "classify", picture(0), until=0.0), 504, "too long"),
     ],
 )

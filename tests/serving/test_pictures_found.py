@@ -89,6 +89,8 @@ def test_boxes_are_those_of_the_adapted_model(tmp_path: Path) -> None:
     assert fewer["predictions"] == []
     refused = client.post("/v1/segment?adapter=ada", content=body)
     assert refused.status_code == 404 and "use /v1/detect" in refused.json()["error"]["message"]
+    strip = client.post("/v1/detect?adapter=ada", content=picture(1, (5000, 1)))
+    assert strip.status_code == 422 and "50 times as long as wide" in strip.json()["error"]["message"]
     engine.close()
 
 
@@ -111,4 +113,6 @@ def test_masks_are_those_of_the_adapted_model(tmp_path: Path) -> None:
         assert [c["share"] for c in answer["classes"]] == pytest.approx(shares)
     refused = client.post("/v1/segment?adapter=sizeless", content=body)
     assert refused.status_code == 409 and "how pictures were shown" in refused.json()["error"]["message"]
+    strip = client.post("/v1/segment?adapter=ada", content=picture(1, (5000, 1)))
+    assert strip.status_code == 422 and "50 times as long as wide" in strip.json()["error"]["message"]
     engine.close()

@@ -11,6 +11,8 @@ from desk import client_of
 from served import engine_for, picture, save_digits, save_speech, sound, utterances
 from starlette.requests import Request
 
+from lora_lightning.app.serve import serve
+from lora_lightning.errors import UserError
 from lora_lightning.serving.catalog import Catalog
 from lora_lightning.serving.gate import Gate
 from lora_lightning.serving.inputs import Limits
@@ -205,3 +207,10 @@ def test_who_leaves_frees_the_place() -> None:
     response, desk = asyncio.run(ask())
     assert response.status_code == 499 and ended == [True] and (gate.free, gate.inside) == (1, 0)
     assert desk.metrics.requests == {("/v1/classify", 499): 1}
+
+
+def test_an_empty_token_is_no_open_server(tmp_path: Path, monkeypatch) -> None:
+    for token in ("", " "):
+        monkeypatch.setenv("LORA_LIGHTNING_TOKEN", token)
+        with pytest.raises(UserError, match="LORA_LIGHTNING_TOKEN: is set and empty"):
+            serve({"adapters": str(tmp_path)}, [])

@@ -78,6 +78,7 @@ def test_unknown_damaged_and_foreign_adapters(shelf, tmp_path: Path) -> None:
     ll.save_adapter(other, tmp_path / "other_base")
     shutil.copytree(shelf[0] / "bob", tmp_path / "bob")
     (tmp_path / "empty").mkdir()
+    (tmp_path / "loop").symlink_to("loop")  # which no question about it survives
     store = store_of(tmp_path)
     assert store.catalog.names() == ["bob", "broken", "other_base"]
     for first in (False, True):  # checked against the model, and against an adapter of the same plan
