@@ -51,8 +51,8 @@ def batches_of(data: Iterable[Any]) -> list[Any]:
     """
     if isinstance(data, (Tensor, Mapping, str, bytes)) or not isinstance(data, Iterable):
         raise ConfigError([
-            f"data: is one {type(data).__name__}: give a list of batches, each a tensor, a tuple of arguments or "
-            "a dictionary of keyword arguments."
+            f"data: is one {type(data).__name__}: give a list of batches, each a tensor, a tuple of "
+            "arguments or a dictionary of keyword arguments."
         ])  # fmt: skip
     return list(data)
 
