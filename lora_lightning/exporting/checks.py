@@ -81,19 +81,27 @@ def compare(
                     f"export: {what} gives {theirs.shape} for {sizes} and the model {tuple(ours.shape)}. "
                     "Leave out of dynamic what is of one size, or take another format."
                 )
-            largest = max(largest, _difference(ours.numpy(), theirs))
-            if not largest <= most:
+            difference = _difference(ours.numpy(), theirs)
+            largest = max(largest, difference)
+            if difference > most:
                 raise UserError(
-                    f"export: {what} differs from the model by {largest:.1e} of output {number}'s scale for "
-                    f"{sizes}; at most {most:g} is accepted. Take another format."
+                    f"export: {what} differs from the model by {difference:.1e} of output {number}'s scale "
+                    f"for {sizes}; at most {most:g} is accepted. Take another format."
                 )
     return largest
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:
+    """Of the largest finite value; NaN and infinities have to be the same in both."""
     if not ours.size:
         return 0.0
     if not np.issubdtype(ours.dtype, np.floating):
         return 0.0 if np.array_equal(ours, theirs) else float("inf")
-    scale = max(float(np.abs(ours).max()), 1e-30)
-    return float(np.abs(ours.astype("f8") - theirs.astype("f8")).max()) / scale
+    finite = np.isfinite(ours)
+    if (
+        not np.array_equal(ours[~finite], theirs[~finite], equal_nan=True)
+        or not np.isfinite(theirs[finite]).all()
+    ):
+        return float("inf")
+    ours, theirs = ours[finite].astype("f8"), theirs[finite].astype("f8")
+    return float(np.abs(ours - theirs).max(initial=0.0)) / max(float(np.abs(ours).max(initial=0.0)), 1e-30)

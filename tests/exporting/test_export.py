@@ -13,6 +13,7 @@ from torch import nn
 import lora_lightning as ll
 from lora_lightning.errors import ConfigError, UserError, WriteError
 from lora_lightning.exporting import checks, plain_weights
+from lora_lightning.exporting.checks import compare
 from lora_lightning.utils.libraries import LibraryError
 
 SHOWN = {"input_size": [3, 10, 10], "mean": [0.5, 0.4, 0.3], "std": [0.2, 0.2, 0.3]}
@@ -250,3 +251,25 @@ def test_fresh_inputs_have_two_sizes_and_other_values():
     assert [tuple(v.shape) for v in large.values()] == [(3, 150), (3,)]
     assert abs(large["waves"].mean() - 5) < 0.5 and {*large["lengths"].tolist()} <= {100, 60}
     assert len(checks.fresh_inputs(example, {})) == 1
+
+
+class Branching(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Linear(6, 6)
+
+    def forward(self, x):
+        return self.layer(x) if x.shape[0] < 5 else 2 * self.layer(x)
+
+
+def test_a_model_that_goes_another_way_for_larger_batches_is_refused(tmp_path):
+    with pytest.raises(ll.UserError, match="another way where axis 0 of x is above 4"):
+        ll.export(Branching(), torch.randn(2, 6), tmp_path / "out", format="pt2")
+
+
+def test_nan_is_no_small_difference():
+    pairs = [({}, [torch.tensor([1.0, -torch.inf])])]
+    assert compare(lambda _: [np.array([1, -np.inf], "float32")], pairs, "file") == 0
+    for wrong in ([np.nan, -np.inf], [1, np.inf], [1, np.nan], [1, 0]):
+        with pytest.raises(ll.UserError, match="differs from the model by inf"):
+            compare(lambda _, wrong=wrong: [np.array(wrong, "float32")], pairs, "file")
