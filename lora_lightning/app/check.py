@@ -107,7 +107,8 @@ def problems_of(config: DictConfig) -> list[str]:
 
 def _with_rate(config: DictConfig) -> DictConfig:
     """The same, with some rate where that would follow from a method that there is not, which is told."""
-    method = OmegaConf.to_container(config, resolve=False).get("method")  # it may refer to what is not there
+    plain: Any = OmegaConf.to_container(config, resolve=False)  # it may refer to what is not there
+    method = plain.get("method")
     optim = OmegaConf.select(config, "optim", throw_on_resolution_failure=False)
     known = isinstance(method, str) and method in METHODS
     if known or not isinstance(optim, DictConfig) or not OmegaConf.is_interpolation(optim, "lr"):

@@ -108,9 +108,7 @@ def matches_of(precision: AveragePrecision) -> list[Matched]:
             surest = own[np.argsort(-scores[own], kind="stable")][:MOST]
             crowd = np.asarray(crowds).astype(bool)[there]
             right, counted = match(overlaps[i][np.ix_(surest, there)], crowd)
-            parts.append(
-                (np.full(len(surest), i), scores[surest], right, counted, (~crowd).sum())
-            )
+            parts.append((np.full(len(surest), i), scores[surest], right, counted, (~crowd).sum()))
         images, scores, rights, counts, objects = zip(*parts, strict=True)
         order = np.argsort(-np.concatenate(scores), kind="stable")
         one = Matched(

@@ -108,7 +108,7 @@ def test_options_go_to_the_class_and_others_are_refused():
     assert default.param_groups[0]["momentum"] == 0.9
     adam, _ = optimizer_of([{"params": parameters}], OptimConfig(betas=[0.8, 0.9], eps=1e-6), 10)
     assert (adam.param_groups[0]["betas"], adam.param_groups[0]["eps"]) == ((0.8, 0.9), 1e-6)
-    with pytest.raises(ConfigError, match=r"momentum=0\.9: adamw has no momentum: leave it out; it has betas, eps"):
+    with pytest.raises(ConfigError, match=r"momentum=0\.9: adamw has no momentum: leave it out"):
         OptimConfig(momentum=0.9)
     with pytest.raises(ConfigError, match="give momentum above 0"):
         OptimConfig(name="sgd", momentum=0, nesterov=True)
