@@ -38,7 +38,8 @@ if TYPE_CHECKING:
     from lora_lightning.config import LoRAConfig
     from lora_lightning.errors import AdapterFileError, ConfigError, UserError
     from lora_lightning.exporting.card import ExportCard
-    from lora_lightning.exporting.export import Exported, export
+    from lora_lightning.exporting.export import export
+    from lora_lightning.exporting.exported import Exported
     from lora_lightning.files.extract import extract_lora
     from lora_lightning.files.from_model import lora_state_dict
     from lora_lightning.files.save_load import load_adapter, save_adapter
@@ -81,7 +82,8 @@ MODULES = {  # module -> its public names, as above
     "config": ("LoRAConfig",),
     "errors": ("AdapterFileError", "ConfigError", "UserError"),
     "exporting.card": ("ExportCard",),
-    "exporting.export": ("Exported", "export"),
+    "exporting.export": ("export",),
+    "exporting.exported": ("Exported",),
     "files.extract": ("extract_lora",),
     "files.from_model": ("lora_state_dict",),
     "files.save_load": ("load_adapter", "save_adapter"),

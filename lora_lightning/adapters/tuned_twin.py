@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError, did_you_mean
+from lora_lightning.utils.copying import copied
 from lora_lightning.utils.names import (
     inside,
     is_wrapping,
@@ -63,7 +63,7 @@ def tuned_twin(base: nn.Module, state: Mapping[str, Tensor], heads: Iterable[str
         if name not in given and (tied := next(same, None)) is not None:
             given[name] = given[tied]
     kept = [*own.values(), *(t for m in base.modules() for t in getattr(m, "_flat_weights", ()))]
-    twin = copy.deepcopy(base, {id(tensor): tensor for tensor in kept if tensor is not None})
+    twin = copied(base, {id(tensor): tensor for tensor in kept if tensor is not None})
     shapes = {n: own[n].shape for n, t in given.items() if n in own and own[n].shape != t.shape}
     resized = {n: tuple(s) for n, s in shapes.items() if inside(n, heads) and _fits(own[n], given[n])}
     problems = [

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterator, Mapping, Set
 from typing import Any, cast
 
@@ -15,6 +14,7 @@ from lora_lightning.adapters.manage import adapters_off, merge, unmerge
 from lora_lightning.adapters.measure import run
 from lora_lightning.adapters.state import state_of, update_of
 from lora_lightning.layers.registry import LoRALayer, lora_layers, update_ids
+from lora_lightning.utils.copying import copied
 from lora_lightning.utils.names import named_parameters, own_buffers, submodule
 from lora_lightning.utils.sharding import refuse_sharded
 from lora_lightning.utils.tables import truncate_list
@@ -103,7 +103,7 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 def _randomized(model: nn.Module) -> nn.Module:
     """A copy in which every update changes something: a fresh B is zero, a fresh head may be, and would hide
     a fault."""
-    model = copy.deepcopy(model)
+    model = copied(model)
     unmerge(model)
     updates = update_ids(model)
     for parameter in model.parameters():
@@ -117,7 +117,7 @@ def _randomized(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _off_is_base(model: nn.Module, batch: Any) -> list[str]:
-    base = copy.deepcopy(model)
+    base = copied(model)
     eject(base)
     for parameter, original in zip(base.parameters(), _base_parameters(model), strict=True):
         parameter.requires_grad_(original.requires_grad)

@@ -33,8 +33,8 @@ from lora_lightning.app.training_inputs import training_inputs
 from lora_lightning.app.upload import card_of
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.exporting.card import ExportCard
-from lora_lightning.exporting.export import Exported
 from lora_lightning.exporting.export import export as export_model
+from lora_lightning.exporting.exported import Exported
 from lora_lightning.exporting.folder import folder_problem
 from lora_lightning.exporting.formats import FORMATS
 from lora_lightning.exporting.scores import add_scores

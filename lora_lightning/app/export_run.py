@@ -10,7 +10,7 @@ from omegaconf import DictConfig
 
 from lora_lightning.app.export import exported
 from lora_lightning.app.results import Result
-from lora_lightning.exporting.export import Exported
+from lora_lightning.exporting.exported import Exported
 from lora_lightning.tasks.scores import Score
 
 FOLDER = "exported"  # of the run's

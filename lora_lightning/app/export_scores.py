@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from lora_lightning.app.evaluate import score_rows
 from lora_lightning.errors import UserError
 from lora_lightning.exporting.checks import Run
-from lora_lightning.exporting.export import Exported
+from lora_lightning.exporting.exported import Exported
 from lora_lightning.exporting.onnx import load
 from lora_lightning.exporting.subject import sizes_of, to_bytes
 from lora_lightning.utils.tables import format_table

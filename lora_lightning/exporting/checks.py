@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from lora_lightning.errors import UserError
+from lora_lightning.exporting.guards import Elsewhere
 from lora_lightning.exporting.subject import BATCH, Axes, sizes_of
 
 Arrays = dict[str, np.ndarray]
+Inputs = Mapping[str, Tensor]
 Run = Callable[[Arrays], list[np.ndarray]]
 MOST = 1e-4  # of the output's scale
 
@@ -48,9 +50,14 @@ def _like(tensor: Tensor, shape: Sequence[int], source: torch.Generator) -> Tens
     return (torch.randn(shape, generator=source) * deviation + values.mean()).to(tensor.dtype)
 
 
+def array_of(tensor: Tensor) -> np.ndarray:
+    """A tensor's values; of bfloat16, which numpy does not have, in float32."""
+    return (tensor.float() if tensor.dtype == torch.bfloat16 else tensor).numpy()
+
+
 def compare(
     run: Run,
-    pairs: Sequence[tuple[Mapping[str, Tensor], Sequence[Tensor]]],
+    pairs: Sequence[tuple[Inputs, Sequence[Tensor]]],
     what: str,
     most: float = MOST,
 ) -> float:
@@ -68,7 +75,7 @@ def compare(
     for inputs, wanted in pairs:
         sizes = sizes_of(inputs)
         try:
-            given = run({name: value.numpy() for name, value in inputs.items()})
+            given = run({name: array_of(value) for name, value in inputs.items()})
         except Exception as error:  # the runtimes' own
             reason = " ".join(str(error).split())[:240].rstrip(".") or type(error).__name__
             raise UserError(
@@ -81,14 +88,49 @@ def compare(
                     f"export: {what} gives {theirs.shape} for {sizes} and the model {tuple(ours.shape)}. "
                     "Leave out of dynamic what is of one size, or take another format."
                 )
-            difference = _difference(ours.numpy(), theirs)
+            difference = _difference(array_of(ours), theirs)
             largest = max(largest, difference)
             if difference > most:
+                half = "Give model.float(), or take" if ours.dtype == torch.float16 else "Take"
                 raise UserError(
                     f"export: {what} differs from the model by {difference:.1e} of output {number}'s scale "
-                    f"for {sizes}; at most {most:g} is accepted. Take another format."
+                    f"for {sizes}; at most {most:g} is accepted. {half} another format."
                 )
     return largest
+
+
+def refuse_elsewhere(
+    run: Run, model: Callable[[Inputs], list[Tensor]], found: Sequence[Elsewhere], kind: str
+) -> None:
+    """Refuse a file that gives something else than its model at a size that its graph was not traced for. A
+    size that the model itself does not take is no such thing, nor a smaller one that the file does not take.
+
+    Args:
+        model: gives the model's outputs, or raises UserError.
+        kind: the model's, for errors.
+
+    Raises:
+        UserError: it is one.
+    """
+    for other in found:
+        try:
+            wanted = model(other.inputs)
+        except UserError:
+            continue
+        try:
+            given = run({name: array_of(value) for name, value in other.inputs.items()})
+        except Exception:  # the runtimes' own
+            same = not other.larger
+        else:
+            same = all(
+                tuple(ours.shape) == theirs.shape and _difference(array_of(ours), theirs) <= MOST
+                for ours, theirs in zip(wanted, given, strict=True)
+            )
+        if not same:
+            raise UserError(
+                f"export: {kind} computes in another way where {other.where}, and a file has one way alone. "
+                "Leave that axis out of dynamic."
+            )
 
 
 def _difference(ours: np.ndarray, theirs: np.ndarray) -> float:

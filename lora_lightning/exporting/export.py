@@ -2,95 +2,36 @@
 
 from __future__ import annotations
 
-import contextlib
-import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from lora_lightning.adapters.base_values import refuse_meta
-from lora_lightning.adapters.manage import adapter_names, adapters_off, set_adapter, unmerge
+from lora_lightning.adapters.manage import adapter_names
+from lora_lightning.errors import ConfigError, UserError
+from lora_lightning.exporting.beside import facts_of, write_beside, write_json
 from lora_lightning.exporting.card import CARD, ExportCard, card_of
-from lora_lightning.exporting.checks import compare, fresh_inputs
+from lora_lightning.exporting.checks import Run, compare, fresh_inputs, refuse_elsewhere
+from lora_lightning.exporting.exported import Exported
 from lora_lightning.exporting.factors import opened
 from lora_lightning.exporting.folder import FACTS, folder_problem, written
-from lora_lightning.exporting.formats import FORMATS, Format
-from lora_lightning.exporting.meaning import KINDS, meaning_problems
+from lora_lightning.exporting.formats import FORMATS
+from lora_lightning.exporting.guards import elsewhere
+from lora_lightning.exporting.meaning import meaning_problems, misfit
 from lora_lightning.exporting.quantize import quantize_problems, quantized
-from lora_lightning.exporting.script import script_of
-from lora_lightning.exporting.subject import (
-    Axes,
-    Example,
-    Subject,
-    axes_of,
-    copied,
-    inputs_of,
-    named_outputs,
-    normalization,
-    refused,
-    subject_of,
-)
+from lora_lightning.exporting.reference import SELECTED, Reference, as_bytes
+from lora_lightning.exporting.subject import Example, axes_of, inputs_of, subject_of
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import one_of
 from lora_lightning.utils.sharding import refuse_sharded
 
-SCRIPT, EXAMPLE = "run.py", "example.npz"
 LIKE = 2  # inputs of a calibration, on which int8 is compared
-SELECTED = ""  # of adapters: those that are
-PREPROCESS, NAMES = "preprocess.json", "names.json"
-
-
-@dataclass(frozen=True)
-class Exported:
-    """A folder that was written.
-
-    Attributes:
-        folder: where it is.
-        format: a key of `lora_lightning.exporting.formats.FORMATS`.
-        file: the model's file in it.
-        bytes: of that file, and of the weights beside it.
-        files: all names in the folder.
-        inputs: names and sizes, with the names of dynamic axes.
-        outputs: names.
-        difference: the largest from the adapted model on fresh inputs, or of "static" on those of the
-            calibration, of the output's scale.
-        sizes: of the inputs on which it was checked.
-        quantize: "dynamic" or "static", where weights are int8.
-    """
-
-    folder: Path
-    format: str
-    file: str
-    bytes: int
-    files: tuple[str, ...]
-    inputs: dict[str, tuple[int | str, ...]]
-    outputs: tuple[str, ...]
-    difference: float
-    sizes: tuple[dict[str, tuple[int, ...]], ...]
-    quantize: str | None = None
-
-    def __str__(self) -> str:
-        title = FORMATS[self.format].title + (f", int8 ({self.quantize})" if self.quantize else "")
-        lines = [f"{self.folder / self.file}: {self.bytes:,} bytes, {title}"]
-        given = (
-            "inputs of the calibration" if self.quantize == "static" else f"{len(self.sizes)} fresh inputs"
-        )
-        if self.inputs:
-            shapes = ", ".join(f"{name} ({', '.join(map(str, s))})" for name, s in self.inputs.items())
-            lines += [
-                f"takes {shapes}; gives {', '.join(self.outputs)}",
-                f"differs from the model by {self.difference:.1e} of the output's scale at most, on {given}",
-            ]
-        others = ", ".join(name for name in self.files if name != self.file)
-        return "\n".join([*lines, f"beside it: {others}"])
+PLAIN = "safetensors"  # the format that is no program
 
 
 def export(
@@ -158,12 +99,14 @@ def export(
         ('README.md', 'export.json', 'model.safetensors')
     """
     out = Path(out).expanduser()
-    kind = kind or ("class" if names and format != "safetensors" else None)
+    kind = kind or ("class" if names and format != PLAIN else None)
     problems = [
         folder_problem(out, overwrite),
         _lacking(example, format),
         _fixed(dynamic, format),
-        *meaning_problems(names, kind, preprocess, inside),
+        *meaning_problems(names, kind, preprocess, inside, scale),
+        _no_list("check", check),
+        _no_card(about),
         *quantize_problems(quantize, calibration, format),
     ]
     require(export, locals(), problems)
@@ -171,39 +114,45 @@ def export(
     refuse_meta(model, "export")
     form = FORMATS[format]
     inputs = {} if example is None else inputs_of(model, example)
+    _refuse_bfloat16(model, inputs, format)
     axes = axes_of(inputs, dynamic)
     shown = dict(preprocess or {})
-    tried = [inputs_of(model, one) for one in check] if check else None
+    tried = [inputs_of(model, one, "check") for one in check or ()]
+    shown_by = [inputs_of(model, one, "calibration") for one in calibration or ()]
     if inside:
-        inputs = {name: _bytes(value) for name, value in inputs.items()}
-        tried = [{name: _bytes(value) for name, value in one.items()} for one in tried] if tried else None
+        inputs = {name: as_bytes(value) for name, value in inputs.items()}
+        tried = [{name: as_bytes(value) for name, value in one.items()} for one in tried]
     tried = [] if example is None else tried or fresh_inputs(inputs, axes)
     normal = shown if inside else None
     subject = (opened if form.adapters else subject_of)(model, inputs, axes, normal)
     choices = [None, *adapter_names(model)] if form.adapters else [SELECTED]
-    pairs = {choice: _wanted(model, tried, normal, choice) for choice in choices}
+    models = {choice: Reference(model, normal, choice) for choice in choices}
+    pairs = {choice: [(one, models[choice](one)) for one in tried] for choice in choices}
+    if problem := misfit(kind, names, next((found for _, found in pairs[choices[0]]), None)):
+        raise ConfigError([problem])
     with written(out, overwrite) as folder:
         form.write(subject, folder)
         runs = form.load(folder, subject)
-        of_each = runs if isinstance(runs, dict) else {SELECTED: runs}
+        of_each: dict[str | None, Run] = runs if isinstance(runs, dict) else {SELECTED: runs}
+        others = elsewhere(subject, inputs, axes)
+        refuse_elsewhere(of_each[choices[0]], models[choices[0]], others, type(subject.network).__name__)
         difference = max(
             compare(run, pairs[choice], f"{out / form.file}{f' with {choice}' if choice else ''}")
             for choice, run in of_each.items()
         )
         if quantize is not None:
-            shown_by = [inputs_of(model, one) for one in calibration or ()]
             quantized(folder / form.file, subject, quantize, shown_by)
             run: Any = form.load(folder, subject)
-            pairs[SELECTED] = _wanted(model, shown_by[:LIKE], normal, SELECTED) or pairs[SELECTED]
-            difference = compare(run, pairs[SELECTED], f"{out / form.file}", most=inf)
+            like = [(one, models[SELECTED](one)) for one in shown_by[:LIKE]] or pairs[SELECTED]
+            difference = compare(run, like, f"{out / form.file}", most=inf)
         size = sum(path.stat().st_size for path in folder.iterdir())
-        told = _facts(form, format, subject, inputs, axes, kind, inside, size, difference)
+        told = facts_of(form, format, subject, inputs, axes, kind, inside, size, difference)
         told["quantize"] = quantize
-        _write_beside(folder, form, told, inputs, preprocess, names, kind, scale)
+        write_beside(folder, form, told, inputs, preprocess, names, kind, scale)
         told["files"] = sorted([*(path.name for path in folder.iterdir()), CARD, FACTS])
         text = card_of(about or ExportCard(), told, form.title, " ".join(form.needs))
         (folder / CARD).write_text(text, encoding="utf-8")
-        _write_json(folder / FACTS, told)
+        write_json(folder / FACTS, told)
     return Exported(
         out, format, form.file, size, tuple(told["files"]),
         {one["name"]: tuple(one["shape"]) for one in told["inputs"]},
@@ -213,7 +162,7 @@ def export(
 
 
 def _lacking(example: Example | None, format: str) -> str | None:
-    if example is not None or format == "safetensors":
+    if example is not None or format == PLAIN:
         return None
     return "example=None: give inputs that the model takes; format='safetensors' alone needs none."
 
@@ -224,108 +173,27 @@ def _fixed(dynamic: bool | Mapping[str, Mapping[int, str]], format: str) -> str 
     return f"dynamic={dynamic!r}: {format} plans its memory for inputs of one size: give dynamic=False."
 
 
-@torch.no_grad()
-def _wanted(
-    model: nn.Module,
-    tried: Sequence[Mapping[str, Tensor]],
-    shown: Mapping[str, Any] | None,
-    choice: str | None,
-) -> list[tuple[Mapping[str, Tensor], list[Tensor]]]:
-    """Inputs and what the adapted model, of which nothing is merged, gives for them.
+def _no_list(option: str, given: object) -> str | None:
+    if given is None or isinstance(given, (list, tuple)):
+        return None
+    return f"{option}: is of type {type(given).__name__}: give a list of inputs, each as example is."
 
-    Args:
-        choice: the adapter; None is none of them, SELECTED those that are selected.
+
+def _no_card(about: object) -> str | None:
+    if about is None or isinstance(about, ExportCard):
+        return None
+    return f"about={about!r}: give an ExportCard."
+
+
+def _refuse_bfloat16(model: nn.Module, inputs: Mapping[str, Tensor], format: str) -> None:
+    """Refuse what no array of numpy holds, and run.py gives arrays to the runtimes.
 
     Raises:
-        UserError: it does not take them.
+        UserError: the model or its inputs are in bfloat16.
     """
-    twin = copied(model).eval().cpu()
-    if choice:
-        unmerge(twin)
-        set_adapter(twin, choice)
-    moved = normalization(shown)
-    pairs = []
-    for one in tried:
-        given = dict(one)
-        if moved is not None:
-            given = {name: (value.float() / 255 - moved[0]) / moved[1] for name, value in one.items()}
-        base = adapters_off(twin) if choice is None else contextlib.nullcontext()
-        with base, refused(twin, given, "Leave out of dynamic what is of one size, or give check=."):
-            found = named_outputs(twin(**given))
-        pairs.append((one, [tensor for _, tensor in found]))
-    return pairs
-
-
-def _bytes(pictures: Tensor) -> Tensor:
-    """Pictures of bytes of the size of an example's."""
-    if pictures.dtype == torch.uint8:
-        return pictures
-    source = torch.Generator().manual_seed(0)
-    return torch.randint(256, pictures.shape, generator=source, dtype=torch.uint8)
-
-
-def _facts(
-    form: Format,
-    name: str,
-    subject: Subject,
-    inputs: Mapping[str, Tensor],
-    axes: Axes,
-    kind: str | None,
-    inside: bool,
-    size: int,
-    difference: float,
-) -> dict[str, Any]:
-    """What export.json says, but for the names of the files."""
-    return {
-        "format": name,
-        "file": form.file,
-        "bytes": size,
-        "network": type(subject.network).__name__,
-        "inputs": [
-            {
-                "name": key,
-                "dtype": str(value.dtype).removeprefix("torch."),
-                "shape": [axes.get(key, {}).get(axis, length) for axis, length in enumerate(value.shape)],
-            }
-            for key, value in inputs.items()
-        ],
-        "outputs": list(subject.outputs),
-        "means": KINDS.get(kind or "", ""),
-        "inside": inside,
-        "difference": difference,
-        "versions": {package: found for package in form.packages if (found := _version(package))},
-    }
-
-
-def _write_beside(
-    folder: Path,
-    form: Format,
-    told: Mapping[str, Any],
-    inputs: Mapping[str, Tensor],
-    preprocess: Mapping[str, Any] | None,
-    names: Sequence[str] | None,
-    kind: str | None,
-    scale: Mapping[str, float] | None,
-) -> None:
-    """The example, run.py, preprocessing and names."""
-    if form.imports:
-        arrays: dict[str, Any] = {name: value.numpy() for name, value in inputs.items()}
-        np.savez(folder / EXAMPLE, **arrays)
-        text = script_of(form, tuple(inputs), kind or "", preprocess, told["inside"])
-        (folder / SCRIPT).write_text(text, encoding="utf-8")
-    if preprocess is not None:
-        _write_json(folder / PREPROCESS, {**preprocess, "inside": told["inside"]})
-    if names is not None or kind is not None:
-        about = {"kind": kind, "names": list(names or ()), "temperature": 1.0, **(scale or {})}
-        _write_json(folder / NAMES, about)
-
-
-def _write_json(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return None
+    tensors = [*model.parameters(), *model.buffers(), *inputs.values()]
+    if format != PLAIN and any(tensor.dtype == torch.bfloat16 for tensor in tensors):
+        raise UserError(
+            f"export: {type(model).__name__} or its inputs are in bfloat16, which run.py's arrays cannot be: "
+            "give model.float(), and inputs in float32."
+        )

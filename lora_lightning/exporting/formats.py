@@ -19,8 +19,10 @@ settings.log_severity_level = 3  # it warns of inputs with values
 model = onnxruntime.InferenceSession(here / "base.onnx", settings, providers=["CPUExecutionProvider"])
 options = onnxruntime.RunOptions()  # of a request; without an adapter it is the base's
 if sys.argv[-1].startswith("adapter="):
-    adapter = onnxruntime.LoraAdapter()
-    adapter.Load(str(here / f"{sys.argv.pop()[8:]}.onnx_adapter"))
+    name, adapter = sys.argv.pop()[8:], onnxruntime.LoraAdapter()
+    if name not in (names := [path.stem for path in here.glob("*.onnx_adapter")]):
+        sys.exit(f"adapter={name}: give one of {', '.join(sorted(names))}")
+    adapter.Load(str(here / f"{name}.onnx_adapter"))
     options.add_active_adapter(adapter)"""
 
 EXECUTORCH = """\

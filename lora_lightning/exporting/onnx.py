@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from lora_lightning.errors import UserError
 from lora_lightning.exporting.checks import Arrays, Run
 from lora_lightning.exporting.program import program_of, told_as
 from lora_lightning.exporting.recurrent import recurrent_nodes
@@ -75,13 +76,20 @@ def opened_session(file: Path) -> Any:
 
     Raises:
         LibraryError: onnxruntime is missing.
+        UserError: it does not take the file.
     """
     with loading("onnxruntime", "export"):
         import onnxruntime
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     options.intra_op_num_threads = torch.get_num_threads()
-    return onnxruntime.InferenceSession(file, sess_options=options, providers=["CPUExecutionProvider"])
+    try:
+        return onnxruntime.InferenceSession(file, sess_options=options, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's own, of many kinds
+        reason = " ".join(str(error).split())[:240].rstrip(".")
+        raise UserError(
+            f"export: onnxruntime cannot load {file.name}: {reason}. Take another format."
+        ) from None
 
 
 def _name_axes(model: Any, subject: Subject) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from lora_lightning.exporting.checks import Arrays, Run
+from lora_lightning.exporting.checks import Arrays, Run, array_of
 from lora_lightning.exporting.subject import Subject
 from lora_lightning.files.weights import weights_writer
 
@@ -32,7 +32,8 @@ def load(folder: Path, subject: Subject) -> Run:
 
     @torch.no_grad()
     def run(inputs: Arrays) -> list[Any]:
-        return [tensor.numpy() for tensor in model(*map(torch.from_numpy, inputs.values()))]
+        given = [torch.from_numpy(inputs[name]).to(like.dtype) for name, like in subject.inputs.items()]
+        return [array_of(tensor) for tensor in model(*given)]
 
     return run
 

@@ -21,11 +21,9 @@ LINES = re.compile(
     r"(?:Constraints violated|specialized|[Cc]ould not|data-dependent|Unsupported|not support)"
 )
 
-LONGEST = 4096  # sizes of an axis that are tried
-
 
 def program_of(subject: Subject) -> ExportedProgram:
-    """The graph, its dynamic axes of any size.
+    """The graph, its dynamic axes of any size; the subject is told under which conditions.
 
     Raises:
         UserError: the model cannot be traced as a whole, or fixes an axis that is to be dynamic.
@@ -37,36 +35,8 @@ def program_of(subject: Subject) -> ExportedProgram:
         program = torch.export.export(
             subject.model, tuple(subject.inputs.values()), dynamic_shapes={"inputs": shapes}
         )
-    _refuse_branches(subject, program)
+    subject.guards[:] = program._guards_code
     return program
-
-
-@torch.no_grad()
-def _refuse_branches(subject: Subject, program: ExportedProgram) -> None:
-    """Refuse a model that goes another way from some size of an axis on: the graph has one way alone, and
-    most runtimes take it for every size. A size that the model itself does not take is no such thing.
-
-    Raises:
-        UserError: it is one.
-    """
-    nodes = [node for node in program.graph.nodes if node.op == "placeholder"][-len(subject.inputs) :]
-    sizes = dict(zip(subject.inputs, (node.meta["val"].shape for node in nodes), strict=True))
-    for symbol, allowed in program.range_constraints.items():
-        axes = [(n, i) for n, shape in sizes.items() for i, s in enumerate(shape) if str(s) == str(symbol)]
-        if not axes or not allowed.upper.is_Integer or allowed.upper > LONGEST:
-            continue
-        most, given = int(allowed.upper), dict(subject.inputs)
-        for name, axis in axes:
-            given[name] = given[name].narrow(axis, 0, 1).repeat_interleave(most + 1, axis)
-        try:
-            subject.model(*given.values())
-        except Exception:  # the model's own limit
-            continue
-        name, axis = axes[0]
-        raise UserError(
-            f"export: {type(subject.network).__name__} computes in another way where axis {axis} of {name} "
-            f"is above {most}, and a file has one way alone. Leave that axis out of dynamic."
-        )
 
 
 @contextlib.contextmanager

@@ -32,6 +32,9 @@ def quantize_problems(quantize: str | None, calibration: Sequence[Any] | None, f
         )
     if format != "onnx":
         return [f"quantize={quantize!r}: not with format={format!r}: give format='onnx', or leave it out."]
+    if calibration is not None and not isinstance(calibration, (list, tuple)):
+        kind = type(calibration).__name__
+        return [f"calibration: is of type {kind}: give a list of inputs, each as example is."]
     if quantize == "static" and not calibration:
         return [
             "quantize='static': give calibration, a list of a few dozen inputs such as the model will meet; "

@@ -8,14 +8,20 @@ from typing import Any
 from lora_lightning.exporting.formats import Format
 from lora_lightning.exporting.meaning import SOUND, is_pictures
 
+HERE = """\
+    if not Path(sys.argv[1]).is_file():
+        sys.exit(f"{sys.argv[1]}: there is no such file; give {GIVEN}")"""
 PICTURE = """\
-    picture = np.load(sys.argv[1]).transpose(2, 0, 1)[None]  # (height, width, 3), uint8"""
+    picture = np.load(sys.argv[1])
+    if picture.dtype != np.uint8 or picture.shape[2:] != (3,):
+        sys.exit(f"{sys.argv[1]}: give (height, width, 3) in uint8, not {picture.shape}, {picture.dtype}")"""
 NORMALIZED = """\
     shown = json.loads((here / "preprocess.json").read_text())
-    mean, std = (np.reshape(shown[name], (-1, 1, 1)) for name in ("mean", "std"))
-    picture = ((picture / 255 - mean) / std).astype("float32")"""
+    picture = ((picture / 255 - shown["mean"]) / shown["std"]).astype("float32")"""
 WAVE = """\
-    with wave.open(sys.argv[1]) as file:  # 16 bits, one channel, at the rate in preprocess.json
+    with wave.open(sys.argv[1]) as file:
+        if (file.getnchannels(), file.getsampwidth(), file.getframerate()) != (1, 2, RATE):
+            sys.exit(f"{sys.argv[1]}: give one channel of 16 bits, RATE samples a second")
         sound = np.frombuffer(file.readframes(-1), "<i2").astype("float32")[None] / 32768"""
 TOLD = {
     "class": """\
@@ -57,16 +63,20 @@ def script_of(
     argument, lines, standard = "inputs.npz", [], {"sys"}
     if is_pictures(preprocess) and len(inputs) == 1:
         argument, lines = "picture.npy", [PICTURE, *([] if inside else [NORMALIZED])]
-        lines.append(f'    inputs = {{"{inputs[0]}": picture}}')
+        lines.append(f'    inputs = {{"{inputs[0]}": picture.transpose(2, 0, 1)[None]}}')
         standard |= set() if inside else {"json"}
     elif preprocess is not None and SOUND in preprocess and len(inputs) <= 2:
         lengths = "".join(f', "{name}": np.array([sound.shape[1]])' for name in inputs[1:])
-        lines = [WAVE, f'    inputs = {{"{inputs[0]}": sound{lengths}}}']
+        lines = [
+            WAVE.replace("RATE", str(preprocess[SOUND])),
+            f'    inputs = {{"{inputs[0]}": sound{lengths}}}',
+        ]
         argument = "recording.wav"
         standard |= {"wave"}
     else:
         lines = ["    inputs = dict(np.load(sys.argv[1]))"]
     standard |= {"json"} if kind else set()
+    lines = [HERE.replace("{GIVEN}", argument), *lines]
     needs = ", ".join(form.needs)
     words = f"[{argument}]{' [adapter=NAME]' if form.adapters else ''}"
     return "\n".join(

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass
 from typing import Any
 
 import torch
@@ -17,10 +16,13 @@ from lora_lightning.adapters.eject import eject
 from lora_lightning.errors import ConfigError, UserError, did_you_mean
 from lora_lightning.kernels.quantized_tensor import QuantizedTensor
 from lora_lightning.layers.registry import lora_layers
+from lora_lightning.utils import copying
+from lora_lightning.utils.marks import is_whole
 
 Example = Tensor | Sequence[Tensor] | Mapping[str, Tensor]
 Axes = dict[str, dict[int, str]]  # of inputs, by dimension: their names
 BATCH = "batch"
+AXES_BY_INPUT = 'by input the names of axes, {"x": {0: "batch"}}'
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,8 @@ class Subject:
         inputs: an example by name, no dynamic axis of which has the size 1.
         dynamic: the axes whose sizes may differ, of some inputs: dimension -> name. Those of one name agree.
         outputs: the names of what comes out.
+        guards: the conditions on sizes under which the graph was traced, as torch writes them; filled when
+            it is.
     """
 
     model: nn.Module
@@ -40,6 +44,7 @@ class Subject:
     inputs: dict[str, Tensor]
     dynamic: Axes
     outputs: tuple[str, ...]
+    guards: list[str] = field(default_factory=list, kw_only=True)
 
 
 class Flat(nn.Module):
@@ -92,10 +97,10 @@ def copied(model: nn.Module) -> nn.Module:
     """A copy of a model without the Trainer that a LightningModule belongs to."""
     trainer = getattr(model, "_trainer", None)
     if trainer is None:
-        return copy.deepcopy(model)
+        return copying.copied(model)
     model._trainer = None  # type: ignore[assignment]  # of a module that has one
     try:
-        return copy.deepcopy(model)
+        return copying.copied(model)
     finally:
         model._trainer = trainer
 
@@ -114,9 +119,12 @@ def to_bytes(pictures: Tensor, shown: Mapping[str, Any]) -> Tensor:
     return ((pictures * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
 
 
-def inputs_of(model: nn.Module, example: Example) -> dict[str, Tensor]:
+def inputs_of(model: nn.Module, example: Example, option: str = "example") -> dict[str, Tensor]:
     """An example by the names of the arguments of the model's `forward`, on the CPU and contiguous: a trace
     of a slice has guards on its strides.
+
+    Args:
+        option: that it was given as, for errors.
 
     Raises:
         UserError: it is no tensors, or does not fit the arguments.
@@ -132,20 +140,21 @@ def inputs_of(model: nn.Module, example: Example) -> dict[str, Tensor]:
         if strange := [name for name in given if name not in takes]:
             near = did_you_mean(strange[0], takes)
             raise UserError(
-                f"example: {type(model).__name__} takes no {strange[0]!r}.{near} It takes {', '.join(takes)}."
+                f"{option}: {type(model).__name__} takes no {strange[0]!r}.{near} "
+                f"It takes {', '.join(takes)}."
             )
     else:
-        several = [example] if isinstance(example, Tensor) else list(example)
+        several = list(example) if isinstance(example, (list, tuple)) else [example]
         if len(several) > len(takes):
             raise UserError(
-                f"example: {len(several)} inputs for {type(model).__name__}, which takes {', '.join(takes)}: "
-                "give no more."
+                f"{option}: {len(several)} inputs for {type(model).__name__}, which takes "
+                f"{', '.join(takes)}: give no more."
             )
         given = dict(zip(takes, several, strict=False))
     if not given or not all(isinstance(value, Tensor) for value in given.values()):
         kinds = ", ".join(type(value).__name__ for value in given.values()) or "nothing"
         raise UserError(
-            f"example: give a tensor, a tuple of tensors, or a dictionary of them; these are {kinds}."
+            f"{option}: give a tensor, a tuple of tensors, or a dictionary of them; these are {kinds}."
         )
     return {name: value.detach().cpu().contiguous() for name, value in given.items()}
 
@@ -158,6 +167,8 @@ def axes_of(inputs: Mapping[str, Tensor], dynamic: bool | Mapping[str, Mapping[i
     """
     if dynamic is True:
         return {name: {0: BATCH} for name, value in inputs.items() if value.ndim}
+    if dynamic and not isinstance(dynamic, Mapping):
+        raise ConfigError([f"dynamic={dynamic!r}: give true, false, or {AXES_BY_INPUT}."])
     found: Axes = {}
     problems = []
     for name, axes in (dynamic or {}).items():
@@ -165,8 +176,11 @@ def axes_of(inputs: Mapping[str, Tensor], dynamic: bool | Mapping[str, Mapping[i
             near = did_you_mean(name, inputs)
             problems.append(f"dynamic={name!r}: is no input.{near} Inputs: {', '.join(inputs)}.")
             continue
+        if not isinstance(axes, Mapping):
+            problems.append(f"dynamic: {name}: {axes!r} names no axes: give {AXES_BY_INPUT}.")
+            continue
         rank = inputs[name].ndim
-        wrong = [axis for axis in axes if not isinstance(axis, int) or not 0 <= axis < rank]
+        wrong = [axis for axis in axes if not is_whole(axis) or not 0 <= axis < rank]
         problems += [
             f"dynamic: {name} has the axes 0 to {rank - 1}, and none {axis!r}: give one of these."
             for axis in wrong

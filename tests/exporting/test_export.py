@@ -12,7 +12,7 @@ from torch import nn
 
 import lora_lightning as ll
 from lora_lightning.errors import ConfigError, UserError, WriteError
-from lora_lightning.exporting import checks, plain_weights
+from lora_lightning.exporting import checks, onnx, plain_weights
 from lora_lightning.exporting.checks import compare
 from lora_lightning.utils.libraries import LibraryError
 
@@ -149,6 +149,22 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path):
         "has the axes 0 to 1": {"dynamic": {"input": {2: "batch"}}},
         "give dynamic=False": {"format": "executorch"},
         "is no name of an axis": {"dynamic": {"input": {0: 3}}},
+        "['b'] names no axes": {"dynamic": {"input": ["b"]}},
+        "dynamic=['input']: give true, false": {"dynamic": ["input"]},
+        "check: is of type Tensor: give a list": {"check": x},
+        "calibration: is of type Tensor: give a list": {"quantize": "static", "calibration": x},
+        "names={'a': 1}: give a list of words": {"names": {"a": 1}},
+        "names: 1 for an output of 3 on axis 1": {"names": ["a"]},
+        "kind='text': give names": {"kind": "text"},
+        "is of one for each input": {"kind": "number"},
+        "has no 'temp'": {"names": NAMES, "scale": {"temp": 2.0}},
+        "temperature=0: give a number above 0": {"names": NAMES, "scale": {"temperature": 0}},
+        "kind=None has none": {"scale": {"temperature": 2.0}},
+        "mean=0.5: give a list of numbers": {"preprocess": {"mean": 0.5, "std": 0.5}},
+        "std=[0]: give numbers above 0": {"preprocess": {"mean": [0.5], "std": [0]}},
+        "sample_rate='x': give samples": {"preprocess": {"sample_rate": "x"}},
+        "not JSON serializable": {"preprocess": {"sample_rate": 8000, "like": x}},
+        "give an ExportCard": {"about": 3},
     }
     for text, options in wrong.items():
         with pytest.raises(ConfigError, match="1 problem") as caught:
@@ -159,6 +175,7 @@ def test_mistakes_are_told_before_anything_is_written(tmp_path):
         "takes no 'y'": {"y": x},
         "these are int": (3,),
         "2 inputs for Sequential": (x, x),
+        "bfloat16, which run.py's arrays cannot be: give model.float()": x.bfloat16(),
     }.items():
         with pytest.raises(UserError) as caught:
             ll.export(model, example, tmp_path / "out")
@@ -254,17 +271,84 @@ def test_fresh_inputs_have_two_sizes_and_other_values():
 
 
 class Branching(nn.Module):
-    def __init__(self):
+    """Of a size on which it decides which way it goes."""
+
+    def __init__(self, axis, decides):
         super().__init__()
-        self.layer = nn.Linear(6, 6)
+        self.layer, self.axis, self.decides = nn.Linear(6, 6), axis, decides
 
     def forward(self, x):
-        return self.layer(x) if x.shape[0] < 5 else 2 * self.layer(x)
+        return self.layer(x) if self.decides(x.shape[self.axis]) else 2 * self.layer(x)
 
 
-def test_a_model_that_goes_another_way_for_larger_batches_is_refused(tmp_path):
-    with pytest.raises(ll.UserError, match="another way where axis 0 of x is above 4"):
-        ll.export(Branching(), torch.randn(2, 6), tmp_path / "out", format="pt2")
+@pytest.mark.parametrize(
+    ("given", "decides", "where"),
+    [
+        (2, lambda n: n < 5, "axis 1 of x is 5"),
+        (2, lambda n: n % 2 == 0, "axis 1 of x is 3"),
+        (3, lambda n: n % 2 == 0, "axis 1 of x is 4"),
+        (2, lambda n: n != 7, "axis 1 of x is 7"),
+    ],
+)
+@pytest.mark.parametrize("format", ["pt2", pytest.param("onnx", marks=pytest.mark.slow)])
+def test_a_model_that_goes_another_way_for_other_sizes_is_refused(format, given, decides, where, tmp_path):
+    axes = {"x": {0: "batch", 1: "frames"}}
+    model = Branching(1, decides)
+    with pytest.raises(ll.UserError, match=f"another way where {where}, and a file has one way alone"):
+        ll.export(model, torch.randn(2, given, 6), tmp_path / "out", format=format, dynamic=axes)
+    assert left(tmp_path) == []
+
+
+class Padding(nn.Module):
+    """Pads where there is something to pad."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = nn.Conv2d(3, 4, 4, 4)
+
+    def forward(self, x):
+        pad = -x.shape[2] % 4
+        return self.layer(nn.functional.pad(x, (0, 0, 0, pad)) if pad else x)
+
+
+def test_a_branch_that_changes_nothing_is_no_other_way(tmp_path):
+    axes = {"x": {0: "batch", 2: "height"}}
+    ll.export(Padding(), torch.randn(2, 3, 7, 8), tmp_path / "out", dynamic=axes)
+    run = onnx.load(tmp_path / "out")
+    for height in range(4, 13):
+        x = torch.randn(2, 3, height, 8)
+        assert run({"x": x.numpy()})[0].shape[2] == -(-height // 4)
+    with pytest.raises(ll.UserError, match="another way where axis 2 of x is 9"):
+        ll.export(Padding(), torch.randn(2, 3, 8, 8), tmp_path / "none", format="pt2", dynamic=axes)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")
+def test_weights_that_a_hook_computes(tmp_path):
+    model = nn.Sequential(nn.utils.weight_norm(nn.Linear(6, 4)), nn.utils.spectral_norm(nn.Linear(4, 2)))
+    model(torch.randn(2, 6)).sum().backward()
+    weight = model[0].weight
+    told = ll.export(model, torch.randn(2, 6), tmp_path / "out", format="pt2")
+    assert told.difference < 1e-6 and model[0].weight is weight and not weight.is_leaf
+
+
+def test_half_precision(tmp_path):
+    model, x = mlp().bfloat16(), torch.randn(2, 6).bfloat16()
+    told = ll.export(model, x, tmp_path / "out", format="safetensors")
+    assert told.difference == 0 and told.inputs == {"input": ("batch", 6)}
+    with pytest.raises(UserError, match=r"Sequential or its inputs are in bfloat16.*give model\.float\(\)"):
+        ll.export(model, x, tmp_path / "none")
+
+
+def test_what_run_py_is_not_given(tmp_path, monkeypatch, capsys):
+    shown = {**SHOWN, "input_size": [3, 10, 10]}
+    ll.export(cnn().eval(), picture(), tmp_path / "out", format="pt2", preprocess=shown, names=NAMES)
+    np.save(tmp_path / "floats.npy", np.zeros((10, 10, 3)))
+    for name, text in {
+        "none.npy": "there is no such file; give picture.npy",
+        "floats.npy": r"give \(height, width, 3\) in uint8, not \(10, 10, 3\), float64",
+    }.items():
+        with pytest.raises(SystemExit, match=text):
+            said(tmp_path / "out", monkeypatch, capsys, tmp_path / name)
 
 
 def test_nan_is_no_small_difference():

@@ -66,6 +66,8 @@ def test_a_base_and_two_adapters(tmp_path, monkeypatch, capsys):
     )
     base = said(tmp_path / "out", monkeypatch, capsys)
     assert base != said(tmp_path / "out", monkeypatch, capsys, "adapter=indian")
+    with pytest.raises(SystemExit, match="adapter=irish: give one of indian, scottish"):
+        said(tmp_path / "out", monkeypatch, capsys, "adapter=irish")
 
 
 def test_dora_is_refused_by_name(tmp_path):
