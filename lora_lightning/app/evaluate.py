@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import lightning as L
 from hydra.utils import instantiate
 from omegaconf import OmegaConf
 
+from lora_lightning.adapters.manage import adapters_off
+from lora_lightning.adapters.state import is_injected
 from lora_lightning.app.evaluation_data import test_data
 from lora_lightning.app.prediction_files import problems_of_file
 from lora_lightning.app.progress import Progress
@@ -105,13 +108,14 @@ def tester(
     if trained.facts is None:  # a base alone, which is as its data are
         trained = Trained(trained.source, trained.config, trained.own, dict(getattr(data, "provides", {})))
     _match(data, trained.facts or {})
-    model, facts = trained.model(check_base)
+    model, facts = trained.model(check_base, merged=not pictured)
     task = _task(trained, model, facts)
     if "temperature" in facts and hasattr(task, "temperature"):
         task.temperature = facts["temperature"]
     if isinstance(task, Reporting):
-        task.asks_before = pictured
+        task.pictured = pictured
         task.now = AFTER if trained.source else BASE
+        task.off = partial(adapters_off, model) if is_injected(model) else None
     trainer = trained.config.get("trainer") or {}
     fabric = trained.fabric()
     runs: Any = L.Trainer(

@@ -17,8 +17,8 @@ from lora_lightning.app.upload import upload_of
 from lora_lightning.app.wandb_artifact import artifact_name, log_adapter
 from lora_lightning.files.locate import ADAPTER, read_source
 from lora_lightning.tasks.scores import Score
-from lora_lightning.trainer.trackers.choice import tracker_of, trackers_of
-from lora_lightning.trainer.trackers.tracker import Example, Tracker, sparing
+from lora_lightning.trainer.trackers.choice import most_examples, tracker_of
+from lora_lightning.trainer.trackers.tracker import sparing
 
 Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # header and rows
 
@@ -33,7 +33,8 @@ def log_end(loggers: Loggers, run: Run, results: Sequence[Result]) -> None:
     """
     tables: dict[str, Table] = {"results": results_rows(results, run.task.scores)}
     tables |= run.task.tables() if hasattr(run.task, "tables") else {}
-    examples = _examples(trackers_of(loggers.all()), run)
+    most = most_examples(loggers.all())
+    examples = run.task.examples(run.data, most) if most and hasattr(run.task, "examples") else ()
     confusion = run.task.confusion() if hasattr(run.task, "confusion") else None
     numbers = final_numbers(results, run.method, run.task.scores)
     for logger in loggers.all():
@@ -54,12 +55,6 @@ def log_method(loggers: Loggers, result: Result, scores: Sequence[Score]) -> Non
     for logger in loggers.all():
         with sparing(logger, f"how {result.method} ended"):
             tracker_of(logger).summary(final_numbers([result], result.method, scores))
-
-
-def _examples(trackers: Sequence[Tracker], run: Run) -> Sequence[Example]:
-    """Of the test data, as many as the one that takes most of them may have."""
-    most = max((tracker.allowed.examples for tracker in trackers if tracker.shows), default=0)
-    return run.task.examples(run.data, most) if most and hasattr(run.task, "examples") else ()
 
 
 def _adapters(loggers: Loggers, run: Run, results: Sequence[Result]) -> None:

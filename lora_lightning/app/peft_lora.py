@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 import logging
 import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
@@ -62,7 +65,21 @@ class PeftLoRA:
             if has_statistics(module) and (UNUSED in name or _plain(name) not in planned.moving):
                 freeze_statistics(module, config.implementation)
         self.trained = sum(p.numel() for p in task.parameters() if p.requires_grad)
+        self._task = task
+        self._in_place = {name: tensor.detach().clone() for name, tensor in _changing(task).items()}
         _keep_trained_only(task)
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """The network as it was before, also in what trains in place, which PEFT's own switch leaves on."""
+        changed = {name: _changing(self._task)[name] for name in self._in_place}
+        now = {name: tensor.detach().clone() for name, tensor in changed.items()}
+        with self.model.disable_adapter():
+            _fill(changed, self._in_place)
+            try:
+                yield
+            finally:
+                _fill(changed, now)
 
     def save(self, folder: str | os.PathLike[str], origin: Origin) -> None:
         """Write the adapter in PEFT's format, both files complete before either takes its place.
@@ -165,6 +182,22 @@ def _frozen(task: nn.Module) -> set[str]:
         if isinstance(module, FrozenNorm):
             names |= {joined(name, n) for n, _ in module.named_buffers(recurse=False)}
     return names
+
+
+def _changing(task: nn.Module) -> dict[str, Tensor]:
+    """Parameters that train, and running statistics that move, where they always were: not PEFT's updates and
+    copies."""
+    found: dict[str, Tensor] = {n: p for n, p in task.named_parameters() if p.requires_grad}
+    for name, module in task.named_modules():
+        if has_statistics(module) and not isinstance(module, FrozenNorm):
+            found |= {joined(name, n): b for n, b in module.named_buffers(recurse=False)}
+    return {name: t for name, t in found.items() if not any(p in name for p in (".lora_", COPY, UNUSED))}
+
+
+@torch.no_grad()
+def _fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, tensor in tensors.items():
+        tensor.copy_(values[name])
 
 
 def _keep_trained_only(task: nn.Module) -> None:

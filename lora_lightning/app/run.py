@@ -19,6 +19,7 @@ from lora_lightning.app.compress_options import BUDGETS
 from lora_lightning.app.left import device_in_words
 from lora_lightning.app.methods import ADAPTING
 from lora_lightning.app.monitors import watching
+from lora_lightning.app.options import precision_of
 from lora_lightning.app.prepare import check_method, prepare
 from lora_lightning.app.progress import Progress
 from lora_lightning.app.results import Result, label
@@ -26,9 +27,10 @@ from lora_lightning.app.signatures import provided
 from lora_lightning.compression.result import Compressed
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.files.random_base import forget_base, is_random, keep_base, put_back_base
-from lora_lightning.tasks.reporting import AFTER, BASE, Reporting
+from lora_lightning.tasks.reporting import AFTER, BASE, EXAMPLES, Reporting
 from lora_lightning.trainer.checkpoint_io import WholeCheckpointIO
 from lora_lightning.trainer.exact_resume import ExactResume
+from lora_lightning.trainer.trackers.choice import most_examples
 from lora_lightning.utils.ranks import on_rank_zero
 
 
@@ -39,7 +41,8 @@ class Run:
         config: the composed configuration, whose `method` it is.
         folder: where checkpoints and logs go.
         keeps: whether it is the folder's own run: random weights are kept there, beside the adapter that is
-            added to them, and its test asks an adapted model for the page as it was before, too.
+            added to them, and its test keeps what its page shows, and asks an adapted model as it was
+            before, too.
     """
 
     def __init__(self, config: DictConfig, folder: str | Path, keeps: bool = True) -> None:
@@ -53,6 +56,7 @@ class Run:
         self.random_base = keeps and self.on_random and self.method in ADAPTING
         self._keeps, self._kept = keeps and self.method in ADAPTING, False
         self._make(model)
+        self._examples = EXAMPLES
         self.callbacks = watching(
             plain(self.config.callbacks) if self.config.get("callbacks") else {}, self.task
         )
@@ -68,7 +72,7 @@ class Run:
                 _convert_="all",
             )
         if isinstance(self.task, Reporting):
-            self.task.asks_before = self.keeps
+            self.task.pictured = self.keeps
             self.task.now = BASE if self.method == "none" else AFTER
         told = self._smaller()
         if self._keeps:
@@ -76,6 +80,8 @@ class Run:
         for other in self.config.compare or ():
             check_method(self.task, other, self.config)  # now rather than after the training
         self.prepared = replace(prepare(self.task, self.config), compressed=told)
+        if self.prepared.peft and isinstance(self.task, Reporting):
+            self.task.off = self.prepared.peft.off
 
     def _smaller(self) -> Compressed | None:
         """Make the task's network smaller, where that is wanted."""
@@ -110,6 +116,7 @@ class Run:
             loggers: of the fit, which also learn the scores of the test.
             ckpt_path: a Trainer checkpoint to resume from.
         """
+        self._examples = max(EXAMPLES, most_examples(loggers))
         if self.method == "none":
             return self._result(self._test(None))
         trainer = self._trainer(loggers)
@@ -136,6 +143,10 @@ class Run:
             checkpoint_bytes=_size(Path(best)) if best else None,
             best_validation=score,
         )
+
+    def is_exact(self) -> bool:
+        """Whether its test computes as a model by itself does."""
+        return precision_of(self.config.trainer.precision) == "32-true"
 
     def validated(self, callbacks: Sequence[Callback] = (), what: str = "") -> float | None:
         """Fit without loggers or a test, and return the best validation score, if there is one.
@@ -198,6 +209,8 @@ class Run:
             profiler=None,
             **({"strategy": "ddp"} if self._sharded() else {}),
         )
+        if isinstance(self.task, Reporting):
+            self.task.kept_examples = self._examples
         options: dict[str, Any] = {"datamodule": self.data, "verbose": False, "weights_only": True}
         if getattr(self.task, "calibrate", False):  # by what it sees of the validation data
             trainer.validate(self.task, ckpt_path=checkpoint, **options)

@@ -138,7 +138,8 @@ def _together(config: DictConfig, runs: dict[str, Run], folder: Path) -> list[st
     for name, run in runs.items():
         load_adapter(task, folder / name / "adapter", adapter=name)
         run.data.setup()
-    return task.report_together({name: run.data for name, run in runs.items()}, folder)
+    tested = {name: run.task.heard for name, run in runs.items() if run.is_exact()}
+    return task.report_together({name: run.data for name, run in runs.items()}, folder, tested)
 
 
 def _untrained(config: DictConfig) -> DictConfig:

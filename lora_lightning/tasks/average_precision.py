@@ -62,13 +62,6 @@ class AveragePrecision(MeanAveragePrecision):
         if _processes() > 1:
             states = [None] * _processes()
             dist.all_gather_object(states, self.metric_state)
-        return self._of(states)
-
-    def here(self) -> dict[str, Tensor]:
-        """The same of the images of this process, which no other one has to ask for at the same time."""
-        return self._of([self.metric_state])
-
-    def _of(self, states: Sequence[Any]) -> dict[str, Tensor]:
         places: dict[Any, tuple[int, int]] = {}
         for process, one in enumerate(states):
             for position, image in enumerate(one["images"]):

@@ -15,8 +15,6 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torchmetrics import MetricCollection
 
-from lora_lightning.adapters.manage import adapters_off
-from lora_lightning.adapters.state import is_injected
 from lora_lightning.methods.optimizers import head_parameters
 from lora_lightning.tasks.classification_checks import problems_of
 from lora_lightning.tasks.classification_examples import confusion_of, examples_of
@@ -38,7 +36,6 @@ from lora_lightning.tasks.temperature import fitted_temperature
 from lora_lightning.trainer.trackers.tracker import Confusion, Example
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import TEXT, above, at_least, listed, number
-from lora_lightning.utils.sharding import is_sharded
 
 Batch = Sequence[Tensor]  # images, targets, and in training perhaps weights
 NUMBERS = listed("a number for each class", number())
@@ -51,10 +48,12 @@ class ImageClassifier(Reporting, L.LightningModule):
     Targets are class indices (batch,) or, from mixup and cutmix, probabilities (batch, classes); of several
     classes at once (batch, classes) in [0, 1]; or numbers (batch,). Logs train/loss, and under val/ and test/
     loss and the `scores`: accuracy, top-5 accuracy where there are more than five classes, and macro F1; of
-    several classes mAP, macro and micro F1; of numbers MAE, RMSE and R². test/ece is the calibration error.
+    several classes mAP, macro and micro F1; of numbers MAE, RMSE and R². test/ece_raw is the calibration
+    error.
 
     A `Trainer.validate` before `Trainer.test` fits the temperature that makes the validation part's
-    probabilities honest (Guo et al. 2017, arXiv 1706.04599); it changes no prediction.
+    probabilities honest (Guo et al. 2017, arXiv 1706.04599); it changes no prediction. test/ece is the
+    calibration error with it.
 
     Args:
         model: images -> logits (batch, num_classes).
@@ -121,6 +120,7 @@ class ImageClassifier(Reporting, L.LightningModule):
         self.scores = scores_of(target, num_classes, self.calibrate, self.number_std)
         self.val_metrics: MetricCollection = metrics_of(target, num_classes)
         self.temperature: float | None = None
+        self.temperature_before: float | None = None  # of the model with its adapter off
         self.predictions: Predictions | None = None
         self.source: dict[str, float] = {}
         self._collected = Collector()
@@ -155,7 +155,7 @@ class ImageClassifier(Reporting, L.LightningModule):
         return loss
 
     def on_fit_start(self) -> None:
-        self.temperature = None
+        self.temperature = self.temperature_before = None
 
     def on_validation_start(self) -> None:
         self._collected = Collector()
@@ -174,13 +174,11 @@ class ImageClassifier(Reporting, L.LightningModule):
         logits = self._logits(images)
         loss = self.loss.plain(logits, targets)
         self.log(f"{stage}/loss", loss, batch_size=len(images), sync_dist=True)
-        if stage == "test":
-            before = self._logits_before(images) if self.asks_before else None
+        if stage == "val":
+            self.val_metrics.update(self._meant(logits), targets)
+        if stage == "test" or self._calibrates():
+            before = self._logits_before(images) if self.pictured else None
             self._collected.add(logits, targets, before)
-            return
-        self.val_metrics.update(self._meant(logits), targets)
-        if self._calibrates():
-            self._collected.add(logits, targets)
 
     def _hard(self, targets: Tensor) -> Tensor:
         """Truths as metrics take them, of what may be probabilities."""
@@ -202,9 +200,9 @@ class ImageClassifier(Reporting, L.LightningModule):
 
     def _logits_before(self, images: Tensor) -> Tensor | None:
         """The same with the adapter off; None where nothing can be switched off."""
-        if not is_injected(self) or is_sharded(self):
+        if not self.can_be_off():
             return None
-        with adapters_off(self):
+        with self.adapter_off():
             return self._logits(images)
 
     def _calibrates(self) -> bool:
@@ -216,21 +214,24 @@ class ImageClassifier(Reporting, L.LightningModule):
             self.val_metrics.reset()
         if self._calibrates() and (found := self._collected.all(self.target, self.trainer.val_dataloaders)):
             self.temperature = fitted_temperature(found.outputs, found.truths)
+            if found.before is not None:
+                self.temperature_before = fitted_temperature(found.before, found.truths)
 
     def on_test_epoch_end(self) -> None:
         found = self._collected.all(self.target, self.trainer.test_dataloaders)
         self._collected = Collector()
         if found is None:
             return
-        found.temperature, found.now = self.temperature or 1.0, self.now
+        found.temperature, found.temperature_before = self.temperature, self.temperature_before
+        found.now = self.now
         # Of every picture once, which no process has a share of any more.
         metrics = metrics_of(self.target, found.classes, sync_on_compute=False)
         metrics.update(self._meant(found.outputs), found.truths)
         self._log("test", metrics.compute())
         if self.target != "number":
-            self._log("test", {"ece": calibration_error(found, True)})
+            self._log("test", {"ece_raw": calibration_error(found, False)})
             if self.temperature is not None:
-                self._log("test", {"ece_raw": calibration_error(found, False)})
+                self._log("test", {"ece": calibration_error(found, True)})
         self.source = self._on_source()
         self._log("test", self.source)
         number = self.target == "number"

@@ -25,7 +25,7 @@ def losses(found: Predictions) -> Tensor:
     classes, the mean over them; of a number, the distance."""
     if found.target == "number":
         return (found.predicted - found.truths).abs()
-    scaled = found.outputs / found.temperature
+    scaled = found.outputs / (found.temperature or 1.0)
     if found.target == "class":
         return F.cross_entropy(scaled, found.truths, reduction="none")
     return F.binary_cross_entropy_with_logits(scaled, found.truths.float(), reduction="none").mean(1)

@@ -101,14 +101,23 @@ def _lead(outcome: Outcome) -> str:
         words.append(
             "“Before” is the same model with its adapter off; a head that was new then only guesses."
         )
-    if found.temperature != 1:
+    if _is_calibrated(found):
         words.append(
             f"Probabilities are calibrated by the temperature {found.temperature:.3g}, fitted on the "
             "validation pictures; it changes no prediction."
         )
+    if found.target != "number":
+        words.append(
+            "ECE is the expected calibration error: how far a probability lies from how often it is right."
+        )
     if {"source", "source_off"} <= set(outcome.source):
         words.append(_of_source(outcome.source))
     return f"<p>{text(' '.join(words), 2000)}</p>"
+
+
+def _is_calibrated(found: Predictions) -> bool:
+    """Whether a temperature was fitted that changes something."""
+    return found.temperature not in (None, 1.0)
 
 
 def _of_source(source: Mapping[str, float]) -> str:
@@ -121,9 +130,6 @@ def _numbers(outcome: Outcome) -> Section:
     states, now = outcome.predictions.states(), outcome.predictions.now
     values = {name: score_values(state) for name, state in states.items()}
     bounds = {name: score_intervals(state, RESAMPLES) for name, state in states.items()}
-    if outcome.predictions.temperature != 1 and BEFORE in states:  # to which none was fitted
-        values[BEFORE]["ece_raw"] = values[BEFORE].pop("ece")
-        bounds[BEFORE]["ece_raw"] = bounds[BEFORE].pop("ece")
     rows = []
     for score in outcome.scores:
         if score.name in values[now]:
@@ -210,7 +216,7 @@ def _rates(
 
 def _reliability(found: Predictions) -> Section:
     states = {"as trained": reliability_of(found, calibrated=False)}
-    if found.temperature != 1:
+    if _is_calibrated(found):
         states[f"at temperature {found.temperature:.3g}"] = reliability_of(found, calibrated=True)
     note = (
         "How often a prediction is right, by its probability. A point below the dashed line is too sure; the "
@@ -234,7 +240,7 @@ def _lines(outcome: Outcome) -> list[str]:
     if found.target == "class" and (pairs := _pairs(found, outcome.names)):
         said = ", ".join(f"{true} as {predicted} ({count})" for true, predicted, count, _ in pairs[:3])
         lines.append(f"Taken for another most often: {said}.")
-    if found.temperature != 1:
+    if _is_calibrated(found):
         values = score_values(found)
         gained = f"the calibration error from {100 * values['ece_raw']:.1f} to {100 * values['ece']:.1f} %"
         lines.append(f"Temperature {found.temperature:.3g}, fitted on the validation pictures: {gained}.")

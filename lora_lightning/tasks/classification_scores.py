@@ -46,8 +46,8 @@ def scores_of(
             Score("rmse", "RMSE", 1, digits, best="min"),
             Score("r2", "R²", 1, 3),
         )
-    errors: tuple[Score, ...] = (Score("ece", "ECE %", best="min"),)
-    errors += (Score("ece_raw", "ECE % uncalibrated", best="min", in_table=False),) * calibrated
+    errors = (Score("ece", "calibrated ECE %", best="min"),) * calibrated
+    errors += (Score("ece_raw", "uncalibrated ECE %", best="min", in_table=not calibrated),)
     if target == "classes":
         return (Score("map", "mAP"), Score("f1", "macro F1 %"), Score("f1_micro", "micro F1 %"), *errors)
     top = (Score("top5", "top-5 %"),) * (num_classes > TOP)
@@ -127,9 +127,9 @@ def _statistics(found: Predictions) -> list[Kind]:
     """Names, their statistic of the counts, and how many resamples it may take."""
     if found.target == "number":
         return [(("mae", "rmse", "r2"), _of_numbers(found), RESAMPLES)]
-    statistics: list[Kind] = [(("ece",), _of_calibration(found, True), RESAMPLES)]
-    if found.temperature != 1:
-        statistics.append((("ece_raw",), _of_calibration(found, False), RESAMPLES))
+    statistics: list[Kind] = [(("ece_raw",), _of_calibration(found, False), RESAMPLES)]
+    if found.temperature is not None:
+        statistics.append((("ece",), _of_calibration(found, True), RESAMPLES))
     if found.target == "classes":
         most = max(100, LONGEST // max(1, found.outputs.numel()))
         statistics.append((("f1", "f1_micro"), _of_labels(found), RESAMPLES))

@@ -45,11 +45,9 @@ class Confusions:
     def reset(self) -> None:
         self._pictures = {}
 
-    def here(self) -> Segmentation:
-        """Of the pictures of this process, in their order."""
-        return Segmentation(
-            self.classes, {number: self._pictures[number] for number in sorted(self._pictures)}
-        )
+    def picture_miou(self, picture: int) -> float:
+        """Of one picture of this process; 1 where it has no pixel of any class."""
+        return Segmentation(self.classes, self._pictures).picture_miou(picture)
 
     def all(self) -> Segmentation:
         """Of the pictures of all processes, in their order."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,23 +12,21 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 from torchmetrics.text import CharErrorRate, WordErrorRate
 
-from lora_lightning.adapters.manage import adapters_off
-from lora_lightning.adapters.state import is_injected
 from lora_lightning.data.speech import SpeechBatch
 from lora_lightning.methods.optimizers import head_parameters
 from lora_lightning.tasks.error_rates import Interval, Transcript, error_rate
 from lora_lightning.tasks.optim import configured
 from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
 from lora_lightning.tasks.recognizer import Recognizer
+from lora_lightning.tasks.reporting import BEFORE
 from lora_lightning.tasks.routing import report_together
 from lora_lightning.tasks.scores import Score
 from lora_lightning.tasks.speech_examples import confusion_of, examples_of
-from lora_lightning.tasks.speech_report import OFF, ON, report
+from lora_lightning.tasks.speech_report import Heard, report
 from lora_lightning.tasks.vocabulary import BLANK, VOCABULARY, Decoder, encode, greedy
 from lora_lightning.trainer.trackers.tracker import Confusion, Example
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import TEXT, listed
-from lora_lightning.utils.sharding import is_sharded
 
 
 class SpeechRecognizer(Recognizer):
@@ -50,8 +48,8 @@ class SpeechRecognizer(Recognizer):
 
     Attributes:
         transcripts: what the last validation or test has heard, in the order of the data.
-        heard: the same of the last test, by the state of the model: "adapter off" and "adapter on", or `now`
-            alone where it has no adapter or is not asked without it.
+        heard: the same of the last test, by the state of the model: "before", with the adapter off, and
+            `now`, or that alone where it has no adapter or is not asked without it.
 
     Raises:
         ConfigError: one line for each bad option.
@@ -130,17 +128,17 @@ class SpeechRecognizer(Recognizer):
 
     def on_test_epoch_start(self) -> None:
         self.transcripts = []
-        both = self.asks_before and is_injected(self) and not is_sharded(self)
-        self.heard = {OFF: [], ON: self.transcripts} if both else {self.now: self.transcripts}
+        both = self.pictured and self.can_be_off()
+        self.heard = {**({BEFORE: []} if both else {}), self.now: self.transcripts}
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int) -> None:
         self._evaluate("val", batch)
 
     def test_step(self, batch: SpeechBatch, batch_idx: int) -> None:
         self._evaluate("test", batch)
-        if OFF in self.heard:
-            with adapters_off(self):
-                self.heard[OFF] += _transcripts(batch, self.transcribe(batch.waves, batch.lengths))
+        if BEFORE in self.heard:
+            with self.adapter_off():
+                self.heard[BEFORE] += _transcripts(batch, self.transcribe(batch.waves, batch.lengths))
 
     def _evaluate(self, stage: str, batch: SpeechBatch) -> None:
         heard, loss = self.predict_and_loss(batch)
@@ -164,7 +162,7 @@ class SpeechRecognizer(Recognizer):
     def before(self) -> dict[str, Any]:
         """Scores and intervals of the last test with the adapter off, for the head of the run's page; nothing
         of a model that is not adapted."""
-        found = self._rates_of(self.heard.get(OFF, ()))
+        found = self._rates_of(self.heard.get(BEFORE, ()))
         if not found:
             return {}
         return {
@@ -202,9 +200,16 @@ class SpeechRecognizer(Recognizer):
         after training."""
         return examples_of(self.heard, self.kept, data.test_set, most) if self.heard else []
 
-    def report_together(self, data: dict[str, Any], folder: str | os.PathLike[str]) -> list[str]:
-        """The test utterances of several data modules by all adapters of this model, routed."""
-        return report_together(self, data, Path(folder))
+    def report_together(
+        self, data: dict[str, Any], folder: str | os.PathLike[str], tested: Mapping[str, Heard] | None = None
+    ) -> list[str]:
+        """The test utterances of several data modules by all adapters of this model, routed.
+
+        Args:
+            data: by the adapter's name.
+            tested: the `heard` of each adapter's own test, which is not heard again.
+        """
+        return report_together(self, data, Path(folder), tested or {})
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         return configured(self, head_parameters(self.model), self.optim)

@@ -12,8 +12,6 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor, nn
 
-from lora_lightning.adapters.manage import adapters_off
-from lora_lightning.adapters.state import is_injected
 from lora_lightning.errors import ConfigError
 from lora_lightning.planning.heads import find_heads
 from lora_lightning.tasks.average_precision import AveragePrecision, scores_of
@@ -29,7 +27,6 @@ from lora_lightning.trainer.trackers.choice import tracker_of
 from lora_lightning.trainer.trackers.tracker import Confusion, Example
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import TEXT, above, at_least, between, is_number, is_whole, listed
-from lora_lightning.utils.sharding import is_sharded
 
 Batch = tuple[list[Tensor], list[dict[str, Any]]]
 LOGGED_PICTURES = 8
@@ -101,8 +98,9 @@ class ObjectDetector(Reporting, L.LightningModule):
         )
         self.scores = SCORES + MASK_SCORES * masks
         self.val_precision = AveragePrecision(masks, area_scale)
-        self.test_precision = AveragePrecision(masks, area_scale, per_class=True)
-        self.before_precision = AveragePrecision(masks, area_scale)
+        self.test_precision = AveragePrecision(masks, area_scale, per_class=True, curves=True)
+        self.before_precision = AveragePrecision(masks, area_scale, curves=True)
+        self._findings = Findings(score_threshold)
         self._tested: dict[str, Detections] = {}  # by the state of the model
         self._pictures: list[tuple[Tensor, dict[str, Any], dict[str, Tensor]]] = []
 
@@ -145,15 +143,22 @@ class ObjectDetector(Reporting, L.LightningModule):
             log_to_wandb(logger, "val/predictions", pictures, self.class_names, self.score_threshold)
         self._pictures.clear()
 
+    def on_test_start(self) -> None:
+        self._findings = Findings(self.score_threshold, self.kept_examples)
+
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         images, targets = batch
-        self.test_precision.update(self.model(images), targets)
+        found = {self.now: self.model(images)}
+        self.test_precision.update(found[self.now], targets)
         if self._tests_before():
-            with adapters_off(self):
-                self.before_precision.update(self.model(images), targets)
+            with self.adapter_off():
+                found = {BEFORE: self.model(images), **found}
+            self.before_precision.update(found[BEFORE], targets)
+        if self.pictured and self.trainer.is_global_zero:
+            self._findings.add(images, targets, found)
 
     def _tests_before(self) -> bool:
-        return self.asks_before and is_injected(self) and not is_sharded(self)
+        return self.pictured and self.can_be_off()
 
     def on_test_epoch_end(self) -> None:
         gathered = {BEFORE: self.before_precision} if self._tests_before() else {}
@@ -196,17 +201,21 @@ class ObjectDetector(Reporting, L.LightningModule):
         ]
 
     def report(self, data: L.LightningDataModule, folder: str | os.PathLike[str]) -> list[str]:
-        """Pictures of the test images in `folder`: contact_sheet.png and sections of the page, where each
-        picture has the truth beside what the model found before (if it is adapted) and after training, and
-        each class its curve of precision by recall."""
-        scale, masks = self.test_precision.area_scale, has_masks(self.model)
-        findings = Findings(self.score_threshold, len(self.class_names), scale, masks)
-        matrices = {state: one.taken_for for state, one in self._tested.items()}
-        return write_report(self, data, self.class_names, findings, matrices, Path(folder), self.now)
+        """Pictures of the last test's images in `folder`: contact_sheet.png and sections of the page, where
+        each picture has the truth beside what the model found before (if it is adapted) and after training,
+        and each class its curve of precision by recall.
+
+        Returns:
+            Lines to print; none before a test.
+        """
+        if not (self._tested and self._findings.kept.count):
+            return []
+        return write_report(self._findings, self._tested, self.class_names, Path(folder))
 
     def examples(self, data: L.LightningDataModule, most: int) -> list[Example]:
-        """Test images with the truth and what was found before (if the model is adapted) and after."""
-        return examples_of(self, data, self.class_names, self.score_threshold, most, self.now)
+        """The last test's first images, of those that were kept, with the truth and what was found before (if
+        the model is adapted) and after."""
+        return examples_of(self._findings.kept.first[:most], self.class_names, self.score_threshold)
 
     def configure_optimizers(self) -> OptimizerLRScheduler:
         layers = [self.model.get_submodule(name) for name in find_heads(self.model)]

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from lora_lightning.tasks.average_precision import AveragePrecision, scores_of
+from lora_lightning.tasks.average_precision import AveragePrecision, class_precisions, scores_of
 from lora_lightning.tasks.bootstrap import Array
 from lora_lightning.tasks.detection_bootstrap import overlaps_of, precision_intervals
 
@@ -17,22 +17,42 @@ BACKGROUND = "background"
 
 @dataclass(frozen=True)
 class Detections:
-    """Of all images of a test: scores by name, intervals of some, and the confusions as of `taken_for`."""
+    """Of all images of a test.
 
+    Attributes:
+        images: how many.
+        scores, intervals: by name; intervals of some.
+        taken_for: the confusions, as of that function.
+        precisions: as of `class_precisions`, of "boxes" and perhaps of "masks".
+        objects: (classes,), how many there are.
+    """
+
+    images: int
     scores: Mapping[str, float]
     intervals: Mapping[str, tuple[float, float]]
     taken_for: Array
+    precisions: Mapping[str, Array]
+    objects: Array
 
 
 def detections_of(precision: AveragePrecision, names: Sequence[str], threshold: float) -> Detections:
-    """What a metric has gathered, which is reset.
+    """What a metric with curves has gathered, which is reset.
 
     Args:
         names: of the classes.
         threshold: the least score of a prediction that counts among the confusions.
     """
-    scores = scores_of(precision.compute(), names)
-    found = Detections(scores, precision_intervals(precision), taken_for(precision, len(names), threshold))
+    computed, classes = precision.compute(), len(names)
+    parts = {"boxes": "bbox_", "masks": "segm_"} if "bbox_map" in computed else {"boxes": ""}
+    truths = [np.asarray(labels) for labels in precision.metric_state["groundtruth_labels"]]
+    found = Detections(
+        len(truths),
+        scores_of(computed, names),
+        precision_intervals(precision),
+        taken_for(precision, classes, threshold),
+        {kind: class_precisions(computed, classes, part) for kind, part in parts.items()},
+        np.bincount(np.concatenate([*truths, np.zeros(0, int)]) - 1, minlength=classes),
+    )
     precision.reset()
     return found
 

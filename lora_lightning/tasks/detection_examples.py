@@ -4,34 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import lightning as L
-from torch import nn
-
 from lora_lightning.tasks.detection_pictures import Example as Examined
-from lora_lightning.tasks.detection_pictures import examined, judge, views_of
+from lora_lightning.tasks.detection_pictures import judge, views_of
 from lora_lightning.tasks.examples import all_framed
 from lora_lightning.trainer.trackers.tracker import Example
 from lora_lightning.utils.plurals import counted
 
 
-def examples_of(
-    model: nn.Module,
-    data: L.LightningDataModule,
-    names: Sequence[str],
-    threshold: float,
-    most: int,
-    now: str,
-) -> list[Example]:
+def examples_of(first: Sequence[Examined], names: Sequence[str], threshold: float) -> list[Example]:
     """The first test images.
 
     Args:
-        model: images -> predictions, with the trained weights.
+        first: as they were seen.
         threshold: the least score of a prediction that counts.
-        most: images.
-        now: the word for the model as it is.
     """
-    found = examined(model, data, threshold, most, now)[:most]
-    return [_example(one, index, names) for index, one in enumerate(found)]
+    return [_example(one.confident(threshold), index, names) for index, one in enumerate(first)]
 
 
 def _example(one: Examined, index: int, names: Sequence[str]) -> Example:

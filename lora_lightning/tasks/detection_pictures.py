@@ -3,22 +3,17 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import lightning as L
 import torch
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image, ImageDraw, ImageFont
-from torch import Tensor, nn
+from torch import Tensor
 
-from lora_lightning.adapters.manage import adapters_off
-from lora_lightning.adapters.state import is_injected
 from lora_lightning.report.labels import placed
 from lora_lightning.report.pictures import WIDTH
-from lora_lightning.tasks.reporting import AFTER, BEFORE
 from lora_lightning.utils.libraries import loading
 
 with loading("torchvision"):
@@ -26,7 +21,6 @@ with loading("torchvision"):
     from torchvision.transforms.functional import to_pil_image
 
 TRUTH, RIGHT, WRONG, MISSED = "#3d8bfd", "#2fbf4f", "#e8432e", "#f2c316"
-EXAMINED = 200  # test images that are looked at
 LETTERS = 15  # size of a label's letters in a picture
 MISSES = -math.inf  # the score of what found an object that nothing found
 Picture = Mapping[str, Any]  # boxes, labels and what belongs to them, of one image
@@ -143,46 +137,6 @@ def drawn(
             draw.rectangle(place, fill=colour)
             draw.text((place[0] + 2, place[1]), caption, "black", font)
     return picture
-
-
-def seen(model: nn.Module, data: L.LightningDataModule, most: int, now: str = AFTER) -> Iterator[Example]:
-    """The first test images, as they are seen before (if the model is adapted) and after training; afterwards
-    the model is in the mode that it was in.
-
-    Args:
-        model: images -> predictions, with the trained weights; if it is adapted, the very module that was.
-        most: images, and what more the last batch has.
-        now: the word for the model as it is.
-    """
-    device = next(model.parameters()).device
-    modes = {name: module.training for name, module in model.named_modules()}
-    states = (BEFORE, now) if is_injected(model) else (now,)
-    data.setup("test")
-    count = 0
-    model.eval()
-    try:
-        for batch in data.test_dataloader():
-            images, targets = data.on_after_batch_transfer(batch, 0)  # as a Trainer would
-            inputs = [image.to(device) for image in images]
-            found: dict[str, list[Picture]] = {}
-            for state in states:
-                with adapters_off(model) if state == BEFORE else nullcontext(), torch.no_grad():
-                    found[state] = [{n: t.cpu() for n, t in one.items()} for one in model(inputs)]
-            for i, (image, truth) in enumerate(zip(images, targets, strict=True)):
-                yield Example(image, truth, {state: each[i] for state, each in found.items()})
-            count += len(images)
-            if count >= most:
-                return
-    finally:
-        for name, module in model.named_modules():
-            module.training = modes[name]
-
-
-def examined(
-    model: nn.Module, data: L.LightningDataModule, threshold: float, most: int, now: str
-) -> list[Example]:
-    """The first test images with the predictions that count. Arguments as of `seen`."""
-    return [example.confident(threshold) for example in seen(model, data, most, now)]
 
 
 def views_of(example: Example, names: Sequence[str]) -> dict[str, Image.Image]:

@@ -6,128 +6,110 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import lightning as L
-import numpy as np
-import torch
-from torch import nn
+from torch import Tensor
 
 from lora_lightning.report import page, specs
 from lora_lightning.report.charts import chart, embedded
 from lora_lightning.report.page import Section, leave, text
 from lora_lightning.report.pictures import key, sheet
-from lora_lightning.tasks.average_precision import AveragePrecision, class_precisions
-from lora_lightning.tasks.bootstrap import Array
 from lora_lightning.tasks.detection_boxes import MOST, row
-from lora_lightning.tasks.detection_confusion import BACKGROUND
+from lora_lightning.tasks.detection_confusion import BACKGROUND, Detections
 from lora_lightning.tasks.detection_curves import Counts, charts
-from lora_lightning.tasks.detection_pictures import (
-    EXAMINED,
-    LEGEND,
-    Example,
-    Picture,
-    confident,
-    judge,
-    seen,
-    views_of,
-)
-from lora_lightning.tasks.reporting import AFTER, in_words
+from lora_lightning.tasks.detection_pictures import LEGEND, Example, Picture, confident, judge, views_of
+from lora_lightning.tasks.examples import Kept
+from lora_lightning.tasks.reporting import EXAMPLES, in_words
 from lora_lightning.utils.plurals import counted
 
-SHOWN, ON_SHEET = 12, 4  # test images on the page by each order, in the sheet
+EXAMINED = 200  # test images that are judged for the slider, of which the worst are shown
+ON_SHEET = 4  # test images in the sheet
 MATRIX = 50  # classes up to which a confusion matrix is drawn
 LEAST = 0.05  # the lowest threshold of the slider
 STEPS = 100  # of thresholds from 0 to 1
+Tested = Mapping[str, Detections]  # of each state of the model, the last one what is now
 
 
-def write_report(
-    model: nn.Module,
-    data: L.LightningDataModule,
-    names: Sequence[str],
-    found: Findings,
-    matrices: Mapping[str, Array],
-    folder: Path,
-    now: str = AFTER,
-) -> list[str]:
+def write_report(found: Findings, tested: Tested, names: Sequence[str], folder: Path) -> list[str]:
     """contact_sheet.png, the sections of the page, and one line to print.
 
     Args:
-        model: images -> predictions, with the trained weights; if it is adapted (the very module that
-            was), it is also shown as it was before.
+        found: what was kept of the test's images, of which there is one at least.
+        tested: of the whole test.
         names: of the classes.
-        found: of no image yet.
-        matrices: as `taken_for` has it, of the whole test, by the state of the model.
-        now: the word for the model as it is.
     """
     threshold = found.threshold
-    for example in seen(model, data, EXAMINED, now):
-        found.add(example)
-    counts, last = found.counts, found.states[-1]
-    sections = [_boxes(found, names), *_confusions(matrices, names, threshold), _precision(found, names)]
+    sections = [_boxes(found, names), *_confusions(tested, names, threshold), _precision(tested, names)]
     leave(folder, sections, "Detections")
-    columns = [views_of(example.confident(threshold), names) for example in found.first[:ON_SHEET]]
+    columns = [views_of(example.confident(threshold), names) for example in found.kept.first[:ON_SHEET]]
     sheet(columns, LEGEND).save(folder / "contact_sheet.png")
-    return [
-        f"{counts.in_words(last, threshold)} (scores of at least {threshold:g}, IoU of at least 0.5)",
-        "",
-    ]
+    told = found.counts.in_words(found.states[-1], threshold)
+    return [f"{told} (scores of at least {threshold:g}, IoU of at least 0.5)", ""]
 
 
 class Findings:
-    """What is kept of the test images: the first and the worst of them, and numbers of all.
+    """What is kept of a test's images while it goes on: the first and the worst of them, and how many of the
+    predictions are right at each threshold. Only the first 200 images are judged.
 
     Args:
         threshold: the least score of a prediction that counts.
-        classes: how many there are.
-        area_scale, masks: as of `AveragePrecision`.
+        first: images that are kept from the beginning on.
     """
 
-    def __init__(self, threshold: float, classes: int, area_scale: float, masks: bool) -> None:
-        self.threshold, self.least, self.masks = threshold, min(LEAST, threshold), masks
+    def __init__(self, threshold: float, first: int = EXAMPLES) -> None:
+        self.threshold, self.least = threshold, min(LEAST, threshold)
         self.states: list[str] = []
-        self.first: list[Example] = []
-        self.worst: list[tuple[int, int, Example]] = []  # mistakes, place, image
-        self.objects = np.zeros(classes, int)
-        self._precisions: dict[str, AveragePrecision] = {}
-        self._options = {"masks": masks, "area_scale": area_scale, "curves": True}
+        self.kept: Kept[Example] = Kept(first, EXAMPLES)
 
-    def add(self, example: Example) -> None:
-        """The next image."""
+    def add(self, images: Sequence[Tensor], truths: Sequence[Picture], found: Mapping[str, Any]) -> None:
+        """The next batch.
+
+        Args:
+            found: the predictions for each image, by the state of the model.
+        """
         if not self.states:
-            self.states = list(example.found)
+            self.states = list(found)
             self.counts = Counts(self.states)
-            options: Any = self._options
-            self._precisions = {state: AveragePrecision(**options) for state in self.states}
-        for state, found in example.found.items():
-            self._precisions[state].update([found], [example.truth])
+        for i, (image, truth) in enumerate(zip(images, truths, strict=True)):
+            if self.kept.count < EXAMINED:
+                sure: dict[str, Picture] = {
+                    state: confident(_plain(each[i]), self.least) for state, each in found.items()
+                }
+                self._add(Example(image, _plain(truth), sure))
+
+    def _add(self, example: Example) -> None:
         self.counts.add(example)
-        labels = example.truth["labels"].cpu()
-        self.objects += np.bincount(labels - 1, minlength=len(self.objects))
-        kept = Example(example.image, example.truth, {s: self._shown(f) for s, f in example.found.items()})
-        place = self.counts.images - 1
-        if len(self.first) < SHOWN:
-            self.first.append(kept)
         now = confident(example.found[self.states[-1]], self.threshold)
-        self.worst.append((judge(now, example.truth).mistakes, place, kept))
-        self.worst = sorted(self.worst, key=lambda one: (-one[0], one[1]))[:SHOWN]
+        self.kept.add(judge(now, example.truth).mistakes, lambda: _shown(example))
 
-    def _shown(self, prediction: Picture) -> dict[str, torch.Tensor]:
-        """What a slider may show."""
-        found = confident(prediction, self.least)
-        surest = found["scores"].argsort(descending=True, stable=True)[:MOST]
-        return {name: tensor[surest] for name, tensor in found.items()}
 
-    def computed(self) -> dict[str, dict[str, torch.Tensor]]:
-        """COCO's scores and tables, of each state; the first process alone makes a report."""
-        return {state: one.here() for state, one in self._precisions.items()}
+def _plain(picture: Picture) -> dict[str, Any]:
+    """On the CPU, in full precision, masks as bits, which take a quarter of the room."""
+    found = {}
+    for name, value in picture.items():
+        if isinstance(value, Tensor):
+            value = value.detach().cpu()
+            value = value.float() if value.is_floating_point() else value
+            value = value > 0.5 if name == "masks" else value
+        found[name] = value
+    return found
+
+
+def _shown(example: Example) -> Example:
+    """What a page has room for."""
+    found: dict[str, Picture] = {}
+    for state, one in example.found.items():
+        surest = one["scores"].argsort(descending=True, stable=True)[:MOST]
+        found[state] = {name: tensor[surest] for name, tensor in one.items()}
+    return Example(example.image.detach().float().cpu(), example.truth, found)
 
 
 def _boxes(found: Findings, names: Sequence[str]) -> Section:
     """The first and the worst pictures, under a slider for the score that a box must have."""
-    examples: dict[int, Example] = dict(enumerate(found.first))
-    worst = [place for mistakes, place, _ in found.worst if mistakes]
-    examples |= {place: example for _, place, example in found.worst}
+    first = found.kept.first[:EXAMPLES]
+    examples: dict[int, Example] = dict(enumerate(first))
+    worst = [place for mistakes, place, _ in found.kept.worst if mistakes]
+    examples |= {place: example for _, place, example in found.kept.worst}
     groups = {
-        f"The first {counted(len(found.first), 'test image')}": list(range(len(found.first))),
+        f"The first {counted(len(first), 'test image')}": list(range(len(first))),
         f"Of {counted(found.counts.images, 'test image')}, those with the most mistakes "
         f"{in_words(found.states[-1])}": worst,
     }
@@ -171,15 +153,15 @@ def _slider(found: Findings) -> str:
     )
 
 
-def _confusions(matrices: Mapping[str, Array], names: Sequence[str], threshold: float) -> list[Section]:
-    """What objects are taken for, of few classes; nothing before a test."""
-    if not matrices or len(names) > MATRIX:
+def _confusions(tested: Tested, names: Sequence[str], threshold: float) -> list[Section]:
+    """What objects are taken for, of few classes."""
+    if len(names) > MATRIX:
         return []
     every = specs.apart([*names, BACKGROUND])
     side = (26 if len(every) <= specs.WRITTEN else 14) * len(every) + 90
     figures = []
-    for state, counts in matrices.items():
-        spec = specs.confusion(counts, every, "boxes")
+    for state, one in tested.items():
+        spec = specs.confusion(one.taken_for, every, "boxes")
         drawn = chart(spec, f"confusion matrix of boxes, {state}", min(side, 8 * len(every) + 90), side)
         figures.append(f"<div><h3>{state}</h3>{drawn}</div>")
     note = (
@@ -191,14 +173,13 @@ def _confusions(matrices: Mapping[str, Array], names: Sequence[str], threshold: 
     return [Section("What is taken for what", html)]
 
 
-def _precision(found: Findings, names: Sequence[str]) -> Section:
-    parts, computed = [], found.computed()
-    for kind in ("bbox", "segm") if found.masks else ("",):
-        part = f"{kind}_" if kind else ""
-        tables = {state: class_precisions(one, len(names), part) for state, one in computed.items()}
-        bars, curves = charts(tables, names, found.objects)
-        title = {"bbox": "<h3>Boxes</h3>", "segm": "<h3>Masks</h3>"}.get(kind, "")
+def _precision(tested: Tested, names: Sequence[str]) -> Section:
+    parts, now = [], list(tested.values())[-1]
+    for kind in now.precisions:
+        tables = {state: one.precisions[kind] for state, one in tested.items()}
+        bars, curves = charts(tables, names, now.objects)
+        title = f"<h3>{kind.capitalize()}</h3>" * (len(now.precisions) > 1)
         parts.append(f"{title}{bars}<h3>Precision by recall, IoU of at least 0.5</h3>{curves}")
-    before = " The bar is after training, the mark before, with the adapter off." * (len(found.states) > 1)
-    lead = f"<p>Of the first {counted(found.counts.images, 'test image')}, as COCO counts.{before}</p>"
+    before = " The bar is after training, the mark before, with the adapter off." * (len(tested) > 1)
+    lead = f"<p>Of {counted(now.images, 'test image')}, as COCO counts.{before}</p>"
     return Section("Precision by class", lead + "".join(parts))

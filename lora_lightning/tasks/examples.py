@@ -1,13 +1,53 @@
-"""Examples for trackers: pictures of one size, so that they stand in rows."""
+"""Samples of a test that are kept to be shown, and pictures of one size for trackers' rows."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Generic, TypeVar
 
 from PIL import Image
 
 SIDE = 256  # pixels of a picture
 PAPER = "#808080"  # beside one that is not square
+T = TypeVar("T")
+
+
+class Kept(Generic[T]):
+    """Of the samples of a test the first and the worst.
+
+    Args:
+        first, worst: how many.
+
+    Attributes:
+        count: how many there were.
+        first: in their order.
+        worst: badness, place and sample, the worst first, of equal ones the earlier.
+    """
+
+    def __init__(self, first: int, worst: int) -> None:
+        self.count = 0
+        self.first: list[T] = []
+        self.worst: list[tuple[float, int, T]] = []
+        self._room = first, worst
+
+    def add(self, badness: float, make: Callable[[], T]) -> None:
+        """The next sample.
+
+        Args:
+            badness: the greater, the worse.
+            make: gives what is kept; it is asked only where the sample is.
+        """
+        first, worst = self._room
+        place, self.count = self.count, self.count + 1
+        begins = place < first
+        is_bad = len(self.worst) < worst or badness > self.worst[-1][0]
+        if not (begins or is_bad):
+            return
+        one = make()
+        if begins:
+            self.first.append(one)
+        if is_bad:
+            self.worst = sorted([*self.worst, (badness, place, one)], key=lambda w: (-w[0], w[1]))[:worst]
 
 
 def framed(picture: Image.Image) -> Image.Image:

@@ -23,7 +23,8 @@ class Predictions:
         outputs: (count, classes), float32 on the CPU: logits, which no temperature has touched, or numbers.
         truths: (count,) class indices or numbers; (count, classes) zeros and ones.
         before: the same outputs with the adapter off; None where nothing is adapted.
-        temperature: what divides the logits before they are made probabilities.
+        temperature: what divides the logits before they are made probabilities; None where none was fitted.
+        temperature_before: the same of those with the adapter off.
         now: the word for the model that has said this, as of `Reporting`.
     """
 
@@ -31,7 +32,8 @@ class Predictions:
     outputs: Tensor
     truths: Tensor
     before: Tensor | None = None
-    temperature: float = 1.0
+    temperature: float | None = None
+    temperature_before: float | None = None
     now: str = AFTER
 
     def __len__(self) -> int:
@@ -50,11 +52,11 @@ class Predictions:
 
     def probabilities(self, calibrated: bool = True) -> Tensor:
         """(count, classes), of classes."""
-        return probabilities(self.outputs, self.target, self.temperature if calibrated else 1.0)
+        return probabilities(self.outputs, self.target, (calibrated and self.temperature) or 1.0)
 
     def probabilities_of(self, index: int) -> Tensor:
         """(classes,), calibrated, of one picture."""
-        return probabilities(self.outputs[index], self.target, self.temperature)
+        return probabilities(self.outputs[index], self.target, self.temperature or 1.0)
 
     def in_units(self, mean: float, std: float) -> Predictions:
         """Of standardized numbers, in the units of the data."""
@@ -62,10 +64,12 @@ class Predictions:
         return replace(self, outputs=numbers(self.outputs, mean, std), before=before)
 
     def as_before(self) -> Predictions | None:
-        """Those of the model with its adapter off, to which no temperature was fitted."""
+        """Those of the model with its adapter off."""
         if self.before is None:
             return None
-        return Predictions(self.target, self.before, self.truths, now=BEFORE)
+        return Predictions(
+            self.target, self.before, self.truths, temperature=self.temperature_before, now=BEFORE
+        )
 
     def states(self) -> dict[str, Predictions]:
         """Those of before, if there are any, and these, by the words for them."""

@@ -2,22 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from typing import Any
+
+from torch import nn
+
+from lora_lightning.adapters.manage import adapters_off
+from lora_lightning.adapters.state import is_injected
+from lora_lightning.utils.sharding import is_sharded
 
 BEFORE, AFTER, BASE = "before", "after", "base"
+EXAMPLES = 12  # samples of a test that a page shows by each order
 
 
 class Reporting:
     """A task whose tests are shown on a page.
 
     Attributes:
-        asks_before: whether a test of an adapted model also asks it with the adapter off, which takes as long
-            again.
+        pictured: whether a page is made of a test: samples are kept for it, and an adapted model is asked
+            with its adapter off, too, which takes as long again.
         now: the word for the model as it is: "after", or "base" where nothing was trained.
+        kept_examples: how many of the first samples are kept.
+        off: gives a context in which an adapter that is not ours is off; None where there is none.
     """
 
-    asks_before: bool = True
+    pictured: bool = True
     now: str = AFTER
+    kept_examples: int = EXAMPLES
+    off: Callable[[], AbstractContextManager[Any]] | None = None
+
+    def can_be_off(self) -> bool:
+        """Whether the model has an adapter that can be switched off."""
+        assert isinstance(self, nn.Module)
+        return self.off is not None or (is_injected(self) and not is_sharded(self))
+
+    def adapter_off(self) -> AbstractContextManager[Any]:
+        """A context in which the model is what it was before; where it `can_be_off`."""
+        assert isinstance(self, nn.Module)
+        return adapters_off(self) if self.off is None else self.off()
 
 
 def in_words(state: str) -> str:

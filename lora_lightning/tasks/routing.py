@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from lora_lightning.report import specs
 from lora_lightning.report.page import Section, leave, table, text
 from lora_lightning.tasks.error_rates import Transcript
 from lora_lightning.tasks.recognizer import Recognizer
+from lora_lightning.tasks.reporting import AFTER, BEFORE
 from lora_lightning.tasks.speech_report import Heard, percent, rates, transcribe_all, worst
 from lora_lightning.tasks.speech_sounds import Sounds
 from lora_lightning.utils.tables import format_table
@@ -83,27 +84,29 @@ def transcribe_mixed(
     return [Transcript(u.id, u.accent, u.speaker, u.text, h) for u, h in zip(utterances, heard, strict=True)]
 
 
-def report_together(task: Recognizer, data: dict[str, Any], folder: Path) -> list[str]:
+def report_together(
+    task: Recognizer, data: dict[str, Any], folder: Path, tested: Mapping[str, Heard]
+) -> list[str]:
     """Several adapters in one model: each accent by the base, by every adapter, routed by its label, and
     by a router that has not seen the label; and what is heard worst by its own adapter.
 
     Args:
         task: with all adapters loaded.
         data: the data module that each adapter was trained on, set up.
+        tested: what the test of an adapter has heard, by the state of the model; it is not heard again.
 
     Returns:
         Lines to print; the same as numbers are in adapters.json, and as sections of the page.
     """
-    tested = {u.id: u for module in data.values() for u in module.test_set}
-    utterances = list(tested.values())
+    utterances = list({u.id: u for module in data.values() for u in module.test_set}.values())
     owner = {u.accent: name for name, module in data.items() for u in module.train_set}
     own = [owner.get(u.accent) for u in utterances]
     heard: dict[str, list[Transcript]] = {}
     with adapters_off(task):
-        heard[BASE] = transcribe_all(task, utterances)
+        heard[BASE] = _heard(task, utterances, [one.get(BEFORE, ()) for one in tested.values()])
     for name in data:
         set_adapter(task, name)
-        heard[name] = transcribe_all(task, utterances)
+        heard[name] = _heard(task, utterances, [tested.get(name, {}).get(AFTER, ())])
     heard[BY_LABEL] = transcribe_mixed(task, utterances, own)
     lines: list[str] = []
     guessed: list[str] = []
@@ -136,6 +139,16 @@ def report_together(task: Recognizer, data: dict[str, Any], folder: Path) -> lis
     return ["", TITLE, "", format_table(header, rows), "", *lines]
 
 
+def _heard(
+    task: Recognizer, utterances: Sequence[Utterance], tests: Sequence[Sequence[Transcript]]
+) -> list[Transcript]:
+    """What the model as it is hears in each utterance, of which tests have heard some."""
+    known = {transcript.id: transcript for one in tests for transcript in one}
+    rest = [utterance for utterance in utterances if utterance.id not in known]
+    known |= {transcript.id: transcript for transcript in transcribe_all(task, rest)}
+    return [known[utterance.id] for utterance in utterances]
+
+
 def _overview(heard: Heard, accents: Sequence[str], numbers: str, lines: Sequence[str]) -> Section:
     """Each accent by the base, by every adapter and routed."""
     transcripts = next(iter(heard.values()))
@@ -166,7 +179,7 @@ def _worst(
     accents: Sequence[str],
 ) -> list[Section]:
     """Of each accent that has an adapter, by that adapter and by the base."""
-    sounds, both = Sounds(), {"adapter off": heard[BASE], "its own adapter": heard[BY_LABEL]}
+    sounds, both = Sounds(), {BASE: heard[BASE], "its own adapter": heard[BY_LABEL]}
     sections = []
     for accent in accents:
         if accent in owner:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,25 +14,24 @@ from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from PIL import Image
 from torch import Tensor, nn
 
-from lora_lightning.adapters.manage import adapters_off
-from lora_lightning.adapters.state import is_injected
 from lora_lightning.data.mask_pictures import class_colours
 from lora_lightning.errors import ConfigError
 from lora_lightning.planning.heads import find_heads
 from lora_lightning.tasks.confusion import Confusions, Segmentation, named_ious
+from lora_lightning.tasks.examples import Kept
 from lora_lightning.tasks.optim import configured
 from lora_lightning.tasks.optim_config import OptimConfig, OptimOptions
-from lora_lightning.tasks.reporting import BEFORE, Reporting
+from lora_lightning.tasks.reporting import BEFORE, EXAMPLES, Reporting
 from lora_lightning.tasks.scores import Score
 from lora_lightning.tasks.segmentation_examples import examples_of
 from lora_lightning.tasks.segmentation_maps import class_maps, dice_loss, logits_of, pixel_loss
+from lora_lightning.tasks.segmentation_pictures import Example as Seen
 from lora_lightning.tasks.segmentation_pictures import log_to_wandb, tables_of
 from lora_lightning.tasks.segmentation_report import write_report
 from lora_lightning.trainer.trackers.choice import tracker_of
 from lora_lightning.trainer.trackers.tracker import Confusion, Example
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import TEXT, at_least, is_whole, listed, whole
-from lora_lightning.utils.sharding import is_sharded
 
 TrainingBatch = tuple[Tensor, Tensor, Tensor]
 Batch = tuple[list[Tensor], list[Tensor], list[int]]
@@ -102,6 +102,7 @@ class SemanticSegmenter(Reporting, L.LightningModule):
         self._counted = Confusions(num_classes)
         self._counted_off = Confusions(num_classes)
         self._tested: dict[str, Segmentation] = {}
+        self._kept: Kept[Seen] = Kept(EXAMPLES, EXAMPLES)
         self._pictures: list[tuple[Image.Image, Tensor, Tensor]] = []
 
     def forward(self, pictures: Tensor) -> Tensor:
@@ -147,14 +148,26 @@ class SemanticSegmenter(Reporting, L.LightningModule):
                 picture = self.trainer.datamodule.show("val", place)[1]  # type: ignore[attr-defined]  # as MasksDataModule
                 self._pictures.append((picture, truth.cpu(), one.cpu()))
 
+    def on_test_start(self) -> None:
+        self._kept = Kept(self.kept_examples, EXAMPLES)
+
     def test_step(self, batch: Batch, batch_idx: int) -> None:
-        self._count(batch, self._counted)
+        found = {self.now: self._count(batch, self._counted)}
         if self._tests_before():
-            with adapters_off(self):
-                self._count(batch, self._counted_off)
+            with self.adapter_off():
+                found = {BEFORE: self._count(batch, self._counted_off), **found}
+        if self.pictured and self.trainer.is_global_zero:
+            self._keep(batch, found)
+
+    def _keep(self, batch: Batch, found: Mapping[str, list[Tensor]]) -> None:
+        """What the page may show."""
+        _, masks, places = batch
+        for i, place in enumerate(map(int, places)):
+            maps = {state: each[i] for state, each in found.items()}
+            self._kept.add(-self._counted.picture_miou(place), partial(_seen, place, masks[i], maps))
 
     def _tests_before(self) -> bool:
-        return self.asks_before and is_injected(self) and not is_sharded(self)
+        return self.pictured and self.can_be_off()
 
     def _count(self, batch: Batch, counted: Confusions) -> list[Tensor]:
         pictures, masks, places = batch
@@ -209,21 +222,20 @@ class SemanticSegmenter(Reporting, L.LightningModule):
         return Confusion(self.class_names, self._tested[self.now].matrix().tolist())
 
     def report(self, data: L.LightningDataModule, folder: str | os.PathLike[str]) -> list[str]:
-        """Pictures of the test part in `folder`: contact_sheet.png and report.html, where each picture has
+        """Pictures of the last test in `folder`: contact_sheet.png and report.html, where each picture has
         the truth beside what was found before (if the model is adapted) and after training.
 
         Returns:
             Lines to print; none before a test.
         """
-        if not self._tested:
+        if not (self._tested and self._kept.count):
             return []
-        return write_report(
-            self, self.predicted, data, self._tested, self.class_names, self.colours, Path(folder)
-        )
+        return write_report(self._kept, self._tested, data, self.class_names, self.colours, Path(folder))
 
     def examples(self, data: L.LightningDataModule, most: int) -> list[Example]:
-        """Test pictures with the truth and what was found before (if the model is adapted) and after."""
-        return examples_of(self, self.predicted, data, self.colours, most, self.now)
+        """The last test's first pictures, as many as were kept, with the truth and what was found before (if
+        the model is adapted) and after."""
+        return examples_of(self._kept.first[:most], data, self.colours)
 
     def _wandb(self) -> list[WandbLogger]:
         if not self.trainer.is_global_zero or self.trainer.sanity_checking:
@@ -239,6 +251,10 @@ class SemanticSegmenter(Reporting, L.LightningModule):
     def configure_optimizers(self) -> OptimizerLRScheduler:
         layers = [self.model.get_submodule(name) for name in find_heads(self.model)]
         return configured(self, {p for layer in layers for p in layer.parameters()}, self.optim)
+
+
+def _seen(place: int, truth: Tensor, maps: Mapping[str, Tensor]) -> Seen:
+    return Seen(place, truth.cpu().numpy(), {state: one.cpu().numpy() for state, one in maps.items()})
 
 
 def _apart(num_classes: Any, class_names: Any, palette: Any) -> list[str]:

@@ -3,33 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import islice
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from lora_lightning.data.mask_files import IGNORED
 from lora_lightning.data.mask_pictures import Colour
 from lora_lightning.tasks.examples import all_framed
-from lora_lightning.tasks.segmentation_pictures import Predict, examined, views_of
+from lora_lightning.tasks.segmentation_pictures import Example as Seen
+from lora_lightning.tasks.segmentation_pictures import views_of
 from lora_lightning.trainer.trackers.tracker import Example
 
 
-def examples_of(
-    model: nn.Module, predict: Predict, data: Any, colours: Sequence[Colour], most: int, now: str
-) -> list[Example]:
+def examples_of(first: Sequence[Seen], data: Any, colours: Sequence[Colour]) -> list[Example]:
     """The first test pictures.
 
     Args:
-        model: what `predict` asks, with the trained weights.
+        first: as they were seen.
         data: shows its pictures by `show`.
         colours: of the classes.
-        most: pictures.
-        now: the word for the model as it is.
     """
     examples = []
-    for one in islice(examined(model, predict, data, now), most):
+    for one in first:
         name, picture = data.show("test", one.place)
         words = {state: f"{_right(found, one.truth):.0%} right" for state, found in one.found.items()}
         examples.append(Example(str(name), words, all_framed(views_of(one, picture, colours))))

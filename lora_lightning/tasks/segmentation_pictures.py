@@ -2,30 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import lightning as L
 import numpy as np
-import torch
 from lightning.pytorch.loggers import WandbLogger
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 
-from lora_lightning.adapters.manage import adapters_off
-from lora_lightning.adapters.state import is_injected
 from lora_lightning.data.mask_files import IGNORED
 from lora_lightning.data.mask_pictures import BLACK, Colour, overlay
 from lora_lightning.report.pictures import WIDTH
 from lora_lightning.tasks.confusion import Segmentation, ious
-from lora_lightning.tasks.reporting import AFTER, BEFORE
 
 WRONG: Colour = (232, 67, 46)
-EXAMINED = 200  # test pictures that are looked at
 CONFUSED = 10  # pairs of classes on the page
-Predict = Callable[[list[Tensor], list[Any]], list[Tensor]]  # pictures, sizes -> maps
 
 
 @dataclass
@@ -35,43 +27,6 @@ class Example:
     place: int
     truth: np.ndarray
     found: dict[str, np.ndarray]
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[None]:
-    """A model in eval mode and without gradients, and afterwards as it was."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
-def examined(
-    model: nn.Module, predict: Predict, data: L.LightningDataModule, now: str = AFTER
-) -> Iterator[Example]:
-    """The first test pictures, as they were seen before (if the model is adapted) and are `now`."""
-    device = next(model.parameters()).device
-    states = (BEFORE, now) if is_injected(model) else (now,)
-    data.setup("test")
-    count = 0
-    with evaluating(model):
-        for batch in data.test_dataloader():
-            pictures, masks, places = data.on_after_batch_transfer(batch, 0)  # as a Trainer would
-            inputs, sizes = [p.to(device) for p in pictures], [mask.shape for mask in masks]
-            found = {}
-            for state in states:
-                with adapters_off(model) if state == BEFORE else nullcontext():
-                    found[state] = predict(inputs, sizes)
-            for i, (place, mask) in enumerate(zip(places, masks, strict=True)):
-                maps = {state: each[i].cpu().numpy() for state, each in found.items()}
-                yield Example(place, mask.numpy(), maps)
-            count += len(places)
-            if count >= EXAMINED:
-                return
 
 
 def views_of(example: Example, picture: Image.Image, colours: Sequence[Colour]) -> dict[str, Image.Image]:

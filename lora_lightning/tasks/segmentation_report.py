@@ -7,9 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import nn
 
 from lora_lightning.data.mask_files import IGNORED
 from lora_lightning.data.mask_pictures import BLACK, Colour
@@ -17,22 +15,22 @@ from lora_lightning.report import specs
 from lora_lightning.report.charts import chart
 from lora_lightning.report.page import Section, image, leave, table, text
 from lora_lightning.report.pictures import WIDTH, key, sheet
-from lora_lightning.tasks.confusion import Confusions, Segmentation, ious
-from lora_lightning.tasks.reporting import bars_in_words, in_words
-from lora_lightning.tasks.segmentation_pictures import WRONG, Example, Predict, examined, tables_of, views_of
+from lora_lightning.tasks.confusion import Segmentation, ious
+from lora_lightning.tasks.examples import Kept
+from lora_lightning.tasks.reporting import EXAMPLES, bars_in_words, in_words
+from lora_lightning.tasks.segmentation_pictures import WRONG, Example, tables_of, views_of
 from lora_lightning.utils.plurals import counted
 
-SHOWN, ON_SHEET = 12, 6  # test pictures on the page by each order, in the sheet
+ON_SHEET = 6  # test pictures in the sheet
 MATRIX, BARS = 50, 30  # classes up to which a matrix is drawn, and with bars: those with the lowest IoU
 NAMED = 4  # classes of a mask, for those who cannot see it
 Judged = Mapping[str, Segmentation]  # of each state of the model, the last one what is now
 
 
 def write_report(
-    model: nn.Module,
-    predict: Predict,
-    data: Any,
+    kept: Kept[Example],
     tested: Judged,
+    data: Any,
     names: Sequence[str],
     colours: Sequence[Colour],
     folder: Path,
@@ -40,15 +38,12 @@ def write_report(
     """contact_sheet.png, the sections of the page, and a line to print.
 
     Args:
-        model: what `predict` asks, with the trained weights; if it is adapted, it is also shown as it was
-            before.
-        data: shows its pictures by `show`, and gives lists of pictures, masks and places.
+        kept: pictures of the test, of which there is one at least.
         tested: of the whole test part.
+        data: shows its pictures by `show`.
         names, colours: of the classes.
     """
     now = list(tested)[-1]
-    examples = list(examined(model, predict, data, now))
-    judged = {state: _judged(examples, state, len(names)) for state in examples[0].found}
     legend = [(_css(colour), name) for name, colour in zip(names, colours, strict=True) if colour != BLACK]
     legend.append((_css(WRONG), "mistakes: another class than the truth"))
     apart = specs.apart(names)
@@ -56,20 +51,12 @@ def write_report(
         _scores(tested),
         _classes(tested, apart),
         _confusions(tested, apart),
-        _pictures(examples, judged, data, names, colours, key(legend)),
+        _pictures(kept, tested, data, names, colours, key(legend)),
     ]
     leave(folder, sections, "Segmented pictures")
-    pictures = [data.show("test", e.place)[1] for e in examples[:ON_SHEET]]
-    columns = [views_of(e, p, colours) for e, p in zip(examples, pictures, strict=False)]
+    columns = [views_of(e, data.show("test", e.place)[1], colours) for e in kept.first[:ON_SHEET]]
     sheet(columns, legend).save(folder / "contact_sheet.png")
     return [*_lowest(tested[now], names), ""]
-
-
-def _judged(examples: Sequence[Example], state: str, classes: int) -> Segmentation:
-    counted = Confusions(classes)
-    for example in examples:
-        counted.add(example.place, torch.from_numpy(example.found[state]), torch.from_numpy(example.truth))
-    return counted.here()
 
 
 def _lowest(tested: Segmentation, names: Sequence[str]) -> list[str]:
@@ -149,20 +136,18 @@ def _confusions(tested: Judged, names: Sequence[str]) -> Section:
 
 
 def _pictures(
-    examples: Sequence[Example],
-    judged: Judged,
+    kept: Kept[Example],
+    tested: Judged,
     data: Any,
     names: Sequence[str],
     colours: Sequence[Colour],
     legend: str,
 ) -> Section:
-    state, now = list(judged.items())[-1]
-    worst = sorted(examples, key=lambda e: now.picture_miou(e.place))
+    first, now = kept.first[:EXAMPLES], list(tested)[-1]
+    lowest = f"Of {counted(kept.count, 'test picture')}, those with the lowest mIoU {in_words(now)}"
     groups = {
-        f"The first {counted(min(SHOWN, len(examples)), 'test picture')}": examples[:SHOWN],
-        f"Of {counted(len(examples), 'test picture')}, those with the lowest mIoU {in_words(state)}": worst[
-            :SHOWN
-        ],
+        f"The first {counted(len(first), 'test picture')}": first,
+        lowest: [example for _, _, example in kept.worst],
     }
     parts = [legend]
     for title, shown in groups.items():
@@ -170,7 +155,7 @@ def _pictures(
         for example in shown:
             name, picture = data.show("test", example.place)
             scores = ", ".join(
-                f"{state} {100 * one.picture_miou(example.place):.1f}" for state, one in judged.items()
+                f"{state} {100 * one.picture_miou(example.place):.1f}" for state, one in tested.items()
             )
             parts.append(f'<p class="soft">{text(name)}: mIoU % {scores}</p>')
             parts.append(_row(example, str(name), picture, names, colours))

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 
 from lora_lightning.data.speech import SAMPLE_RATE, Utterance, ids_of
 from lora_lightning.tasks.error_rates import Transcript, count_errors
-from lora_lightning.tasks.speech_report import OFF, Heard
+from lora_lightning.tasks.reporting import BEFORE
+from lora_lightning.tasks.speech_report import Heard
 from lora_lightning.tasks.speech_words import compared
 from lora_lightning.trainer.trackers.tracker import Confusion, Example
 
@@ -32,7 +33,7 @@ def examples_of(
     turns = [t for pair in zip(worst, trained, strict=True) for t in pair]
     shown = list({t.id: t for t in turns}.values())[:most]
     place = {name: i for i, name in enumerate(ids_of(utterances))}
-    before = {t.id: t.hypothesis for t in heard.get(OFF, ())}
+    before = {t.id: t.hypothesis for t in heard.get(BEFORE, ())}
     return [_example(t, before.get(t.id), utterances[place[t.id]], state) for t in shown]
 
 

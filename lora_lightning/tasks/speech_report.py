@@ -14,6 +14,7 @@ from lora_lightning.report.charts import chart
 from lora_lightning.report.page import Section, leave, table, text
 from lora_lightning.tasks.error_rates import Transcript, confusions, count_errors, error_rate
 from lora_lightning.tasks.recognizer import Recognizer
+from lora_lightning.tasks.reporting import BEFORE
 from lora_lightning.tasks.speech_sounds import Sounds, aligned, spectrogram
 from lora_lightning.tasks.speech_words import as_html, compared
 from lora_lightning.utils.plurals import counted
@@ -23,8 +24,6 @@ BATCH_SECONDS = 120.0  # padding counted
 WORST, WORST_KEPT = 12, 4  # utterances on the page, of what was adapted to and of what was kept
 CONFUSED = 15  # pairs of words
 SPEAKERS, ROWS = 30, 1000  # in a chart, and in a table
-ON, OFF = "adapter on", "adapter off"
-COLOURS = {OFF: specs.STATES["before"], ON: specs.STATES["after"]}
 Heard = Mapping[str, Sequence[Transcript]]  # by the state of the model, the last one what is now
 
 
@@ -116,7 +115,7 @@ def rates(heard: Heard, name: str, shown: Mapping[str, Sequence[int]], colours: 
 
 def colours_of(heard: Heard) -> Mapping[str, str]:
     """Of the model's states."""
-    return COLOURS if OFF in heard else {state: specs.STATES[state] for state in heard}
+    return {state: specs.STATES[state] for state in heard}
 
 
 def _accents(heard: Heard, kept: Sequence[str]) -> Section:
@@ -125,11 +124,12 @@ def _accents(heard: Heard, kept: Sequence[str]) -> Section:
     places = {named[a]: [i for i, t in enumerate(_now(heard)) if t.accent == a] for a in accents}
     header, rows = by_accent(heard, accents)
     words = ["Word error rates (WER) with 95 % intervals by the bootstrap over utterances."]
-    for accent in (a for a in accents if a in kept and OFF in heard):
-        off, on = (percent([t for t in heard[s] if t.accent == accent]) for s in (OFF, ON))
+    if BEFORE in heard:
+        words.append("“Before” is the same model with its adapter off.")
+    for accent in (a for a in accents if a in kept and BEFORE in heard):
+        was, now = (percent([t for t in one if t.accent == accent]) for one in heard.values())
         words.append(
-            f"{accent}, which was to be kept, has a WER of {on} % with the adapter on, and with it off of "
-            f"{off} %, as before."
+            f"{accent}, which was to be kept, has a WER of {now} % after training, and of {was} % before."
         )
     lead = f"<p>{text(' '.join(words), 2000)}</p>"
     figure = rates(heard, "accent", places, colours_of(heard))

@@ -74,7 +74,7 @@ def test_one_adapter_each_and_then_together(
     heard: list[list[str]] = []
     monkeypatch.setattr(SpeechRecognizer, "on_test_epoch_end", lambda task: heard.append(list(task.heard)))
     main(words(corpus))
-    own, compared = ["adapter off", "adapter on"], [["base"], ["after"], ["after"]]  # no page shows them
+    own, compared = ["before", "after"], [["base"], ["after"], ["after"]]  # no page shows them
     assert heard == [own, *compared] * 2
     out, err = capsys.readouterr()
     assert beside_progress(err) == ""
@@ -90,7 +90,7 @@ def test_one_adapter_each_and_then_together(
             low, high = result["intervals"]["wer"]
             assert low <= result["scores"]["wer"] <= high
     assert out.count("fewer %") == 2
-    assert out.count("WER %, adapter off") == 2
+    assert out.count("WER %, before") == 2
     assert "9 of 9 transcripts are those of the adapter by itself" in out
     rows = json.loads(Path("run/adapters.json").read_text())["rows"]
     assert [row[0] for row in rows] == ["scottish", "caribbean", "us"]  # what was adapted to comes first

@@ -59,6 +59,7 @@ def test_other_pictures_are_matched_by_the_names_of_their_classes(
     assert found["intervals"]["acc"][0] <= found["scores"]["acc"] <= found["intervals"]["acc"][1]
     written = (tmp_path / "report" / "report.html").read_text()
     assert f"<h1>{folder} on" in written and "Scores on the test data" in written and "Classes" in written
+    assert '<th class="number">before</th>' in written, "the model with its adapter off"
 
 
 def test_classes_that_the_model_does_not_know(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

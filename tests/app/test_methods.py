@@ -164,6 +164,11 @@ def test_what_peft_has_trained_loads_in_peft_and_here() -> None:
     run = run_of("method=peft", "lora.train_norm=affine")
     run.task.load_state_dict(torch.load("run/checkpoints/best.ckpt", weights_only=True)["state_dict"])
     torch.testing.assert_close(run.task.eval()(x), theirs(x))
+    with run.task.adapter_off():
+        torch.testing.assert_close(run.task(x), base().eval()(x))
+    torch.testing.assert_close(run.task(x), theirs(x))
+    facts = json.loads(Path("run/report/run.json").read_text())
+    assert {"acc", "ece_raw"} <= facts["before"]["scores"].keys()
 
 
 def test_without_training_the_base_is_tested(capsys: pytest.CaptureFixture[str]) -> None:

@@ -56,7 +56,7 @@ def test_it_learns_and_logs_what_it_says():
     assert {"train/loss", "val/loss", "val/acc"} <= set(fitter.callback_metrics)
     assert fitter.callback_metrics["val/acc"] >= 0.9
     (test,) = fitter.test(module, loader(), verbose=False)
-    assert set(test) == {"test/loss", "test/acc", "test/f1", "test/ece"}
+    assert set(test) == {"test/loss", "test/acc", "test/f1", "test/ece_raw"}
 
 
 def test_accuracy_and_loss_count_images_not_batches():
@@ -203,7 +203,7 @@ def test_each_target_is_learned_scored_and_calibrated(target, first, options, tm
     (plain,) = fitter.test(module, data_of(target, seed=2), verbose=False)
     fitter.validate(module, data_of(target, seed=1), verbose=False)
     (test,) = fitter.test(module, data_of(target, seed=2), verbose=False)
-    extra = set() if target == "number" else {"test/ece_raw"}
+    extra = set() if target == "number" else {"test/ece"}
     assert set(test) == set(plain) | extra
     changed = {"test/ece", "test/ece_raw"}
     assert {k: v for k, v in test.items() if k not in changed} == {
@@ -214,7 +214,7 @@ def test_each_target_is_learned_scored_and_calibrated(target, first, options, tm
     if target == "number":
         assert module.facts() == {}
     else:
-        assert test["test/ece_raw"] == plain["test/ece"] != test["test/ece"]
+        assert test["test/ece_raw"] == plain["test/ece_raw"] != test["test/ece"]
         assert module.facts() == {"temperature": module.temperature}
         predictions = module.predictions
         expected = fitted_temperature(*evaluated(module, data_of(target, seed=1)))
@@ -229,6 +229,25 @@ def evaluated(module, loader):
         return module(images), targets
 
 
+def test_what_was_before_has_a_temperature_of_its_own():
+    """So that its calibration error is the one of the base that is tested by itself."""
+    seed_everything(0, verbose=False)
+    module, fitter = (
+        classifier(),
+        trainer(max_epochs=3, callbacks=[LoRACallback(rank=2, target_modules="all")]),
+    )
+    trainer().validate(module, loader(), verbose=False)
+    (base,) = trainer().test(module, loader(), verbose=False)
+    fitter.fit(module, loader())
+    assert module.temperature_before is None
+    fitter.validate(module, loader(), verbose=False)
+    fitter.test(module, loader(), verbose=False)
+    before = module.before()["scores"]
+    assert before["ece"] != before["ece_raw"]
+    for name in ("acc", "ece", "ece_raw"):
+        assert before[name] == pytest.approx(base[f"test/{name}"], abs=1e-6)
+
+
 def test_a_new_fit_forgets_the_temperature():
     module = classifier()
     trainer().validate(module, loader(), verbose=False)
@@ -238,7 +257,8 @@ def test_a_new_fit_forgets_the_temperature():
     silent = classifier(calibrate=False)
     trainer().validate(silent, loader(), verbose=False)
     assert silent.facts() == {}
-    assert "ece_raw" not in {s.name for s in silent.scores}
+    (error,) = (s for s in silent.scores if s.name.startswith("ece"))
+    assert error.label == "uncalibrated ECE %" and error.in_table
 
 
 def test_mirror_images_count_in_the_test_alone():

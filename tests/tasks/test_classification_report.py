@@ -123,7 +123,7 @@ def test_what_the_page_says_is_what_was_measured(tmp_path):
         values["f1"],
         values["ece"],
         values["ece_raw"],
-        before["ece"],
+        before["ece_raw"],
     ):
         assert f"{100 * value:.1f} " in shown
     assert "90.0" in shown and "50.0" in shown  # in the source domain

@@ -17,6 +17,7 @@ from lora_lightning.data.speech import SpeechBatch, Utterance, collate
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.models.ctc import conformer_ctc
 from lora_lightning.report.page import left
+from lora_lightning.tasks import routing
 from lora_lightning.tasks.ctc import SpeechRecognizer
 from lora_lightning.tasks.routing import Router
 from lora_lightning.tasks.speech_report import transcribe_all
@@ -187,7 +188,7 @@ def test_the_alignment_is_in_order_and_complete() -> None:
     assert aligned(recognizer(), said([2], "abc")) == []  # does not fit into one frame
 
 
-def test_adapters_meet_in_mixed_batches(tmp_path: Path) -> None:
+def test_adapters_meet_in_mixed_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     task, sounds = injected(), noises()
 
@@ -207,6 +208,18 @@ def test_adapters_meet_in_mixed_batches(tmp_path: Path) -> None:
         "scottish: the worst 4 of 4 utterances",
         "caribbean: the worst 4 of 4 utterances",
     ]
+
+    tested = {}
+    for name in ("scottish", "caribbean"):
+        ll.set_adapter(task, name)
+        trainer(tmp_path).test(task, loader(module(name).test_set), verbose=False)
+        tested[name] = dict(task.heard)
+    anew: list[int] = []
+    whole = routing.transcribe_all
+    monkeypatch.setattr(routing, "transcribe_all", lambda t, some: anew.append(len(some)) or whole(t, some))
+    again = task.report_together({a: module(a) for a in tested}, tmp_path, tested)
+    assert anew == [0, 4, 4], "the base not at all, each adapter the other's accent"
+    assert again == lines and json.loads((tmp_path / "adapters.json").read_text())["rows"] == rows
 
 
 def test_the_router_finds_shifted_groups() -> None:

@@ -2,7 +2,6 @@
 
 import json
 import re
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,11 +9,11 @@ import torch
 from browser import chromium, opened, problems
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
-from torch import nn
 
 from lora_lightning.report.page import PAGE_FILE, left
 from lora_lightning.tasks.average_precision import AveragePrecision, class_precisions
 from lora_lightning.tasks.detection_boxes import boxes_of, row
+from lora_lightning.tasks.detection_confusion import detections_of
 from lora_lightning.tasks.detection_curves import Counts, corners
 from lora_lightning.tasks.detection_examples import _example
 from lora_lightning.tasks.detection_pictures import MISSED, RIGHT, TRUTH, WRONG, Example, confident, judge
@@ -163,37 +162,27 @@ def test_a_curve_by_hand():
     assert corners(curve) == [(0, 100), (50, 100), (100, pytest.approx(200 / 3))]
 
 
-class Told(nn.Module):
-    """Finds what it is told to, by how many images it has seen."""
-
-    def __init__(self, examples):
-        super().__init__()
-        self.examples, self.weight, self.place = examples, nn.Parameter(torch.zeros(1)), 0
-
-    def forward(self, images):
-        found = [one.found["after"] for one in self.examples[self.place : self.place + len(images)]]
-        self.place += len(images)
-        return found
+def seen(count=14, masks=False):
+    """What a test of a model that is not adapted gives."""
+    examples = [scene(seed, masks) for seed in range(count)]
+    findings, precision = Findings(0.4), AveragePrecision(masks, per_class=True, curves=True)
+    for i in range(0, count, 4):
+        some = examples[i : i + 4]
+        truths, found = [e.truth for e in some], [e.found["after"] for e in some]
+        findings.add([e.image for e in some], truths, {"after": found})
+        precision.update(found, truths)
+    return examples, findings, {"after": detections_of(precision, NAMES, 0.4)}
 
 
 def written(folder, count=14, masks=False):
-    examples = [scene(seed, masks) for seed in range(count)]
-    batches = [
-        ([e.image for e in examples[i : i + 4]], [e.truth for e in examples[i : i + 4]])
-        for i in range(0, count, 4)
-    ]
-    data = SimpleNamespace(
-        setup=lambda stage: None,
-        test_dataloader=lambda: batches,
-        on_after_batch_transfer=lambda batch, _: batch,
-    )
-    findings = Findings(0.4, len(NAMES), 1.0, masks)
-    return write_report(Told(examples), data, NAMES, findings, {}, folder), examples
+    examples, findings, tested = seen(count, masks)
+    folder.mkdir(exist_ok=True)
+    return write_report(findings, tested, NAMES, folder), examples
 
 
 def test_the_page_names_its_threshold_and_counts_at_each(tmp_path):
     lines, examples = written(tmp_path)
-    boxes, precision = left(tmp_path)[1]
+    boxes, _, precision = left(tmp_path)[1]
     assert "a score of at least 0.4 " in boxes.html and "<label hidden>" in boxes.html, "no script: no slider"
     (steps,) = (json.loads(s) for s in re.findall(r'json">(\{"after.*?)</script>', boxes.html))
     verdicts = [judge(confident(e.found["after"], 0.4), e.truth) for e in examples]
@@ -208,7 +197,7 @@ def test_the_page_names_its_threshold_and_counts_at_each(tmp_path):
 
 def test_a_report_of_one_process_of_several_asks_no_other(tmp_path, monkeypatch):
     """The first alone makes it: what it gathered, it would wait for, or find the other gone."""
-    written(tmp_path / "alone", 2)
+    _, findings, tested = seen(2)
 
     def gather(*_):
         raise AssertionError("gathers")
@@ -217,8 +206,22 @@ def test_a_report_of_one_process_of_several_asks_no_other(tmp_path, monkeypatch)
     monkeypatch.setattr("torch.distributed.get_world_size", lambda: 2)
     monkeypatch.setattr("torch.distributed.get_rank", lambda: 0)
     monkeypatch.setattr("torch.distributed.all_gather_object", gather)
-    written(tmp_path / "first", 2)
-    assert left(tmp_path / "first")[1] == left(tmp_path / "alone")[1]
+    write_report(findings, tested, NAMES, tmp_path)
+    assert len(left(tmp_path)[1]) == 3
+
+
+def test_what_is_kept_of_a_test_is_little():
+    """Of many images the first and the worst, of each the surest boxes, masks as bits; 200 are judged."""
+    examples, findings = [scene(seed, masks=True) for seed in range(5)], Findings(0.4, first=3)
+    for _ in range(41):
+        found = [e.found["after"] for e in examples]
+        findings.add([e.image for e in examples], [e.truth for e in examples], {"after": found})
+    kept = findings.kept
+    assert kept.count == findings.counts.images == 200 and len(kept.first) == 3
+    mistakes = [judge(confident(e.found["after"], 0.4), e.truth).mistakes for e in examples]
+    worst = sorted(range(200), key=lambda i: -mistakes[i % 5])[:12]
+    assert [(m, place) for m, place, _ in kept.worst] == [(mistakes[i % 5], i) for i in worst]
+    assert kept.first[0].found["after"]["masks"].dtype == torch.bool
 
 
 def test_trackers_are_told_how_many():
@@ -229,7 +232,7 @@ def test_trackers_are_told_how_many():
 
 def test_masks_have_curves_of_their_own(tmp_path):
     written(tmp_path, 2, masks=True)
-    _, precision = left(tmp_path)[1]
+    *_, precision = left(tmp_path)[1]
     assert "<h3>Boxes</h3>" in precision.html and "<h3>Masks</h3>" in precision.html
 
 

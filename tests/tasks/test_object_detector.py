@@ -186,7 +186,7 @@ def test_the_report_shows_truth_before_and_after(detector, tmp_path):
     lora = ll.LoRACallback(rank=4, target_modules=["body"], verbose=False)
     fitter = trainer(max_epochs=40, callbacks=[lora])
     fitter.fit(detector, datamodule=Scenes())
-    assert "taken for what" not in str(detector.report(Scenes(), tmp_path)) and not detector.confusion()
+    assert detector.report(Scenes(), tmp_path) == [] and not detector.confusion(), "nothing was tested"
     (scores,) = fitter.test(detector, Scenes().loader(), verbose=False)
     before, intervals = detector.before(), detector.intervals()
     assert before["scores"]["map"] == 0 and before["intervals"]["map"] == (0, 0)
@@ -206,6 +206,20 @@ def test_the_report_shows_truth_before_and_after(detector, tmp_path):
     assert lines[0].startswith("after training: 5 right, 0 false positives, 0 missed in 5 images")
     assert (tmp_path / "contact_sheet.png").stat().st_size > 1000
     assert detector.model.training, "as it was"
+
+
+def test_a_page_costs_no_further_pass_over_the_test_data(detector, tmp_path):
+    calls = []
+    detector.model.register_forward_hook(lambda *_: calls.append(1))
+    lora = ll.LoRACallback(rank=4, target_modules=["body"], verbose=False)
+    fitter = trainer(max_epochs=1, callbacks=[lora])
+    fitter.fit(detector, datamodule=Scenes())
+    for pictured, states in ((True, 2), (False, 1)):
+        detector.pictured = pictured
+        calls.clear()
+        fitter.test(detector, Scenes().loader(), verbose=False)
+        assert bool(detector.report(Scenes(), tmp_path)) == pictured == bool(detector.examples(Scenes(), 2))
+        assert len(calls) == states * 3, "three batches"
 
 
 def test_a_base_is_not_said_to_be_trained(detector, tmp_path):

@@ -219,6 +219,24 @@ def test_it_learns_logs_and_reports(segmenter, data, tmp_path):
     )
 
 
+def test_a_page_costs_no_further_pass_over_the_test_data(segmenter, data, tmp_path):
+    calls = []
+    segmenter.model.register_forward_hook(lambda *_: calls.append(1))
+    fitter = trainer(max_epochs=1, callbacks=[ll.LoRACallback(rank=4, verbose=False)])
+    fitter.fit(segmenter, datamodule=data)
+    for pictured, states in ((False, 1), (True, 2)):
+        segmenter.pictured = pictured
+        calls.clear()
+        fitter.test(segmenter, datamodule=data, verbose=False)
+        assert len(calls) % states == 0 and len(calls) >= states
+        tested = len(calls)
+        assert bool(segmenter.report(data, tmp_path)) == pictured == bool(segmenter.examples(data, 2))
+        assert len(calls) == tested
+    page = left(tmp_path)[1][-1].html
+    scores = [float(x) for x in re.findall(r"after ([\d.]+)</p>", page)]
+    assert len(scores) == 8 and scores[4:] == sorted(scores[:4]), "the worst come first"
+
+
 def test_a_base_is_not_said_to_be_trained(segmenter, data, tmp_path):
     segmenter.now = "base"
     assert (

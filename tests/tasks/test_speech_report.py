@@ -24,8 +24,9 @@ from lora_lightning.models.ctc import conformer_ctc
 from lora_lightning.report.page import PAGE_FILE, left
 from lora_lightning.tasks.ctc import SpeechRecognizer
 from lora_lightning.tasks.error_rates import Transcript, count_errors, error_rate
+from lora_lightning.tasks.reporting import AFTER, BEFORE
 from lora_lightning.tasks.speech_examples import confusion_of
-from lora_lightning.tasks.speech_report import OFF, ON, _errors, in_order, rate_rows, transcribe_all
+from lora_lightning.tasks.speech_report import _errors, in_order, rate_rows, transcribe_all
 from lora_lightning.tasks.speech_sounds import Sounds, spectrogram, words_of
 from lora_lightning.tasks.speech_words import as_html, compared
 
@@ -119,10 +120,10 @@ def test_the_report_hears_nothing_again(tmp_path: Path) -> None:
     task.model.register_forward_pre_hook(lambda _, given: heard.append(len(given[0])))
     heard_by(task, sounds, tmp_path, limit_test_batches=2)
     assert heard == [4] * 4, "once on and once off"
-    assert {len(one) for one in task.heard.values()} == {8} and task.heard[ON] == task.transcripts
+    assert {len(one) for one in task.heard.values()} == {8} and task.heard[AFTER] == task.transcripts
     with ll.adapters_off(task):
         off = transcribe_all(task, sounds[::-1][:8])
-    assert task.heard[OFF] == off and task.heard[ON] != off
+    assert task.heard[BEFORE] == off and task.heard[AFTER] != off
     heard.clear()
     lines = task.report(SimpleNamespace(test_set=sounds), str(tmp_path))
     assert set(heard) == {1}, "those that are shown, for their alignment"
@@ -131,7 +132,7 @@ def test_the_report_hears_nothing_again(tmp_path: Path) -> None:
     page = "".join(section.html for section in left(tmp_path)[1])
     assert {u.id for u in sounds if f" · {escape(u.id)}</h3>" in page} == ids
 
-    task.asks_before = False
+    task.pictured = False
     heard.clear()
     heard_by(task, sounds, tmp_path)
     assert heard == [4] * 3 and task.before() == {} and set(task.heard) == {"after"}
@@ -155,11 +156,11 @@ def test_the_target_comes_first_and_the_source_with_the_adapter_off(tmp_path: Pa
     assert sections[3].html.count("<article") == 8 and "us · " not in sections[3].html
     page = "".join(section.html for section in sections)
     assert "<i>" not in page.replace("<i>nothing</i>", "") and page.count("<audio") == 12
-    assert re.search(r"us, which was to be kept, has a WER of [\d.]+ \([^)]*\) % with the adapter on", page)
+    assert re.search(r"us, which was to be kept, has a WER of [\d.]+ \([^)]*\) % after training", page)
     specs = [json.loads(s) for s in re.findall(r'json">(.*?)</script>', page)]
     accents = specs[0]["data"]["columns"]
     assert accents["accent"] == ["scottish", "scottish", "us (kept)", "us (kept)"]
-    assert accents["state"] == [OFF, ON] * 2
+    assert accents["state"] == [BEFORE, AFTER] * 2
     assert (tmp_path / PAGE_FILE).stat().st_size < 3e6
 
 
@@ -204,12 +205,12 @@ def test_errors_are_counted_in_words() -> None:
 
 def test_rates_of_groups_are_those_of_their_utterances() -> None:
     heard = {
-        OFF: [Transcript("", "", "", "a b", h) for h in ("a", "b b", "c c")],
-        ON: [Transcript("", "", "", "a b", "a b")] * 3,
+        BEFORE: [Transcript("", "", "", "a b", h) for h in ("a", "b b", "c c")],
+        AFTER: [Transcript("", "", "", "a b", "a b")] * 3,
     }
     rows = rate_rows(heard, "speaker", {"m": [0, 2], "f": [1]})
     assert [row["WER %"] for row in rows] == [75, 0, 50, 0]
-    low, high = error_rate([heard[OFF][0], heard[OFF][2]])[1:]
+    low, high = error_rate([heard[BEFORE][0], heard[BEFORE][2]])[1:]
     assert (rows[0]["low"], rows[0]["high"]) == (100 * low, 100 * high)
 
 

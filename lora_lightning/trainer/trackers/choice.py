@@ -32,3 +32,8 @@ def tracker_of(logger: Any) -> Tracker:
 def trackers_of(loggers: Iterable[Any]) -> list[Tracker]:
     """One of each logger."""
     return [tracker_of(logger) for logger in loggers]
+
+
+def most_examples(loggers: Iterable[Any]) -> int:
+    """How many pictures or sounds the one that takes most of them may have; 0 is none."""
+    return max((t.allowed.examples for t in trackers_of(loggers) if t.shows), default=0)
