@@ -194,7 +194,8 @@ def _serve(words: Sequence[str]) -> None:
     _refuse(problems)
     with _extras("recipes,serve"):
         from lora_lightning.app.serve import serve
-    serve(given, of_run)
+    with interruptible():
+        serve(given, of_run)
 
 
 def _evaluate(words: Sequence[str]) -> None:

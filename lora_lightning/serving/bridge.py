@@ -8,14 +8,15 @@ its LitSpec gives the queues, its LitLoop takes from them.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-import signal
 import sys
 import time
 import uuid
 from collections import deque
 from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from functools import partial
 from queue import Empty
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ from lora_lightning.errors import UserError
 from lora_lightning.serving.asking import Ask, Event
 from lora_lightning.serving.gate import Gate
 from lora_lightning.serving.metrics import Metrics
+from lora_lightning.serving.processes import end_with
 from lora_lightning.utils.libraries import loading
 
 with loading("litserve", "serve"):
@@ -35,7 +37,9 @@ with loading("litserve", "serve"):
 if TYPE_CHECKING:
     from lora_lightning.serving.engine import Engine
 
-LOOK = 1.0  # seconds between two looks whether a request's worker lives
+TAKE = 0.5  # seconds that a worker waits for a request at once
+LOOK = 0.5  # seconds between two looks what has become of a request
+ENDED = "ended"  # in the place of a request's number: a worker is no more
 
 
 class EngineAPI(LitAPI):
@@ -49,10 +53,12 @@ class EngineAPI(LitAPI):
     def __init__(self, build: Callable[[str], Engine], desk: Desk, threads: int | None) -> None:
         super().__init__(spec=desk, loop=EngineLoop())
         self.build, self.threads = build, threads
+        self.family: tuple[int, int] | None = None  # the first process, and that of the queues
 
     def setup(self, device: str) -> None:
         """Build the engine; a user's mistake is one message of the server's."""
-        signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the server's, which lets what runs end
+        if self.family:
+            end_with(*self.family)
         if self.threads:
             import torch
 
@@ -77,7 +83,7 @@ class EngineLoop(LitLoop):
         engine = lit_api.engine
         while True:
             try:
-                asked = request_queue.get(timeout=1.0)
+                asked = request_queue.get(timeout=TAKE)
             except Empty:
                 continue
             except (EOFError, OSError):  # the server is gone
@@ -113,6 +119,7 @@ class Desk(LitSpec):
         super().__init__()
         self.api_path = "/v1"
         self.gate, self.metrics = gate, metrics
+        self.ended: dict[int, float] = {}  # workers that are no more, and since when
 
     def __getstate__(self) -> dict[str, Any]:
         """For the workers, which need nothing of it."""
@@ -134,25 +141,38 @@ class Desk(LitSpec):
             message = "the answer took too long: try again later, or send less."
             yield Event("error", {"message": message}, 504)
 
-    async def _told(self, ask: Ask) -> AsyncIterator[Event]:
-        uid, item = uuid.uuid4().hex, ResponseBufferItem(asyncio.Event(), deque())
-        self.response_buffer[uid] = item
-        worker = None
+    @asynccontextmanager
+    async def watching(self) -> AsyncIterator[None]:
+        """Within this context it is seen when workers end."""
+        task = asyncio.create_task(self._watch())
         try:
-            asked = (self.response_queue_id, uid, time.monotonic(), ask)
-            await asyncio.to_thread(self.request_queue.put, asked)
+            yield
+        finally:
+            task.cancel()
+
+    async def _watch(self) -> None:
+        notes = self.response_buffer[ENDED] = ResponseBufferItem(asyncio.Event(), deque())
+        while True:
+            await notes.event.wait()
+            notes.event.clear()
+            while notes.response_queue:
+                worker, _ = notes.response_queue.popleft()
+                self.metrics.workers.pop(worker, None)
+                self.ended[worker] = time.monotonic()
+            for item in self.response_buffer.values():
+                if item is not notes:
+                    item.event.set()
+
+    async def _told(self, ask: Ask) -> AsyncIterator[Event]:
+        item, worker = ResponseBufferItem(asyncio.Event(), deque()), None
+        uid, since = await self._put(ask, item)
+        try:
             while True:
-                left = None if ask.until is None else ask.until - time.monotonic()
-                if left is not None and left <= 0:
+                left = LOOK if ask.until is None else ask.until - time.monotonic()
+                if left <= 0:
                     raise asyncio.TimeoutError
-                try:
-                    await asyncio.wait_for(item.event.wait(), LOOK if left is None else min(left, LOOK))
-                except asyncio.TimeoutError:
-                    if worker is not None and not _lives(worker):
-                        self.metrics.workers.pop(worker, None)
-                        yield Event("error", {"message": "a worker has ended: try again."}, 503)
-                        return
-                    continue
+                with contextlib.suppress(asyncio.TimeoutError):
+                    await asyncio.wait_for(item.event.wait(), min(left, LOOK))
                 item.event.clear()
                 while item.response_queue:
                     content, _ = item.response_queue.popleft()
@@ -163,13 +183,38 @@ class Desk(LitSpec):
                     yield event
                     if event.what != "part":
                         return
+                if worker is not None and since < self.ended.get(worker, 0.0) + 2 * TAKE:
+                    yield Event("error", {"message": "a worker has ended: try again."}, 503)
+                    return
+                if worker is None and self._lost(since):
+                    self.response_buffer.pop(uid, None)  # should it be in the queue after all
+                    uid, since = await self._put(ask, item)
         finally:
             self.response_buffer.pop(uid, None)
 
+    async def _put(self, ask: Ask, item: ResponseBufferItem) -> tuple[str, float]:
+        """Let a worker take a request.
 
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    return True
+        Returns:
+            Its number, and when it was put.
+        """
+        uid = uuid.uuid4().hex
+        self.response_buffer[uid] = item
+        try:
+            asked = (self.response_queue_id, uid, time.monotonic(), ask)
+            await asyncio.to_thread(self.request_queue.put, asked)
+        except BaseException:
+            self.response_buffer.pop(uid, None)
+            raise
+        return uid, time.monotonic()
+
+    def _lost(self, since: float) -> bool:
+        """Whether what was put into the queue then may have gone to a worker that was no more: the process of
+        the queue takes for it until its wait is over, and finds nobody to give it to."""
+        now = time.monotonic()
+        return any(since < at + 2 * TAKE < now for at in self.ended.values())
+
+
+def ended(worker: int) -> Any:
+    """What LitServe's transport is to bring to the desk when a worker is no more."""
+    return ENDED, (worker, LitAPIStatus.OK, LoopResponseType.STREAMING, None)

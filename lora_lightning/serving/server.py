@@ -8,16 +8,18 @@ import signal
 import socket
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lora_lightning.errors import UserError
-from lora_lightning.serving.bridge import Desk, EngineAPI
+from lora_lightning.serving.bridge import Desk, EngineAPI, ended
 from lora_lightning.serving.catalog import Catalog
 from lora_lightning.serving.gate import Gate
 from lora_lightning.serving.metrics import Metrics
 from lora_lightning.serving.openai import errors_shape
+from lora_lightning.serving.processes import end_children, end_with, undisturbed
 from lora_lightning.serving.routes import Manners, add_routes
 from lora_lightning.utils.libraries import loading
 
@@ -30,7 +32,9 @@ with loading("litserve", "serve"):
 if TYPE_CHECKING:
     from lora_lightning.serving.engine import Engine
 
-LOOK = 0.2  # seconds
+LOOK = 0.2  # seconds between two looks whether the processes live
+AGAIN = 5.0  # seconds between two starts of one worker, where it ends at once
+GONE = "a process that the others need has ended: start the server again."
 OPEN = ("/health", "/ready")  # without a token
 OWN = "/litserve"  # before LitServe's own addresses, which tell of its workers
 TOKEN = "LORA_LIGHTNING_TOKEN"
@@ -94,10 +98,10 @@ class Server(LitServer):
         self, build: Callable[[str], Engine], catalog: Catalog, place: Place, manners: Manners, what: str
     ) -> None:
         self.place, self.what, self.broken = place, what, ""
-        desk = Desk(Gate(0, place.queue), Metrics())
-        api = EngineAPI(build, desk, place.threads)
+        self.desk = desk = Desk(Gate(0, place.queue), Metrics())
+        self.api = EngineAPI(build, desk, place.threads)
         super().__init__(
-            api,
+            self.api,
             accelerator=place.accelerator,
             workers_per_device=place.workers,
             timeout=False,
@@ -107,8 +111,7 @@ class Server(LitServer):
         )
         count = len(self._inference_workers_config_for_api(desk.api_path))  # only LitServe knows the devices
         desk.gate.free = 2 * place.batch * count
-        api.threads = place.threads or max(1, (os.cpu_count() or 1) // count)
-        self.monitor_internal = LOOK  # whether the workers live
+        self.api.threads = place.threads or max(1, (os.cpu_count() or 1) // count)
         self.uvicorn_graceful_timeout = round(manners.timeout)
         self.app.title = "lora_lightning"
         self.app.router.routes[:] = [r for r in self.app.router.routes if getattr(r, "path", "") != "/"]
@@ -124,13 +127,17 @@ class Server(LitServer):
         """Answer requests until SIGTERM or Ctrl-C, and end those that are here already.
 
         Raises:
-            UserError: the port is taken, a worker cannot begin, or the process that listens has ended.
+            UserError: the port is taken, a worker cannot begin, or a process that the others need has ended.
+            KeyboardInterrupt: Ctrl-C ended it; SIGTERM is the usual end.
         """
         port = free_port(self.place.host, self.place.port)
-        signal.signal(signal.SIGTERM, _interrupt)
+        self.first = os.getpid()
         self.manager: Any = None
+        self.watching: threading.Thread | None = None
         self.begun: list[Any] = []
-        self.ending = False
+        self.ending = threading.Event()
+        self.told = self.interrupted = False  # by SIGTERM; by Ctrl-C, unless told
+        signal.signal(signal.SIGTERM, self._told)
         try:
             self.run(
                 host=self.place.host,
@@ -142,13 +149,16 @@ class Server(LitServer):
                 server_header=False,
             )
         except KeyboardInterrupt:  # before it has begun
-            pass
+            self.interrupted = True
         except (RuntimeError, EOFError, OSError) as error:
-            self.broken = self.broken or f"the server has not begun: {error}: see above for why."
+            told = GONE if self.watching else f"the server has not begun: {error}: see above for why."
+            self.broken = self.broken or told
         finally:
             self._end_all()
         if self.broken:
             raise UserError(self.broken)
+        if self.interrupted and not self.told:
+            raise KeyboardInterrupt
 
     def verify_worker_status(self) -> None:
         """Wait for the first worker.
@@ -163,46 +173,89 @@ class Server(LitServer):
                 raise RuntimeError("a worker has ended while it was set up")
             time.sleep(0.05)
 
+    @asynccontextmanager
+    async def lifespan(self, app: Any) -> AsyncIterator[None]:
+        """Of the process that listens."""
+        end_with(self.first, self.manager._process.pid)
+        async with super().lifespan(app), self.desk.watching():
+            yield
+
     def _init_manager(self, num_api_servers: int) -> Any:
-        self.manager = super()._init_manager(num_api_servers)
+        with undisturbed():
+            self.manager = super()._init_manager(num_api_servers)
+        self.api.family = self.first, self.manager._process.pid
         return self.manager
 
     def launch_inference_worker(self, lit_api: Any) -> Any:
-        """As LitServe does; known from the first on, so that they end with the server."""
-        self.begun = super().launch_inference_worker(lit_api)
+        """As LitServe does; known from the first on, so that one that ends while it is set up is seen."""
+        with undisturbed():
+            self.begun = super().launch_inference_worker(lit_api)
         return self.begun
 
     def _start_server(self, port: int, *args: Any, **kwargs: Any) -> dict[int, Any]:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # uvicorn sends itself the signal again at its end
-        listening = super()._start_server(port, *args, **kwargs)
-        signal.signal(signal.SIGTERM, _interrupt)
-        threading.Thread(target=self._watch, args=[list(listening.values())], daemon=True).start()
-        shown = f"[{self.place.host}]" if ":" in self.place.host else self.place.host
+        with undisturbed():
+            listening = super()._start_server(port, *args, **kwargs)
         _until_listening(port)
+        shown = f"[{self.place.host}]" if ":" in self.place.host else self.place.host
         print(f"http://{shown}:{port}: serves {self.what}; /docs has the addresses", flush=True)
         return listening
 
-    def _watch(self, listening: list[Any]) -> None:
-        """LitServe looks after its workers, not after the process that listens."""
-        while not self.ending:
-            if not all(process.is_alive() for process in listening):
-                self.broken = "the process that listens has ended: start the server again."
-                os.kill(os.getpid(), signal.SIGTERM)
-                return
-            time.sleep(1)
+    def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[int, Any]) -> None:
+        """In the place of LitServe's, which looks neither after the process that listens, nor tells it that a
+        worker has ended."""
+        listening = list(uvicorn_workers.values())
+        self.watching = threading.Thread(target=self._watch, args=[listening], daemon=True)
+        self.watching.start()
 
-    def _perform_graceful_shutdown(self, *args: Any, **kwargs: Any) -> None:
-        self.ending = True
-        super()._perform_graceful_shutdown(*args, **kwargs)
+    def _watch(self, listening: list[Any]) -> None:
+        since = [time.monotonic()] * len(self.inference_workers)
+        try:
+            while not self.ending.wait(LOOK):
+                if not all(process.is_alive() for process in listening):
+                    self.broken = "the process that listens has ended: start the server again."
+                    break
+                for n, worker in enumerate(self.inference_workers):
+                    self._restarted(n, worker, since)
+        except (
+            EOFError,
+            OSError,
+        ):  # which the first thread sees, too
+            self.broken = GONE
+        if self.broken:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def _restarted(self, n: int, worker: Any, since: list[float]) -> None:
+        """Begin a worker anew when it has ended, and tell the desk."""
+        if worker.is_alive():
+            return
+        status = f"{self.desk.api_path.rpartition('/')[2]}_{n}"
+        if self.workers_setup_status[status] != WorkerSetupStatus.FINISHED:
+            self.workers_setup_status[status] = WorkerSetupStatus.FINISHED
+            self._transport.send(ended(worker.pid), 0)
+        if time.monotonic() - since[n] > AGAIN:
+            since[n] = time.monotonic()
+            with undisturbed():
+                self.inference_workers[n] = self.launch_single_inference_worker(self.api, n)
+
+    def _perform_graceful_shutdown(self, manager: Any, uvicorn_workers: Any, reason: str = "normal") -> None:
+        self.interrupted |= reason == "keyboard_interrupt"
+        self.ending.set()
+        if self.watching:
+            self.watching.join()  # it may begin a worker now
+        super()._perform_graceful_shutdown(manager, uvicorn_workers, reason)
 
     def _end_all(self) -> None:
         """What LitServe leaves when it ends before it has begun."""
-        for worker in self.begun:
-            if worker.is_alive():
-                worker.terminate()
-                worker.join(5)
         if self.manager is not None:
             self.manager.shutdown()
+        end_children()
+
+    def _told(self, *_: Any) -> None:
+        if os.getpid() != self.first:  # uvicorn sends the process that listens the signal again at its end
+            return
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough
+        self.told = True
+        raise KeyboardInterrupt
 
 
 def free_port(host: str, port: int) -> int:
@@ -227,8 +280,3 @@ def _until_listening(port: int) -> None:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return
         time.sleep(0.05)
-
-
-def _interrupt(*_: Any) -> None:
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)  # one is enough
-    raise KeyboardInterrupt
