@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from lora_lightning.app.rebuild import rebuilt_model
+from lora_lightning.app.rebuild import compression_of, rebuilt_model
 from lora_lightning.app.shrink import folder_problem
 from lora_lightning.app.trained import Trained, named
 from lora_lightning.errors import UserError
@@ -74,8 +74,14 @@ def _base(trained: Trained, base: str | None) -> tuple[nn.Module, Mapping[str, A
     Raises:
         UserError: it cannot be built, or began with random weights that nobody has kept.
     """
-    source = None if trained.own else trained.source
-    model, facts = rebuilt_model(trained.config, source, trained.facts, replaced=base is not None)
+    source = trained.source
+    if base is None and source and compression_of(source):
+        raise UserError(
+            f"tuned={source.path}: its base was made smaller before it was tuned, and was not kept: give "
+            "base=FILE, its weights as they were then."
+        )
+    replaced = base is not None
+    model, facts = rebuilt_model(trained.config, source, trained.facts, replaced, own=trained.own)
     if base is not None:
         state, where = tuned_state(base)
         given, own = network_state(model, state), model.state_dict()

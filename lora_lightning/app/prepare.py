@@ -21,6 +21,7 @@ from lora_lightning.app.build import lora_config, named
 from lora_lightning.app.console import say
 from lora_lightning.app.methods import ADAPTING, METHODS
 from lora_lightning.app.peft_lora import PeftLoRA, planned_for_peft
+from lora_lightning.compression.rebuild import about_weights
 from lora_lightning.compression.result import Compressed
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import ConfigError
@@ -198,7 +199,7 @@ def save_trained(
         model: Any = task.model
         about = {"origin": origin.to_dict()}
         if prepared.compressed:
-            about["compressed"] = prepared.compressed.description()
+            about |= about_weights(prepared.compressed)
         write_weights(folder / "model.safetensors", model.state_dict(), about)
 
 

@@ -13,16 +13,17 @@ import torch
 from torch import Tensor
 
 from lora_lightning.adapters.quantize import quantize_as
-from lora_lightning.compression.rebuild import compressed
+from lora_lightning.compression.rebuild import DESCRIPTION, compressed
 from lora_lightning.errors import MissingFileError, UserError
 from lora_lightning.files.alignment import aligned
 from lora_lightning.files.allowed import BUILDERS, checked_facts, section_of
 from lora_lightning.files.fingerprint import short
 from lora_lightning.files.hubs.fetch import fetched
-from lora_lightning.files.locate import AdapterSource, Source, WeightsSource, read_source
+from lora_lightning.files.locate import CHECKPOINT, AdapterSource, Source, WeightsSource, read_source
 from lora_lightning.files.merge import Merged, merge_state
 from lora_lightning.files.random_base import about_base, kept_base, put_back_base
 from lora_lightning.files.weights import read_weights, write_weights
+from lora_lightning.utils.mapping_file import NOTHING_RUN, read_mapping
 from lora_lightning.utils.names import named_modules
 
 
@@ -96,6 +97,7 @@ def rebuilt_model(
     source: Source | None,
     facts: Mapping[str, Any] | None = None,
     replaced: bool | None = None,
+    own: bool = False,
 ) -> tuple[torch.nn.Module, Mapping[str, Any]]:
     """The model as a configuration builds it, and what its data say of themselves (`provides`).
 
@@ -107,13 +109,17 @@ def rebuilt_model(
         facts: what the data say, where it is known already.
         replaced: whether the weights that it begins with are replaced anyway, and may be absent; None is
             those of a source with weights.
+        own: the configuration is a recipe or of the user's own words, although there is a source.
 
     Raises:
         UserError: it would build something else, or cannot be built.
     """
     try:
-        if source is None:
-            return _composed_model(config, facts)
+        if source is None or own:
+            model, facts = _composed_model(config, facts)
+            if source and (description := compression_of(source)):
+                put_back_base(compressed(model, description), source.base_folders())
+            return model, facts
         replaced = isinstance(source, WeightsSource) if replaced is None else replaced
         model, facts = _model_of_run(config, source, facts, replaced)
     except ModuleNotFoundError as error:
@@ -132,8 +138,18 @@ def rebuilt_model(
 def compression_of(source: Source) -> dict[str, Any] | None:
     """How the network was made smaller before it was trained, if it was."""
     if isinstance(source, WeightsSource):
-        return source.about.get("compressed")
+        return source.about.get("compressed") or _told_beside(source)
     return about_base(source.base_folders()).get("compressed")
+
+
+def _told_beside(source: WeightsSource) -> dict[str, Any] | None:
+    """What the run's folder, or that of one of its methods, says of a Trainer's checkpoint in it."""
+    if source.kind != CHECKPOINT or source.run is None:
+        return None
+    here = source.path.absolute()
+    folders = [folder for folder in here.parents if folder.is_relative_to(source.run.absolute())]
+    file = next((f for folder in folders if (f := folder / DESCRIPTION).is_file()), None)
+    return read_mapping(file, NOTHING_RUN) if file else None
 
 
 def _model_of_run(

@@ -45,7 +45,7 @@ def recognizer(
     )
     if task != CTC:
         raise UserError(f"{where}: is no CTC recognizer ({task}). Give one of task=ctc.")
-    model, facts = rebuilt_model(config, None if recipe else source)
+    model, facts = rebuilt_model(config, source, own=bool(recipe))
     if "vocabulary" not in facts:
         raise UserError(
             f"{where}: its data, which decide the vocabulary, are not on this machine. "

@@ -24,6 +24,7 @@ from lora_lightning.app.prepare import check_method, prepare
 from lora_lightning.app.progress import Progress
 from lora_lightning.app.results import Result, label
 from lora_lightning.app.signatures import provided
+from lora_lightning.compression.rebuild import DESCRIPTION, text_of
 from lora_lightning.compression.result import Compressed
 from lora_lightning.errors import AdapterFileError
 from lora_lightning.files.random_base import forget_base, is_random, keep_base, put_back_base
@@ -31,6 +32,7 @@ from lora_lightning.tasks.reporting import AFTER, BASE, EXAMPLES, Reporting
 from lora_lightning.trainer.checkpoint_io import WholeCheckpointIO
 from lora_lightning.trainer.exact_resume import ExactResume
 from lora_lightning.trainer.trackers.choice import most_examples
+from lora_lightning.utils.atomic import write_whole
 from lora_lightning.utils.ranks import on_rank_zero
 
 
@@ -75,6 +77,7 @@ class Run:
             self.task.pictured = self.keeps
             self.task.now = BASE if self.method == "none" else AFTER
         told = self._smaller()
+        self._describe(told)
         if self._keeps:
             self._keep_base(told)
         for other in self.config.compare or ():
@@ -92,6 +95,16 @@ class Run:
 
         with named("compress"):
             return compress_task(self.task, self.data, plain(options))
+
+    def _describe(self, told: Compressed | None) -> None:
+        """Say how the network was made smaller in the run's folder: its checkpoints do not."""
+        file = Path(self.config.run_dir) / DESCRIPTION
+        if on_rank_zero() and told is None:
+            file.unlink(missing_ok=True)
+        elif on_rank_zero() and told is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            text = text_of(told)
+            write_whole(file, lambda temporary: Path(temporary).write_text(text, encoding="utf-8"))
 
     @property
     def label(self) -> str:

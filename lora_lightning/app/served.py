@@ -103,7 +103,7 @@ def _base(trained: Trained) -> tuple[nn.Module, Mapping[str, Any]]:
     """The plain base in eval mode; of whole weights the network with them."""
     if not isinstance(trained.source, AdapterSource):
         return trained.model()
-    model, facts = rebuilt_model(trained.config, None if trained.own else trained.source, trained.facts)
+    model, facts = rebuilt_model(trained.config, trained.source, trained.facts, own=trained.own)
     return model.eval(), facts  # not frozen: what a backbone leaves free belongs to its adapters
 
 

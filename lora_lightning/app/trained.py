@@ -69,7 +69,7 @@ class Trained:
             AdapterFileError: what was trained does not fit it.
         """
         source = self.source
-        model, facts = rebuilt_model(self.config, None if self.own else source, self.facts)
+        model, facts = rebuilt_model(self.config, source, self.facts, own=self.own)
         if isinstance(source, AdapterSource):
             with _of_random_base(source, self.config, model):
                 _adapt(model, source, check_base)

@@ -12,6 +12,7 @@ from lora_lightning.compression.recurrent import FORM, Stack
 from lora_lightning.errors import ConfigError, did_you_mean
 from lora_lightning.planning.patterns import matches, matching
 from lora_lightning.planning.plan import summary
+from lora_lightning.utils.plurals import counted
 
 GIVE = "give a rank, or a form with its rank: 'spatial:32', 'tucker:32x16'"
 
@@ -70,7 +71,7 @@ def _meant(option: str, given: int | str, name: str, fits: Mapping[str, Rank]) -
             return f"{option}: {name} can have the forms {', '.join(fits)}.{near} Give one of them."
     full = fits[form]
     if len(rank) != len(full):
-        return f"{option}: the form {form} has {len(full)} ranks, outputs first: {GIVE}."
+        return f"{option}: the form {form} has {counted(len(full), 'rank')}, outputs first: {GIVE}."
     if not all(1 <= r <= most for r, most in zip(rank, full, strict=True)):
         return f"{option}: the ranks of {name} go up to {'x'.join(map(str, full))}: give less, from 1 on."
     return form, rank

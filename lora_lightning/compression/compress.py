@@ -22,9 +22,11 @@ from lora_lightning.compression.result import Compressed, CompressedLayer
 from lora_lightning.compression.work import Work, count_stacks, leave_unseen, refuse_none
 from lora_lightning.errors import ConfigError
 from lora_lightning.methods.shortening import SHARE, one_limit
+from lora_lightning.planning.plan import summary
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import Bounds, above
 from lora_lightning.utils.names import named_parameters
+from lora_lightning.utils.plurals import counted
 from lora_lightning.utils.progress import working
 from lora_lightning.utils.sharding import refuse_sharded
 
@@ -98,12 +100,12 @@ def compress(
     refuse_adapted(model)
     refuse_meta(model, "compress")
     layers, left = layers_of(model, exclude)
-    refuse_none(layers, left)
+    refuse_none(model, layers, left)
     data = None if data is None else batches_of(data)
     seen = None if data is None else look(model, layers, data)
     counts = next((name for name, share in limits.items() if share is not None), "parameters")
     work = Work(layers, left, seen, plain, counts)
-    leave_unseen(work)
+    leave_unseen(model, work)
     work.stacks = stacks_of(model, work.layers, work.left, exclude, data, plain)
     count_stacks(work)
     total = sum(p.numel() for p in named_parameters(model).values())
@@ -152,9 +154,10 @@ def _chosen(work: Work, energy: float | None, share: float | None, total: int) -
         fixed = whole - sum(dense.values())
         low = fixed + least(work.choices, dense)
         if share * whole < low:
+            stay = f" ({summary(work.left)} {'stay' if len(work.left) > 1 else 'stays'})" if work.left else ""
             raise ConfigError([
-                f"{work.counts}={share}: the smallest ranks of the {len(dense)} layers that can be "
-                f"compressed leave {low / whole:.3f} of the model: give at least {low / whole + 5e-4:.3f}."
+                f"{work.counts}={share}: the smallest ranks of {counted(len(dense), 'layer')} leave "
+                f"{low / whole:.3f} of the model{stay}: give at least {low / whole + 5e-4:.3f}."
             ])  # fmt: skip
         chosen = by_budget(work.choices, dense, int(share * whole) - fixed)
         why = "worth its cost as it is"

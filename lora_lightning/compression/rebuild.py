@@ -102,17 +102,24 @@ def save_compressed(
     refuse_sharded(model, "save_compressed")
     place = Path(folder)
     make_folder(place)
-    text = json.dumps(told.description(), indent=1) + "\n"
-    about = {
-        "compressed_sha256": sha256(text.encode()).hexdigest(),
-        "compressed": told.description(),
-        "origin": Origin.of(origin).to_dict(),
-    }
+    text = text_of(told)
+    about = {**about_weights(told), "origin": Origin.of(origin).to_dict()}
     files = {
         place / WEIGHTS: weights_writer(model.state_dict(), about),
         place / DESCRIPTION: lambda temporary: Path(temporary).write_text(text, encoding="utf-8"),
     }
     write_together(files)
+
+
+def text_of(told: Compressed) -> str:
+    """Of `compressed.json`."""
+    return json.dumps(told.description(), indent=1) + "\n"
+
+
+def about_weights(told: Compressed) -> dict[str, Any]:
+    """What the metadata of weights say of their compression."""
+    digest = sha256(text_of(told).encode()).hexdigest()
+    return {"compressed_sha256": digest, "compressed": told.description()}
 
 
 def load_compressed(model: Model, folder: str | os.PathLike[str]) -> Model:

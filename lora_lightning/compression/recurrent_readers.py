@@ -51,7 +51,7 @@ def _reason(name: str, module: nn.Module) -> str | None:
     """Why a recurrent layer stays as it is, or None."""
     kind = type(module).__name__
     if not isinstance(module, nn.LSTM):
-        return f"a {kind}, which has no projection in torch"
+        return f"nn.{kind} has no projection in torch"
     if not name:
         return "it is the model itself: put it into a module that reads it"
     if module.proj_size:

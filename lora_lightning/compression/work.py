@@ -16,6 +16,7 @@ from lora_lightning.compression.layers import READ
 from lora_lightning.compression.moment import Moment
 from lora_lightning.compression.positions import Positions
 from lora_lightning.compression.recurrent import Stack
+from lora_lightning.compression.recurrent_readers import lstms_of
 from lora_lightning.errors import UserError
 from lora_lightning.planning.plan import summary
 
@@ -81,18 +82,20 @@ class Work:
         return Choice(form, rank, parameters, flops, lost, cost)
 
 
-def refuse_none(layers: Mapping[str, Layer], left: Mapping[str, str]) -> None:
-    """Refuse a model of which no layer is left to compress.
+def refuse_none(model: nn.Module, layers: Mapping[str, Layer], left: Mapping[str, str]) -> None:
+    """Refuse a model of which no layer is left to compress; an LSTM is by the linear layers that read it.
 
     Raises:
         UserError: it is one.
     """
     if not layers:
+        unread, recurrent = lstms_of(model, set())
+        left = {**left, **recurrent, **dict.fromkeys(unread, "no linear layer reads it")}
         why = f": {summary(left)}" if left else ": it has no linear layer and no convolution"
         raise UserError(f"compress: no layer can be compressed{why}. Use the model as it is.")
 
 
-def leave_unseen(work: Work) -> None:
+def leave_unseen(model: nn.Module, work: Work) -> None:
     """Leave what the data did not reach, and what is read without being called.
 
     Raises:
@@ -112,7 +115,7 @@ def leave_unseen(work: Work) -> None:
         if reason:
             work.left[name] = reason
             del work.layers[name]
-    refuse_none(work.layers, work.left)
+    refuse_none(model, work.layers, work.left)
 
 
 def count_stacks(work: Work) -> None:

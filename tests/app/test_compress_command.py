@@ -9,6 +9,7 @@ import torch
 import lora_lightning as ll
 from lora_lightning.app.cli import main
 from lora_lightning.app.rebuild import rebuilt_model
+from lora_lightning.app.trained import named
 from lora_lightning.files.locate import read_trained
 
 QUICK = [
@@ -39,8 +40,21 @@ def test_a_run_on_a_compressed_base_is_built_again(here, method, capsys):
         state = read_trained("run").weights
         model.load_state_dict(state)
         assert sum(p.numel() for p in model.parameters()) < 0.4 * 342562
+        for checkpoint in ({"ckpt": "run/checkpoints/best.ckpt"}, {"ckpt": "run/model.safetensors"}):
+            for words in ([], QUICK[:1]):
+                found = named(checkpoint, words, []).model()[0]
+                assert all(torch.equal(t, state[n]) for n, t in found.state_dict().items())
+        whole = rebuilt_model(read_trained("run").config(), None)[0]
+        assert torch.equal(ll.load_compressed(whole, "run").fc.weight, state["fc.weight"])
+        with pytest.raises(SystemExit):
+            main(["extract", "tuned=run", "rank=2", "out=out"])
+        assert "was made smaller before it was tuned, and was not kept" in capsys.readouterr().err
     else:
         ll.load_adapter(model, "run/adapter")
+        x = torch.randn(2, 3, 16, 16)
+        for words in ([], QUICK[:1]):  # as its run says, or a recipe
+            found = named({"adapter": "run"}, words, []).model()[0]
+            torch.testing.assert_close(found(x), model.eval()(x), rtol=1e-4, atol=1e-4)
         main(["merge", "ckpt=run/adapter", "out=merged.safetensors"])
         rebuilt("merged.safetensors").load_state_dict(read_trained("merged.safetensors").weights)
 

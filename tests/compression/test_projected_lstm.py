@@ -238,8 +238,8 @@ class Odd(nn.Module):
         ("residual", nn.LSTM, "something else than a linear layer reads"),
         ("both", nn.LSTM, "something else than a linear layer reads"),
         ("zeros", nn.LSTM, "size of its states"),
-        ("", nn.GRU, "a GRU, which has no projection"),
-        ("", nn.RNN, "a RNN, which has no projection"),
+        ("", nn.GRU, "nn.GRU has no projection"),
+        ("", nn.RNN, "nn.RNN has no projection"),
     ],
 )
 def test_what_stays_as_it_is_by_name(how, kind, why):
@@ -288,3 +288,22 @@ def test_sizes_of_a_stack_are_those_of_its_modules():
             made = {"": model.lstm, "head": model.head} if rank is None else stack.empty(rank)
             real = sum(p.numel() for m in made.values() for n, p in m.named_parameters() if "weight" in n)
             assert stack.parameters(rank) == real
+
+
+@pytest.mark.parametrize("kind", [nn.GRU, nn.LSTM])
+def test_what_stays_is_said_where_nothing_or_not_enough_can_be_compressed(kind):
+    class Heard(nn.Module):
+        def __init__(self, head):
+            super().__init__()
+            self.rnn, self.head = kind(20, 32), head
+
+        def forward(self, x):
+            return self.head(self.rnn(x)[0])
+
+    data = [waves(6, 3, 20)]
+    why = "no linear layer reads it" if kind is nn.LSTM else "nn.GRU has no projection in torch"
+    with pytest.raises(ll.UserError, match=rf"no layer can be compressed: rnn \({why}\)"):
+        ll.compress(Heard(nn.Tanh()), parameters=0.5, data=data)
+    if kind is nn.GRU:
+        with pytest.raises(ll.UserError, match=rf"of 1 layer leave 0\.899 of the model \(rnn \({why}\) stays\)"):
+            ll.compress(Heard(nn.Linear(32, 20)), parameters=0.5, data=data)
