@@ -74,14 +74,19 @@ CONTRAST = """() => {
 
 
 @contextmanager
-def chromium() -> Iterator:
-    """Playwright's browser, without a network; skips the test where there is none."""
+def chromium(*arguments: str) -> Iterator:
+    """Playwright's browser, without a network; skips the test where there is none.
+
+    Args:
+        arguments: of the program, beside the usual ones.
+    """
     program = shutil.which("chromium")
     if program is None:
         pytest.skip("no chromium on this machine")
     playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
     with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        usual = ["--no-sandbox", "--disable-gpu"]
+        browser = started.chromium.launch(executable_path=program, args=[*usual, *arguments])
         try:
             yield browser
         finally:

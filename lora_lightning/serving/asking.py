@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+ABOUT = "about"  # asks which of the kinds the base answers
+
 
 @dataclass(frozen=True)
 class Ask:
@@ -13,7 +15,7 @@ class Ask:
 
     Attributes:
         adapter: its name; None is the base.
-        kind: what is asked: "classify", "detect", "segment" or "transcribe".
+        kind: what is asked: "classify", "detect", "segment" or "transcribe"; or `ABOUT`.
         options: of the kind, checked.
         until: when nobody waits for the answer any more, by `time.monotonic()`; None waits for ever.
     """

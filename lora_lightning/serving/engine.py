@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from lora_lightning.errors import UserError
-from lora_lightning.serving.asking import Ask, Event, Tell
+from lora_lightning.serving.asking import ABOUT, Ask, Event, Tell
 from lora_lightning.serving.catalog import UnknownAdapter
 from lora_lightning.serving.inputs import BadUpload
 from lora_lightning.serving.kinds import Facts, Kind, Work
@@ -73,6 +73,8 @@ class Engine:
         try:
             if _over(ask):
                 return tell(_late())
+            if ask.kind == ABOUT:
+                return tell(Event("answer", {"kind": self.kind.name}))
             if ask.kind != self.kind.name:
                 raise BadUpload(404, f"this server does not {ask.kind}: use /v1/{self.kind.name}.")
             resident = None if ask.adapter is None else self.store.get(ask.adapter)

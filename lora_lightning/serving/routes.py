@@ -8,44 +8,25 @@ import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Protocol
+from typing import Any, Protocol
 
-from lora_lightning.serving.asking import Ask, Event
-from lora_lightning.serving.catalog import Catalog, UnknownAdapter
+from lora_lightning.errors import did_you_mean
+from lora_lightning.serving import described
+from lora_lightning.serving.asking import ABOUT, Ask, Event
+from lora_lightning.serving.catalog import SHOWN, Catalog, UnknownAdapter
 from lora_lightning.serving.gate import FullError, Gate
 from lora_lightning.serving.metrics import Metrics
 from lora_lightning.serving.openai import OPENAI, errors_shape, plain_text, sse_of, transcription_of
-from lora_lightning.serving.uploads import FILE, RefusedError, Upload, read_upload
+from lora_lightning.serving.uploads import RefusedError, Upload, read_upload
 from lora_lightning.utils.libraries import loading
 
 with loading("litserve", "serve"):
-    from fastapi import FastAPI, Query, Request, Response
-    from fastapi.exceptions import RequestValidationError
+    from fastapi import FastAPI, Request, Response
     from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
     from starlette.exceptions import HTTPException
 
 BASE = "base"  # names the base in the place of an adapter
 GONE = 499  # nginx's status of a client that has left
-KINDS = ("classify", "detect", "segment", "transcribe")
-NUMBERS: dict[str, tuple[Callable[[str], float], float, float]] = {  # options: their type, least and most
-    "top": (int, 1, 100_000),
-    "threshold": (float, 0, 1),
-    "score": (float, 0, 1),
-}
-BODY = {  # for the OpenAPI page: FastAPI itself reads none
-    "requestBody": {
-        "required": True,
-        "content": {
-            "multipart/form-data": {
-                "schema": {"type": "object", "properties": {FILE: {"type": "string", "format": "binary"}}}
-            },
-            "application/octet-stream": {"schema": {"type": "string", "format": "binary"}},
-            "application/json": {
-                "schema": {"type": "object", "properties": {FILE: {"type": "string", "format": "byte"}}}
-            },
-        },
-    }
-}
 
 
 class Asked(Protocol):
@@ -82,12 +63,18 @@ def add_routes(
         ready: whether a worker is.
     """
     routes = Routes(desk, catalog, manners)
-    for kind in KINDS:
+
+    def add(path: str, route: Callable[..., Any], about: str, said: dict[str, Any], *methods: str) -> None:
+        plain = "text/plain" in said["responses"]["200"]["content"] and path != OPENAI
+        shape: type[Response] = PlainTextResponse if plain else JSONResponse
         app.add_api_route(
-            f"/v1/{kind}", routes.of(kind), methods=["POST"], openapi_extra=BODY, summary=kind.capitalize()
+            path, route, methods=[*methods], summary=about, openapi_extra=said, response_class=shape
         )
-    app.add_api_route(OPENAI, routes.openai, methods=["POST"], openapi_extra=BODY, summary="As OpenAI has it")
-    app.add_api_route("/v1/models", routes.models, methods=["GET"], summary="The adapters there are")
+
+    for kind in described.KINDS:
+        add(f"/v1/{kind}", routes.of(kind), described.ABOUT[kind], described.of_kind(kind), "POST")
+    add(OPENAI, routes.openai, "As OpenAI has it", described.of_openai(), "POST")
+    add("/v1/models", routes.models, "The adapters there are", described.of_models(), "GET")
 
     async def health() -> Response:
         return PlainTextResponse("ok\n")
@@ -99,12 +86,13 @@ def add_routes(
     async def metrics() -> Response:
         return PlainTextResponse(desk.metrics.text(desk.gate.inside))
 
-    app.add_api_route("/health", health, methods=["GET"], summary="The server runs")
-    app.add_api_route("/ready", is_ready, methods=["GET"], summary="A worker can answer")
-    app.add_api_route("/metrics", metrics, methods=["GET"], summary="In Prometheus's form")
+    add("/health", health, "The server runs; needs no token", described.of_text(), "GET")
+    add("/ready", is_ready, "A worker can answer; needs no token", described.of_text(503), "GET")
+    add("/metrics", metrics, "What the server counts, in Prometheus's form", described.of_text(401), "GET")
     app.add_exception_handler(RefusedError, _refused)
     app.add_exception_handler(HTTPException, _http)
-    app.add_exception_handler(RequestValidationError, _invalid)
+    document = app.openapi
+    app.openapi = lambda: described.completed(document())  # type: ignore[method-assign]  # as FastAPI asks for
 
 
 class Routes:
@@ -112,23 +100,15 @@ class Routes:
 
     def __init__(self, desk: Asked, catalog: Catalog, manners: Manners) -> None:
         self.desk, self.catalog, self.manners = desk, catalog, manners
+        self.kind = ""  # of the base, from the first time it was asked for
 
     def of(self, kind: str) -> Callable[..., Coroutine[Any, Any, Response]]:
         """The route of a kind."""
 
-        async def route(
-            request: Request,
-            adapter: Annotated[str | None, Query(description="its name; base is the base")] = None,
-            top: Annotated[str | None, Query(description="classes, the likeliest first")] = None,
-            threshold: Annotated[str | None, Query(description="least probability of a class")] = None,
-            score: Annotated[str | None, Query(description="least score of an object")] = None,
-            stream: Annotated[str | None, Query(description="true: segments as they are heard")] = None,
-        ) -> Response:
-            query = {"adapter": adapter, "top": top, "threshold": threshold, "score": score, "stream": stream}
-            given = {name: value for name, value in query.items() if value is not None}
-
+        async def route(request: Request) -> Response:
             async def answer(upload: Upload) -> Response:
-                said = {**upload.fields, **given}
+                said = {**upload.fields, **request.query_params}
+                _known(kind, said)
                 ask = await self._ask(kind, upload.body, said, said.get("adapter"))
                 if ask.options.get("stream"):
                     return await self._streamed(
@@ -157,9 +137,13 @@ class Routes:
         return await self._counted(OPENAI, request, answer)
 
     async def models(self) -> Response:
-        """The base and the adapters, in OpenAI's shape."""
+        """The base and the adapters, in OpenAI's shape, and what they answer."""
+        if not self.kind:
+            about = Ask(None, ABOUT, b"", {}, time.monotonic() + self.manners.timeout)
+            self.kind = (await self._answer(about))["kind"]
         names = await asyncio.to_thread(self.catalog.names)
-        data = [{"id": name, "object": "model", "owned_by": "lora_lightning"} for name in (BASE, *names)]
+        shape = {"object": "model", "owned_by": "lora_lightning", "kind": self.kind}
+        data = [{"id": name, **shape} for name in (BASE, *names)]
         return JSONResponse({"object": "list", "data": data})
 
     async def _ask(self, kind: str, body: bytes, said: Mapping[str, Any], adapter: Any) -> Ask:
@@ -183,7 +167,8 @@ class Routes:
                 if event.what == "error":
                     raise RefusedError(event.status, event.content["message"])
                 if event.what == "answer":
-                    self.desk.metrics.batches.add(event.batch)
+                    if event.batch:  # 0 of silence: nothing ran
+                        self.desk.metrics.batches.add(event.batch)
                     return event.content
         raise RefusedError(503, "the server ends: try again later.")
 
@@ -243,20 +228,30 @@ async def _left(request: Request) -> None:
         pass
 
 
+def _known(kind: str, said: Mapping[str, Any]) -> None:
+    """That a kind has every option that is given."""
+    known = ("adapter", *described.KINDS[kind])
+    for name in said:
+        if name not in known:
+            shown = ascii(name[:SHOWN])
+            told = f"{shown}: {kind} has no such option, but {', '.join(known)}.{did_you_mean(name, known)}"
+            raise RefusedError(400, told)
+
+
 def _options(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of a kind, checked."""
+    """What is said, checked."""
     options: dict[str, Any] = {}
-    for name, (kind, least, most) in NUMBERS.items():
+    for name, number in described.NUMBERS.items():
         if (value := said.get(name)) is None:
             continue
         try:
-            number = kind(str(value)[:20])
+            found = number.of(str(value)[:20])
         except ValueError:
-            number = float("nan")
-        if not least <= number <= most:
-            what = "a whole number" if kind is int else "a number"
-            raise RefusedError(400, f"{name}: give {what} from {least} to {most:g}.")
-        options[name] = number
+            found = float("nan")
+        if not number.least <= found <= number.most:
+            what = "a whole number" if number.of is int else "a number"
+            raise RefusedError(400, f"{name}: give {what} from {number.least} to {number.most:g}.")
+        options[name] = found
     stream = said.get("stream")
     if stream not in (None, "true", "false", True, False):
         raise RefusedError(400, "stream: give true or false.")
@@ -271,7 +266,3 @@ async def _refused(request: Request, error: Exception) -> Response:
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     return JSONResponse(errors_shape(error.status_code, f"{error.detail}."), error.status_code, error.headers)
-
-
-async def _invalid(request: Request, error: Exception) -> Response:
-    return JSONResponse(errors_shape(422, "the query string has other values than /docs says."), 422)

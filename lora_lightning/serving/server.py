@@ -19,6 +19,7 @@ from lora_lightning.serving.catalog import Catalog
 from lora_lightning.serving.gate import Gate
 from lora_lightning.serving.metrics import Metrics
 from lora_lightning.serving.openai import errors_shape
+from lora_lightning.serving.page import PAGES, add_pages
 from lora_lightning.serving.processes import end_children, end_with, undisturbed
 from lora_lightning.serving.routes import Manners, add_routes
 from lora_lightning.utils.libraries import loading
@@ -35,8 +36,7 @@ if TYPE_CHECKING:
 LOOK = 0.2  # seconds between two looks whether the processes live
 AGAIN = 5.0  # seconds between two starts of one worker, where it ends at once
 GONE = "a process that the others need has ended: start the server again."
-OPEN = ("/health", "/ready")  # without a token
-OWN = "/litserve"  # before LitServe's own addresses, which tell of its workers
+OPEN = ("/health", "/ready", *PAGES)  # without a token: the pages hold nothing of the server
 TOKEN = "LORA_LIGHTNING_TOKEN"
 
 
@@ -105,8 +105,6 @@ class Server(LitServer):
             accelerator=place.accelerator,
             workers_per_device=place.workers,
             timeout=False,
-            healthcheck_path=f"{OWN}/health",
-            info_path=f"{OWN}/info",
             restart_workers=True,
         )
         count = len(self._inference_workers_config_for_api(desk.api_path))  # only LitServe knows the devices
@@ -114,7 +112,10 @@ class Server(LitServer):
         self.api.threads = place.threads or max(1, (os.cpu_count() or 1) // count)
         self.uvicorn_graceful_timeout = round(manners.timeout)
         self.app.title = "lora_lightning"
-        self.app.router.routes[:] = [r for r in self.app.router.routes if getattr(r, "path", "") != "/"]
+        # LitServe's own addresses tell of its workers, FastAPI's pages load their parts from elsewhere
+        kept = [r for r in self.app.router.routes if getattr(r, "path", "") == self.app.openapi_url]
+        self.app.router.routes[:] = kept
+        add_pages(self.app)
         add_routes(self.app, desk, catalog, manners, self.ready)
         if place.token:
             self.app.add_middleware(Token, token=place.token)
@@ -197,7 +198,8 @@ class Server(LitServer):
             listening = super()._start_server(port, *args, **kwargs)
         _until_listening(port)
         shown = f"[{self.place.host}]" if ":" in self.place.host else self.place.host
-        print(f"http://{shown}:{port}: serves {self.what}; /docs has the addresses", flush=True)
+        told = f"serves {self.what}; open it to try, /docs has the addresses"
+        print(f"http://{shown}:{port}: {told}", flush=True)
         return listening
 
     def _start_worker_monitoring(self, manager: Any, uvicorn_workers: dict[int, Any]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from desk import client_of
+from jsonschema import validate
 from PIL import Image
 from safetensors.torch import save_file
 from served import engine_for, picture, varied
@@ -16,6 +17,7 @@ from torch import nn
 import lora_lightning as ll
 from lora_lightning.models.detection import detector
 from lora_lightning.models.timm_segmentation import timm_segmenter
+from lora_lightning.serving.described import ANSWERS
 from lora_lightning.serving.inputs import Limits
 
 TRAINER = {"accelerator": "cpu", "precision": "32-true"}
@@ -84,6 +86,7 @@ def test_boxes_are_those_of_the_adapted_model(tmp_path: Path) -> None:
         labels = [SHAPES[n - 1] for n in found["labels"][sure].tolist()]
         assert [p["label"] for p in answer["predictions"]] == labels
         answers.append(answer["predictions"])
+        validate(answer, ANSWERS["detect"])
     assert answers[0] != answers[1]
     fewer = client.post("/v1/detect?adapter=ada&score=0.999", content=body).json()
     assert fewer["predictions"] == []
@@ -111,6 +114,7 @@ def test_masks_are_those_of_the_adapted_model(tmp_path: Path) -> None:
         assert [c["label"] for c in answer["classes"]] == GROUNDS["class_names"]
         shares = [float((mask == c["value"]).mean()) for c in answer["classes"]]
         assert [c["share"] for c in answer["classes"]] == pytest.approx(shares)
+        validate(answer, ANSWERS["segment"])
     refused = client.post("/v1/segment?adapter=sizeless", content=body)
     assert refused.status_code == 409 and "how pictures were shown" in refused.json()["error"]["message"]
     strip = client.post("/v1/segment?adapter=ada", content=picture(1, (5000, 1)))

@@ -8,15 +8,18 @@ from types import SimpleNamespace
 
 import pytest
 from desk import client_of
+from jsonschema import validate
 from served import engine_for, picture, save_digits, save_speech, sound, utterances
 from starlette.requests import Request
 
 from lora_lightning.app.serve import serve
 from lora_lightning.errors import UserError
 from lora_lightning.serving.catalog import Catalog
+from lora_lightning.serving.described import ANSWERS, ERRORS, KINDS
 from lora_lightning.serving.gate import Gate
 from lora_lightning.serving.inputs import Limits
 from lora_lightning.serving.metrics import Metrics
+from lora_lightning.serving.openai import OPENAI
 from lora_lightning.serving.routes import Manners, Routes
 from lora_lightning.serving.uploads import RefusedError, read_upload
 
@@ -82,7 +85,9 @@ def test_three_ways_of_an_upload_give_one_answer(digits) -> None:
         ("/v1/classify", {"content": b"x"}, 415, "no picture"),
         ("/v1/classify?top=0", {"content": b"x"}, 400, "top: give a whole number from 1"),
         ("/v1/classify?top=nan", {"content": b"x"}, 400, "top: give"),
-        ("/v1/classify?stream=1", {"content": b"x"}, 400, "stream: give true or false"),
+        ("/v1/classify?stream=true", {"content": b"x"}, 400, "'stream': classify has no such option"),
+        ("/v1/classify?topp=3", {"content": b"x"}, 400, "adapter, top, threshold. Did you mean 'top'?"),
+        ("/v1/classify", {"json": {"file": "eA==", "score": 1}}, 400, "'score': classify has no such"),
         ("/v1/classify", {"content": bytes(300_000)}, 413, "more than 200,000 bytes"),
         ("/v1/classify", {"content": b"{", "headers": JSON}, 400, "no JSON"),
         ("/v1/classify", {"content": b"[" * 99_999, "headers": JSON}, 400, "no JSON"),
@@ -116,7 +121,9 @@ def test_an_answer_that_takes_too_long(digits) -> None:
 def test_what_a_server_tells_of_itself(digits) -> None:
     client = client_of(digits)
     assert client.get("/health").text == "ok\n" and client.get("/ready").status_code == 200
-    assert [m["id"] for m in client.get("/v1/models").json()["data"]] == ["base", "ada", "bob"]
+    models = client.get("/v1/models").json()
+    assert [m["id"] for m in models["data"]] == ["base", "ada", "bob"]
+    assert {m["kind"] for m in models["data"]} == {"classify"}
     client.post("/v1/classify?adapter=ada", content=picture(0))
     client.post("/v1/classify?adapter=ida", content=picture(0))
     text = client.get("/metrics").text
@@ -124,14 +131,41 @@ def test_what_a_server_tells_of_itself(digits) -> None:
     assert 'lora_requests_total{route="/v1/classify",status="404"} 1\n' in text
     assert 'lora_request_seconds_bucket{le="+Inf"} 2\n' in text and "lora_batch_size_count 1\n" in text
     assert "lora_requests_inside 0\n" in text
-    page = client.get("/openapi.json").json()
-    assert "multipart/form-data" in page["paths"]["/v1/classify"]["post"]["requestBody"]["content"]
+
+
+def test_every_route_is_described(digits) -> None:
+    client = client_of(digits)
+    document = client.get("/openapi.json").json()
+    assert "$ref" not in json.dumps(document) and "components" in document
+    assert document["security"] == [{"token": []}, {}]
+    paths = document["paths"]
+    kinds = [f"/v1/{kind}" for kind in KINDS]
+    assert [*paths] == [*kinds, OPENAI, "/v1/models", "/health", "/ready", "/metrics"]
+    for kind, path in zip(KINDS, kinds):
+        asked = paths[path]["post"]
+        names = {one["name"]: one["schema"] for one in asked["parameters"]}
+        assert [*names] == ["adapter", *KINDS[kind]]
+        for body in asked["requestBody"]["content"].values():
+            assert body["schema"]["description"]
+        assert set(asked["responses"]) == {"200", *map(str, ERRORS)}
+    assert [*paths["/metrics"]["get"]["responses"]["200"]["content"]] == ["text/plain"]
+    form = paths[OPENAI]["post"]["requestBody"]["content"]["multipart/form-data"]["schema"]["properties"]
+    assert [*form] == ["file", "model", "response_format", "stream"]
+    answers = paths["/v1/classify"]["post"]["responses"]
+    body = client.post("/v1/classify?adapter=ada", content=picture(1)).json()
+    validate(body, answers["200"]["content"]["application/json"]["schema"])
+    assert body["predictions"]
+    refused = client.post("/v1/classify", content=b"x")
+    validate(refused.json(), answers[str(refused.status_code)]["content"]["application/json"]["schema"])
+    shape = paths["/v1/models"]["get"]["responses"]["200"]["content"]["application/json"]["schema"]
+    validate(client.get("/v1/models").json(), shape)
 
 
 def test_speech_in_openais_shape(voices) -> None:
     client, body = client_of(voices), sound(utterances(4.0, pause=1.0))
     whole = client.post("/v1/transcribe", content=body).json()
     assert whole["adapter"] == "ada" and whole["text"]
+    validate(whole, ANSWERS["transcribe"])
 
     def ask(**fields: str):
         path = "/v1/audio/transcriptions"
@@ -169,6 +203,8 @@ def test_segments_are_told_as_they_are_heard(voices) -> None:
     deltas = [json.loads(line[6:]) for line in lines if line.startswith("data: {")]
     assert "".join(d["delta"] for d in deltas[:-1]) == whole["text"]
     assert deltas[-1] == {"type": "transcript.text.done", "text": whole["text"]}
+    refused = client.post("/v1/transcribe?stream=1", content=body)
+    assert refused.status_code == 400 and "stream: give true or false" in message(refused)
     refused = client.post("/v1/transcribe?stream=true", content=b"x")
     assert refused.status_code == 415 and "no sound" in message(refused)
 

@@ -63,6 +63,10 @@ def test_a_life_of_a_server(tmp_path: Path) -> None:
             run = subprocess.run(line, shell=True, cwd=tmp_path, capture_output=True, text=True, timeout=120)
             assert '"error"' not in run.stdout and '"ada"' in run.stdout, (command, run)
         assert len(commands) == 3
+        for path in ("/litserve/info", "/litserve/health", "/info", "/redoc"):
+            with pytest.raises(urllib.error.HTTPError, match="404"):
+                urllib.request.urlopen(f"{address}{path}")
+        assert "script" in urllib.request.urlopen(f"{address}/").headers["content-security-policy"]
         save_digits(tmp_path / "cyd", 5)  # found while it runs
         time.sleep(1.1)
         assert '"adapter":"cyd"' in post(f"{address}/v1/classify?adapter=cyd", picture(1))
@@ -119,6 +123,7 @@ def test_the_openai_client(tmp_path: Path) -> None:
         assert urllib.request.urlopen(f"{address}/health").status == 200
         with pytest.raises(urllib.error.HTTPError, match="401"):
             urllib.request.urlopen(f"{address}/openapi.json")
+        assert "<title>" in urllib.request.urlopen(f"{address}/").read().decode()
 
 
 @pytest.mark.parametrize("words", [["adapter={}/broken"], ["adapters={}/none"]])
