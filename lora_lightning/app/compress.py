@@ -9,12 +9,12 @@ from typing import Any
 from lora_lightning.app.compress_options import BUDGETS
 from lora_lightning.app.compressing import compress_task
 from lora_lightning.app.evaluate import score_rows, tester
-from lora_lightning.app.evaluation_data import test_data
+from lora_lightning.app.evaluation_data import data_or_problems
 from lora_lightning.app.rebuild import compression_of
 from lora_lightning.app.shrink import folder_problem
 from lora_lightning.app.trained import Trained, named
 from lora_lightning.compression.rebuild import save_compressed
-from lora_lightning.errors import ConfigError, UserError
+from lora_lightning.errors import UserError
 from lora_lightning.files.origin import Origin
 from lora_lightning.methods.shortening import one_limit
 from lora_lightning.utils.tables import format_table, printable
@@ -46,12 +46,7 @@ def compress(options: Mapping[str, Any], words: Sequence[str]) -> str:
             f"adapter={options['adapter']}: was compressed already; give the run of the whole model."
         )
     elif trained:
-        try:
-            data = test_data(trained, [])
-        except ConfigError as error:
-            problems += error.problems
-        except UserError as error:
-            problems.append(str(error))
+        data = data_or_problems(trained, [], problems)
     if problems or trained is None or data is None:
         raise UserError("\n".join(dict.fromkeys(problems)))
     task, test = tester(trained, data, bool(options.get("check_base", True)), pictured=False)

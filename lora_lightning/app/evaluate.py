@@ -14,7 +14,7 @@ from omegaconf import OmegaConf
 
 from lora_lightning.adapters.manage import adapters_off
 from lora_lightning.adapters.state import is_injected
-from lora_lightning.app.evaluation_data import test_data
+from lora_lightning.app.evaluation_data import data_or_problems
 from lora_lightning.app.prediction_files import problems_of_file
 from lora_lightning.app.progress import Progress
 from lora_lightning.app.rebuild import build, builder_of
@@ -22,7 +22,7 @@ from lora_lightning.app.signatures import takes
 from lora_lightning.app.trained import Trained, named
 from lora_lightning.data.coco import GAP
 from lora_lightning.data.relabelled import Relabelled, by_name
-from lora_lightning.errors import ConfigError, UserError
+from lora_lightning.errors import UserError
 from lora_lightning.files.allowed import section_of
 from lora_lightning.files.locate import RUN_FILE
 from lora_lightning.report.page import PAGE_FILE, Section, left, table, write_page
@@ -64,12 +64,7 @@ def evaluate(options: Mapping[str, Any], words: Sequence[str]) -> str:
     trained = named(options, [word for word in words if word not in about_data], problems)
     data = None
     if trained:
-        try:
-            data = test_data(trained, about_data)
-        except ConfigError as error:
-            problems += error.problems
-        except UserError as error:
-            problems.append(str(error))
+        data = data_or_problems(trained, about_data, problems)
     if problems or trained is None or data is None:
         raise UserError("\n".join(dict.fromkeys(problems)))
     task, test = tester(trained, data, bool(options.get("check_base", True)), pictured=folder is not None)

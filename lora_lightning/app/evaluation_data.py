@@ -14,7 +14,7 @@ from lora_lightning.app.build import named as named_problems
 from lora_lightning.app.compose import shipped
 from lora_lightning.app.rebuild import build, builder_of
 from lora_lightning.app.trained import Trained, changed
-from lora_lightning.errors import ConfigError, did_you_mean
+from lora_lightning.errors import ConfigError, UserError, did_you_mean
 from lora_lightning.files.allowed import BUILDERS, section_of
 
 GROUP = "data="
@@ -43,6 +43,19 @@ def test_data(trained: Trained, words: Sequence[str]) -> L.LightningDataModule:
             section_of({"data": section}, "data", trained.where)  # which refuses it
         data.prepare_data()
     return data
+
+
+def data_or_problems(
+    trained: Trained, words: Sequence[str], problems: list[str]
+) -> L.LightningDataModule | None:
+    """The data as of `test_data`; or None, and a line for each reason why they are not here."""
+    try:
+        return test_data(trained, words)
+    except ConfigError as error:
+        problems += error.problems
+    except UserError as error:
+        problems.append(str(error))
+    return None
 
 
 def _section(trained: Trained, words: Sequence[str]) -> dict[str, Any]:

@@ -10,10 +10,9 @@ from typing import Any
 import lightning as L
 from torch import nn
 
-from lora_lightning.app.base_names import base_of_origin
-from lora_lightning.app.card import results_of
 from lora_lightning.app.evaluate import tester
-from lora_lightning.app.evaluation_data import test_data
+from lora_lightning.app.evaluation_data import data_or_problems
+from lora_lightning.app.export_card import export_card
 from lora_lightning.app.export_scores import FileScores, file_scores
 from lora_lightning.app.export_tasks import (
     AXES,
@@ -25,13 +24,12 @@ from lora_lightning.app.export_tasks import (
     size_problem,
     sound_of_text,
 )
-from lora_lightning.app.loading_lines import loading_lines, plain_network
-from lora_lightning.app.rebuild import compression_of
+from lora_lightning.app.loading_lines import plain_network
 from lora_lightning.app.results import Result
+from lora_lightning.app.several_adapters import Several
 from lora_lightning.app.trained import Trained, named
 from lora_lightning.app.training_inputs import training_inputs
-from lora_lightning.app.upload import card_of
-from lora_lightning.errors import ConfigError, UserError
+from lora_lightning.errors import UserError
 from lora_lightning.exporting.card import ExportCard
 from lora_lightning.exporting.export import export as export_model
 from lora_lightning.exporting.exported import Exported
@@ -40,7 +38,6 @@ from lora_lightning.exporting.formats import FORMATS
 from lora_lightning.exporting.scores import add_scores
 from lora_lightning.exporting.subject import Example, inputs_of, to_bytes
 from lora_lightning.files.locate import AdapterSource
-from lora_lightning.files.origin import Origin
 from lora_lightning.tasks.scores import Score
 from lora_lightning.utils.marks import show
 from lora_lightning.utils.tables import printable
@@ -83,17 +80,18 @@ def exported(
     """
     out, format = Path(options["out"]).expanduser(), options.get("format", ONNX)
     problems = [p for p in [folder_problem(out, bool(options.get("overwrite")))] if p]
-    trained = named(options, words, problems)
+    several = Several.of(options, problems)
+    trained = named(several.options, words, problems)
     data = None
     if trained:
-        problems += _problems(trained, options, format)
+        problems += [*_problems(trained, options, format), *several.problems(trained)]
         if not problems and _of_data(options):
             data = _data(trained, options, problems)
     if problems or trained is None:
         raise UserError("\n".join(problems))
     check_base = bool(options.get("check_base", True))
     task, test = tester(trained, data, check_base, pictured=False) if data else (None, None)
-    model, facts = trained.model(check_base, merged=not FORMATS[format].adapters)
+    model, facts = several.model(trained, check_base, merged=not FORMATS[format].adapters)
     if problem := size_problem(model, options.get("axes", "")):
         raise UserError(problem)
     if format == WEIGHTS:
@@ -102,7 +100,7 @@ def exported(
         kind = kind_of(trained)
         usual = SINGLE if FORMATS[format].single else AXES[kind][0]
         given = kind(trained, model, facts, options.get("axes", usual))
-    about = _card(trained, model, facts, FORMATS[format].adapters, results, scores)
+    about = several.card(export_card(trained, model, facts, FORMATS[format].adapters, results, scores))
     inside = bool(options.get("bytes"))
     shown = given.preprocess if inside else None
     calibration = None
@@ -111,7 +109,7 @@ def exported(
     told = export_model(
         given.model, given.example, out,
         format=format, dynamic=given.dynamic, preprocess=given.preprocess, inside=inside,
-        names=given.names, kind=given.kind, scale=given.scale, check=given.check,
+        names=given.names, kind=given.kind, scale=several.scale(given.scale), check=given.check,
         quantize=options.get("quantize"), calibration=calibration,
         about=about, overwrite=bool(options.get("overwrite")),
     )  # fmt: skip
@@ -124,18 +122,14 @@ def exported(
 
 def _data(trained: Trained, options: Mapping[str, Any], problems: list[str]) -> L.LightningDataModule | None:
     """The data of the run, which calibrate and test; or a line for each reason why they are not here."""
-    try:
-        return test_data(trained, [])
-    except ConfigError as error:
-        found = error.problems
-    except UserError as error:
-        found = [str(error)]
+    found: list[str] = []
+    data = data_or_problems(trained, [], found)
     need = " and ".join(_of_data(options))
     problems += [
         f"{need}: needs the data of the run: {reason} Or give quantize=dynamic, and leave evaluate out."
         for reason in found
     ]
-    return None
+    return data
 
 
 def _of_data(options: Mapping[str, Any]) -> list[str]:
@@ -198,45 +192,3 @@ def _problems(trained: Trained, options: Mapping[str, Any], format: str) -> list
     if options.get("bytes") and kind is sound_of_text:
         found.append("bytes=true: is of pictures; leave it out.")
     return found
-
-
-def _card(
-    trained: Trained,
-    model: nn.Module,
-    facts: Mapping[str, Any],
-    beside: bool,
-    measured: Sequence[Result] | None,
-    shown_by: Sequence[Score] | None,
-) -> ExportCard:
-    """What is known of the model, where it comes from and how good it is.
-
-    Args:
-        beside: the adapter is in a file of its own.
-        measured, shown_by: results and scores of a run that has not yet written them.
-    """
-    source, kind = trained.source, type(model).__name__
-    origin, _ = Origin(config=dict(trained.config), facts=dict(facts)).public()
-    base = base_of_origin(origin.config, kind)
-    rows = [("base", base.name), ("base's licence", base.licence or "not known here: see its source")]
-    results: tuple[tuple[str, ...], ...] = ()
-    title, summary = base.name, "The base as it is, without an adapter."
-    if isinstance(source, AdapterSource):
-        card = card_of(source, source.origin().public()[0], results=measured, scores=shown_by)
-        title = f"{card.name} on {base.name}"
-        purpose = f" for {card.kind.words}" if card.kind else ""
-        where = "in a file of its own" if beside else "that is a part of its weights"
-        summary = f"{base.name}, adapted by a low-rank adapter {where}{purpose}."
-        rows += [("trained by", card.recipe), ("data", card.data)]
-        header, scores = results_of(card)
-        if not beside:  # what has no value before is of an adapter that is switched off
-            scores = [row for row in scores if row[1] != UNKNOWN]
-        results = (header, *scores) if scores else ()
-    elif source:
-        title, summary = f"{source.recipe() or kind} on {base.name}", f"{base.name}, with weights of its own."
-    names = facts.get("class_names") or ()
-    rows += [("classes", str(len(names)) if names else "")]
-    lines = loading_lines(origin.config.get("model") or {}, facts)
-    if source and (description := compression_of(source)):
-        rows.append(("compressed", f"{len(description['layers'])} layers are smaller ones"))
-        lines = ""  # the library builds the whole model
-    return ExportCard(title, summary, tuple(row for row in rows if row[1]), results, lines)

@@ -58,11 +58,14 @@ class Trained:
         """What says it, for errors."""
         return self.source.config_file if self.source and not self.own else "the recipe"
 
-    def model(self, check_base: bool = True, merged: bool = True) -> tuple[nn.Module, Mapping[str, Any]]:
+    def model(
+        self, check_base: bool = True, merged: bool = True, name: str | None = None
+    ) -> tuple[nn.Module, Mapping[str, Any]]:
         """The model with the adapter merged into it, or with the weights, in eval mode; and the facts.
 
         Args:
             merged: False leaves the adapter beside the base's weights.
+            name: of the adapter there; None is "default".
 
         Raises:
             UserError: it cannot be built.
@@ -72,7 +75,7 @@ class Trained:
         model, facts = rebuilt_model(self.config, source, self.facts, own=self.own)
         if isinstance(source, AdapterSource):
             with _of_random_base(source, self.config, model):
-                _adapt(model, source, check_base)
+                adapt(model, source, check_base, name)
             if merged:
                 eject(model, merged=True)
         elif source:
@@ -197,11 +200,18 @@ def _of_random_base(source: AdapterSource, config: Mapping[str, Any], model: nn.
         raise AdapterFileError(f"{error}{hint if lost else ''}") from None
 
 
-def _adapt(model: nn.Module, source: AdapterSource, check_base: bool) -> None:
-    """Load the adapter, from its folder or from a checkpoint."""
+def adapt(model: nn.Module, source: AdapterSource, check_base: bool = True, name: str | None = None) -> None:
+    """Load an adapter, from its folder or from a checkpoint.
+
+    Args:
+        name: under which; None as of `load_adapter`.
+
+    Raises:
+        AdapterFileError: it does not fit the model.
+    """
     if source.path.is_dir():
-        load_adapter(model, source.path, check_base=check_base)
+        load_adapter(model, source.path, name, check_base=check_base)
     else:
         with tempfile.TemporaryDirectory() as folder:
             write_adapter(folder, source.saved)
-            load_adapter(model, folder, check_base=check_base)
+            load_adapter(model, folder, name, check_base=check_base)

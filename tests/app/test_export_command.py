@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import re
 import subprocess
@@ -15,12 +16,14 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+import lora_lightning as ll
 from lora_lightning.app.cli import main
 from lora_lightning.app.export_tasks import kind_of, sound_of_text
 from lora_lightning.app.loading_lines import loading_lines
 from lora_lightning.app.trained import Trained
 from lora_lightning.errors import UserError
 from lora_lightning.exporting.formats import FORMATS
+from lora_lightning.files.locate import read_trained
 from tests.acceptance.alone import NAMES, SHOWN, VIT, classifier
 
 
@@ -79,6 +82,44 @@ def test_a_base_and_its_adapter(tmp_path: Path) -> None:
     (given,) = session.run(None, {"x": x.numpy()}, options)
     with torch.no_grad():
         torch.testing.assert_close(torch.from_numpy(given), model(x), rtol=1e-4, atol=1e-4)
+
+
+def test_several_adapters_of_one_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    day, model = classifier(tmp_path / "day" / "adapter", class_names=NAMES, target="class", temperature=2.0)
+    night, other = tmp_path / "night_run", copy.deepcopy(model)
+    for parameter in other.parameters():
+        if parameter.requires_grad:
+            torch.nn.init.normal_(parameter, std=0.5)
+    ll.save_adapter(other, night, origin=read_trained(day).origin())
+    out = tmp_path / "out"
+    words = ["export", f"adapters={day},night={night}", f"out={out}"]
+    assert "adapters: is of format=onnx_adapters" in refused(words, capsys)
+    assert "give one of them" in refused([*words, "format=onnx_adapters", f"adapter={day}"], capsys)
+    double = ["export", f"adapters={day},day={night}", f"out={out}", "format=onnx_adapters"]
+    assert "is the second 'day'; give it a name" in refused(double, capsys)
+    main([*words, "format=onnx_adapters"])
+    assert {"base.onnx", "day.onnx_adapter", "night.onnx_adapter"} < {path.name for path in out.iterdir()}
+    card = (out / "README.md").read_text()
+    assert "2 adapters on" in card and "adapter day" in card and "adapter night" in card
+    assert json.loads((out / "names.json").read_text())["temperature"] == 2.0  # it is both's
+    x = torch.rand(1, 3, 16, 16)
+    session = onnxruntime.InferenceSession(out / "base.onnx")
+    for name, adapted in {"day": model, "night": other.eval(), "day again": model}.items():
+        adapter, options = onnxruntime.LoraAdapter(), onnxruntime.RunOptions()
+        adapter.Load(str(out / f"{name.split()[0]}.onnx_adapter"))
+        options.add_active_adapter(adapter)
+        (given,) = session.run(None, {"x": x.numpy()}, options)
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(given), adapted(x), rtol=1e-4, atol=1e-4)
+
+
+def test_adapters_that_mean_other_classes_are_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cats, _ = classifier(tmp_path / "cats", class_names=NAMES, target="class")
+    dogs, _ = classifier(tmp_path / "dogs", class_names=[*NAMES[:2], "eel"], target="class")
+    words = ["export", f"adapters={cats},{dogs}", f"out={tmp_path / 'out'}", "format=onnx_adapters"]
+    assert "dogs has other class_names than cats; export each of them alone" in refused(words, capsys)
 
 
 def test_every_format_is_offered(capsys: pytest.CaptureFixture[str]) -> None:
