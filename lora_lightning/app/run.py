@@ -153,7 +153,7 @@ class Run:
         return self._result(
             metrics,
             seconds=seconds,
-            checkpoint_bytes=_size(Path(best)) if best else None,
+            checkpoint_bytes=_size(Path(kept)) if (kept := best or _last(trainer)) else None,
             best_validation=score,
         )
 
@@ -254,6 +254,11 @@ def strategy_name(trainer: Mapping[str, Any]) -> str:
 def _best_score(trainer: Any) -> float | None:
     score = getattr(trainer.checkpoint_callback, "best_model_score", None)
     return None if score is None else float(score)
+
+
+def _last(trainer: Any) -> str | None:
+    """A checkpoint of a fit that ended before any validation, of which therefore none is the best."""
+    return next((c.best_model_path for c in trainer.checkpoint_callbacks if c.best_model_path), None)
 
 
 def _size(checkpoint: Path) -> int:

@@ -140,8 +140,8 @@ def _group(one: Shown, parts: str, threshold: float) -> str:
     """What a slider shows and hides together."""
     limits = {"truth": "", "missed": f' data-above="{max(-1, one.score):.6f}"'}
     limit = limits.get(one.kind, f' data-score="{one.score:.6f}"')
-    kind = f"{one.kind}{'' if one.on(threshold) else ' off'}"
-    return f'<g class="{kind}" style="color:{KINDS[one.kind]}"{limit}>{parts}</g>'
+    state = f'{one.kind}"' if one.on(threshold) else f'{one.kind} off" aria-hidden="true"'
+    return f'<g class="{state} style="color:{KINDS[one.kind]}"{limit}>{parts}</g>'
 
 
 def _shape(one: Shown, box: Sequence[float], factor: float) -> str:

@@ -23,7 +23,7 @@ with loading("torchaudio"):
     from torchaudio.transforms import MelSpectrogram
 
 MELS, WINDOW, HOP = 64, 512, 160  # bands, and samples
-SECOND, TALL, LINE = 200.0, 96, 13  # pixels of a second, of the spectrogram, of a line of letters
+SECOND, TALL, LINE = 300.0, 96, 13  # pixels of a second, of the spectrogram, of a line of letters
 LETTER, WORD = 7.0, 6.6  # pixels that a letter takes, alone and in a word
 LONGEST = 20.0  # seconds that are played and shown
 Place = tuple[str, float]  # a letter or word, and the second at which it begins
@@ -61,7 +61,8 @@ class Sounds:
 
 
 def spectrogram(wave: Tensor, letters: Sequence[Place]) -> str:
-    """The first 20 seconds, low notes below, words and letters where they begin; it scrolls in itself.
+    """The first 20 seconds, low notes below, under them a line of words and one of letters, each where it
+    begins or as near behind it as there is room; it scrolls in itself.
 
     Args:
         wave: (samples,), 16 kHz.
@@ -71,7 +72,7 @@ def spectrogram(wave: Tensor, letters: Sequence[Place]) -> str:
     seconds = len(wave) / SAMPLE_RATE
     width = SECOND * seconds
     words = words_of(letters)
-    rows = [*_rows(words, WORD, width), *_rows([p for p in letters if p[0] not in " |"], LETTER, width)]
+    rows = [_row(words, WORD), _row([p for p in letters if p[0] not in " |"], LETTER)] if words else []
     parts = [
         f'<image href="{_shades(wave)}" width="{width:.0f}" height="{TALL}" preserveAspectRatio="none"/>'
     ]
@@ -82,6 +83,7 @@ def spectrogram(wave: Tensor, letters: Sequence[Place]) -> str:
     spoken = ", ".join(f"{word} at {second:.1f} s" for word, second in words)
     label = f"spectrogram of {seconds:.1f} seconds" + (f": {spoken}" if spoken else "")
     high = TALL + LINE * len(rows) + 4
+    width = max([width, *(at + LETTER * len(shown) for row in rows for shown, at in row[-1:])])
     return (
         f'<div class="wide"><svg class="sound" role="img" aria-label="{text(label, 2000)}" '
         f'viewBox="0 0 {width:.0f} {high}" style="width:{width:.0f}px">{"".join(parts)}</svg></div>'
@@ -103,20 +105,15 @@ def words_of(letters: Sequence[Place]) -> list[Place]:
     return words
 
 
-def _rows(places: Sequence[Place], letter: float, width: float) -> list[list[Place]]:
-    """Lines in which nothing covers another, with places in pixels: each stands in the first with room."""
-    rows: list[list[Place]] = []
-    ends: list[float] = []
+def _row(places: Sequence[Place], letter: float) -> list[Place]:
+    """A line in which nothing covers another and all stays in order, with places in pixels."""
+    row: list[Place] = []
+    end = 0.0
     for shown, second in places:
-        long = letter * len(shown)
-        at = max(0.0, min(SECOND * second, width - long))
-        row = next((i for i, end in enumerate(ends) if end <= at), len(rows))
-        if row == len(rows):
-            rows.append([])
-            ends.append(0.0)
-        rows[row].append((shown, at))
-        ends[row] = at + long
-    return rows
+        at = max(end, SECOND * second)
+        row.append((shown, at))
+        end = at + letter * len(shown)
+    return row
 
 
 def _shades(wave: Tensor) -> str:

@@ -36,6 +36,7 @@ def test_the_page_of_a_run_reads_well_everywhere(recipe, tmp_path, monkeypatch, 
         "Spectra of the updates",
     ):
         assert f"<h2>{heading}</h2>" in text
+    assert '<th scope="row">checkpoint</th>' in text, "also of one that ended before any validation"
     assert problems(page, pictures=tmp_path / "looks") == []
     if recipe == "accent_espeak":
         assert 0.2 < seconds_played(page) < 60

@@ -247,6 +247,10 @@ def test_the_slider_in_a_browser(tmp_path):
             first = page.locator(".views").first.locator("svg").nth(1)
             shown = [first.locator(f".{k}:not(.off) rect").count() for k in ("right", "wrong", "missed")]
             assert shown == [wanted.right.count(True), wanted.right.count(False), wanted.found.count(False)]
+            told = "{} right, {} false, {} missed".format(*shown)
+            assert first.get_attribute("aria-label") == f"test image 1, after: {told}"
+            assert page.locator(".boxes .off:not([aria-hidden])").count() == 0
+            assert page.locator(".boxes [aria-hidden]:not(.off)").count() == 0
 
 
 @pytest.mark.slow

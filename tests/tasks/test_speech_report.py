@@ -70,6 +70,10 @@ def test_letters_and_words_never_cover_each_other() -> None:
         for other, line, before in texts[:i]:
             clear = float(x) >= float(other) + 6.6 * len(before) or float(other) >= float(x) + 6.6 * len(word)
             assert y != line or clear
+    words, spelt = (
+        [word for _, y, word in texts if y == line] for line in dict.fromkeys(t[1] for t in texts)
+    )
+    assert words == ["ab", "c", "abc", "abba", "cab"] and "".join(spelt) == "".join(words), "a line of each"
     assert "ab at 0.0 s, c at 0.0 s" in shown and spectrogram(torch.randn(3), []).count("<text") == 0
 
 
