@@ -36,6 +36,7 @@ class Picture:
         part: a file of the run's folder: a page, or a picture.
         heading: how a heading of that page begins, whose section is the picture; "" takes the file itself.
         height: pixels of the section at most, from its top, 0 for all.
+        width: pixels of the page.
         before: makes what the run needs, in the folder where it runs.
     """
 
@@ -43,6 +44,7 @@ class Picture:
     part: str = "report.html"
     heading: str = ""
     height: int = 0
+    width: int = 900
     before: Callable[[Path], None] | None = None
 
 
@@ -72,9 +74,11 @@ GALLERY = {
     "vit_digits": Picture(
         ("recipe=vit_digits", "compare=[]"), heading="Wrong before, right after", height=465
     ),
+    "compare_digits": Picture(("recipe=vit_digits",), heading="Scores in validation", height=385),
     "fcos_shapes": Picture(("recipe=fcos_shapes", "compare=[]"), "contact_sheet.png"),
     "accent_espeak": Picture(
-        ("recipe=accent_espeak", "compare=[]"), "scottish/report.html", "scottish: the worst", height=730
+        ("recipe=accent_espeak", "compare=[]"), "scottish/report.html", "scottish: the worst",
+        height=460, width=1000,
     ),
     "segment_folder": Picture(
         (
@@ -115,16 +119,18 @@ def run(name: str, picture: Picture) -> None:
 def made(folder: Path, picture: Picture) -> Image.Image:
     """The picture as it stands in the run's folder."""
     path = folder / picture.part
-    return section(path, picture.heading, picture.height) if picture.heading else Image.open(path)
+    return section(path, picture) if picture.heading else Image.open(path)
 
 
-def section(path: Path, heading: str, height: int) -> Image.Image:
+def section(path: Path, picture: Picture) -> Image.Image:
     """A section of a page as a browser shows it."""
     from playwright.sync_api import sync_playwright
 
+    heading, height, width = picture.heading, picture.height, picture.width
+
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
-        page = browser.new_page(viewport={"width": 900, "height": 1000})
+        page = browser.new_page(viewport={"width": width, "height": 1000})
         page.goto(path.resolve().as_uri())
         page.wait_for_load_state("networkidle")
         headings = page.locator("h2")
@@ -135,7 +141,7 @@ def section(path: Path, heading: str, height: int) -> Image.Image:
         tops = headings.evaluate_all("all => all.map(h => h.getBoundingClientRect().y)")
         ends = [*tops[1:], page.evaluate("document.documentElement.scrollHeight")]
         top, end = tops[place], ends[place]
-        box = {"x": 0, "y": top - 10, "width": 900, "height": min(end - top, height or end - top)}
+        box = {"x": 0, "y": top - 10, "width": width, "height": min(end - top, height or end - top)}
         shot = page.screenshot(clip=box, full_page=True)
         browser.close()
     return Image.open(io.BytesIO(shot))

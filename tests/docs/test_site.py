@@ -69,6 +69,11 @@ def test_every_public_name_has_its_signature(site):
     assert "Annotated[" not in re.sub(r"<[^>]*>", "", page)
 
 
+def test_commands_are_known_to_the_style(site):
+    """Which lets them go on in the next line, where a telephone would cut them."""
+    assert '<div class="language-bash highlight">' in (site / "gallery" / "index.html").read_text()
+
+
 def test_nothing_is_fetched_from_elsewhere(site):
     fetched = re.compile(r"<(?:script|img|iframe|link)[^>]*(?:src|href)=\"(?:https?:)?//[^\"]*\"")
     found = {path.name: fetched.findall(path.read_text(encoding="utf-8")) for path in site.rglob("*.html")}
