@@ -6,7 +6,15 @@ import argparse
 from pathlib import Path
 
 from lora_lightning.app.arguments_shared import check_base, of_trained
-from lora_lightning.app.parser import Parser, existing, found_or_address, some, switch, value_of
+from lora_lightning.app.parser import (
+    Parser,
+    existing,
+    existing_or_url,
+    found_or_address,
+    some,
+    switch,
+    value_of,
+)
 from lora_lightning.exporting.formats import FORMATS
 from lora_lightning.utils.marks import Check, above, at_least, between, number, one_of, whole
 
@@ -64,7 +72,12 @@ def serve(parser: Parser) -> None:
     about = "builds the base, where no adapter's run says how"
     parser.add_argument("words", nargs="*", metavar="recipe=NAME [key=value ...]", help=about)
     parser.key("adapter", "RUN/adapter", "the one adapter: its folder, or the run's", existing)
-    parser.key("adapters", "FOLDER", "or: adapters by name, its sub-folders, found while it runs", existing)
+    parser.key(
+        "adapters",
+        "FOLDER",
+        "or: adapters by name, its sub-folders, found while it runs; or s3://…",
+        existing_or_url,
+    )
     parser.key("base", "PATH", "a run's adapter or model.safetensors, which says the base", found_or_address)
     parser.key("port", "8000", "0 takes a free one", value_of(int, _PORT))
     hosts = value_of(str, one_of("127.0.0.1", "0.0.0.0", "::"))

@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lora_lightning.data.stream_sources import is_url
 from lora_lightning.errors import did_you_mean
 from lora_lightning.files.hubs.address import address_problem, is_address
 from lora_lightning.utils.marks import (
@@ -132,6 +133,11 @@ def existing(text: str) -> str:
     if problem := missing_path(text):
         raise argparse.ArgumentTypeError(problem)
     return text
+
+
+def existing_or_url(text: str) -> str:
+    """A file or folder that is there, or an address as `s3://bucket/folder`, where nobody looks yet."""
+    return text if is_url(text) else existing(text)
 
 
 def found_or_address(text: str) -> str:

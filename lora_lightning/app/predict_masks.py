@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from lora_lightning.app.prediction_files import Row, write_rows
 from lora_lightning.app.trained import Trained
-from lora_lightning.data.decoding import read_picture
+from lora_lightning.data.decoding import LONGEST, is_strip, read_picture
 from lora_lightning.data.findings import DataError
 from lora_lightning.data.mask_pictures import Colour, class_colours, indexed, overlay
 from lora_lightning.data.mask_transforms import evaluation_picture
@@ -105,6 +105,8 @@ class Pictures(Dataset[Any]):
         except DataError as error:
             return index, str(error), None
         size = int(pixels.shape[1]), int(pixels.shape[2])
+        if is_strip(*size):
+            return index, f"{size[1]} x {size[0]} pixels: cut it to {LONGEST} times as long as wide.", None
         return index, evaluation_picture(pixels, self.shorter_side), size
 
 

@@ -8,8 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lora_lightning.data.stream_sources import is_url
 from lora_lightning.errors import UserError
-from lora_lightning.serving.catalog import NAME, Catalog
+from lora_lightning.serving.catalog import BASE, FILES, IN_RUN, NAME, Catalog, taken
+from lora_lightning.serving.remote import RemoteCatalog
 from lora_lightning.serving.routes import Manners
 from lora_lightning.serving.server import TOKEN, Place, Server
 
@@ -41,7 +43,7 @@ def serve(options: Mapping[str, Any], words: Sequence[str]) -> None:
         raise UserError("\n".join(problems))
     catalog = catalog_of(options)
     for name in options.get("pinned", ()):
-        catalog.folder(name)
+        catalog.check(name)
     names = catalog.names()
     count = f"{len(names)} adapter{'s' * (len(names) != 1)}" if names else "the base alone"
     given = {n: options[n] for n in ("host", "port", "workers", "threads", "queue", "batch") if n in options}
@@ -65,12 +67,16 @@ def catalog_of(options: Mapping[str, Any]) -> Catalog:
         if not (folder / "adapter_config.json").is_file():
             raise UserError(f"adapter={options['adapter']}: holds no adapter_config.json. Give RUN/adapter.")
         name = folder.parent.name if folder.name == "adapter" else folder.name
-        return Catalog(fixed={name if NAME.fullmatch(name) else "adapter": folder})
+        return Catalog(fixed={name if NAME.fullmatch(name) and name != BASE else "adapter": folder})
     if "adapters" not in options:
         return Catalog()
+    if is_url(options["adapters"]):
+        return RemoteCatalog(options["adapters"])
     folder = Path(options["adapters"]).expanduser()
     if not folder.is_dir():
         raise UserError(f"adapters={folder}: there is no such folder: give one that there is.")
+    if any((place / FILES[0]).is_file() for place in (folder / BASE, folder / BASE / IN_RUN)):
+        raise UserError(taken(folder))
     return Catalog(folder)
 
 

@@ -36,6 +36,7 @@ TURNS: dict[object, Image.Transpose] = {  # by its value, as PIL's exif_transpos
     8: Image.Transpose.ROTATE_90,
 }  # fmt: skip
 SIDEWAYS = (5, 6, 7, 8)  # of these, those that exchange width and height
+LONGEST = 50  # times the shorter side, of pictures that are resized by it and of which nothing is cut off
 TAIL = 4096  # bytes in which a file's end mark is looked for
 FRAMES = ("GIF", "PNG", "WEBP", "AVIF")  # an MPO, which phones write, is one photograph with a preview
 
@@ -139,6 +140,12 @@ def image_size(file: str | os.PathLike[str]) -> tuple[int, int] | None:
             return image.size
     except UNREADABLE:
         return None
+
+
+def is_strip(width: int, height: int) -> bool:
+    """Whether a picture is so long that resized by its shorter side it would fill the memory, or resized by
+    its longer side be no pixel wide."""
+    return max(width, height) > LONGEST * min(width, height)
 
 
 def _source(file: File) -> str | os.PathLike[str] | io.BytesIO:

@@ -9,7 +9,7 @@ from lightning import LightningDataModule
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from lora_lightning.data.decoding import image_size
+from lora_lightning.data.decoding import LONGEST, image_size, is_strip
 from lora_lightning.data.detection import read_image
 from lora_lightning.errors import UserError
 from lora_lightning.utils.libraries import loading
@@ -41,7 +41,7 @@ class PictureFolder(Dataset[tuple[int, Tensor]]):
         folder: searched with all folders in it.
 
     Raises:
-        UserError: there is no such folder, or no image in it, or files that are none.
+        UserError: there is no such folder, or no image in it, or files that are none, or strips.
     """
 
     def __init__(self, folder: str | Path) -> None:
@@ -57,6 +57,11 @@ class PictureFolder(Dataset[tuple[int, Tensor]]):
         if bad := [str(f) for f, size in zip(files, sizes, strict=True) if size is None]:
             raise UserError(
                 f"images={folder}: {truncate_list(bad)} cannot be read as images; take them away."
+            )
+        if strips := [str(f) for f, size in zip(files, sizes, strict=True) if size and is_strip(*size)]:
+            raise UserError(
+                f"images={folder}: more than {LONGEST} times as long as wide, which no detector resizes: "
+                f"{truncate_list(strips)}; take them away, or cut them."
             )
         self.pictures = [
             Picture(number, str(file.relative_to(self.folder)), *size)

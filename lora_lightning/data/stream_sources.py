@@ -176,7 +176,9 @@ def files_of(option: str, name: str) -> Any:
             ]
         ) from None
     except ImportError as error:
-        raise LibraryError(f"{option}={name}: {error}") from None
+        package = re.search(r"(?<=nstall )[\w-]+", str(error).replace('"', ""))
+        remedy = f": pip install {package[0]}" if package else ""
+        raise LibraryError(f"{option}={name}: {str(error).rstrip('.')}{remedy}") from None
 
 
 class OpenFiles:

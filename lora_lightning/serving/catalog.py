@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import threading
@@ -11,9 +12,11 @@ from pathlib import Path
 
 from lora_lightning.errors import UserError, did_you_mean
 
+logger = logging.getLogger(__name__)
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}", re.ASCII)
 FILES = ("adapter_config.json", "adapter_model.safetensors")
 IN_RUN = "adapter"  # the adapter's folder in a run's
+BASE = "base"  # names the base in the place of an adapter
 FRESH = 1.0  # seconds for which what was listed is taken as it was
 LEAST = 0.1  # seconds between two listings, however many unknown names are asked for
 SHOWN = 60  # characters of a name that was asked for
@@ -21,6 +24,10 @@ SHOWN = 60  # characters of a name that was asked for
 
 class UnknownAdapter(UserError):
     """A request names an adapter that there is not."""
+
+
+class UnusableAdapter(UserError):
+    """An adapter that is there and cannot be used; the message says nothing of where it lies."""
 
 
 class Catalog:
@@ -37,6 +44,7 @@ class Catalog:
         self._lock = threading.Lock()
         self._found: dict[str, Path] = {}
         self._at = -FRESH
+        self._warned = False
 
     def names(self) -> list[str]:
         """All names, sorted."""
@@ -48,11 +56,24 @@ class Catalog:
         Raises:
             UnknownAdapter: no name, or there is none of this name.
         """
+        return self._place(name)
+
+    def check(self, name: str) -> None:
+        """Without looking where it lies.
+
+        Raises:
+            UnknownAdapter: no name, or there is none of this name.
+        """
+        self._place(name)
+
+    def _place(self, name: str) -> Path:
         if not NAME.fullmatch(name):
             raise UnknownAdapter(f"adapter={_shown(name)}: is no name of an adapter.")
         found = self._now(FRESH)
         if name not in found:
             found = self._now(LEAST)  # it may have come since
+            if name not in found and self._awaited():
+                found = self._now(FRESH)
         if name not in found:
             near = did_you_mean(name, found)
             raise UnknownAdapter(f"adapter={name}: there is none of this name.{near}")
@@ -77,7 +98,24 @@ class Catalog:
         except OSError:  # a shared folder that is away for a while: what was read before stays
             return {name: path for name, path in self._found.items() if name not in self.fixed}
         places = ((e.name, place) for e in entries for place in (Path(e.path), Path(e.path, IN_RUN)))
-        return {name: place for name, place in places if os.path.isfile(place / FILES[0])}
+        found = {name: place for name, place in places if os.path.isfile(place / FILES[0])}
+        return self._without_base(found, self.root)
+
+    def _awaited(self) -> bool:
+        """Wait for a listing that goes on; whether there was one."""
+        return False
+
+    def _without_base(self, found: dict[str, Path], root: Path | str) -> dict[str, Path]:
+        if found.pop(BASE, None) and not self._warned:
+            self._warned = True
+            logger.warning("%s", taken(root))
+        return found
+
+
+def taken(folder: Path | str) -> str:
+    """What is said of a sub-folder whose name is the base's."""
+    told = f"adapters={folder}: {BASE} is the name of the base itself, not of an adapter"
+    return f"{told}: rename {folder}/{BASE}."
 
 
 def _shown(name: str) -> str:

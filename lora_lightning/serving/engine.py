@@ -13,10 +13,10 @@ import torch
 
 from lora_lightning.errors import UserError
 from lora_lightning.serving.asking import ABOUT, Ask, Event, Tell
-from lora_lightning.serving.catalog import UnknownAdapter
+from lora_lightning.serving.catalog import UnknownAdapter, UnusableAdapter
 from lora_lightning.serving.inputs import BadUpload
 from lora_lightning.serving.kinds import Facts, Kind, Work
-from lora_lightning.serving.store import AdapterStore, Resident, UnusableAdapter
+from lora_lightning.serving.store import AdapterStore, Resident
 from lora_lightning.serving.turns import Turns
 
 logger = logging.getLogger(__name__)

@@ -11,12 +11,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from lora_lightning.data.decoding import UNREADABLE, opened_image, read_picture
+from lora_lightning.data.decoding import LONGEST, UNREADABLE, is_strip, opened_image, read_picture
 from lora_lightning.data.findings import DataError
 from lora_lightning.errors import UserError
 
 KERNEL = 4_000_000  # numbers of a resampling filter: rates without a common divisor need one of gigabytes
-LONGEST = 50  # times the shorter side, of pictures of which nothing is cut off
 VALUES = 192_000  # samples a second, of all channels together: 48 kHz of four, 96 kHz of two
 
 
@@ -81,7 +80,7 @@ def unstretched(pixels: Tensor) -> Tensor:
         BadUpload: it is so long that resized it would fill the memory, or be no pixel wide.
     """
     height, width = pixels.shape[:2]
-    if max(height, width) > LONGEST * min(height, width):
+    if is_strip(width, height):
         told = f"the picture has {width} x {height} pixels: send one at most {LONGEST} times as long as wide."
         raise BadUpload(422, told)
     return pixels

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from lora_lightning.errors import did_you_mean
 from lora_lightning.serving import described
 from lora_lightning.serving.asking import ABOUT, Ask, Event
-from lora_lightning.serving.catalog import SHOWN, Catalog, UnknownAdapter
+from lora_lightning.serving.catalog import BASE, SHOWN, Catalog, UnknownAdapter
 from lora_lightning.serving.gate import FullError, Gate
 from lora_lightning.serving.metrics import Metrics
 from lora_lightning.serving.openai import OPENAI, errors_shape, plain_text, sse_of, transcription_of
@@ -25,7 +25,6 @@ with loading("litserve", "serve"):
     from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
     from starlette.exceptions import HTTPException
 
-BASE = "base"  # names the base in the place of an adapter
 GONE = 499  # nginx's status of a client that has left
 
 
@@ -156,7 +155,7 @@ class Routes:
             name = None if adapter == BASE else adapter
         if name is not None:
             try:
-                await asyncio.to_thread(self.catalog.folder, name)
+                await asyncio.to_thread(self.catalog.check, name)
             except UnknownAdapter as error:
                 raise RefusedError(404, f"{error} GET /v1/models lists them.") from None
         return Ask(name, kind, body, options, time.monotonic() + self.manners.timeout)

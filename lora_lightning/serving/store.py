@@ -19,16 +19,12 @@ from lora_lightning.adapters.parking import Parked, put_back, take_out
 from lora_lightning.errors import AdapterFileError, ConfigError, UserError
 from lora_lightning.files.pair import digest_of
 from lora_lightning.files.parked import Parking
-from lora_lightning.serving.catalog import FILES, Catalog, UnknownAdapter
+from lora_lightning.serving.catalog import FILES, Catalog, UnknownAdapter, UnusableAdapter
 
 logger = logging.getLogger(__name__)
 MOST = 256  # adapters in memory
 AT_WORK = 64  # of these, those that stay in the model between batches
 Stamp = tuple[tuple[int, int, int], ...]
-
-
-class UnusableAdapter(UserError):
-    """An adapter that is there and cannot be used; the message says nothing of where it lies."""
 
 
 @dataclass(eq=False)

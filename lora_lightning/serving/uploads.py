@@ -6,6 +6,7 @@ import asyncio
 import base64
 import binascii
 import json
+import logging
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,8 @@ with loading("litserve", "serve"):
     from starlette.datastructures import UploadFile
     from starlette.formparsers import MultiPartException, MultiPartParser
     from starlette.requests import ClientDisconnect, Request
+
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it tells the log of every malformed form
 
 FILE = "file"
 FIELDS = 16  # of a form

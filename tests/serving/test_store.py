@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 import lora_lightning as ll
 from lora_lightning.errors import ConfigError
-from lora_lightning.serving.catalog import Catalog, UnknownAdapter
-from lora_lightning.serving.store import AdapterStore, UnusableAdapter
+from lora_lightning.serving.catalog import Catalog, UnknownAdapter, UnusableAdapter
+from lora_lightning.serving.store import AdapterStore
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
 

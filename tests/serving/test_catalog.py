@@ -1,0 +1,33 @@
+"""The names of a folder's adapters, without a model."""
+
+import logging
+from pathlib import Path
+
+import pytest
+
+from lora_lightning.app.serve import catalog_of
+from lora_lightning.errors import UserError
+from lora_lightning.serving import catalog
+from lora_lightning.serving.catalog import FILES, Catalog
+
+
+def put(folder: Path) -> Path:
+    folder.mkdir(parents=True)
+    for name in FILES:
+        (folder / name).write_bytes(b"")
+    return folder
+
+
+@pytest.mark.parametrize("name", ["base", "base/adapter"])
+def test_an_adapter_cannot_have_the_bases_name(name: str, tmp_path: Path, caplog, monkeypatch) -> None:
+    monkeypatch.setattr(catalog, "FRESH", 0.0)
+    put(tmp_path / "ada")
+    shelf = Catalog(tmp_path)
+    assert catalog_of({"adapters": str(tmp_path)}).names() == shelf.names() == ["ada"]
+    place = put(tmp_path / name)
+    with pytest.raises(UserError, match=r"base is the name of the base itself, .*: rename .*base\.$"):
+        catalog_of({"adapters": str(tmp_path)})
+    with caplog.at_level(logging.WARNING):  # one that came while the server runs
+        assert shelf.names() == shelf.names() == ["ada"] and shelf.default() == "ada"
+    assert len(caplog.records) == 1 and "rename" in caplog.text
+    assert catalog_of({"adapter": str(place)}).names() == ["adapter"]  # as of any folder whose name is none
