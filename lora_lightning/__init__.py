@@ -47,6 +47,7 @@ if TYPE_CHECKING:
     from lora_lightning.methods.scaled_adamw import ScaledAdamW
     from lora_lightning.planning.plan import LayerPlan, Plan
     from lora_lightning.planning.targets import plan
+    from lora_lightning.serving.client import Client, ServerError
     from lora_lightning.trainer.callback import LoRACallback
     from lora_lightning.trainer.checkpoint import load_from_checkpoint
     from lora_lightning.trainer.ema import EMA
@@ -91,6 +92,7 @@ MODULES = {  # module -> its public names, as above
     "methods.scaled_adamw": ("ScaledAdamW",),
     "planning.plan": ("LayerPlan", "Plan"),
     "planning.targets": ("plan",),
+    "serving.client": ("Client", "ServerError"),
     "trainer.callback": ("LoRACallback",),
     "trainer.checkpoint": ("load_from_checkpoint",),
     "trainer.ema": ("EMA",),
@@ -98,12 +100,13 @@ MODULES = {  # module -> its public names, as above
     "trainer.loader": ("ResumableLoader",),
     "trainer.speedups": ("Speedups",),
 }
-LIGHT = ("config", "errors")  # these need no Lightning
+LIGHT = ("config", "errors", "serving.client")  # these need no Lightning
 HOMES = {name: module for module, names in MODULES.items() for name in names}
 
 __all__ = [
     "EMA",
     "AdapterFileError",
+    "Client",
     "Compressed",
     "CompressedLayer",
     "ConfigError",
@@ -116,6 +119,7 @@ __all__ = [
     "Plan",
     "ResumableLoader",
     "ScaledAdamW",
+    "ServerError",
     "Speedups",
     "UserError",
     "adapter_names",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from blocks import PAGES, blocks_of, name_of
 from commands import treatment_of
-from reader import KINDS, SHELLS
+from reader import ASKS, KINDS, SHELLS
 from shell import commands_of
 
 COMPOSED = ("@package _global_", "class_path")  # a recipe; a configuration of LightningCLI
@@ -26,7 +26,8 @@ def entries_of(page: Path) -> Iterator[tuple[int, str, str]]:
         if block.language not in SHELLS:
             hidden = " in a comment" * block.hidden
             composed = "composed" if any(sign in block.source for sign in COMPOSED) else "read"
-            yield line, f"{block.language}{hidden}", DONE.get(block.language, composed)
+            done = "compiled: asks a server" if ASKS in block.source else DONE.get(block.language, composed)
+            yield line, f"{block.language}{hidden}", done
             continue
         for command in commands_of(block.source, block.language == "console"):
             yield line, str(command), treatment_of(command).name

@@ -22,6 +22,8 @@ from lora_lightning.app.command_line import CommandLine
 
 SHELLS = ("bash", "console", "sh")
 NAMESPACE = "page"
+ASKS = "ll.Client("
+"""Python that asks a server: tests/serving/test_server.py runs it against one, here it is compiled."""
 LITERAL = re.compile(r"""^print\(.*\)  # ((?:[\[{('"\d]|True|False|None).*)$""", re.MULTILINE)
 NUMBER = re.compile(r"(?<![\w.])[-−+]?\d[\d,]*(\.\d+)?([eE][-+]?\d+)?")
 ANYTHING = re.compile(r"…|\.\.\.")
@@ -107,6 +109,9 @@ class Reader:
 
     def python(self, example: Example) -> None:
         """Run in the page's namespace."""
+        if ASKS in example.parsed.source:
+            compile(example.parsed.source, self.document.path, "exec")
+            return
         self.read_printed()
         example.region.parsed = example.parsed = example.region.lexemes["source"]
         PythonEvaluator()(example)
