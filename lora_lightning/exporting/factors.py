@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -16,6 +16,7 @@ from lora_lightning.adapters.eject import eject
 from lora_lightning.adapters.manage import adapter_names, set_adapter, unmerge
 from lora_lightning.adapters.state import extra_tensors, state_of, update_of
 from lora_lightning.errors import UserError
+from lora_lightning.exporting.open_layers import OPEN, Factors, Held, Open, tensor_of
 from lora_lightning.exporting.subject import (
     Axes,
     Flat,
@@ -30,7 +31,6 @@ from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.utils.names import joined, submodule
 from lora_lightning.utils.tables import truncate_list
 
-Factors = tuple[Tensor, Tensor]  # of each group, (groups, m, r) and (groups, r, k), the scaling in the first
 DOWN, UP = "lora_A", "lora_B"  # leaves of the names of inputs
 
 
@@ -48,84 +48,6 @@ class OpenSubject(Subject):
     computed: tuple[str, ...]
     defaults: dict[str, Tensor]
     adapters: dict[str, dict[str, Tensor]]
-
-
-@dataclass
-class Held:
-    """The factors of the call in progress, by layer: no attributes of modules, which a trace would refuse."""
-
-    factors: dict[str, Factors] = field(default_factory=dict)
-
-
-class OpenLinear(nn.Linear):
-    """x·Wᵀ + b + x·A·B with A (in, r) and B (r, out) of the call."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        A, B = self.__dict__["held"].factors[self.__dict__["path"]]
-        return super().forward(input) + input @ A @ B
-
-
-class _OpenConv(nn.modules.conv._ConvNd):
-    def forward(self, input: Tensor) -> Tensor:
-        A, B = self.__dict__["held"].factors[self.__dict__["path"]]
-        inner = cast(Any, self)._conv_forward(input, A, None)
-        back = (F.conv1d, F.conv2d, F.conv3d)[len(self.kernel_size) - 1]
-        return cast(Tensor, super().forward(input)) + back(inner, B)  # of Conv1d to 3d
-
-
-class OpenConv1d(_OpenConv, nn.Conv1d):
-    """A convolution + its update, a convolution by A (r, in, k) and one by B (out, r, 1)."""
-
-
-class OpenConv2d(_OpenConv, nn.Conv2d):
-    """The same of two dimensions."""
-
-
-class OpenConv3d(_OpenConv, nn.Conv3d):
-    """The same of three."""
-
-
-OPEN: dict[type[nn.Module], type[nn.Module]] = {
-    nn.Linear: OpenLinear,
-    nn.Conv1d: OpenConv1d,
-    nn.Conv2d: OpenConv2d,
-    nn.Conv3d: OpenConv3d,
-}
-
-
-class Open(nn.Module):
-    """A network behind plain arguments: its inputs, then those of an adapter.
-
-    Args:
-        flat: the network; where one of its layers is called, its class is one of `OPEN`.
-        own: how many inputs the network has.
-        branches: layers that add their update by a branch.
-        weights: parameters to which their update is added, in shape (groups, …).
-        whole: tensors that are given whole.
-    """
-
-    def __init__(
-        self, flat: Flat, own: int, branches: list[str], weights: list[str], whole: list[str], held: Held
-    ) -> None:
-        super().__init__()
-        self.flat, self.own = flat, own
-        self.branches, self.weights, self.whole = branches, weights, whole
-        self.__dict__["held"] = held
-
-    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        given, more = inputs[: self.own], list(inputs[self.own :])
-        held: Held = self.__dict__["held"]
-        held.factors = {path: (more.pop(0), more.pop(0)) for path in self.branches}
-        values = {}
-        for name in self.weights:
-            left, right = more.pop(0), more.pop(0)
-            weight = _tensor(self.flat.network, name)
-            values[f"network.{name}"] = weight + (left @ right).reshape(weight.shape)
-        values |= {f"network.{name}": more.pop(0) for name in self.whole}
-        try:
-            return cast("tuple[Tensor, ...]", torch.func.functional_call(self.flat, values, given))
-        finally:
-            held.factors = {}
 
 
 @torch.no_grad()
@@ -159,7 +81,7 @@ def opened(
     weights = [name for name in places if name not in branches]
     whole = _whole(network, trained)
     defaults, examples, axes = _places(network, inputs, updates, branches, weights)
-    values = {name: _tensor(network, name).clone() for name in whole}
+    values = {name: tensor_of(network, name).clone() for name in whole}
     adapters = {
         name: {k: t for n, f in found.items() for k, t in _shaped(network, n, f, n in branches).items()}
         | {n: t for n, t in trained[name].items() if n in whole}
@@ -318,14 +240,8 @@ def _whole(network: nn.Module, trained: Mapping[str, Mapping[str, Tensor]]) -> l
         name
         for name in names
         if any(
-            n == name and not torch.equal(t, _tensor(network, n))
+            n == name and not torch.equal(t, tensor_of(network, n))
             for f in trained.values()
             for n, t in f.items()
         )
     ]
-
-
-def _tensor(network: nn.Module, name: str) -> Tensor:
-    path, _, leaf = name.rpartition(".")
-    module = submodule(network, path)
-    return cast(Tensor, {**module._buffers, **module._parameters}[leaf])
