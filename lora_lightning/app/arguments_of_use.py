@@ -124,6 +124,17 @@ def _paths(text: str) -> dict[str, str]:
     return found
 
 
+def _axes(text: str) -> str:
+    """What is of any size in an exported file."""
+    if text in ("stream", "streaming"):
+        raise argparse.ArgumentTypeError(
+            "a recognizer with attention hears an utterance as a whole, and has no state that goes from piece "
+            "to piece; give axes=time and whole utterances."
+        )
+    sizes: str = value_of(str, one_of("batch", "size", "time", "single"))(text)
+    return sizes
+
+
 def evaluate(parser: Parser) -> None:
     """Of the command `evaluate`."""
     about = "other data than the run's: data=NAME data.key=value; or recipe=NAME, which builds the model"
@@ -145,9 +156,8 @@ def export(parser: Parser) -> None:
     form = value_of(str, one_of(*FORMATS))
     parser.key("format", "|".join(FORMATS), "of the file; onnx where it is left out", form)
     parser.key("out", "FOLDER", "the folder to write", needed=True)
-    sizes = value_of(str, one_of("batch", "size", "time", "single"))
     parser.key(
-        "axes", "size", "what is of any size: batch; of pictures size, too; of sound time; single", sizes
+        "axes", "size", "what is of any size: batch; of pictures size, too; of sound time; single", _axes
     )
     parser.key("bytes", "true", "of pictures: bytes go in, and the file normalizes them", switch)
     int8 = value_of(str, one_of("dynamic", "static"))

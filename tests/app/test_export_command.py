@@ -141,11 +141,14 @@ def test_mistakes_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
         "none is given; give adapter=PATH": [out, "recipe=vit_digits", "format=onnx_adapters"],
         "axes=batch: give single with this task": [out, "recipe=fcos_shapes", "axes=batch"],
         "FasterRCNN looks again at as many regions": [out, "recipe=fasterrcnn_shapes"],
+        "axes=stream: a recognizer with attention hears an utterance as a whole": [
+            out, "recipe=accent_espeak", "axes=stream",
+        ],
         "axes=time: give batch or size or single": [given, out, "axes=time"],
         "axes=size: give single with format=executorch": [given, out, "format=executorch", "axes=size"],
         "axes=size: VisionTransformer takes 16 x 16 pixels alone": [given, out, "axes=size"],
         "bytes=true: is of no use": [given, out, "format=safetensors", "bytes=true"],
-    }
+    }  # fmt: skip
     for text, words in wrong.items():
         assert text in refused(["export", *words], capsys), text
     assert not (tmp_path / "out").exists()
