@@ -59,12 +59,17 @@ def mixed_adapters(model: nn.Module, samples: Sequence[str | None]) -> Iterator[
     for name in samples:
         if name is not None:
             state.named(name)
-    each = views_as(model, [() if n is None else (n,) for n in dict.fromkeys(samples)], "mixed_adapters")
-    view = (
-        each[0] if len(each) == 1 else _mixed(MixedSamples(samples, _sequence_first(each[0].modules)), each)
-    )
-    with opened(view):
+    with opened(mixed_view(model, samples)):
         yield
+
+
+def mixed_view(model: nn.Module, samples: Sequence[str | None]) -> View:
+    """What `mixed_adapters` opens. Nothing is checked: for a model that nobody else can change, in which a
+    server has looked for the adapters itself."""
+    each = views_as(model, [() if n is None else (n,) for n in dict.fromkeys(samples)], "mixed_adapters")
+    if len(each) == 1:
+        return each[0]
+    return _mixed(MixedSamples(samples, _sequence_first(each[0].modules)), each)
 
 
 def _mixed(samples: MixedSamples, each: list[View]) -> View:

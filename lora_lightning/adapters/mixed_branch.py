@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cached_property
 from typing import Any, cast
 
 import torch
@@ -36,7 +35,8 @@ class Stack:
 
     Attributes:
         A: (n, groups, R, columns of A), in float16 with `kernels.half.divisors` taken out.
-        B: (n, groups, out / groups, R) times the scaling and those; transposed (n, groups, R, columns).
+        B: (n, groups, out / groups, R) times the scaling and those; transposed (n, groups, R, columns); of a
+            linear layer (n, R, out), in the order in which its product reads it.
         factors: DoRA's, (n, out), 1 for samples without; None when no adapter has them.
     """
 
@@ -50,35 +50,47 @@ class Stack:
         some = [u for u in updates if u is not None]
         self.slot, self.updates = some[0].slot, updates
         self.rank = max(u.total_rank for u in some)
-        index = samples.index(some[0].lora_A.device)
+        self._linear = layer.mixin_class is LoRALinear
+        dtype = dtype or some[0].lora_A.dtype
         parts = [self._factors(u, dtype) for u in updates]
         empty = [torch.zeros_like(factor) for factor in next(p for p in parts if p is not None)]
-        self.A, self.B = (torch.stack([(empty if p is None else p)[i] for p in parts])[index] for i in (0, 1))
+        self.A, B = (samples.by_sample([(empty if p is None else p)[i] for p in parts]) for i in (0, 1))
+        # one product for all: it costs less than one for each
+        self.B = B if dtype == torch.float16 else self._scaled(B, samples)
         self.factors: Tensor | None = None
         if any(u.lora_magnitude is not None for u in some):
             weight = self.slot.of(layer.base_weight(self.slot.parameter))
             factors = [None if u is None else u.row_factors(weight) for u in updates]
             known = next(f for f in factors if f is not None)
-            self.factors = torch.stack([torch.ones_like(known) if f is None else f for f in factors])[index]
+            self.factors = samples.by_sample([torch.ones_like(known) if f is None else f for f in factors])
 
-    @cached_property
-    def B_rows(self) -> Tensor:
-        """B of a linear layer, (n, R, out), in the order in which the product reads it."""
-        return self.B.squeeze(1).mT.contiguous()
+    def _scaled(self, B: Tensor, samples: MixedSamples) -> Tensor:
+        """B times the scaling of each sample's update, in its own memory."""
+        scalings = [1.0 if u is None else u.scaling for u in self.updates]
+        if len({*scalings}) == 1:
+            return B.mul_(scalings[0])
+        each = B.new_tensor(scalings)[samples.index(B.device)]
+        return B.mul_(each.view(-1, *[1] * (B.dim() - 1)))
 
-    def _factors(
-        self, update: LowRankUpdate | None, dtype: torch.dtype | None
-    ) -> tuple[Tensor, Tensor] | None:
-        """A and s·B with the rank apart from the groups, zeros up to the largest rank."""
+    def _factors(self, update: LowRankUpdate | None, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """A and B, in float16 s·B, with the rank apart from the groups, zeros up to the largest rank."""
         if update is None:
             return None
         slot, rank, missing = self.slot, update.total_rank, self.rank - update.total_rank
-        dtype = dtype or update.lora_A.dtype
-        A, B, _ = shared_out(*update.factors(), update.scaling, dtype, slot.transposed)
-        A = F.pad(A.reshape(slot.groups, rank, -1), [0, 0, 0, missing])
+        A, B = update.factors()
+        if dtype == torch.float16:
+            A, B, _ = shared_out(A, B, update.scaling, dtype, slot.transposed)
+        A = _padded_rank(A.reshape(slot.groups, rank, -1), missing)
         if slot.transposed:
-            return A, F.pad(B.reshape(slot.groups, rank, -1), [0, 0, 0, missing])
+            return A, _padded_rank(B.reshape(slot.groups, rank, -1), missing)
+        if self._linear:
+            return A, _padded_rank(B.mT, missing)
         return A, F.pad(B.reshape(slot.groups, -1, rank), [0, missing])
+
+
+def _padded_rank(factor: Tensor, missing: int) -> Tensor:
+    """(..., rank, columns), with as many rows of zeros as are missing."""
+    return F.pad(factor, [0, 0, 0, missing]) if missing else factor
 
 
 class MixedBranch:
@@ -143,7 +155,8 @@ class MixedBranch:
 
     def stacks(self, x: Tensor) -> list[Stack]:
         """Made anew where gradients flow, or a value or the dtype of the products has changed since."""
-        tensors = [p for us in self.slots.values() for u in us if u is not None for p in u.parameters()]
+        updates = [u for us in self.slots.values() for u in us if u is not None]
+        tensors = [p for u in updates for p in u._parameters.values() if p is not None]
         trains = torch.is_grad_enabled() and any(p.requires_grad for p in tensors)
         fixed = not trains and not any(p.is_inference() for p in tensors)
         dtype = product_dtype(x) if x.is_floating_point() else None
@@ -197,14 +210,14 @@ class MixedBranch:
 
 def _linear(layer: LoRALayer, x: Tensor, stack: Stack, samples: MixedSamples) -> Tensor:
     h = torch.bmm(x.flatten(1, -2), stack.A.squeeze(1).mT.to(x.dtype))  # (n, tokens, in) -> (n, tokens, R)
-    return torch.bmm(h, stack.B.squeeze(1).mT.to(h.dtype)).unflatten(1, x.shape[1:-1])
+    return torch.bmm(h, stack.B.to(h.dtype)).unflatten(1, x.shape[1:-1])
 
 
 def _add_linear(y: Tensor, x: Tensor, stack: Stack) -> Tensor:
     """y plus the branch, without a tensor of y's size between; y is this layer's own and may be written."""
     h = torch.bmm(x.flatten(1, -2), stack.A.squeeze(1).mT.to(x.dtype))
     add = torch.baddbmm if y.requires_grad or h.requires_grad else Tensor.baddbmm_
-    return add(y.flatten(1, -2), h, stack.B_rows.to(h.dtype)).unflatten(1, y.shape[1:-1])
+    return add(y.flatten(1, -2), h, stack.B.to(h.dtype)).unflatten(1, y.shape[1:-1])
 
 
 def _embedding(layer: LoRALayer, i: Tensor, stack: Stack, samples: MixedSamples) -> Tensor:

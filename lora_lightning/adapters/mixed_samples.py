@@ -50,6 +50,11 @@ class MixedSamples:
         """Row -> position in `distinct`."""
         return self._on("index", self._index, device)
 
+    def by_sample(self, values: list[Tensor]) -> Tensor:
+        """What each of `distinct` has, stacked for each sample."""
+        stacked = torch.stack(values)
+        return stacked if len(values) == len(self) else stacked[self.index(stacked.device)]
+
     def count(self, j: int) -> int:
         """How many samples the j-th of `distinct` has."""
         return len(self._of[j])

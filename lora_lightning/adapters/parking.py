@@ -92,11 +92,20 @@ def put_back(model: nn.Module, parked: Parked) -> None:
         raise UserError(f"the model has an adapter {parked.name!r} already: delete it first.")
     with state.changing():
         for layer, slots in parked.updates.items():
-            place = nn.ModuleDict()  # put in without the checks of `add_module`, which take ten times as long
-            place._modules.update(slots)
-            place.training = layer.training
-            layer.lora._modules[parked.name] = place
+            layer.lora._modules[parked.name] = _place_of(slots, layer.training)
         state.adapters[parked.name] = parked.record
+
+
+def _place_of(slots: Mapping[str, LowRankUpdate], training: bool) -> nn.ModuleDict:
+    """A layer's place of one adapter, made without what `__init__` and `add_module` do, which takes ten times
+    as long; what torch keeps of hooks is that of all such places: nobody hooks one."""
+    place = object.__new__(nn.ModuleDict)
+    place.__dict__.update(_BARE)
+    place.__dict__.update(_modules=dict(slots), training=training)
+    return place
+
+
+_BARE = nn.ModuleDict().__dict__
 
 
 def parked_like(

@@ -14,11 +14,12 @@ from typing import Any
 
 from torch import nn
 
-from lora_lightning.adapters.mixed_batch import mixed_adapters
+from lora_lightning.adapters.mixed_batch import mixed_view
 from lora_lightning.adapters.parking import Parked, put_back, take_out
 from lora_lightning.errors import AdapterFileError, ConfigError, UserError
 from lora_lightning.files.pair import digest_of
 from lora_lightning.files.parked import Parking
+from lora_lightning.layers.views import opened
 from lora_lightning.serving.catalog import FILES, Catalog, UnknownAdapter, UnusableAdapter
 
 logger = logging.getLogger(__name__)
@@ -140,7 +141,7 @@ class AdapterStore:
                 yield
                 return
             names = [None if r is None else r.parked.name for r in samples]
-            with mixed_adapters(self.model, names):
+            with opened(mixed_view(self.model, names)):  # nobody else has the model: nothing is to be refused
                 yield
 
     def residents(self) -> list[Resident]:
