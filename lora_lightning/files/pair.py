@@ -102,8 +102,15 @@ def _of_one_save(about: Mapping[str, Any], metadata: Mapping[str, str]) -> bool:
 
 
 def _stamps(folder: Path) -> list[tuple[int, int, int]]:
-    """Of each of the two files, what changes when another takes its place."""
-    stats = [os.stat(folder / name) for name in (CONFIG_FILE, TENSOR_FILE)]
+    """Of each of the two files, what changes when another takes its place.
+
+    Raises:
+        AdapterFileError: it is gone.
+    """
+    try:
+        stats = [os.stat(folder / name) for name in (CONFIG_FILE, TENSOR_FILE)]
+    except OSError:
+        raise AdapterFileError(f"{folder} was removed while it was read. Give another.") from None
     return [(s.st_ino, s.st_mtime_ns, s.st_size) for s in stats]
 
 

@@ -175,6 +175,8 @@ class AdapterStore:
             return found
         except UserError as error:
             logger.warning("adapter %s: %s", name, error)
+            if present is None and not _stamp(folder):  # it was there when the folders were listed
+                raise UnknownAdapter(f"adapter={name}: there is none of this name any more.") from None
             if present is None:
                 raise UnusableAdapter(
                     f"adapter={name}: cannot be used: it is damaged, or of another base. The server's log "
@@ -197,10 +199,10 @@ class AdapterStore:
 
     def _let_go(self) -> None:
         """Drop the ones that were used the longest ago, until no more than `most` are left."""
-        for name in [n for n in self._residents if n not in self.pinned]:
-            if len(self._residents) <= self.most:
-                return
-            del self._residents[name]
+        surplus = len(self._residents) - self.most
+        if surplus > 0:
+            for name in [n for n in self._residents if n not in self.pinned][:surplus]:
+                del self._residents[name]
 
 
 def _stamp(folder: Path) -> Stamp:

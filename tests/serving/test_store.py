@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import lora_lightning as ll
 from lora_lightning.errors import ConfigError
+from lora_lightning.files import pair
 from lora_lightning.serving.catalog import Catalog, UnknownAdapter, UnusableAdapter
 from lora_lightning.serving.store import AdapterStore
 
@@ -131,6 +132,28 @@ def test_a_replaced_folder_is_read_again_and_a_removed_one_is_gone(
     with pytest.raises(UnknownAdapter):
         store.get("mine")
     assert not store.residents()
+
+
+@pytest.mark.parametrize("when", ["listed", "configuration read", "tensors read"])
+def test_one_that_is_removed_meanwhile_is_unknown_and_not_damaged(
+    shelf, tmp_path: Path, monkeypatch, when: str
+) -> None:
+    shutil.copytree(shelf[0] / "ada", tmp_path / "mine")
+    store = store_of(tmp_path)
+    assert store.catalog.names() == ["mine"]
+    reading = pair.read_tensors
+
+    def removed(path: Path):
+        if when == "tensors read":
+            found = reading(path)
+        shutil.rmtree(tmp_path / "mine")
+        return found if when == "tensors read" else reading(path)
+
+    if when == "listed":
+        shutil.rmtree(tmp_path / "mine")
+    monkeypatch.setattr(pair, "read_tensors", removed)
+    with pytest.raises(UnknownAdapter, match="adapter=mine: there is none of this name"):
+        store.get("mine")
 
 
 def test_memory_of_an_adapter_is_that_of_its_file(shelf) -> None:
