@@ -22,7 +22,7 @@ from PIL import Image
 ROOT = Path(__file__).parents[1]
 RUNS, PICTURES = ROOT / "build" / "gallery", ROOT / "docs" / "images" / "gallery"
 MOST_BYTES = 100_000
-CLASSES = ("ground", "disc", "square", "triangle")
+CLASSES = ("background", "disc", "square", "triangle")
 CPU = ("trainer=cpu", "trainer.precision=32-true", "logger=csv", "data.num_workers=0")
 SEGMENTER = ("model=timm_segmenter", "model.name=resnet18", "model.pretrained=false", "method=full")
 
@@ -83,7 +83,7 @@ GALLERY = {
     "segment_folder": Picture(
         (
             "recipe=segment_folder", "data.root=shapes", f"data.class_names=[{','.join(CLASSES)}]",
-            "data.image_size=96", "data.crop_size=96", "trainer.max_epochs=10", *SEGMENTER, *CPU,
+            "data.image_size=96", "data.crop_size=96", "trainer.max_epochs=40", *SEGMENTER, *CPU,
         ), "contact_sheet.png", before=masks,
     ),
 }  # fmt: skip
