@@ -83,7 +83,7 @@ GALLERY = {
     "segment_folder": Picture(
         (
             "recipe=segment_folder", "data.root=shapes", f"data.class_names=[{','.join(CLASSES)}]",
-            "data.image_size=96", "data.crop_size=96", "trainer.max_epochs=40", *SEGMENTER, *CPU,
+            "data.image_size=96", "data.crop_size=96", "trainer.max_epochs=12", *SEGMENTER, *CPU,
         ), "contact_sheet.png", before=masks,
     ),
 }  # fmt: skip
