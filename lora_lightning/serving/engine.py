@@ -14,13 +14,13 @@ import torch
 from lora_lightning.errors import UserError
 from lora_lightning.serving.asking import ABOUT, Ask, Event, Tell
 from lora_lightning.serving.catalog import UnknownAdapter, UnusableAdapter
-from lora_lightning.serving.inputs import BadUpload
+from lora_lightning.serving.inputs import BadUpload, is_large
 from lora_lightning.serving.kinds import Facts, Kind, Work
 from lora_lightning.serving.store import AdapterStore, Resident
 from lora_lightning.serving.turns import Turns
 
 logger = logging.getLogger(__name__)
-READERS = 2  # threads that decode uploads and encode answers
+READERS = 2  # threads that decode uploads and encode answers, and as many for large uploads
 
 
 @dataclass(eq=False)
@@ -54,16 +54,19 @@ class Engine:
         self.kind, self.store, self.facts = kind, store, facts
         self.turns: Turns[tuple[_Job, int]] = Turns(batch, max_wait_ms / 1000)
         self._readers = ThreadPoolExecutor(READERS, "reader")
+        self._large = ThreadPoolExecutor(READERS, "large")  # decoding takes seconds: not before all others
         self._thread = threading.Thread(target=self._batches, name="model", daemon=True)
         self._thread.start()
 
     def submit(self, ask: Ask, tell: Tell) -> None:
         """Take a request; `tell` is called from other threads, the last time with "answer" or "error"."""
-        self._readers.submit(self._begin, ask, tell)
+        lane = self._large if is_large(ask.body) else self._readers
+        lane.submit(self._begin, ask, tell)
 
     def close(self) -> None:
         """Answer what was taken, and take no more."""
-        self._readers.shutdown()  # what is decoded now gets into the turns
+        for lane in (self._readers, self._large):
+            lane.shutdown()  # what is decoded now gets into the turns
         self._readers = ThreadPoolExecutor(READERS, "reader")
         self.turns.close()
         self._thread.join()

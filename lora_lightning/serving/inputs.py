@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import warnings
 from dataclasses import dataclass
 
 import numpy as np
@@ -15,7 +16,10 @@ from lora_lightning.data.decoding import LONGEST, UNREADABLE, is_strip, opened_i
 from lora_lightning.data.findings import DataError
 from lora_lightning.errors import UserError
 
+warnings.filterwarnings("ignore", module="PIL")  # it tells the log of every damaged mark of a picture
+
 KERNEL = 4_000_000  # numbers of a resampling filter: rates without a common divisor need one of gigabytes
+LARGE = 4 * 2**20  # bytes of an upload, or twice as many pixels of a picture, which take long
 VALUES = 192_000  # samples a second, of all channels together: 48 kHz of four, 96 kHz of two
 
 
@@ -42,6 +46,17 @@ class Limits:
 
     pixels: int = 50_000_000
     seconds: float = 600.0
+
+
+def is_large(body: bytes) -> bool:
+    """Whether an upload takes long to decode; its head alone is looked at."""
+    if len(body) > LARGE:
+        return True
+    try:
+        with opened_image(io.BytesIO(body)) as image:
+            return image.width * image.height > 2 * LARGE
+    except UNREADABLE:
+        return False
 
 
 def picture_of(body: bytes, limits: Limits) -> Tensor:

@@ -3,6 +3,7 @@
 import json
 import queue
 import struct
+import threading
 import time
 import zlib
 from pathlib import Path
@@ -68,6 +69,26 @@ def test_answers_are_those_of_predict(engine: Engine, shelf: Path, tmp_path: Pat
             assert [p["probability"] for p in found] == pytest.approx(wanted, abs=1e-5)
     base = ask_all(engine, [Ask(None, "classify", bodies["0.png"])])[0]
     assert base.content["adapter"] is None and base.content["predictions"][0]["label"] in NAMES
+
+
+def test_large_pictures_do_not_keep_the_small_ones_waiting(engine: Engine, monkeypatch) -> None:
+    held, prepare = threading.Event(), engine.kind.prepare
+
+    def slow(body, facts, options):
+        if len(body) > 1000:
+            assert held.wait(20)
+        return prepare(body, facts, options)
+
+    monkeypatch.setattr(engine.kind, "prepare", slow)
+    large = picture(0, (5000, 10), "BMP")
+    monkeypatch.setattr("lora_lightning.serving.inputs.LARGE", 20_000)
+    told: queue.Queue[Event] = queue.Queue()
+    for _ in range(4):
+        engine.submit(Ask("ada", "classify", large), told.put)
+    assert [e.status for e in ask_all(engine, [Ask("ada", "classify", picture(1, (8, 8)))] * 3)] == [200] * 3
+    assert told.empty()
+    held.set()
+    assert [told.get(timeout=20).status for _ in range(4)] == [200] * 4
 
 
 def bomb() -> bytes:
