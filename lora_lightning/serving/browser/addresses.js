@@ -14,7 +14,8 @@ function section(method, path, { summary, description, parameters = [], requestB
   return make(
     "section", {}, make("h2", {}, make("code", {}, `${method} ${path}`)),
     make("p", {}, description ?? `${summary}.`),
-    ...table("Options", fields), ...table("Body, one of", bodies), ...table("Answers", answers),
+    ...table("Options", fields), ...table("Body, one of", bodies),
+    make("details", {}, make("summary", {}, "Answers and errors"), rowsOf(answers)),
   );
 }
 
@@ -24,9 +25,12 @@ function range({ type = "", minimum, maximum, enum: values }) {
 }
 
 function table(title, rows) {
-  if (!rows.length) return [];
+  return rows.length ? [make("h3", {}, title), rowsOf(rows)] : [];
+}
+
+function rowsOf(rows) {
   const lines = rows.map(cells => make("tr", {}, ...cells.map((cell, i) => make("td", i ? {} : { class: "name" }, cell))));
-  return [make("h3", {}, title), make("div", { class: "wide" }, make("table", {}, make("tbody", {}, ...lines)))];
+  return make("div", { class: "wide" }, make("table", {}, make("tbody", {}, ...lines)));
 }
 
 withToken(begin);
