@@ -128,8 +128,8 @@ def _axes(text: str) -> str:
     """What is of any size in an exported file."""
     if text in ("stream", "streaming"):
         raise argparse.ArgumentTypeError(
-            "a recognizer with attention hears an utterance as a whole, and has no state that goes from piece "
-            "to piece; give axes=time and whole utterances."
+            "a recognizer with attention hears an utterance as a whole, and has no state that goes from "
+            "piece to piece; give axes=time and whole utterances."
         )
     sizes: str = value_of(str, one_of("batch", "size", "time", "single"))(text)
     return sizes

@@ -76,10 +76,10 @@ class Several:
         Raises:
             UserError: as `Trained.model`.
         """
-        first, *others = [*self.sources] or [None]
-        model, facts = trained.model(check_base, merged, first)
-        for name in others:
-            adapt(model, self.sources[str(name)], check_base, name)
+        names = [*self.sources]
+        model, facts = trained.model(check_base, merged, names[0] if names else None)
+        for name in names[1:]:
+            adapt(model, self.sources[name], check_base, name)
         return model.eval(), facts
 
     def scale(self, given: Mapping[str, float]) -> Mapping[str, float]:

@@ -22,8 +22,10 @@ from lora_lightning.app.export_tasks import kind_of, sound_of_text
 from lora_lightning.app.loading_lines import loading_lines
 from lora_lightning.app.trained import Trained
 from lora_lightning.errors import UserError
+from lora_lightning.exporting.detection import Detector
 from lora_lightning.exporting.formats import FORMATS
 from lora_lightning.files.locate import read_trained
+from lora_lightning.models.detection import detector
 from tests.acceptance.alone import NAMES, SHOWN, VIT, classifier
 
 
@@ -216,6 +218,25 @@ def test_a_detector_in_onnx(tmp_path: Path) -> None:
     assert len(boxes) == len(labels) == len(scores) > 0
     said = subprocess.run([sys.executable, out / "run.py"], capture_output=True, text=True, check=True).stdout
     assert re.match(r"\w+ 0\.\d{3}( \d+\.\d){4}\n", said)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ssdlite", "rtdetr"])
+def test_detectors_of_one_stage_as_graphs_of_torch(name: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    if name == "ssdlite":
+        network, side = detector("ssdlite320_mobilenet_v3_large", 3, score_thresh=0.01), 320
+    else:
+        pytest.importorskip("transformers")
+        from tests.models.test_rtdetr import small
+
+        network, side = small(), 64
+    first, second = torch.rand(2, 1, 3, side, side)
+    model = Detector(network).eval()
+    told = ll.export(model, first, tmp_path / "out", format="pt2", dynamic=False, check=[second])
+    assert told.outputs == ("boxes", "labels", "scores") and told.difference < 1e-5
+    with torch.no_grad():
+        assert len(model(second)["scores"]) > 5
 
 
 @pytest.mark.slow
