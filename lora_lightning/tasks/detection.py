@@ -145,6 +145,7 @@ class ObjectDetector(Reporting, L.LightningModule):
 
     def on_test_start(self) -> None:
         self._findings = Findings(self.score_threshold, self.kept_examples)
+        self.test_precision.extended_summary = self.pictured  # curves are for the page
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         images, targets = batch
