@@ -49,19 +49,11 @@ def post(address: str, body: bytes, seconds: float = 120.0) -> str:
 
 
 def probabilities(answer: str) -> dict[str, float]:
-<<<<<<< HEAD
     """By the class."""
     return {one["label"]: one["probability"] for one in json.loads(answer)["predictions"]}
 
 
 def test_a_life_of_a_server(tmp_path: Path, monkeypatch, capsys) -> None:
-=======
-    """By label; those of batches of different sizes differ in the last bits."""
-    return {one["label"]: one["probability"] for one in json.loads(answer)["predictions"]}
-
-
-def test_a_life_of_a_server(tmp_path: Path) -> None:
->>>>>>> 4da6542 (Manifests for Kubernetes; large uploads are decoded beside the others; two servers of one folder)
     """Started, asked, its worker killed, asked again, ended while a request runs; nothing is left."""
     for seed, name in enumerate(["ada", "bob"]):
         save_digits(tmp_path / name, seed)
@@ -111,13 +103,8 @@ def test_a_life_of_a_server(tmp_path: Path) -> None:
         time.sleep(0.7)  # it waits for others now
         process.terminate()
         asking.join(60)
-<<<<<<< HEAD
         assert probabilities(answers[0]) == pytest.approx(probabilities(first), rel=0, abs=1e-5)
         assert process.wait(60) == 0
-=======
-        assert len(answers) == 1 and process.wait(60) == 0
-        assert probabilities(answers[0]) == pytest.approx(probabilities(first), rel=0, abs=1e-5)
->>>>>>> 4da6542 (Manifests for Kubernetes; large uploads are decoded beside the others; two servers of one folder)
         assert process.stderr.read() == ""
     listed = subprocess.run(["ps", "-A", "-o", "ppid="], capture_output=True, text=True).stdout.split()
     assert str(process.pid) not in listed
@@ -198,14 +185,9 @@ def test_a_listening_process_that_is_killed_ends_the_server_with_a_message(tmp_p
     with server(f"adapters={tmp_path}", "workers=2") as (address, process):
         asked = [f"{address}/v1/classify?adapter=ada"] * 6
         with ThreadPoolExecutor(6) as pool:
-<<<<<<< HEAD
             answers = [*map(probabilities, pool.map(lambda url: post(url, picture(1)), asked))]
         for answer in answers:  # of batches of different sizes, whose sums differ in the last bits
             assert answer == pytest.approx(answers[0], rel=0, abs=1e-5)
-=======
-            answers = [probabilities(one) for one in pool.map(lambda url: post(url, picture(1)), asked)]
-        assert answers == [pytest.approx(answers[0], rel=0, abs=1e-5)] * 6
->>>>>>> 4da6542 (Manifests for Kubernetes; large uploads are decoded beside the others; two servers of one folder)
         port = address.rpartition(":")[2]
         held = subprocess.run(["ss", "-ltnpH", f"sport = :{port}"], capture_output=True, text=True).stdout
         os.kill(int(re.search(r"pid=(\d+)", held)[1]), signal.SIGKILL)
