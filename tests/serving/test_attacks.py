@@ -3,6 +3,7 @@
 import base64
 import json
 import random
+import struct
 import time
 from pathlib import Path
 
@@ -112,4 +113,56 @@ def test_sounds(shelf: Path, count: int) -> None:
     found = attack(client, "/v1/transcribe?adapter=ada", bodies, count, shelf)
     assert found[200] > count / 20 and sum(found.values()) == count and len(found) > 2
     assert client.post("/v1/transcribe", content=bodies[0]).json() == whole
+    engine.close()
+
+
+def wav(rate: int = 16_000, channels: int = 1, bits: int = 16, form: int = 1, said: int | None = None,
+        data: bytes = bytes(3200)) -> bytes:  # fmt: skip
+    """A WAV whose head says what it likes; `said` is the length of the data by it."""
+    said = len(data) if said is None else said
+    block = channels * bits // 8
+    head = struct.pack("<HHIIHH", form, channels, rate, rate * block % 2**32, block % 2**16, bits)
+    body = b"WAVEfmt " + struct.pack("<I", 16) + head + b"data" + struct.pack("<I", said) + data
+    return b"RIFF" + struct.pack("<I", min(len(body), 2**32 - 1)) + body
+
+
+LYING = {
+    "longer": (wav(said=2**31 - 2), (200, 413, 415, 422)),
+    "longest": (wav(said=2**32 - 1), (200, 413, 415, 422)),
+    "shorter": (wav(said=2), (200, 413, 422)),
+    "no samples": (wav(data=b""), (413, 415, 422)),
+    "silent for a day": (wav(rate=1, data=bytes(2 * 86_400)), (413, 415, 422)),
+    "1 Hz": (wav(rate=1), (413, 415, 422)),
+    "0 Hz": (wav(rate=0), (413, 415, 422)),
+    "10 MHz": (wav(rate=10_000_000), (413, 415, 422)),
+    "a prime rate": (wav(rate=15_991), (413, 415, 422)),
+    "32 channels": (wav(channels=32), (200, 413, 415, 422)),
+    "no channels": (wav(channels=0), (413, 415, 422)),
+    "65535 channels": (wav(channels=65_535), (413, 415, 422)),
+    "3 bits": (wav(bits=3), (200, 413, 415, 422)),
+    "NaN": (wav(form=3, bits=32, data=struct.pack("<f", float("nan")) * 8000), (200, 422)),
+    "infinite": (wav(form=3, bits=32, data=struct.pack("<f", float("inf")) * 8000), (200, 422)),
+    "huge": (wav(form=3, bits=32, data=struct.pack("<f", 3e38) * 8000), (200, 422)),
+    "an unknown form": (wav(form=0x7777), (415, 422)),
+}
+
+
+def test_sounds_that_lie(shelf: Path) -> None:
+    """Heads that say other lengths, channels and rates than there are, and numbers that are none."""
+    engine = engine_for({"adapters": str(shelf / "voices"), "max_wait_ms": 0.0}, Limits(seconds=10))
+    client = client_of(engine, most_bytes=200_000, timeout=20.0)
+    whole = client.post("/v1/transcribe", content=sound(utterances(0.5))).json()
+    memory, bodies = resident_memory(), dict(LYING)
+    for form in ("FLAC", "OGG", "MP3"):
+        file = sound(utterances(0.5), form)
+        for share in (0.02, 0.3, 0.9):
+            bodies[f"{form} {share}"] = (file[: round(share * len(file))], (200, 413, 415, 422))
+    for what, (body, allowed) in bodies.items():
+        since = time.monotonic()
+        response = client.post("/v1/transcribe?adapter=ada", content=body)
+        assert response.status_code in allowed, (what, response.text)
+        assert time.monotonic() - since < 10, what
+        assert "NaN" not in response.text and "Infinity" not in response.text, what
+    assert resident_memory() - memory < GROWTH
+    assert client.post("/v1/transcribe", content=sound(utterances(0.5))).json() == whole
     engine.close()
