@@ -65,9 +65,10 @@ class Engine:
 
     def close(self) -> None:
         """Answer what was taken, and take no more."""
-        for lane in (self._readers, self._large):
+        decoding = self._readers, self._large
+        self._readers = ThreadPoolExecutor(READERS, "reader")  # encodes meanwhile
+        for lane in decoding:
             lane.shutdown()  # what is decoded now gets into the turns
-        self._readers = ThreadPoolExecutor(READERS, "reader")
         self.turns.close()
         self._thread.join()
         self._readers.shutdown()

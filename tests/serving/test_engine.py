@@ -179,6 +179,23 @@ def test_what_was_taken_is_answered_when_the_engine_closes(shelf: Path) -> None:
     assert [e.what for e in told] == ["answer"] * 5
 
 
+def test_one_whose_batch_ends_while_others_are_still_decoded_is_answered_when_the_engine_closes(
+    shelf: Path,
+) -> None:
+    engine = engine_for({"adapters": str(shelf), "max_wait_ms": 1.0}, Limits())
+    prepare, told = engine.kind.prepare, []
+
+    def slow(body, *given):
+        time.sleep(0.7 * (body == picture(1)))
+        return prepare(body, *given)
+
+    engine.kind.prepare = slow
+    for i in range(2):
+        engine.submit(Ask("ada", "classify", picture(i)), told.append)
+    engine.close()
+    assert [e.what for e in told] == ["answer"] * 2
+
+
 def test_the_base_alone(shelf: Path) -> None:
     engine = engine_for({"base": str(shelf / "ada")}, Limits())
     event = ask_all(engine, [Ask(None, "classify", picture(1), {"top": 10})])[0]
