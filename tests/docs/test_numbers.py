@@ -7,6 +7,8 @@ from statistics import mean, stdev
 import pytest
 from pages import DOCS, ROOT, text_of
 
+from benchmarks.serving.tables import page_rows
+
 RESULTS = ROOT / "benchmarks" / "results"
 NUMBER = re.compile(r"\d[\d,]*\.\d+|\d{1,3}(?:,\d{3})+")
 SPEED = {"ViT-S/16": "vit_small", "ResNet-50": "resnet50", "wav2vec 2.0 base": "wav2vec2_base"}
@@ -54,6 +56,13 @@ def test_adapted_compressed_quantized():
         cells = [one["way"], f"{one['score']:.1f}", f"{one['bytes'] / 1e6:.2f}"]
         cells += [f"{one['int8']:.1f}", f"{one['int8_bytes'] / 1e6:.2f}"]
         assert f"| {' | '.join(cells)} |" in shown
+
+
+def test_serving():
+    lines = (RESULTS / "serving.jsonl").read_text(encoding="utf-8").splitlines()
+    shown = (DOCS / "serving.md").read_text(encoding="utf-8").splitlines()
+    rows = page_rows([json.loads(line) for line in lines])
+    assert rows and not {*rows} - {*shown}
 
 
 def test_compression():
