@@ -7,6 +7,7 @@ import json
 import re
 import subprocess
 import sys
+import wave
 from pathlib import Path
 from typing import Any
 
@@ -248,3 +249,9 @@ def test_a_recognizer_in_onnx(tmp_path: Path) -> None:
         waves = np.random.default_rng(0).normal(size=(2, 16000 * seconds)).astype("float32")
         logits, frames = session.run(None, {"waves": waves, "lengths": np.array([16000 * seconds, 9000])})
         assert logits.shape[:2] == (2, frames[0])
+    with wave.open(str(tmp_path / "slow.wav"), "wb") as file:
+        file.setparams((1, 2, 8000, 0, "NONE", None))
+        file.writeframes(bytes(16000))
+    run = [sys.executable, out / "run.py", tmp_path / "slow.wav"]
+    said = subprocess.run(run, capture_output=True, text=True).stderr
+    assert said.endswith("slow.wav: give one channel of 16 bits, 16000 samples a second\n")
