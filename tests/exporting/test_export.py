@@ -3,6 +3,7 @@
 import json
 import runpy
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -28,6 +29,12 @@ def left(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
+def tells_of_here(folder):
+    """What the files say of where they were made."""
+    places = [str(Path(module.__file__).parent) for module in (ll, torch)] + [str(Path(__file__).parent)]
+    return [file.name for file in folder.iterdir() if any(p.encode() in file.read_bytes() for p in places)]
+
+
 def said(folder, monkeypatch, capsys, *words):
     """What run.py prints where this package cannot be imported."""
     monkeypatch.setattr(sys, "argv", ["run.py", *map(str, words)])
@@ -47,6 +54,7 @@ def test_a_classifier_in_onnx(tmp_path, monkeypatch, capsys):
     assert told.inputs == {"input": ("batch", 3, 10, 10)} and told.outputs == ("output",)
     assert 0 < told.difference < 1e-5 and [one["input"][0] for one in told.sizes] == [1, 3]
     assert left(tmp_path / "out") == sorted(told.files) and left(tmp_path) == ["out"]
+    assert not tells_of_here(tmp_path / "out")
     assert "cat" in str(told) or "model.onnx" in str(told)
     pixels = np.random.default_rng(0).integers(256, size=(10, 10, 3), dtype=np.uint8)
     np.save(tmp_path / "picture.npy", pixels)
@@ -70,7 +78,7 @@ def test_bytes_go_into_a_graph_of_torch(tmp_path, monkeypatch, capsys):
     told = ll.export(
         model, picture(), tmp_path / "out", format="pt2", names=NAMES, preprocess=SHOWN, inside=True
     )
-    assert told.difference < 1e-6
+    assert told.difference < 1e-6 and not tells_of_here(tmp_path / "out")
     program = torch.export.load(tmp_path / "out" / "model.pt2").module()
     pixels = torch.randint(256, (5, 3, 10, 10), dtype=torch.uint8)
     mean, std = (torch.tensor(SHOWN[name]).view(3, 1, 1) for name in ("mean", "std"))
