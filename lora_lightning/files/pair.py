@@ -71,7 +71,9 @@ def read_pair(folder: str | os.PathLike[str]) -> Pair:
         before = _stamps(folder)
         try:
             about = read_mapping(folder / CONFIG_FILE, SAVE_AGAIN)
-            tensors, metadata = read_tensors(folder / TENSOR_FILE)
+            mapped, metadata = read_tensors(folder / TENSOR_FILE)
+            # mapped ones change when somebody writes over the file, and reading past its new end kills
+            tensors = {name: tensor.clone() for name, tensor in mapped.items()}
         except AdapterFileError:  # safetensors opens the file twice: that may be two files
             if _stamps(folder) == before:
                 raise
@@ -115,7 +117,8 @@ def _stamps(folder: Path) -> list[tuple[int, int, int]]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file.
+    """Tensors and metadata of a safetensors file, mapped: they are the file's contents as long as it is not
+    written over in its place.
 
     Raises:
         AdapterFileError: it is missing, cannot be read, or is damaged.

@@ -156,6 +156,19 @@ def test_one_that_is_removed_meanwhile_is_unknown_and_not_damaged(
         store.get("mine")
 
 
+def test_numbers_in_memory_are_not_those_of_a_file_that_is_written_over(shelf, tmp_path: Path) -> None:
+    """As `cp` and `rsync --inplace` write: who maps the file computes with the new bytes, or is killed."""
+    for name in ("ada", "bob"):
+        shutil.copytree(shelf[0] / name, tmp_path / name)
+    store = store_of(tmp_path)
+    store.get("ada")
+    resident = store.get("bob")  # of a plan that is known: its tensors are taken as they were read
+    file = tmp_path / "bob" / "adapter_model.safetensors"
+    file.write_bytes(file.read_bytes()[:2000] + bytes(file.stat().st_size - 2000))
+    with store.mixed([resident] * 4), torch.inference_mode():
+        torch.testing.assert_close(store.model(X), shelf[1]["bob"](X).detach(), rtol=1e-5, atol=1e-5)
+
+
 def test_memory_of_an_adapter_is_that_of_its_file(shelf) -> None:
     store = store_of(shelf[0])
     for name in ("ada", "bob", "dia"):
