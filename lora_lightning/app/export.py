@@ -88,7 +88,7 @@ def exported(
         if not problems and _of_data(options):
             data = _data(trained, options, problems)
     if problems or trained is None:
-        raise UserError("\n".join(problems))
+        raise UserError("\n".join(dict.fromkeys(problems)))
     check_base = bool(options.get("check_base", True))
     task, test = tester(trained, data, check_base, pictured=False) if data else (None, None)
     model, facts = several.model(trained, check_base, merged=not FORMATS[format].adapters)

@@ -60,6 +60,7 @@ def compare(
     pairs: Sequence[tuple[Inputs, Sequence[Tensor]]],
     what: str,
     most: float = MOST,
+    boxes: bool = False,
 ) -> float:
     """The largest difference between what a file gives and what was wanted, of the output's scale.
 
@@ -67,6 +68,8 @@ def compare(
         pairs: inputs, and the adapted model's outputs of them.
         what: the file, for errors.
         most: that is accepted.
+        boxes: the outputs are boxes, labels, scores and what else belongs to each box, best first; those
+            whose scores are the same but for rounding may come in any order.
 
     Raises:
         UserError: it is more, of other sizes, or the file cannot be run.
@@ -82,6 +85,7 @@ def compare(
                 f"export: {what} cannot be run with {sizes}: {reason}. Leave out of dynamic what is of one "
                 "size."
             ) from None
+        given = in_order(wanted, given) if boxes else given
         for number, (ours, theirs) in enumerate(zip(wanted, given, strict=True)):
             if tuple(ours.shape) != theirs.shape:
                 raise UserError(
@@ -97,6 +101,30 @@ def compare(
                     f"for {sizes}; at most {most:g} is accepted. {half} another format."
                 )
     return largest
+
+
+def in_order(wanted: Sequence[Tensor], given: list[np.ndarray]) -> list[np.ndarray]:
+    """Boxes of a file in the order of the model's; as they came, where the scores are others or
+    the model has one that it lacks.
+
+    Args:
+        wanted: boxes (n, 4), labels (n,), scores (n,), and what else each box has.
+        given: the file's.
+    """
+    boxes, labels, scores = (array_of(tensor).astype("f8") for tensor in wanted[:3])
+    if any(ours.shape != theirs.shape for ours, theirs in zip((boxes, labels, scores), given, strict=False)):
+        return given
+    room = MOST * float(np.abs(scores).max(initial=0.0))
+    if np.abs(given[2] - scores).max(initial=0.0) > room:
+        return given
+    free, order = np.ones(len(scores), bool), []
+    for box, label, score in zip(boxes, labels, scores, strict=True):
+        like = np.flatnonzero(free & (given[1] == label) & (np.abs(given[2] - score) <= room))
+        if not len(like):
+            return given
+        order.append(like[np.abs(given[0][like] - box).max(1).argmin()])
+        free[order[-1]] = False
+    return [theirs[order] for theirs in given]
 
 
 def refuse_elsewhere(

@@ -136,15 +136,18 @@ def export(
         of_each: dict[str | None, Run] = runs if isinstance(runs, dict) else {SELECTED: runs}
         others = elsewhere(subject, inputs, axes)
         refuse_elsewhere(of_each[choices[0]], models[choices[0]], others, type(subject.network).__name__)
+        boxes = kind == "boxes"
         difference = max(
-            compare(run, pairs[choice], f"{out / form.file}{f' with {choice}' if choice else ''}")
+            compare(
+                run, pairs[choice], f"{out / form.file}{f' with {choice}' if choice else ''}", boxes=boxes
+            )
             for choice, run in of_each.items()
         )
         if quantize is not None:
             quantized(folder / form.file, subject, quantize, shown_by)
             run: Any = form.load(folder, subject)
             like = [(one, models[SELECTED](one)) for one in shown_by[:LIKE]] or pairs[SELECTED]
-            difference = compare(run, like, f"{out / form.file}", most=inf)
+            difference = compare(run, like, f"{out / form.file}", most=inf, boxes=boxes)
         size = sum(path.stat().st_size for path in folder.iterdir())
         told = facts_of(form, format, subject, inputs, axes, kind, inside, size, difference)
         told["quantize"] = quantize

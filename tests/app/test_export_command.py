@@ -154,6 +154,8 @@ def test_mistakes_of_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
     }  # fmt: skip
     for text, words in wrong.items():
         assert text in refused(["export", *words], capsys), text
+    lacking = ["export", f"adapters={tmp_path / 'full'}", out, "format=onnx_adapters"]
+    assert refused(lacking, capsys).count("adapter_config.json does not exist") == 1
     assert not (tmp_path / "out").exists()
 
 
@@ -222,8 +224,9 @@ def test_a_detector_in_onnx(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("format", ["pt2", "onnx"])
 @pytest.mark.parametrize("name", ["ssdlite", "rtdetr"])
-def test_detectors_of_one_stage_as_graphs_of_torch(name: str, tmp_path: Path) -> None:
+def test_detectors_of_one_stage(name: str, format: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
     if name == "ssdlite":
         network, side = detector("ssdlite320_mobilenet_v3_large", 3, score_thresh=0.01), 320
@@ -233,8 +236,17 @@ def test_detectors_of_one_stage_as_graphs_of_torch(name: str, tmp_path: Path) ->
 
         network, side = small(), 64
     first, second = torch.rand(2, 1, 3, side, side)
+    for module in network.modules():  # as they are made, all scores are one, and each runtime takes others
+        if format == "onnx" and isinstance(module, (torch.nn.Conv2d, torch.nn.Linear)):
+            torch.nn.init.kaiming_normal_(module.weight)
+    if format == "onnx":
+        part = network.backbone if name == "ssdlite" else network.model
+        with torch.no_grad():
+            for _ in range(30):  # the norms' statistics
+                part.train()(torch.cat([first, second]))
     model = Detector(network).eval()
-    told = ll.export(model, first, tmp_path / "out", format="pt2", dynamic=False, check=[second])
+    given = {"format": format, "dynamic": False, "check": [second], "kind": "boxes", "names": NAMES}
+    told = ll.export(model, first, tmp_path / "out", **given)
     assert told.outputs == ("boxes", "labels", "scores") and told.difference < 1e-5
     with torch.no_grad():
         assert len(model(second)["scores"]) > 5

@@ -94,7 +94,7 @@ class Heard(nn.Module):
 
 
 def test_chunks_with_the_state_carried_over_are_the_whole(tmp_path):
-    """Adapted and compressed, the file hears piece by piece what the model hears at once."""
+    """Adapted, the file hears piece by piece what the model hears at once."""
     model = Heard().eval()
     ll.inject(model, ll.LoRAConfig(rank=2, target_modules="all", modules_to_save=None))
     for parameter in ll.lora_parameters(model):
