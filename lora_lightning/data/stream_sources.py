@@ -176,9 +176,15 @@ def files_of(option: str, name: str) -> Any:
             ]
         ) from None
     except ImportError as error:
-        package = re.search(r"(?<=nstall )[\w-]+", str(error).replace('"', ""))
-        remedy = f": pip install {package[0]}" if package else ""
+        packages = _packages(str(error))
+        remedy = f": pip install {' '.join(packages)}" if packages else ""
         raise LibraryError(f"{option}={name}: {str(error).rstrip('.')}{remedy}") from None
+
+
+def _packages(said: str) -> list[str]:
+    """What fsspec asks for: `Install the x package to …`, or `… requires "x" and "y" to be installed`."""
+    one = re.search(r'nstall (?:the )?"?([\w-]+)', said)
+    return [one[1]] if one else re.findall(r'"([\w-]+)"', said)
 
 
 class OpenFiles:

@@ -113,14 +113,22 @@ def test_files_of_no_known_kind(tmp_path):
         find_shards("data.source", "s4://bucket/a.tar")
 
 
-def test_an_address_whose_package_is_missing(monkeypatch):
+@pytest.mark.parametrize(
+    ("said", "packages"),
+    [
+        ("Install s3fs to access S3", "s3fs"),
+        ("Install the requests package to use the github FS", "requests"),
+        ('HTTPFileSystem requires "requests" and "aiohttp" to be installed', "requests aiohttp"),
+    ],
+)
+def test_an_address_whose_package_is_missing(said, packages, monkeypatch):
     import fsspec
 
     def missing(name: str) -> None:
-        raise ImportError("Install s3fs to access S3")
+        raise ImportError(said)
 
     monkeypatch.setattr(fsspec, "filesystem", missing)
-    with pytest.raises(LibraryError, match=r"data.source=s3://b/a.tar: Install s3fs.*: pip install s3fs$"):
+    with pytest.raises(LibraryError, match=rf"data.source=s3://b/a.tar: {said}: pip install {packages}$"):
         find_shards("data.source", "s3://b/a.tar")
 
 
