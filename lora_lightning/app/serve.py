@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from lora_lightning.data.stream_sources import is_url
 from lora_lightning.errors import UserError
-from lora_lightning.serving.catalog import BASE, FILES, IN_RUN, NAME, Catalog, taken
+from lora_lightning.serving.catalog import BASE, FILES, IN_RUN, NAME, Catalog, UnknownAdapter, taken
+from lora_lightning.serving.client import is_token
 from lora_lightning.serving.remote import RemoteCatalog
 from lora_lightning.serving.routes import Manners
 from lora_lightning.serving.server import TOKEN, Place, Server
@@ -39,11 +40,18 @@ def serve(options: Mapping[str, Any], words: Sequence[str]) -> None:
     token = os.environ.get(TOKEN)
     if token is not None and not token.strip():  # a secret that is not there must not open the server
         problems.append(f"{TOKEN}: is set and empty. Give a token, or unset it to ask for none.")
+    elif token is not None and not is_token(token):  # a file's last line break: nobody could send it
+        problems.append(
+            f"{TOKEN}: has a line break, outer spaces or letters that no header brings. Give others."
+        )
     if problems:
         raise UserError("\n".join(problems))
     catalog = catalog_of(options)
     for name in options.get("pinned", ()):
-        catalog.check(name)
+        try:
+            catalog.check(name)
+        except UnknownAdapter as error:
+            raise UserError(f"pinned: {error}") from None
     names = catalog.names()
     count = f"{len(names)} adapter{'s' * (len(names) != 1)}" if names else "the base alone"
     given = {n: options[n] for n in ("host", "port", "workers", "threads", "queue", "batch") if n in options}

@@ -11,6 +11,7 @@ import urllib.parse
 import urllib.request
 from collections.abc import Iterator, Mapping
 from http.client import HTTPException, HTTPResponse
+from numbers import Integral
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -57,9 +58,13 @@ class Client:
     def __init__(
         self, address: str = "http://127.0.0.1:8000", token: str | None = None, timeout: float = 120.0
     ) -> None:
-        if urllib.parse.urlsplit(address).scheme not in ("http", "https"):
+        try:
+            scheme = urllib.parse.urlsplit(address).scheme
+        except ValueError:  # brackets that are not closed
+            scheme = ""
+        if scheme not in ("http", "https"):
             raise UserError(f"address={address!r}: give the server's, as http://127.0.0.1:8000.")
-        if token is not None and not (token.isascii() and token.isprintable() and token.strip()):
+        if token is not None and not is_token(token):
             raise UserError("token: is empty, or has letters that cannot be sent: give the server's.")
         self.address, self.timeout = address.rstrip("/"), timeout
         self._headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
@@ -182,6 +187,11 @@ class Client:
         return ServerError(f"{self.address} does not answer ({reason}): is the server running?")
 
 
+def is_token(given: object) -> bool:
+    """Whether a header can bring it: printable ASCII, and no spaces at the ends, which are stripped."""
+    return isinstance(given, str) and given.isascii() and given.isprintable() and given.strip() == given != ""
+
+
 class _Unmoved(urllib.request.HTTPRedirectHandler):
     """A server that sends elsewhere is not followed: the token would go with it."""
 
@@ -240,10 +250,12 @@ def _picture(given: File | Image) -> bytes:
     from PIL import ImageOps
 
     buffer = io.BytesIO()
-    upright = ImageOps.exif_transpose(given)
-    (upright if upright.mode in ("RGB", "RGBA", "L", "LA", "P", "1") else upright.convert("RGB")).save(
-        buffer, "PNG"
-    )
+    try:
+        upright = ImageOps.exif_transpose(given)
+        plain = upright.mode in ("RGB", "RGBA", "L", "LA", "P", "1")
+        (upright if plain else upright.convert("RGB")).save(buffer, "PNG")
+    except (OSError, ValueError, SyntaxError) as error:  # a file cut off, which PIL reads only now; no pixels
+        raise UserError(f"picture: cannot be read ({error}): give one that can be shown.") from None
     return buffer.getvalue()
 
 
@@ -257,6 +269,8 @@ def _sound(given: File | np.ndarray, rate: int) -> bytes:
     if samples.ndim != 1 or samples.dtype.kind != "f" or not samples.size:
         shape = f"{samples.dtype}, {samples.shape}"
         raise UserError(f"sound: an array of {shape}: give floats in [-1, 1] of the shape (samples,).")
+    if not isinstance(rate, Integral) or not 0 < rate < 2**30:
+        raise UserError(f"rate={rate!r}: give the samples of a second, a whole number, as 16000.")
     data = samples.astype("<f4").tobytes()
     head = struct.pack("<HHIIHH", FLOATS, 1, rate, 4 * rate, 4, 32)
     parts = [(b"fmt ", head), (b"fact", struct.pack("<I", samples.size)), (b"data", data)]
@@ -271,5 +285,6 @@ def _file(given: Any, what: str, allowed: str) -> bytes:
         raise UserError(f"{what}: is of the type {type(given).__name__}: give {allowed}.")
     try:
         return Path(given).expanduser().read_bytes()
-    except OSError as error:
-        raise UserError(f"{what}={given}: cannot be read ({error.strerror}): give {allowed}.") from None
+    except (OSError, ValueError) as error:  # the latter of a null byte
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{what}={given}: cannot be read ({reason}): give {allowed}.") from None

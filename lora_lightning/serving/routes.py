@@ -264,4 +264,5 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 async def _http(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    return JSONResponse(errors_shape(error.status_code, f"{error.detail}."), error.status_code, error.headers)
+    told = f"{error.detail}: GET /docs shows the addresses."
+    return JSONResponse(errors_shape(error.status_code, told), error.status_code, error.headers)

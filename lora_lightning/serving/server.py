@@ -92,6 +92,9 @@ class Server(LitServer):
     Args:
         build: makes the engine of a worker for its device; is sent to its process.
         what: is served, for the line at its start.
+
+    Raises:
+        UserError: the machine has no device of the kind.
     """
 
     def __init__(
@@ -108,6 +111,10 @@ class Server(LitServer):
             restart_workers=True,
         )
         count = len(self._inference_workers_config_for_api(desk.api_path))  # only LitServe knows the devices
+        if not count:
+            raise UserError(
+                f"device={place.accelerator}: this machine shows no such device. Give device=cpu."
+            )
         desk.gate.free = 2 * place.batch * count
         self.api.threads = place.threads or max(1, (os.cpu_count() or 1) // count)
         self.uvicorn_graceful_timeout = round(manners.timeout)

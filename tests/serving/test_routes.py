@@ -92,12 +92,13 @@ def test_three_ways_of_an_upload_give_one_answer(digits) -> None:
         ("/v1/classify", {"content": b"{", "headers": JSON}, 400, "no JSON"),
         ("/v1/classify", {"content": b"[" * 99_999, "headers": JSON}, 400, "no JSON"),
         ("/v1/classify", {"json": ["a"]}, 400, "has no file"),
+        ("/v1/classify", {"json": {"file": "eA==", "x": [{}] * 1001}}, 400, "too many values"),
         ("/v1/classify", {"json": {"file": "~"}}, 400, "no base64"),
         ("/v1/classify", {"json": {"file": "eA==", "adapter": 3}}, 400, "adapter: give a name"),
         ("/v1/classify", {"content": b"x", "headers": {"content-type": "multipart/form-data"}}, 400, "form"),
         ("/v1/classify", {"files": {"a": ("a", b"x"), "b": ("b", b"y")}}, 400, "one file"),
         ("/v1/detect", {"content": b"x"}, 404, "use /v1/classify"),
-        ("/v1/nothing", {"content": b"x"}, 404, "Not Found"),
+        ("/v1/nothing", {"content": b"x"}, 404, "Not Found: GET /docs"),
     ],
 )  # fmt: skip
 def test_what_is_refused(digits, path: str, way: dict, status: int, told: str, shelf: Path) -> None:
@@ -250,3 +251,20 @@ def test_an_empty_token_is_no_open_server(tmp_path: Path, monkeypatch) -> None:
         monkeypatch.setenv("LORA_LIGHTNING_TOKEN", token)
         with pytest.raises(UserError, match="LORA_LIGHTNING_TOKEN: is set and empty"):
             serve({"adapters": str(tmp_path)}, [])
+
+
+@pytest.mark.parametrize("token", ["secret\n", " secret", "geheimnis-ä"])
+def test_a_token_that_nobody_can_send_is_refused(token: str, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("LORA_LIGHTNING_TOKEN", token)
+    with pytest.raises(UserError, match="no header brings") as told:
+        serve({"adapters": str(tmp_path)}, [])
+    assert token.strip() not in str(told.value)
+
+
+def test_options_that_name_what_is_not_there(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.delenv("LORA_LIGHTNING_TOKEN", raising=False)
+    monkeypatch.setattr("litserve.connector.check_cuda_with_nvidia_smi", lambda: 0)
+    with pytest.raises(UserError, match="device=cuda: this machine shows no such device"):
+        serve({"adapters": str(tmp_path), "device": "cuda"}, [])
+    with pytest.raises(UserError, match="pinned: adapter=ida: there is none"):
+        serve({"adapters": str(tmp_path), "pinned": ["ida"]}, [])
