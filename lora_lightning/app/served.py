@@ -10,6 +10,7 @@ from hydra.utils import get_object
 from torch import nn
 
 from lora_lightning.app.rebuild import rebuilt_model
+from lora_lightning.app.several_adapters import TEMPERATURE
 from lora_lightning.app.trained import Trained, named
 from lora_lightning.errors import UserError
 from lora_lightning.files.locate import AdapterSource
@@ -104,6 +105,7 @@ def _base(trained: Trained) -> tuple[nn.Module, Mapping[str, Any]]:
     if not isinstance(trained.source, AdapterSource):
         return trained.model()
     model, facts = rebuilt_model(trained.config, trained.source, trained.facts, own=trained.own)
+    facts = {name: fact for name, fact in facts.items() if name != TEMPERATURE}  # fitted with that adapter
     return model.eval(), facts  # not frozen: what a backbone leaves free belongs to its adapters
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from served import NAMES, digits_base, engine_for, picture, save_digits
+from served import FACTS, NAMES, digits_base, engine_for, picture, save_digits
 
 from lora_lightning.app.cli import main
 from lora_lightning.serving.asking import Ask, Event
@@ -196,12 +196,25 @@ def test_one_whose_batch_ends_while_others_are_still_decoded_is_answered_when_th
     assert [e.what for e in told] == ["answer"] * 2
 
 
+def test_a_temperature_is_that_of_its_adapter_alone(tmp_path: Path) -> None:
+    """The first adapter says how the base is built; it was fitted with neither the base nor the others."""
+    save_digits(tmp_path / "ada", 0)
+    model = save_digits(tmp_path / "bob", 1, {n: f for n, f in FACTS.items() if n != "temperature"})
+    engine = engine_for({"adapters": str(tmp_path)}, Limits())
+    asks = [Ask(name, "classify", picture(1), {"top": 1}) for name in (None, "bob")]
+    found = [event.content["predictions"][0]["probability"] for event in ask_all(engine, asks)]
+    engine.close()
+    x = engine.kind.prepare(picture(1), engine.facts, {}).units[0][1][None]
+    wanted = [float(m(x).detach().softmax(-1).max()) for m in (digits_base(), model)]
+    assert found == pytest.approx(wanted, abs=1e-5)
+
+
 def test_the_base_alone(shelf: Path) -> None:
     engine = engine_for({"base": str(shelf / "ada")}, Limits())
     event = ask_all(engine, [Ask(None, "classify", picture(1), {"top": 10})])[0]
     engine.close()
     logits = digits_base()(engine.kind.prepare(picture(1), engine.facts, {}).units[0][1][None])
-    wanted = (logits / 1.5).softmax(-1)[0].sort(descending=True).values
+    wanted = logits.softmax(-1)[0].sort(descending=True).values
     assert [p["probability"] for p in event.content["predictions"]] == pytest.approx(
         wanted.tolist(), abs=1e-6
     )
