@@ -316,7 +316,7 @@ def test_a_table_too_wide_for_a_screen_is_two() -> None:
     table, costs = results_table([result], scores).split("\n\n")
     lines = [re.split(r"\s{2,}", line) for line in (table.splitlines()[0], table.splitlines()[2])]
     assert lines == [
-        ["method", "test accuracy %", "top-5 %", "macro F1 %", "ECE %"],
+        ["method", "test accuracy %", "top-5 %", "macro F1 %", "calibrated ECE %"],
         ["LoRA", "65.0 (60.0–70.0)", "95.0 (90.0–100.0)", "55.0 (50.0–60.0)", "5.0 (0.0–10.0)"],
     ]
     assert costs.splitlines()[2].split() == ["LoRA", "50", "4.76", "12.3", "0.36"]
