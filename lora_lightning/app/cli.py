@@ -189,7 +189,8 @@ def _predict(words: Sequence[str]) -> None:
 def _serve(words: Sequence[str]) -> None:
     given, problems = _given("serve", words)
     of_run = given.pop("words")
-    if not of_run and not given.keys() & {"adapter", "adapters", "base"}:
+    named = {word.partition("=")[0] for word in words}  # those with a mistake, too
+    if not of_run and not named & {"adapter", "adapters", "base"}:
         problems.append("nothing to serve is named: give adapter=PATH, adapters=FOLDER or base=PATH.")
     _refuse(problems)
     with _extras("recipes,serve"):

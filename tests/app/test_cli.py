@@ -106,6 +106,8 @@ LINES = {
         "score=2: give",
         "batch_size=two: give a whole",
     ],
+    "serve": ["nothing to serve is named"],
+    "serve adapters=nowhere": ["adapters=nowhere: there is no such"],
     "completion fish": ["completion fish: give bash or zsh."],
 }
 
