@@ -209,6 +209,7 @@ def test_ctrl_c_in_a_terminal(when: str) -> None:
     late = when in ("at its start", "in a worker's set-up")
     pid, terminal = pty.fork()
     if pid == 0:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)  # a shell's "&" has it ignored
         os.environ["PUPPET_SETUP"] = "60" if late else "0"
         command = "from lora_lightning.app.entry_point import main; main()"
         words = ["-c", command, "serve", "adapters=/"] if when == "at its start" else [PUPPET]
@@ -234,9 +235,9 @@ def test_ctrl_c_in_a_terminal(when: str) -> None:
                 time.sleep(1.0)
                 os.write(terminal, b"\x03")
             told = read_until(terminal, None)
+            assert time.monotonic() - since < 12, told
             code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
             running.is_gone()
-            assert time.monotonic() - since < 12
             if when == "answering":
                 assert asked.result()[0] == 200
             elif asked is not None:
