@@ -12,7 +12,7 @@ from torch import nn
 
 from lora_lightning.app.evaluate import tester
 from lora_lightning.app.evaluation_data import data_or_problems
-from lora_lightning.app.export_card import export_card
+from lora_lightning.app.export_card import UNKNOWN, export_card
 from lora_lightning.app.export_scores import FileScores, file_scores
 from lora_lightning.app.export_tasks import (
     AXES,
@@ -45,7 +45,6 @@ from lora_lightning.utils.tables import printable
 WEIGHTS, ONNX, STATIC = "safetensors", "onnx", "static"
 TESTED = (pictures_of_classes, pictures_of_masks, sound_of_text)  # whose network a file takes the place of
 CALIBRATING = 8  # training batches, by which ranges of int8 are chosen
-UNKNOWN = "–"  # how a score without a value is shown
 
 
 def export(options: Mapping[str, Any], words: Sequence[str]) -> str:

@@ -71,10 +71,10 @@ def catalog_of(options: Mapping[str, Any]) -> Catalog:
     """
     if "adapter" in options:
         folder = Path(options["adapter"]).expanduser().resolve()
-        folder = folder / "adapter" if (folder / "adapter" / "adapter_config.json").is_file() else folder
-        if not (folder / "adapter_config.json").is_file():
+        folder = folder / IN_RUN if (folder / IN_RUN / FILES[0]).is_file() else folder
+        if not (folder / FILES[0]).is_file():
             raise UserError(f"adapter={options['adapter']}: holds no adapter_config.json. Give RUN/adapter.")
-        name = folder.parent.name if folder.name == "adapter" else folder.name
+        name = folder.parent.name if folder.name == IN_RUN else folder.name
         return Catalog(fixed={name if NAME.fullmatch(name) and name != BASE else "adapter": folder})
     if "adapters" not in options:
         return Catalog()

@@ -65,10 +65,12 @@ def elsewhere(subject: Subject, inputs: Mapping[str, Tensor], axes: Axes) -> lis
             if not any(_asks(condition[0], list(subject.inputs).index(n), a) for n, a in places[text]):
                 continue
             for sizes in (range(size + 1, size + LONGEST), range(size - 1, 0, -1)):
-                other = next((n for n in _violating(condition[1], subject, places[text], sizes)), None)
+                other = next(_violating(condition[1], subject, places[text], sizes), None)
                 if other is not None and (text, other) not in found:
-                    given = {n: _resized(t, [a for m, a in places[text] if m == n], other)
-                             for n, t in {k: subject.inputs[k] for k in inputs}.items()}  # fmt: skip
+                    given = {
+                        n: _resized(subject.inputs[n], [a for m, a in places[text] if m == n], other)
+                        for n in inputs
+                    }
                     where = f"axis {axis} of {name} is {other}"
                     found[text, other] = Elsewhere(given, where, other > size)
     return list(found.values())

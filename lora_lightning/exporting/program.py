@@ -44,8 +44,9 @@ def _without_sources(program: ExportedProgram) -> None:
     """Take out of the graph which lines of which files each node comes from: files that are given away would
     tell the paths of this machine, and be larger by it."""
     for module in program.graph_module.modules():
-        for node in module.graph.nodes if isinstance(module, torch.fx.GraphModule) else ():
-            node.meta.pop("stack_trace", None)
+        if isinstance(module, torch.fx.GraphModule):
+            for node in module.graph.nodes:
+                node.meta.pop("stack_trace", None)
 
 
 @contextlib.contextmanager

@@ -225,10 +225,7 @@ class Server(LitServer):
                     break
                 for n, worker in enumerate(self.inference_workers):
                     self._restarted(n, worker, since)
-        except (
-            EOFError,
-            OSError,
-        ):  # which the first thread sees, too
+        except (EOFError, OSError):  # which the first thread sees, too
             self.broken = GONE
         if self.broken:
             os.kill(os.getpid(), signal.SIGTERM)
