@@ -82,7 +82,7 @@ def cell(suite: str, task: str, method: str) -> Cell:
     from benchmarks.methods.training import centre
 
     of = SUITES[suite][task]
-    return Cell(task, method, centre(of, METHODS[method]), of.better, of.budget)
+    return Cell(task, method, centre(of, METHODS[method]), of.better, of.budget, of.rates_of)
 
 
 def trainer_of(suite: str, task: str, method: str) -> Train:

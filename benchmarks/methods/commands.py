@@ -28,8 +28,7 @@ WINDOW, BATCH = 10, 16.0  # seconds that are heard, and of a batch: about four u
 TRIAL_STEPS, TRIAL_TESTS = 80, 4
 WORDS = (
     "compare=[]", "logger=csv", f"model.seconds={WINDOW}", f"data.batch_seconds={BATCH:g}",
-    "trainer=cpu", "trainer.max_epochs=1", "trainer.enable_progress_bar=false",
-    "data.num_workers=0", "threads=1",
+    "trainer=cpu", "trainer.enable_progress_bar=false", "data.num_workers=0", "threads=1",
 )  # fmt: skip
 ENTRY = "from lora_lightning.app.entry_point import main; main()"  # what `lora-lightning` is
 REFUSED = 2  # the exit status of a mistake in what was typed

@@ -24,7 +24,8 @@ NOTE = """Means over the seeds, with the interval that covers the mean with 95 %
 LoRA are paired by seed; those that are better or worse have an interval without 0, each at 5 %: one in twenty
 is chance. Time: CPU seconds of a fit, median of the ratios to LoRA's by seed. Kept: what the first step saves
 for the backward, and gradients and optimizer state. Source: the score on the base's own domain, with the
-adapter on and off. Trials: rates that were tried; "edge" where the best is at one of their ends."""
+adapter on and off. Trials: rates that were tried; "edge" where the best is at one of their ends;
+"of" the task on which they were."""
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,18 @@ def write(suite: str, ledger: Ledger, folder: Path) -> None:
 
 def rows(name: str, task: Task, runs: Iterable[Found]) -> list[Row]:
     """Of the methods that have something to say, in the catalog's order."""
-    of = [run for run in runs if run["task"] == name]
-    reference = [run for run in of if run["method"] == REFERENCE]
-    own = finals(reference, choice(reference, task.better, task.budget.tuning).rate)
-    found = [_row(name, task, method, [r for r in of if r["method"] == method], own) for method in METHODS]
+    runs = list(runs)
+    own = finals(_of(runs, name, REFERENCE), _tuned(runs, name, task, REFERENCE).rate)
+    found = [_row(name, task, method, runs, own) for method in METHODS]
     return [row for row in found if row is not None]
+
+
+def _of(runs: Iterable[Found], task: str, method: str) -> list[Found]:
+    return [run for run in runs if (run["task"], run["method"]) == (task, method)]
+
+
+def _tuned(runs: Iterable[Found], name: str, task: Task, method: str) -> Choice:
+    return choice(_of(runs, task.rates_of or name, method), task.better, task.budget.tuning)
 
 
 def finals(runs: Iterable[Found], rate: float | None) -> dict[int, Found]:
@@ -76,9 +84,10 @@ def finals(runs: Iterable[Found], rate: float | None) -> dict[int, Found]:
     return {run["seed"]: run for run in of if run["lr"] == rate}
 
 
-def _row(name: str, task: Task, method: str, runs: list[Found], lora: dict[int, Found]) -> Row | None:
+def _row(name: str, task: Task, method: str, every: list[Found], lora: dict[int, Found]) -> Row | None:
     label, trains = METHODS[method].label, METHODS[method].method != "none"
-    tuned = choice(runs, task.better, task.budget.tuning) if trains else Choice(0.0, (), True)
+    runs = _of(every, name, method)
+    tuned = _tuned(every, name, task, method) if trains else Choice(0.0, (), True)
     last = {} if tuned.rate is None else finals(runs, tuned.rate)
     refused = next((run["refused"] for run in runs if "refused" in run), None)
     if not last:
@@ -99,9 +108,15 @@ def _row(name: str, task: Task, method: str, runs: list[Found], lora: dict[int, 
         f"{(first['saved_bytes'] + first['state_bytes']) / MIB:.1f}" if trains else "",
         _mean(last, "source"),
         _mean(last, "source_off"),
-        f"{len(tuned.tried)}{'' if tuned.inside else ', edge'}" if trains else "",
+        _trials(task, tuned) if trains else "",
     )
     return Row(method, label, score, other, cells)
+
+
+def _trials(task: Task, tuned: Choice) -> str:
+    if task.rates_of:
+        return f"of {task.rates_of}"
+    return f"{len(tuned.tried)}{'' if tuned.inside else ', edge'}"
 
 
 def _by_seed(runs: dict[int, Found]) -> dict[int, float]:
@@ -130,7 +145,9 @@ def markdown(head: tuple[str, ...], lines: list[tuple[str, ...]]) -> str:
 
 def _about(task: Task) -> str:
     sense = "less is better" if task.better == "min" else "more is better"
-    return f"`{' '.join(task.words)}`: test/{task.score} in %, {sense}; {len(task.budget.seeds)} seeds."
+    count = len(task.budget.seeds)
+    seeds = f"{count} seed{'s' * (count > 1)}"
+    return f"`{' '.join(task.words)}`: test/{task.score} in %, {sense}; {seeds}."
 
 
 def _ratio(own: dict[int, Found], lora: dict[int, Found]) -> str:

@@ -34,6 +34,7 @@ class Cell:
     Attributes:
         centre: the rate around which the first ones lie.
         better: of the validation score, max or min.
+        rates_of: the task whose trials choose the rate; "" this one's own.
     """
 
     task: str
@@ -41,6 +42,7 @@ class Cell:
     centre: float
     better: str
     budget: Budget
+    rates_of: str = ""
 
 
 def grid(centre: float) -> list[float]:
@@ -50,10 +52,17 @@ def grid(centre: float) -> list[float]:
 
 
 def carry_out(cell: Cell, ledger: Ledger, train: Train) -> float | None:
-    """Train what of a cell is not in the ledger yet; returns the chosen rate, None where it is refused."""
+    """Train what of a cell is not in the ledger yet; returns the chosen rate, None where it is refused, or
+    where the task whose rate it takes has none yet."""
     if not cell.centre:  # nothing trains
         return _done(cell, ledger, train, "final", 0.0, cell.budget.seeds[0])["lr"]
-    rate = choose(cell, lambda lr, seed: _done(cell, ledger, train, "tune", lr, seed))
+    if cell.rates_of:
+        trials = [
+            r for r in ledger.runs().values() if (r["task"], r["method"]) == (cell.rates_of, cell.method)
+        ]
+        rate = choice(trials, cell.better, cell.budget.tuning).rate
+    else:
+        rate = choose(cell, lambda lr, seed: _done(cell, ledger, train, "tune", lr, seed))
     if rate is None:
         return None
     for seed in cell.budget.seeds:

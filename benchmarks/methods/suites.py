@@ -29,6 +29,7 @@ class Task:
         by_commands: trained by the application's commands, in processes of their own, as a user would.
         methods: those that are worth its minutes, None all.
         centres: where the rates of a word of `method=` begin; else the recipe's `rates`.
+        rates_of: the task whose trials choose the rates, where trials of its own would take too long.
     """
 
     label: str
@@ -43,6 +44,7 @@ class Task:
     centres: Mapping[str, float] = field(default_factory=dict)
     curve: tuple[str, float] | None = None
     by_commands: bool = False
+    rates_of: str = ""
 
 
 MINUTES = (*CORE, "norms", "rslora", "dora", "orthogonal", "pissa", "lora_plus", "scaled_adamw")
@@ -124,25 +126,26 @@ def _fashion(shots: int) -> Task:
 
 
 LANGUAGES = {"czech": "cs", "dutch": "nl"}
-WHISPER = ("before", "lora", "peft", "full", "pissa", "lora_one")
+WHISPER = ("before", "lora", "peft", "full")
+PASSES = {1: 16, 3: 8, 10: 3, 30: 1}  # over so many minutes: 80 to 150 steps
 
 
-def _whisper(language: str, minutes: float | None = None) -> Task:
-    words = (
-        "recipe=whisper_manifest",
-        f"data.manifest={language}.csv",
-        f"model.language={LANGUAGES[language]}",
-    )
+def _whisper(language: str, minutes: int | None = None) -> Task:
+    """Czech is tuned; Dutch and fewer minutes take its rates, and a seed."""
+    label, code = f"Whisper base, {language.capitalize()}", LANGUAGES[language]
+    words = ("recipe=whisper_manifest", f"data.manifest={language}.csv", f"model.language={code}")
     some = (f"data.train_minutes={minutes}",) if minutes else ()
+    tuned = language == "czech" and not minutes
     return Task(
-        f"Whisper base, {language.capitalize()}" + (f", {minutes:g} minutes" if minutes else ""),
-        (*words, *some),
+        label + (f", {minutes} minutes" if minutes else ""),
+        (*words, *some, f"trainer.max_epochs={PASSES[minutes] if minutes else 1}"),
         "wer",
         better="min",
-        budget=Budget(tuning=(0,), seeds=(1,) if minutes else (1, 2)),
-        methods=("lora", "full") if minutes else WHISPER,
+        budget=Budget(tuning=(0,), seeds=(1, 2) if tuned else (1,)),
+        methods=WHISPER if tuned else ("before", "lora", "full") if not minutes else ("lora", "full"),
         centres={"lora": 1e-3, "full": 2e-5, "peft": 1e-3},
-        curve=(f"Whisper base, {language.capitalize()}: minutes of speech", minutes or 66),
+        rates_of="" if tuned else "czech",
+        curve=(f"{label}: minutes of speech", minutes or 66),
         by_commands=True,
     )
 
@@ -150,7 +153,7 @@ def _whisper(language: str, minutes: float | None = None) -> Task:
 REAL = {
     **{f"lite0_{shots}": _fashion(shots) for shots in (100, 10, 50, 5)},
     **{language: _whisper(language) for language in LANGUAGES},
-    **{f"czech_{minutes:g}": _whisper("czech", minutes) for minutes in (1, 3, 10, 30)},
+    **{f"czech_{minutes}": _whisper("czech", minutes) for minutes in PASSES},
 }
 SUITES: dict[str, dict[str, Task]] = {"embedded": EMBEDDED | FEW_DIGITS, "real": REAL}
 ORDER = {

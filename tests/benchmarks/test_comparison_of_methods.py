@@ -67,6 +67,17 @@ def test_a_best_rate_at_an_edge_has_more_beyond_it(ledger, best, rate, rates):
     assert len(found.tried) == rates and found.inside == (best < 1e3)
 
 
+def test_a_task_without_trials_of_its_own_takes_the_rate_of_another(ledger):
+    small, trainings = replace(LORA, task="small", rates_of="tiny"), Trainings(1e-2)
+    assert carry_out(small, ledger, trainings) is None and not trainings.asked  # not chosen yet
+    carry_out(LORA, ledger, Trainings(2.2e-2))
+    assert carry_out(small, ledger, trainings) == 2.2e-2
+    assert trainings.asked == [("final", 2.2e-2, 10), ("final", 2.2e-2, 11)]
+    task = replace(TINY, budget=LORA.budget, rates_of="tiny")
+    (row,) = report.rows("small", task, ledger.runs().values())
+    assert row.cells[1] == "0.022" and row.cells[-1] == "of tiny"
+
+
 def test_what_was_killed_goes_on_and_nothing_is_trained_twice(ledger):
     whole = Trainings(2.2e-2)
     carry_out(LORA, Ledger(ledger.path.with_name("whole.jsonl"), ledger.claims), whole)
