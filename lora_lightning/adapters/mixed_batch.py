@@ -15,6 +15,8 @@ from lora_lightning.adapters.mixed_samples import MixedSamples, split_call
 from lora_lightning.adapters.state import state_of, views_as
 from lora_lightning.errors import UserError
 from lora_lightning.layers.layer import LoRALayer
+from lora_lightning.layers.slot import Slot
+from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.layers.viewed import own_forward
 from lora_lightning.layers.views import Standing, View, opened, seen
 from lora_lightning.utils.names import joined
@@ -59,17 +61,10 @@ def mixed_adapters(model: nn.Module, samples: Sequence[str | None]) -> Iterator[
     for name in samples:
         if name is not None:
             state.named(name)
-    with opened(mixed_view(model, samples)):
-        yield
-
-
-def mixed_view(model: nn.Module, samples: Sequence[str | None]) -> View:
-    """What `mixed_adapters` opens. Nothing is checked: for a model that nobody else can change, in which a
-    server has looked for the adapters itself."""
     each = views_as(model, [() if n is None else (n,) for n in dict.fromkeys(samples)], "mixed_adapters")
-    if len(each) == 1:
-        return each[0]
-    return _mixed(MixedSamples(samples, _sequence_first(each[0].modules)), each)
+    mixed = MixedSamples(samples, sequence_first(each[0].modules))
+    with opened(each[0] if len(each) == 1 else _mixed(mixed, each)):
+        yield
 
 
 def _mixed(samples: MixedSamples, each: list[View]) -> View:
@@ -122,7 +117,13 @@ def _call(
     if isinstance(module, LoRALayer) and has_mixed_branch(module) and own <= {"bias"}:
         mine = {n: v for n, v in each[0].values.items() if n.rpartition(".")[0] == path}
         same = {n: v for n, v in mine.items() if n.rpartition(".")[2] not in own}
-        return MixedBranch(module, path, samples, same, partial(_biases, path, module, each) if own else None)
+        slots: dict[Slot, list[LowRankUpdate | None]] = {}
+        for j, name in enumerate(samples.distinct):
+            for update in module.updates(name) if name is not None and name in module.lora else []:
+                slots.setdefault(update.slot, [None] * len(samples.distinct))[j] = update
+        return MixedBranch(
+            module, path, samples, slots, same, partial(_biases, path, module, samples, each) if own else None
+        )
 
     def split(*args: Any, **kwargs: Any) -> Any:
         return split_call(samples, module, own_forward(module), lambda j: seen(each[j]), args, kwargs)
@@ -130,14 +131,14 @@ def _call(
     return split
 
 
-def _biases(path: str, module: nn.Module, each: list[View]) -> list[Tensor]:
-    """The module's bias of each adapter."""
+def _biases(path: str, module: nn.Module, samples: MixedSamples, each: list[View]) -> Tensor:
+    """The module's bias of each sample."""
     name = joined(path, "bias")
     values = [v.value(name) if name in v.values else module._parameters["bias"] for v in each]
-    return cast("list[Tensor]", values)
+    return samples.by_sample(cast("list[Tensor]", values))
 
 
-def _sequence_first(modules: Mapping[str, nn.Module]) -> str:
+def sequence_first(modules: Mapping[str, nn.Module]) -> str:
     """Name of the first module that takes (time, batch, features), or ""."""
     for name, module in modules.items():
         if isinstance(module, (nn.MultiheadAttention, nn.RNNBase)) and not module.batch_first:

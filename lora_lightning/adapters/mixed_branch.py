@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
@@ -26,66 +28,88 @@ from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.layers.views import Standing, View, seen
 
 
+@dataclass
 class Stack:
-    """One slot's updates of the adapters of a batch, padded to the largest rank, gathered by sample.
-
-    Args:
-        updates: of each adapter in `samples.distinct`, None where it has none here.
-        dtype: of the products; None for an embedding, whose branch has A's.
+    """One slot's updates of the adapters of a batch, of one rank, for each sample.
 
     Attributes:
         A: (n, groups, R, columns of A), in float16 with `kernels.half.divisors` taken out.
         B: (n, groups, out / groups, R) times the scaling and those; transposed (n, groups, R, columns); of a
-            linear layer (n, R, out), in the order in which its product reads it.
+            linear layer (n, R, out).
+        updates: of each adapter in `samples.distinct`, None where it has none here; none at all where
+            nothing but A and B is asked for.
         factors: DoRA's, (n, out), 1 for samples without; None when no adapter has them.
     """
 
-    def __init__(
-        self,
-        layer: LoRALayer,
-        updates: list[LowRankUpdate | None],
-        samples: MixedSamples,
-        dtype: torch.dtype | None = None,
-    ) -> None:
-        some = [u for u in updates if u is not None]
-        self.slot, self.updates = some[0].slot, updates
-        self.rank = max(u.total_rank for u in some)
-        self._linear = layer.mixin_class is LoRALinear
-        dtype = dtype or some[0].lora_A.dtype
-        parts = [self._factors(u, dtype) for u in updates]
-        empty = [torch.zeros_like(factor) for factor in next(p for p in parts if p is not None)]
-        self.A, B = (samples.by_sample([(empty if p is None else p)[i] for p in parts]) for i in (0, 1))
-        # one product for all: it costs less than one for each
-        self.B = B if dtype == torch.float16 else self._scaled(B, samples)
-        self.factors: Tensor | None = None
-        if any(u.lora_magnitude is not None for u in some):
-            weight = self.slot.of(layer.base_weight(self.slot.parameter))
-            factors = [None if u is None else u.row_factors(weight) for u in updates]
-            known = next(f for f in factors if f is not None)
-            self.factors = samples.by_sample([torch.ones_like(known) if f is None else f for f in factors])
+    slot: Slot
+    A: Tensor
+    B: Tensor
+    updates: Sequence[LowRankUpdate | None] = ()
+    factors: Tensor | None = None
 
-    def _scaled(self, B: Tensor, samples: MixedSamples) -> Tensor:
-        """B times the scaling of each sample's update, in its own memory."""
-        scalings = [1.0 if u is None else u.scaling for u in self.updates]
-        if len({*scalings}) == 1:
-            return B.mul_(scalings[0])
-        each = B.new_tensor(scalings)[samples.index(B.device)]
-        return B.mul_(each.view(-1, *[1] * (B.dim() - 1)))
+    @property
+    def rank(self) -> int:
+        return self.A.shape[2]
 
-    def _factors(self, update: LowRankUpdate | None, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
-        """A and B, in float16 s·B, with the rank apart from the groups, zeros up to the largest rank."""
-        if update is None:
-            return None
-        slot, rank, missing = self.slot, update.total_rank, self.rank - update.total_rank
-        A, B = update.factors()
-        if dtype == torch.float16:
-            A, B, _ = shared_out(A, B, update.scaling, dtype, slot.transposed)
-        A = _padded_rank(A.reshape(slot.groups, rank, -1), missing)
-        if slot.transposed:
-            return A, _padded_rank(B.reshape(slot.groups, rank, -1), missing)
-        if self._linear:
-            return A, _padded_rank(B.mT, missing)
-        return A, F.pad(B.reshape(slot.groups, -1, rank), [0, missing])
+
+def stacked(
+    layer: LoRALayer,
+    updates: Sequence[LowRankUpdate | None],
+    samples: MixedSamples,
+    dtype: torch.dtype | None = None,
+) -> Stack:
+    """The updates padded to the largest rank and gathered by sample.
+
+    Args:
+        updates: of each adapter in `samples.distinct`, None where it has none here.
+        dtype: of the products; None for an embedding, whose branch has A's.
+    """
+    some = [u for u in updates if u is not None]
+    slot, rank = some[0].slot, max(u.total_rank for u in some)
+    dtype = dtype or some[0].lora_A.dtype
+    parts = [None if u is None else _factors(layer, u, rank, dtype) for u in updates]
+    empty = [torch.zeros_like(factor) for factor in next(p for p in parts if p is not None)]
+    A, B = (samples.by_sample([(empty if p is None else p)[i] for p in parts]) for i in (0, 1))
+    if dtype != torch.float16:
+        B = _scaled(B, updates, samples)  # one product for all: it costs less than one for each
+    if all(u.lora_magnitude is None for u in some):
+        return Stack(slot, A, B, updates)
+    weight = slot.of(layer.base_weight(slot.parameter))
+    factors = [None if u is None else u.row_factors(weight) for u in updates]
+    known = next(f for f in factors if f is not None)
+    return Stack(
+        slot, A, B, updates, samples.by_sample([torch.ones_like(known) if f is None else f for f in factors])
+    )
+
+
+def _scaled(B: Tensor, updates: Sequence[LowRankUpdate | None], samples: MixedSamples) -> Tensor:
+    """B times the scaling of each sample's update, in its own memory."""
+    scalings = [1.0 if u is None else u.scaling for u in updates]
+    if len({*scalings}) == 1:
+        return B.mul_(scalings[0])
+    each = B.new_tensor(scalings)[samples.index(B.device)]
+    return B.mul_(each.view(-1, *[1] * (B.dim() - 1)))
+
+
+def _factors(layer: LoRALayer, update: LowRankUpdate, rank: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """A and B, in float16 s·B, as in a stack, with zeros up to the rank."""
+    slot, missing = update.slot, rank - update.total_rank
+    A, B = update.factors()
+    if dtype == torch.float16:
+        A, B, _ = shared_out(A, B, update.scaling, dtype, slot.transposed)
+    A, B = shaped(layer, slot, A[None], B[None])
+    A, along = _padded_rank(A[0], missing), layer.mixin_class is LoRALinear or slot.transposed
+    return A, _padded_rank(B[0], missing) if along else F.pad(B[0], [0, missing])
+
+
+def shaped(layer: LoRALayer, slot: Slot, A: Tensor, B: Tensor) -> tuple[Tensor, Tensor]:
+    """A and B of n updates, (n, *shape of the parameter), as in a stack."""
+    A = A.reshape(len(A), slot.groups, -1, math.prod(A.shape[2:]))
+    if slot.transposed:
+        return A, B.reshape(*A.shape[:3], -1)
+    if layer.mixin_class is LoRALinear:
+        return A, B.mT
+    return A, B.reshape(len(B), slot.groups, -1, A.shape[2])
 
 
 def _padded_rank(factor: Tensor, missing: int) -> Tensor:
@@ -98,8 +122,9 @@ class MixedBranch:
 
     Args:
         path: the layer's name in the model.
+        slots: the updates of each adapter in `samples.distinct`, None where it has none there.
         values: of the layer's own tensors, by name, where all samples have another one than stands there.
-        biases: gives the bias of each adapter in `samples.distinct`, where they have their own.
+        biases: gives the bias of each sample, (n, out), where adapters have their own.
     """
 
     def __init__(
@@ -107,27 +132,28 @@ class MixedBranch:
         layer: LoRALayer,
         path: str,
         samples: MixedSamples,
+        slots: Mapping[Slot, Sequence[LowRankUpdate | None]],
         values: Mapping[str, Tensor | Standing | None],
-        biases: Callable[[], list[Tensor]] | None,
+        biases: Callable[[], Tensor] | None,
     ) -> None:
         self.layer, self.samples, self.biases = layer, samples, biases
         self.forward = class_of(layer).forward
         self.base_view = View(layer.lora_choice, "", values=values)
         no_bias = {**values, f"{path}.bias".lstrip("."): None}
         self.view_without_bias = View(layer.lora_choice, "", values=no_bias)
-        slots: dict[Slot, list[LowRankUpdate | None]] = {}
-        for j, name in enumerate(samples.distinct):
-            for update in layer.updates(name) if name is not None and name in layer.lora else []:
-                slots.setdefault(update.slot, [None] * len(samples.distinct))[j] = update
         self.slots = slots
         self._stacks: list[Stack] = []
         self._versions: tuple[Any, ...] | None = None
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        layer, n = self.layer, len(self.samples)
-        dim = self.samples.dim_of(x, layer)
-        if isinstance(layer, LoRAEmbedding):
+        dim = self.samples.dim_of(x, self.layer)
+        if isinstance(self.layer, LoRAEmbedding):
             self._refuse_positions(x)
+        return self.along(dim, x, *args, **kwargs)
+
+    def along(self, dim: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """The layer's output, of an input with its samples along `dim`."""
+        layer, n = self.layer, len(self.samples)
         stacks = self.stacks(x)
         y = self._base(x, *args, **kwargs).movedim(dim, 0).unflatten(0, (n, -1))
         x = x.movedim(dim, 0).unflatten(0, (n, -1))  # (n, k, ...): k inputs of each sample
@@ -135,11 +161,12 @@ class MixedBranch:
         if self.biases is None:
             with seen(self.base_view):
                 own = getattr(layer, "bias", None)
-        if own is not None and any(s.factors is not None for s in stacks):
+        scaled = any(s.factors is not None for s in stacks)
+        if own is not None and scaled:
             base = y - self._per_feature(own.to(y.dtype)[None], y)  # the product, which DoRA scales
         branch = BRANCHES[layer.mixin_class]
         for stack in stacks:
-            if branch is _linear and stack.factors is None and stack.slot.out_range is None:
+            if branch is _linear and not scaled and stack.slot.out_range is None:
                 y = _add_linear(y, self._dropped(x, stack), stack)
                 continue
             change = branch(layer, self._dropped(x, stack), stack, self.samples, *args, **kwargs)
@@ -149,8 +176,7 @@ class MixedBranch:
                 change = scaled_change(self._per_feature(stack.factors, y), product, change)
             y = y + self._placed(change.to(y.dtype), stack, y)
         if self.biases is not None:
-            bias = torch.stack(self.biases())[self.samples.index(y.device)]
-            y = y + self._per_feature(bias.to(y.dtype), y)
+            y = y + self._per_feature(self.biases().to(y.dtype), y)
         return y.flatten(0, 1).movedim(0, dim)
 
     def stacks(self, x: Tensor) -> list[Stack]:
@@ -163,7 +189,9 @@ class MixedBranch:
         versions = (dtype, *[(p._version, p.data_ptr()) for p in tensors]) if fixed else None
         if versions is None or versions != self._versions:
             with seen(self.base_view):
-                stacks = [Stack(self.layer, updates, self.samples, dtype) for updates in self.slots.values()]
+                stacks = [
+                    stacked(self.layer, updates, self.samples, dtype) for updates in self.slots.values()
+                ]
             self._stacks, self._versions = stacks, versions
             if versions is None:
                 self._stacks = []

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -37,14 +38,23 @@ class MixedSamples:
         self.names, self.sequence_first = tuple(names), sequence_first
         self.distinct = tuple(dict.fromkeys(names))
         self.called: dict[int, str] = {}
-        self._index = torch.tensor([self.distinct.index(n) for n in names])
-        self._of = [torch.nonzero(self._index == j).flatten() for j in range(len(self.distinct))]
-        order = torch.cat(self._of)
-        self._back = None if torch.equal(order, torch.arange(len(order))) else order.argsort()
         self._devices: dict[tuple[Any, ...], Tensor] = {}
 
     def __len__(self) -> int:
         return len(self.names)
+
+    @cached_property
+    def _index(self) -> Tensor:
+        return torch.tensor([self.distinct.index(n) for n in self.names])
+
+    @cached_property
+    def _of(self) -> list[Tensor]:
+        return [torch.nonzero(self._index == j).flatten() for j in range(len(self.distinct))]
+
+    @cached_property
+    def _back(self) -> Tensor | None:
+        order = torch.cat(self._of)
+        return None if torch.equal(order, torch.arange(len(order))) else order.argsort()
 
     def index(self, device: torch.device) -> Tensor:
         """Row -> position in `distinct`."""

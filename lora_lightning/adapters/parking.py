@@ -10,32 +10,37 @@ from typing import cast
 from torch import Tensor, nn
 
 from lora_lightning.adapters.inject import apply_plan
+from lora_lightning.adapters.rows import Key, Layout, Updates, keyed
 from lora_lightning.adapters.state import Adapter, state_of
 from lora_lightning.config import LoRAConfig
 from lora_lightning.errors import UserError
 from lora_lightning.layers.layer import slot_key
 from lora_lightning.layers.registry import LoRALayer, lora_layers
 from lora_lightning.layers.update import LowRankUpdate
-from lora_lightning.planning.plan import LayerPlan, Plan
+from lora_lightning.planning.plan import Plan
 
 
-@dataclass
+@dataclass(eq=False)
 class Parked:
     """An adapter that was taken out of its model.
 
     Attributes:
         record: what the model's state had of it.
         updates: by the layer, by the slot.
+        layout: of the row.
+        row: its numbers, (layout.size,); updates and the record's values are views of it.
     """
 
     name: str
     record: Adapter
-    updates: dict[LoRALayer, dict[str, LowRankUpdate]]
+    updates: Updates
+    layout: Layout
+    row: Tensor
 
     def bytes(self) -> int:
         """Of its tensors."""
-        tensors = [p for slots in self.updates.values() for u in slots.values() for p in u.parameters()]
-        return sum(t.numel() * t.element_size() for t in (*tensors, *self.record.values.values()))
+        tensors = keyed(self.updates, self.record.values).values()
+        return sum(t.numel() * t.element_size() for t in tensors)
 
 
 def hold_nothing(model: nn.Module, config: LoRAConfig, planned: Plan, name: str) -> None:
@@ -63,7 +68,8 @@ def park(model: nn.Module, name: str) -> Parked:
         raise UserError(f"adapter {name!r} is selected and cannot be taken out: select another one first.")
     layers = [layer for layer in lora_layers(model).values() if name in layer.lora]
     updates = {layer: dict(cast(nn.ModuleDict, layer.lora[name]).items()) for layer in layers}
-    parked = Parked(name, record, cast("dict[LoRALayer, dict[str, LowRankUpdate]]", updates))
+    known = cast("Updates", updates)
+    parked = _parked(name, record, known, Layout(known, record.values), keyed(known, record.values))
     take_out(model, parked)
     return parked
 
@@ -112,27 +118,50 @@ def parked_like(
     other: Parked, name: str, tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]
 ) -> Parked:
     """An adapter of the very plan and configuration of one that was taken out, with other numbers: no model
-    is looked at, and the tensors are not copied where they have the type that is wanted.
+    is looked at.
 
     Args:
         tensors: of the updates, under `LayerPlan.tensor`'s names, in the shapes of the other's.
         values: of what it trains of the model's own.
     """
     places = {(p.module, slot_key(p.slot)): p for p in other.record.plan.layers}
-    updates = {
-        layer: {key: _with(update, places[layer.lora_path, key], tensors) for key, update in slots.items()}
+    named: dict[Key, Tensor] = {
+        (layer, slot, leaf): tensors[places[layer.lora_path, slot].tensor(leaf)].to(parameter)
         for layer, slots in other.updates.items()
+        for slot, update in slots.items()
+        for leaf, parameter in update._parameters.items()
+        if parameter is not None
     }
-    return Parked(name, replace(other.record, values=dict(values)), updates)
+    return _parked(
+        name, other.record, other.updates, other.layout, {**named, **dict[Key, Tensor](values.items())}
+    )
 
 
-def _with(update: LowRankUpdate, planned: LayerPlan, tensors: Mapping[str, Tensor]) -> LowRankUpdate:
-    """The same update of other numbers. What torch keeps of a module's hooks, 3 kB of empty mappings, is the
-    other's: nobody hooks an update."""
+def _parked(
+    name: str, record: Adapter, like: Updates, layout: Layout, tensors: Mapping[Key, Tensor]
+) -> Parked:
+    """An adapter with updates like these, of these numbers, which are copied into a row."""
+    row = layout.row(tensors)
+    own = {key: layout.of(row[None], key)[0] if key in layout else tensors[key] for key in tensors}
+    updates = {
+        layer: {slot: _with(update, (layer, slot), layout, own) for slot, update in slots.items()}
+        for layer, slots in like.items()
+    }
+    values = {n: own[n] for n in record.values}
+    return Parked(name, replace(record, values=values), updates, layout, row)
+
+
+def _with(
+    update: LowRankUpdate, place: tuple[LoRALayer, str], layout: Layout, tensors: Mapping[Key, Tensor]
+) -> LowRankUpdate:
+    """The same update of other numbers, its scaling in B where the row has it so. What torch keeps of a
+    module's hooks, 3 kB of empty mappings, is the other's: nobody hooks an update."""
     made = object.__new__(type(update))
     made.__dict__.update(update.__dict__)
+    if layout.has_scaled(*place):
+        made.__dict__["scaling"] = 1.0
     made.__dict__["_parameters"] = {
-        leaf: p if p is None else nn.Parameter(tensors[planned.tensor(leaf)].to(p), requires_grad=False)
+        leaf: p if p is None else nn.Parameter(tensors[(*place, leaf)], requires_grad=False)
         for leaf, p in update._parameters.items()
     }
     return made

@@ -231,7 +231,7 @@ def views_as(model: nn.Module, choices: Iterable[tuple[str, ...]], context: str 
     state = state_of(model)
     adapters, modules = state.adapters.values(), dict(base_modules(model))
     own = extra_tensors(model, dict.fromkeys(n for adapter in adapters for n in adapter.extra_trainables))
-    names = _every_name(modules, {id(tensor) for tensor in own.values()}) if own else {}
+    names = every_name(modules, {id(tensor) for tensor in own.values()}) if own else {}
     views = []
     with state.choice.lock:
         for active in choices:
@@ -246,7 +246,7 @@ def views_as(model: nn.Module, choices: Iterable[tuple[str, ...]], context: str 
     return views
 
 
-def _every_name(modules: Mapping[str, nn.Module], tensors: set[int]) -> dict[int, list[str]]:
+def every_name(modules: Mapping[str, nn.Module], tensors: set[int]) -> dict[int, list[str]]:
     """The names of tensors of the model's, given by identity: a tied one has several."""
     names: dict[int, list[str]] = {}
     for path, module in modules.items():

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import nn
 
-from lora_lightning.adapters.mixed_batch import mixed_view
+from lora_lightning.adapters.bank import Bank
 from lora_lightning.adapters.parking import Parked, put_back, take_out
 from lora_lightning.errors import AdapterFileError, ConfigError, UserError
 from lora_lightning.files.pair import digest_of
@@ -97,7 +97,7 @@ class AdapterStore:
             )
         self.model, self.catalog, self.most, self.pinned = model, catalog, most, frozenset(pinned)
         self.lock = FairLock()  # of the model
-        self._parking = Parking(model, check_base)
+        self._parking, self._bank = Parking(model, check_base), Bank(model)
         self._residents: OrderedDict[str, Resident] = OrderedDict()
         self._at_work: OrderedDict[str, Parked] = OrderedDict()  # in the model
         self._known = threading.Lock()  # of the two
@@ -135,13 +135,14 @@ class AdapterStore:
         """Within this context the calling thread alone has the model, in which each sample of a batch has its
         adapter; None is the base."""
         with self.lock:
-            wanted = {r.parked.name: r.parked for r in samples if r is not None}
-            self._put_to_work(wanted)
+            adapters = [None if r is None else r.parked for r in samples]
+            wanted = {a.name: a for a in adapters if a is not None}
             if not wanted:  # the model as it stands is the base
                 yield
                 return
-            names = [None if r is None else r.parked.name for r in samples]
-            with opened(mixed_view(self.model, names)):  # nobody else has the model: nothing is to be refused
+            road = self._bank.road(adapters)
+            self._put_to_work(wanted if road.splits or len({*adapters}) == 1 else {})
+            with opened(road.view(adapters)):  # nobody else has the model: nothing is to be refused
                 yield
 
     def residents(self) -> list[Resident]:
