@@ -157,13 +157,12 @@ class MixedBranch:
         stacks = self.stacks(x)
         y = self._base(x, *args, **kwargs).movedim(dim, 0).unflatten(0, (n, -1))
         x = x.movedim(dim, 0).unflatten(0, (n, -1))  # (n, k, ...): k inputs of each sample
-        base, own = y, None
-        if self.biases is None:
+        base, scaled = y, any(s.factors is not None for s in stacks)
+        if scaled and self.biases is None:
             with seen(self.base_view):
                 own = getattr(layer, "bias", None)
-        scaled = any(s.factors is not None for s in stacks)
-        if own is not None and scaled:
-            base = y - self._per_feature(own.to(y.dtype)[None], y)  # the product, which DoRA scales
+            if own is not None:
+                base = y - self._per_feature(own.to(y.dtype)[None], y)  # the product, which DoRA scales
         branch = BRANCHES[layer.mixin_class]
         for stack in stacks:
             if branch is _linear and not scaled and stack.slot.out_range is None:

@@ -17,6 +17,7 @@ from lora_lightning.adapters.rows import Layout, is_plain
 from lora_lightning.kernels.common import product_dtype
 from lora_lightning.layers.embedding import LoRAEmbedding
 from lora_lightning.layers.layer import LoRALayer
+from lora_lightning.layers.linear import LoRALinear
 from lora_lightning.layers.slot import Slot
 from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.layers.viewed import own_forward
@@ -82,6 +83,13 @@ class RowBranch(MixedBranch):
             self.slots = {s: self._updates(p) for s, p in self.places.items() if s not in in_rows}
             self._ready[half] = [self._stack(s, *place) for s, places in in_rows.items() for place in places]
         return [*self._ready[half], *super().stacks(x)] if self.slots else self._ready[half]
+
+    def _base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        layer = self.layer
+        if layer.mixin_class is not LoRALinear:
+            return super()._base(x, *args, **kwargs)
+        # the same without asking for a view: no adapter has a weight of its own here
+        return F.linear(x, layer._weight("weight"), None if self.biases else layer._parameters["bias"])
 
     def _in_rows(self, places: Places) -> bool:
         updates = [layout.updates[self.layer][key] for layout, key in places]

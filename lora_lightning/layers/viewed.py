@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
-from lora_lightning.layers.swap import ClassSwap, Viewed, class_of, made_class
+from lora_lightning.layers.swap import MADE, ClassSwap, Viewed, class_of, made_class
 
 if TYPE_CHECKING:
     from lora_lightning.layers.views import Choice, View
@@ -114,7 +114,9 @@ def _dress(module: nn.Module, choice: Choice) -> None:
     """Give the module the class that its needs ask for."""
     needs, own = choice.needs[module], class_of(module)
     if needs:
-        need = Need(frozenset().union(*(n.names for n in needs)), any(n.called for n in needs))
+        need = needs[0]
+        if len(needs) > 1:
+            need = Need(frozenset().union(*(n.names for n in needs)), any(n.called for n in needs))
         module.__class__ = _class_on_top(own, need)
         if need.called and "forward" in module.__dict__:
             module.__dict__["lora_forward"] = module.__dict__["forward"]
@@ -132,6 +134,10 @@ def _dress(module: nn.Module, choice: Choice) -> None:
 
 def _class_on_top(beneath: type[nn.Module], need: Need) -> type[nn.Module]:
     compiles = "torch._dynamo" in sys.modules  # its import takes seconds
+    key = (ViewedModule, need.names, need.called, compiles)
+    made = beneath.__dict__.get(MADE, {}).get(key)  # before the rest is made for nothing
+    if made is not None:
+        return cast("type[nn.Module]", made)
     body: dict[str, Any] = {"__module__": beneath.__module__, "__doc__": beneath.__doc__}
     body |= {"beneath": beneath, "need": need}
     computed = beneath.properties if issubclass(beneath, ClassSwap) else ()
@@ -142,7 +148,6 @@ def _class_on_top(beneath: type[nn.Module], need: Need) -> type[nn.Module]:
         body["training"] = property(_training, _put("training"))
     if need.called:  # each new batch of samples would compile anew
         body["forward"] = torch.compiler.disable(_forward) if compiles else _forward
-    key = (ViewedModule, need.names, need.called, compiles)
     return made_class(key, beneath.__name__, (ViewedModule, beneath), body)
 
 
