@@ -10,11 +10,12 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
+from lora_lightning.adapters.mixed_attention import MixedAttention, can_mix
 from lora_lightning.adapters.mixed_batch import sequence_first
 from lora_lightning.adapters.mixed_branch import has_mixed_branch
 from lora_lightning.adapters.mixed_rows import FORWARDS, Batch, OwnValues, RowBranch, forward_of, own_names
@@ -26,6 +27,7 @@ from lora_lightning.layers.layer import LoRALayer
 from lora_lightning.layers.registry import base_modules
 from lora_lightning.layers.viewed import own_forward
 from lora_lightning.layers.views import View, seen
+from lora_lightning.utils.names import joined
 
 ROADS = 8  # sets of plans for which is kept what a batch needs
 
@@ -115,12 +117,18 @@ class Road:
 
     def _call(self, path: str, module: nn.Module) -> Any:
         own = own_names(self.names, path, module)
+        if not own and can_mix(module, self.layouts) and not self._owned(joined(path, "out_proj")):
+            return MixedAttention(cast(nn.MultiheadAttention, module), path, self.layouts)
         if isinstance(module, LoRALayer):
             if has_mixed_branch(module) and own.keys() <= {"bias"}:
                 return RowBranch(module, path, self.layouts, own.get("bias", ""))
         elif own.keys() <= {"weight", "bias"} & module._parameters.keys() and forward_of(module) in FORWARDS:
             return OwnValues(module, own)
         return partial(self._split, module)
+
+    def _owned(self, path: str) -> bool:
+        """Whether adapters have own values of the module's tensors."""
+        return bool(own_names(self.names, path, self.modules[path]))
 
     def _split(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         views = [self._alone(adapter, "", {}) for adapter in self._batch.adapters]

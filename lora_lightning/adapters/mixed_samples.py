@@ -191,7 +191,7 @@ def _dims(
     of the output."""
     leaves, _ = tree_flatten((args, kwargs))
     if class_of(module).forward is nn.MultiheadAttention.forward:
-        return _attention_dims(samples, module, args, kwargs)
+        return attention_dims(samples, module, args, kwargs)
     if isinstance(module, nn.RNNBase):
         x = leaves[0]
         if x.dim() != 3:
@@ -224,7 +224,7 @@ def _dims(
     return [dim if isinstance(t, Tensor) and t.dim() else None for t in leaves], lambda i: dim
 
 
-def _attention_dims(
+def attention_dims(
     samples: MixedSamples, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[list[int | None], Callable[[int], int]]:
     names = list(inspect.signature(nn.MultiheadAttention.forward).parameters)[1:]
