@@ -11,17 +11,16 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from hydra.core.hydra_config import HydraConfig
-from lightning.pytorch import LightningModule, Trainer, seed_everything
+from lightning.pytorch import LightningModule, Trainer
 from omegaconf import DictConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from lora_lightning.adapters.spectra import spectra_now
 from lora_lightning.adapters.state import is_injected, state_of
-from lora_lightning.app.build import data_and_model
 from lora_lightning.app.methods import METHODS, compared
 from lora_lightning.app.recipe_file import RecipeFile
 from lora_lightning.app.recipe_text import description
@@ -32,6 +31,7 @@ from lora_lightning.planning.plan import Plan, summary
 from lora_lightning.report.layers import HEAD, NORM_OR_BIAS, WEIGHT
 from lora_lightning.report.left import FACTS, UPDATES
 from lora_lightning.utils.atomic import write_whole
+from lora_lightning.utils.copying import Before
 from lora_lightning.utils.mapping_file import read_text
 from lora_lightning.utils.plurals import counted
 
@@ -196,21 +196,20 @@ def _plan(plan: Plan) -> dict[str, Any]:
     return {"rows": rows, "notes": notes}
 
 
-def save_updates(task: LightningModule, config: DictConfig, folder: Path) -> None:
-    """Write down how much each layer of a trained task has changed, and the spectra of its updates."""
-    if config.method not in METHODS or config.method in ("none", "peft"):
-        (folder / UPDATES).unlink(missing_ok=True)
-        return
+def save_updates(task: LightningModule, before: Before | None, folder: Path) -> None:
+    """Write down how much each layer of a trained task has changed, and the spectra of its updates; nothing
+    where it is neither adapted by us nor known what it was before."""
     if is_injected(task):
         state = state_of(task)
         trained = dict(task.named_parameters())  # no statistics of norms, which are not trained
         base = {name: tensor for name, tensor in state.originals.items() if name in trained}
         found = [*_spectra(task), *_changes(trained, base, state.named(state.adapter).plan.heads)]
+    elif before is not None:
+        network = cast("nn.Module", task.model)
+        found = list(_changes(dict(network.named_parameters()), before.values, find_heads(network)))
     else:
-        seed_everything(config.seed, workers=True, verbose=False)  # random weights as the run began with
-        base = data_and_model(config)[1]
-        tuned = {name.removeprefix("model."): tensor for name, tensor in task.named_parameters()}
-        found = list(_changes(tuned, dict(base.named_parameters()), find_heads(base)))
+        (folder / UPDATES).unlink(missing_ok=True)
+        return
     write_json(folder / UPDATES, found)
 
 

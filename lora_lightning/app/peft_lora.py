@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
 from lightning import LightningModule
 from torch import Tensor, nn
 
@@ -28,6 +27,7 @@ from lora_lightning.files.peft_write import OURS, to_peft
 from lora_lightning.layers.factors import INITS
 from lora_lightning.layers.norm import FrozenNorm, freeze_statistics, has_statistics
 from lora_lightning.planning.plan import Plan
+from lora_lightning.utils.copying import holding
 from lora_lightning.utils.names import joined, named_modules, named_parameters, own_buffers, submodule
 
 NOT_PEFTS = ("peft_type", "peft_version", "auto_mapping", "inference_mode")  # of what stands in its file
@@ -73,13 +73,8 @@ class PeftLoRA:
     def off(self) -> Iterator[None]:
         """The network as it was before, also in what trains in place, which PEFT's own switch leaves on."""
         changed = {name: _changing(self._task)[name] for name in self._in_place}
-        now = {name: tensor.detach().clone() for name, tensor in changed.items()}
-        with self.model.disable_adapter():
-            _fill(changed, self._in_place)
-            try:
-                yield
-            finally:
-                _fill(changed, now)
+        with self.model.disable_adapter(), holding(changed, self._in_place):
+            yield
 
     def save(self, folder: str | os.PathLike[str], origin: Origin) -> None:
         """Write the adapter in PEFT's format, both files complete before either takes its place.
@@ -192,12 +187,6 @@ def _changing(task: nn.Module) -> dict[str, Tensor]:
         if has_statistics(module) and not isinstance(module, FrozenNorm):
             found |= {joined(name, n): b for n, b in module.named_buffers(recurse=False)}
     return {name: t for name, t in found.items() if not any(p in name for p in (".lora_", COPY, UNUSED))}
-
-
-@torch.no_grad()
-def _fill(tensors: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
-    for name, tensor in tensors.items():
-        tensor.copy_(values[name])
 
 
 def _keep_trained_only(task: nn.Module) -> None:

@@ -33,6 +33,7 @@ from lora_lightning.planning.targets import head_alone, plan, plan_parts
 from lora_lightning.trainer.callback import LoRACallback
 from lora_lightning.trainer.exact_resume import ExactResume
 from lora_lightning.trainer.hparams import logged
+from lora_lightning.utils.copying import Before
 from lora_lightning.utils.tables import percent
 
 
@@ -83,6 +84,7 @@ class Prepared:
         peft: the task's network in PEFT's hands.
         spectra: what is logged of the updates after each epoch.
         compressed: how the network was made smaller before, if it was.
+        before: what the network was, where all of it trains and that is wanted.
     """
 
     trained: int
@@ -92,6 +94,7 @@ class Prepared:
     peft: PeftLoRA | None = None
     spectra: str = "none"
     compressed: Compressed | None = None
+    before: Before | None = None
 
     def callbacks(self) -> list[Callback]:
         """For a Trainer of the task."""

@@ -33,6 +33,7 @@ from lora_lightning.trainer.checkpoint_io import WholeCheckpointIO
 from lora_lightning.trainer.exact_resume import ExactResume
 from lora_lightning.trainer.trackers.choice import most_examples
 from lora_lightning.utils.atomic import write_whole
+from lora_lightning.utils.copying import Before
 from lora_lightning.utils.ranks import on_rank_zero
 
 
@@ -43,8 +44,7 @@ class Run:
         config: the composed configuration, whose `method` it is.
         folder: where checkpoints and logs go.
         keeps: whether it is the folder's own run: random weights are kept there, beside the adapter that is
-            added to them, and its test keeps what its page shows, and asks an adapted model as it was
-            before, too.
+            added to them, and its test keeps what its page shows, and asks the model as it was before, too.
     """
 
     def __init__(self, config: DictConfig, folder: str | Path, keeps: bool = True) -> None:
@@ -83,8 +83,17 @@ class Run:
         for other in self.config.compare or ():
             check_method(self.task, other, self.config)  # now rather than after the training
         self.prepared = replace(prepare(self.task, self.config), compressed=told)
-        if self.prepared.peft and isinstance(self.task, Reporting):
-            self.task.off = self.prepared.peft.off
+        if self.keeps and self.method == "full":
+            self.prepared.before = Before(self.task.model)
+        if isinstance(self.task, Reporting):
+            self._tell_before(self.task)
+
+    def _tell_before(self, task: Reporting) -> None:
+        """Tell a task how its network is what it was before."""
+        peft, before = self.prepared.peft, self.prepared.before
+        task.off = peft.off if peft else None
+        if before and not strategy_name(self.config.trainer).startswith("deepspeed"):  # which cuts weights up
+            task.weights_before = before.again
 
     def _smaller(self) -> Compressed | None:
         """Make the task's network smaller, where that is wanted."""
@@ -144,8 +153,8 @@ class Run:
         best = getattr(trainer.checkpoint_callback, "best_model_path", "") or None
         score = _best_score(trainer)
         if self._sharded():  # what is tested and saved is whole again
-            model = data_and_model(self.config)[1]
-            self._make(model)
+            pl.seed_everything(self.config.seed, workers=True, verbose=False)  # for the same random weights
+            self._make(data_and_model(self.config)[1])
         metrics = self._test(best)
         for logger in loggers:
             logger.log_metrics(metrics, trainer.global_step)

@@ -331,7 +331,7 @@ def _report(results: list[Result], run: Run, folder: Path, facts: Facts) -> None
             print(line)
     facts.planned(run.prepared.plan, run.prepared.trained, run.prepared.total)  # which data may have decided
     facts.end(results, run.task, run.device)
-    save_updates(run.task, run.config, folder)
+    save_updates(run.task, run.prepared.before, folder)
     save_results(results, folder / "results.json")  # last: it says that the run is finished
     page.write(folder)
     print(f"In {short_path(folder)}:")

@@ -71,8 +71,8 @@ class ImageClassifier(Reporting, L.LightningModule):
 
     Attributes:
         predictions: of the last test; None before.
-        source: accuracy in the domain that the base was trained on, where the data have one, by the adapter:
-            "source" with it, "source_off" without.
+        source: accuracy in the domain that the base was trained on, where the data have one: "source" as the
+            model is, "source_off" with its adapter off, "source_before" of one that trained in full.
         temperature: what was fitted; None before.
 
     Raises:
@@ -120,7 +120,7 @@ class ImageClassifier(Reporting, L.LightningModule):
         self.scores = scores_of(target, num_classes, self.calibrate, self.number_std)
         self.val_metrics: MetricCollection = metrics_of(target, num_classes)
         self.temperature: float | None = None
-        self.temperature_before: float | None = None  # of the model with its adapter off
+        self.temperature_before: float | None = None  # of the model before training
         self.predictions: Predictions | None = None
         self.source: dict[str, float] = {}
         self._collected = Collector()
@@ -199,10 +199,10 @@ class ImageClassifier(Reporting, L.LightningModule):
         return (self(images) + self(images.flip(-1))) / 2
 
     def _logits_before(self, images: Tensor) -> Tensor | None:
-        """The same with the adapter off; None where nothing can be switched off."""
-        if not self.can_be_off():
+        """The same before training; None where nothing says it."""
+        if not self.has_before():
             return None
-        with self.adapter_off():
+        with self.as_before():
             return self._logits(images)
 
     def _calibrates(self) -> bool:
@@ -243,17 +243,17 @@ class ImageClassifier(Reporting, L.LightningModule):
             self.log(f"{stage}/{name}", value, prog_bar=name == self.scores[0].name, sync_dist=True)
 
     def _on_source(self) -> dict[str, float]:
-        """Of the domain that the base was trained on, where the data have one: accuracy, and with the adapter
-        off; each process sees all of it."""
+        """What `source` says of the model as it is now; each process sees all of the domain."""
         data: Any = getattr(self.trainer, "datamodule", None)
         if self.target != "class" or not hasattr(data, "source_dataloader"):
             return {}
+        before = "source_off" if self.can_be_off() else "source_before"
         right: dict[str, int] = {}
         count = 0
         with torch.no_grad():
             for images, targets in self._batches(data, data.source_dataloader()):
                 count += len(targets)
-                found = {"source": self._logits(images), "source_off": self._logits_before(images)}
+                found = {"source": self._logits(images), before: self._logits_before(images)}
                 for name, logits in found.items():
                     if logits is not None:
                         right[name] = right.get(name, 0) + int((logits.argmax(1) == targets).sum())
@@ -270,8 +270,8 @@ class ImageClassifier(Reporting, L.LightningModule):
         return {} if self.predictions is None else score_intervals(self.predictions)
 
     def before(self) -> dict[str, Any]:
-        """Scores and intervals of the last test with the adapter off, for the head of the run's page; nothing
-        of a model that is not adapted."""
+        """Scores and intervals of the same test before training, for the head of the run's page; empty where
+        nobody knows them."""
         base = None if self.predictions is None else self.predictions.as_before()
         return {} if base is None else {"scores": score_values(base), "intervals": score_intervals(base)}
 

@@ -92,7 +92,7 @@ def shown(data: Any, index: int) -> tuple[str, Image.Image | None]:
 
 
 def cards(found: Predictions, names: Sequence[str], indices: Sequence[int], data: Any) -> str:
-    """Pictures with what they are, and what the model makes of them now and with the adapter off."""
+    """Pictures with what they are, and what the model makes of them now and made of them before."""
     articles = []
     for index in indices:
         name, picture = shown(data, index)

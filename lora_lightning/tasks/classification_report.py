@@ -41,7 +41,7 @@ Table = tuple[Sequence[str], Sequence[Sequence[Any]]]  # header and rows
 @dataclass(frozen=True)
 class Outcome:
     """A classifier's last test: what it predicted, the names of its classes, its scores, and the accuracy in
-    the source domain by the adapter's state."""
+    the source domain, by what the model was then."""
 
     predictions: Predictions
     names: Sequence[str]
@@ -98,9 +98,7 @@ def _lead(outcome: Outcome) -> str:
         "In brackets, 95 % intervals by the bootstrap over pictures.",
     ]
     if found.before is not None:
-        words.append(
-            "“Before” is the same model with its adapter off; a head that was new then only guesses."
-        )
+        words.append("“Before” is the same model before training; a head that was new then only guesses.")
     if _is_calibrated(found):
         words.append(
             f"Probabilities are calibrated by the temperature {found.temperature:.3g}, fitted on the "
@@ -110,8 +108,7 @@ def _lead(outcome: Outcome) -> str:
         words.append(
             "ECE is the expected calibration error: how far a probability lies from how often it is right."
         )
-    if {"source", "source_off"} <= set(outcome.source):
-        words.append(_of_source(outcome.source))
+    words += _of_source(outcome.source)
     return f"<p>{text(' '.join(words), 2000)}</p>"
 
 
@@ -120,9 +117,15 @@ def _is_calibrated(found: Predictions) -> bool:
     return found.temperature not in (None, 1.0)
 
 
-def _of_source(source: Mapping[str, float]) -> str:
-    on, off = (f"{100 * source[name]:.1f} %" for name in ("source", "source_off"))
-    return f"Source domain: {on} with the adapter on, {off} with it off, as before."
+def _of_source(source: Mapping[str, float]) -> list[str]:
+    """A sentence, where there is something to compare."""
+    shown = {name: f"{100 * value:.1f} %" for name, value in source.items()}
+    if "source_off" in shown:
+        on, off = shown["source"], shown["source_off"]
+        return [f"Source domain: {on} with the adapter on, {off} with it off, as before."]
+    if "source_before" in shown:
+        return [f"Source domain: {shown['source']} after training, {shown['source_before']} before."]
+    return []
 
 
 def _numbers(outcome: Outcome) -> Section:
@@ -136,7 +139,8 @@ def _numbers(outcome: Outcome) -> Section:
             cells = [score.show(values[s].get(score.name), bounds[s].get(score.name)) for s in states]
             rows.append([score.label, *cells])
     if outcome.source:
-        share = {state: outcome.source.get("source_off" if state == BEFORE else "source") for state in states}
+        share = {now: outcome.source["source"]}
+        share[BEFORE] = outcome.source.get("source_off", outcome.source.get("source_before"))
         cells = [Score(s, "").show(share[s]) for s in states]
         rows.append(["source domain, accuracy %", *cells])
     return Section("Scores on the test pictures", _lead(outcome) + table(["", *states], rows))
@@ -235,8 +239,7 @@ def _scatter(found: Predictions) -> Section:
 def _lines(outcome: Outcome) -> list[str]:
     """What the table does not say."""
     found, lines = outcome.predictions, []
-    if {"source", "source_off"} <= set(outcome.source):
-        lines.append(_of_source(outcome.source))
+    lines += _of_source(outcome.source)
     if found.target == "class" and (pairs := _pairs(found, outcome.names)):
         said = ", ".join(f"{true} as {predicted} ({count})" for true, predicted, count, _ in pairs[:3])
         lines.append(f"Taken for another most often: {said}.")

@@ -48,7 +48,7 @@ class SpeechRecognizer(Recognizer):
 
     Attributes:
         transcripts: what the last validation or test has heard, in the order of the data.
-        heard: the same of the last test, by the state of the model: "before", with the adapter off, and
+        heard: the same of the last test, by the state of the model: "before" training, and
             `now`, or that alone where it has no adapter or is not asked without it.
 
     Raises:
@@ -128,7 +128,7 @@ class SpeechRecognizer(Recognizer):
 
     def on_test_epoch_start(self) -> None:
         self.transcripts = []
-        both = self.pictured and self.can_be_off()
+        both = self.pictured and self.has_before()
         self.heard = {**({BEFORE: []} if both else {}), self.now: self.transcripts}
 
     def validation_step(self, batch: SpeechBatch, batch_idx: int) -> None:
@@ -137,7 +137,7 @@ class SpeechRecognizer(Recognizer):
     def test_step(self, batch: SpeechBatch, batch_idx: int) -> None:
         self._evaluate("test", batch)
         if BEFORE in self.heard:
-            with self.adapter_off():
+            with self.as_before():
                 self.heard[BEFORE] += _transcripts(batch, self.transcribe(batch.waves, batch.lengths))
 
     def _evaluate(self, stage: str, batch: SpeechBatch) -> None:
@@ -160,8 +160,8 @@ class SpeechRecognizer(Recognizer):
         return {name: (found.low, found.high) for name, found in self._rates_of(self.transcripts).items()}
 
     def before(self) -> dict[str, Any]:
-        """Scores and intervals of the last test with the adapter off, for the head of the run's page; nothing
-        of a model that is not adapted."""
+        """Scores and intervals of the same test before training, for the head of the run's page; empty where
+        nobody knows them."""
         found = self._rates_of(self.heard.get(BEFORE, ()))
         if not found:
             return {}

@@ -152,14 +152,14 @@ class ObjectDetector(Reporting, L.LightningModule):
         found = {self.now: self.model(images)}
         self.test_precision.update(found[self.now], targets)
         if self._tests_before():
-            with self.adapter_off():
+            with self.as_before():
                 found = {BEFORE: self.model(images), **found}
             self.before_precision.update(found[BEFORE], targets)
         if self.pictured and self.trainer.is_global_zero:
             self._findings.add(images, targets, found)
 
     def _tests_before(self) -> bool:
-        return self.pictured and self.can_be_off()
+        return self.pictured and self.has_before()
 
     def on_test_epoch_end(self) -> None:
         gathered = {BEFORE: self.before_precision} if self._tests_before() else {}
@@ -175,8 +175,8 @@ class ObjectDetector(Reporting, L.LightningModule):
         return dict(self._tested[self.now].intervals) if self._tested else {}
 
     def before(self) -> dict[str, Any]:
-        """Scores and intervals of the last test with the adapter off, for the head of the run's page; nothing
-        of a model that is not adapted."""
+        """Scores and intervals of the same test before training, for the head of the run's page; empty where
+        nobody knows them."""
         base = self._tested.get(BEFORE)
         return {} if base is None else {"scores": base.scores, "intervals": base.intervals}
 

@@ -180,6 +180,6 @@ def _precision(tested: Tested, names: Sequence[str]) -> Section:
         bars, curves = charts(tables, names, now.objects)
         title = f"<h3>{kind.capitalize()}</h3>" * (len(now.precisions) > 1)
         parts.append(f"{title}{bars}<h3>Precision by recall, IoU of at least 0.5</h3>{curves}")
-    before = " The bar is after training, the mark before, with the adapter off." * (len(tested) > 1)
+    before = " The bar is after training, the mark before." * (len(tested) > 1)
     lead = f"<p>Of {counted(now.images, 'test image')}, as COCO counts.{before}</p>"
     return Section("Precision by class", lead + "".join(parts))

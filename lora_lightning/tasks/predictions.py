@@ -22,9 +22,9 @@ class Predictions:
         target: "class", "classes" or "number".
         outputs: (count, classes), float32 on the CPU: logits, which no temperature has touched, or numbers.
         truths: (count,) class indices or numbers; (count, classes) zeros and ones.
-        before: the same outputs with the adapter off; None where nothing is adapted.
+        before: the same outputs before training; None where nobody knows them.
         temperature: what divides the logits before they are made probabilities; None where none was fitted.
-        temperature_before: the same of those with the adapter off.
+        temperature_before: the same of those before training.
         now: the word for the model that has said this, as of `Reporting`.
     """
 
@@ -64,7 +64,7 @@ class Predictions:
         return replace(self, outputs=numbers(self.outputs, mean, std), before=before)
 
     def as_before(self) -> Predictions | None:
-        """Those of the model with its adapter off."""
+        """Those of the model before training."""
         if self.before is None:
             return None
         return Predictions(

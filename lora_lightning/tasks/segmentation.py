@@ -154,7 +154,7 @@ class SemanticSegmenter(Reporting, L.LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         found = {self.now: self._count(batch, self._counted)}
         if self._tests_before():
-            with self.adapter_off():
+            with self.as_before():
                 found = {BEFORE: self._count(batch, self._counted_off), **found}
         if self.pictured and self.trainer.is_global_zero:
             self._keep(batch, found)
@@ -167,7 +167,7 @@ class SemanticSegmenter(Reporting, L.LightningModule):
             self._kept.add(-self._counted.picture_miou(place), partial(_seen, place, masks[i], maps))
 
     def _tests_before(self) -> bool:
-        return self.pictured and self.can_be_off()
+        return self.pictured and self.has_before()
 
     def _count(self, batch: Batch, counted: Confusions) -> list[Tensor]:
         pictures, masks, places = batch
@@ -205,8 +205,8 @@ class SemanticSegmenter(Reporting, L.LightningModule):
         return self._tested[self.now].intervals() if self._tested else {}
 
     def before(self) -> dict[str, Any]:
-        """Scores and intervals of the last test with the adapter off, for the head of the run's page; nothing
-        of a model that is not adapted."""
+        """Scores and intervals of the same test before training, for the head of the run's page; empty where
+        nobody knows them."""
         base = self._tested.get(BEFORE)
         return {} if base is None else {"scores": base.scores(), "intervals": base.intervals()}
 

@@ -43,7 +43,7 @@ def transcribe_all(task: Recognizer, utterances: Sequence[Utterance]) -> list[Tr
 
 
 def report(task: Recognizer, utterances: Sequence[Utterance], heard: Heard, folder: Path) -> list[str]:
-    """Tables of what was heard in test utterances, before (the adapter off) and after, and sections of the
+    """Tables of what was heard in test utterances, before and after training, and sections of the
     page: what the model was adapted to comes first, then the accents that it was to keep.
 
     Args:
@@ -125,7 +125,7 @@ def _accents(heard: Heard, kept: Sequence[str]) -> Section:
     header, rows = by_accent(heard, accents)
     words = ["Word error rates (WER) with 95 % intervals by the bootstrap over utterances."]
     if BEFORE in heard:
-        words.append("“Before” is the same model with its adapter off.")
+        words.append("“Before” is the same model before training.")
     for accent in (a for a in accents if a in kept and BEFORE in heard):
         was, now = (percent([t for t in one if t.accent == accent]) for one in heard.values())
         words.append(
