@@ -164,11 +164,30 @@ def test_what_peft_has_trained_loads_in_peft_and_here() -> None:
     run = run_of("method=peft", "lora.train_norm=affine")
     run.task.load_state_dict(torch.load("run/checkpoints/best.ckpt", weights_only=True)["state_dict"])
     torch.testing.assert_close(run.task.eval()(x), theirs(x))
-    with run.task.adapter_off():
+    with run.task.as_before():
         torch.testing.assert_close(run.task(x), base().eval()(x))
     torch.testing.assert_close(run.task(x), theirs(x))
     facts = json.loads(Path("run/report/run.json").read_text())
     assert {"acc", "ece_raw"} <= facts["before"]["scores"].keys()
+
+
+def test_a_run_of_full_fine_tuning_tells_what_the_base_scores(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["method=none", "debug=fast", "logger=none", "hydra.run.dir=base"])
+    main(["method=full", *QUICK])
+    tested, told = (
+        json.loads(Path(f"{name}.json").read_text()) for name in ("base/results", "run/report/run")
+    )
+    before = told["before"]["scores"]
+    assert {name: tested[0]["scores"][name] for name in ("acc", "f1")} == pytest.approx(
+        {name: before[name] for name in ("acc", "f1")}
+    )
+    assert "after training, 99.0 % before." in capsys.readouterr().out  # in the source domain
+    left = load_file("run/model.safetensors")  # written after the test
+    best = torch.load("run/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    assert all(torch.equal(left[name], best[f"model.{name}"]) for name in left)
+    changed = {row["name"] for row in json.loads(Path("run/report/updates.json").read_text())}
+    plain = base().state_dict()
+    assert changed == {name for name, now in left.items() if not torch.equal(now, plain[name])} != set()
 
 
 def test_without_training_the_base_is_tested(capsys: pytest.CaptureFixture[str]) -> None:

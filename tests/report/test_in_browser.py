@@ -90,8 +90,8 @@ def test_a_sound_picture_has_a_text():
 @pytest.mark.slow
 def test_a_table_of_methods_is_seen_whole_on_a_desktop(tmp_path):
     """Long headings break before a column is out of sight, and the methods' names do not."""
-    header = ["method", "test accuracy %", "top-5 %", "macro F1 %", "calibrated ECE %", "source %", "source, off %",
-              "trained parameters", "% of total", "seconds", "checkpoint MB"]  # fmt: skip
+    header = ["method", "test accuracy %", "top-5 %", "macro F1 %", "calibrated ECE %", "source %",
+              "source, off %", "trained parameters", "% of total", "seconds", "checkpoint MB"]  # fmt: skip
     row = ["before adaptation", *["42.7 (38.7–46.7)"] * 4, "99.0", "99.0", "454,954", "18.28", "4.7", "1.32"]
     with chromium() as browser, opened(browser, page_of(tmp_path, table(header, [row]))) as page:
         beyond = "() => { const w = document.querySelector('.wide'); return w.scrollWidth - w.clientWidth; }"

@@ -111,6 +111,14 @@ def test_a_thousand_classes_stay_small(tmp_path):
     assert len(page.all("tr")) > 1000
 
 
+def test_the_source_domain_of_a_model_that_trained_in_full(tmp_path):
+    page, lines = written(classes(), tmp_path, source={"source": 0.5, "source_before": 0.9})
+    assert lines[0] == "Source domain: 50.0 % after training, 90.0 % before."
+    shown = [word.strip() for word in page.texts if word.strip()]
+    at = shown.index("source domain, accuracy %")
+    assert shown[at + 1 : at + 3] == ["90.0", "50.0"]
+
+
 def test_what_the_page_says_is_what_was_measured(tmp_path):
     found = classes(temperature=2.0)
     page, lines = written(found, tmp_path, source={"source": 0.5, "source_off": 0.9})
