@@ -139,9 +139,9 @@ def _numbers(outcome: Outcome) -> Section:
             cells = [score.show(values[s].get(score.name), bounds[s].get(score.name)) for s in states]
             rows.append([score.label, *cells])
     if outcome.source:
-        share = {now: outcome.source["source"]}
-        share[BEFORE] = outcome.source.get("source_off", outcome.source.get("source_before"))
-        cells = [Score(s, "").show(share[s]) for s in states]
+        shares = {"source_off": BEFORE, "source_before": BEFORE, "source": now}
+        known = {shares[name]: share for name, share in outcome.source.items()}
+        cells = [Score(s, "").show(known.get(s)) for s in states]
         rows.append(["source domain, accuracy %", *cells])
     return Section("Scores on the test pictures", _lead(outcome) + table(["", *states], rows))
 
