@@ -234,7 +234,7 @@ def _segments(response: HTTPResponse) -> Iterator[dict[str, Any]]:
                     continue
                 content = json.loads(value)
                 if event == "error":
-                    raise ServerError(content["message"])
+                    raise ServerError(content["message"], content.get("status", 0))
                 if event == "answer":
                     return
                 yield content["segment"]

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections import OrderedDict, deque
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+PATIENCE = 2.0  # seconds for which an upload keeps its place from others, however slow it is
 
 
 class FullError(Exception):
@@ -23,21 +28,48 @@ class Gate:
     def __init__(self, window: int, most: int) -> None:
         self.free, self.most, self.inside = window, most, 0
         self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._arriving: dict[asyncio.Task[Any], float] = {}  # since when, the first first
 
     @contextmanager
     def place(self) -> Iterator[None]:
         """Within this context a request is counted.
 
         Raises:
-            FullError: there is no place.
+            FullError: there is no place, and no slow upload that could give up its own.
         """
-        if self.inside >= self.most:
+        if self.inside >= self.most and not self._given_up():
             raise FullError
         self.inside += 1
         try:
             yield
         finally:
             self.inside -= 1
+
+    async def arrival(self, upload: Coroutine[Any, Any, T]) -> T:
+        """An upload that is being read, and has a place.
+
+        Raises:
+            FullError: others were without a place, and it was the slowest.
+        """
+        task = asyncio.create_task(upload)
+        self._arriving[task] = time.monotonic()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            if task not in self._arriving:
+                raise FullError from None
+            raise
+        finally:
+            self._arriving.pop(task, None)
+
+    def _given_up(self) -> bool:
+        """Whether the upload that has been read for the longest time makes room."""
+        task, since = next(iter(self._arriving.items()), (None, 0.0))
+        if task is None or time.monotonic() - since < PATIENCE:
+            return False
+        del self._arriving[task]
+        task.cancel()
+        return True
 
     @asynccontextmanager
     async def turn(self, name: str, seconds: float | None = None) -> AsyncIterator[None]:

@@ -25,14 +25,20 @@ def plain_text(form: str) -> bool:
     return form in ("text", "srt", "vtt")
 
 
-def transcription_of(answer: Mapping[str, Any], form: str) -> Any:
-    """Of an answer of the engine.
+def format_of(given: Any) -> str:
+    """What is asked for; JSON unless given.
 
     Raises:
         RefusedError: there is no such format.
     """
+    form = "json" if given is None else given
     if form not in FORMATS:
         raise RefusedError(400, f"response_format: give one of {', '.join(FORMATS)}.")
+    return str(form)
+
+
+def transcription_of(answer: Mapping[str, Any], form: str) -> Any:
+    """Of an answer of the engine, in one of the formats."""
     text, segments = answer["text"], answer["segments"]
     if form == "json":
         return {"text": text}

@@ -16,7 +16,14 @@ from lora_lightning.serving.asking import ABOUT, Ask, Event
 from lora_lightning.serving.catalog import BASE, SHOWN, Catalog, UnknownAdapter
 from lora_lightning.serving.gate import FullError, Gate
 from lora_lightning.serving.metrics import Metrics
-from lora_lightning.serving.openai import OPENAI, errors_shape, plain_text, sse_of, transcription_of
+from lora_lightning.serving.openai import (
+    OPENAI,
+    errors_shape,
+    format_of,
+    plain_text,
+    sse_of,
+    transcription_of,
+)
 from lora_lightning.serving.uploads import RefusedError, Upload, read_upload
 from lora_lightning.utils.libraries import loading
 
@@ -24,6 +31,7 @@ with loading("litserve", "serve"):
     from fastapi import FastAPI, Request, Response
     from fastapi.responses import JSONResponse, PlainTextResponse, StreamingResponse
     from starlette.exceptions import HTTPException
+    from starlette.types import Receive, Scope, Send
 
 GONE = 499  # nginx's status of a client that has left
 
@@ -85,6 +93,8 @@ def add_routes(
     async def metrics() -> Response:
         return PlainTextResponse(desk.metrics.text(desk.gate.inside))
 
+    for path, route in (("/health", health), ("/ready", is_ready), ("/metrics", metrics)):
+        app.add_api_route(path, route, methods=["HEAD"], include_in_schema=False)
     add("/health", health, "The server runs; needs no token", described.of_text(), "GET")
     add("/ready", is_ready, "A worker can answer; needs no token", described.of_text(503), "GET")
     add("/metrics", metrics, "What the server counts, in Prometheus's form", described.of_text(401), "GET")
@@ -110,9 +120,7 @@ class Routes:
                 _known(kind, said)
                 ask = await self._ask(kind, upload.body, said, said.get("adapter"))
                 if ask.options.get("stream"):
-                    return await self._streamed(
-                        ask, lambda e: f"event: {e.what}\ndata: {json.dumps(e.content)}\n\n"
-                    )
+                    return await self._streamed(ask, _sse)
                 return JSONResponse(await self._answer(ask))
 
             return await self._counted(f"/v1/{kind}", request, answer)
@@ -124,12 +132,12 @@ class Routes:
 
         async def answer(upload: Upload) -> Response:
             said = upload.fields
+            form = format_of(said.get("response_format"))
             ask = await self._ask(
                 "transcribe", upload.body, {"stream": said.get("stream")}, said.get("model")
             )
             if ask.options.get("stream"):
                 return await self._streamed(ask, sse_of())
-            form = str(said.get("response_format", "json"))
             content = transcription_of(await self._answer(ask), form)
             return PlainTextResponse(content) if plain_text(form) else JSONResponse(content)
 
@@ -173,40 +181,61 @@ class Routes:
 
     async def _streamed(self, ask: Ask, shown: Callable[[Event], str]) -> Response:
         """Server-sent events. An error before the first is an answer of its status."""
-        events = self.desk.ask(ask)
-        first = await anext(events)
-        if first.what == "error":
-            raise RefusedError(first.status, first.content["message"])
+        async with contextlib.AsyncExitStack() as held:
+            events = self.desk.ask(ask)
+            await held.enter_async_context(contextlib.aclosing(events))  # type: ignore[type-var]  # a generator
+            first = await anext(events)
+            if first.what == "error":
+                raise RefusedError(first.status, first.content["message"])
 
-        async def lines() -> AsyncIterator[str]:
-            async with contextlib.aclosing(events):  # type: ignore[type-var]  # a generator
+            async def lines() -> AsyncIterator[str]:
                 yield shown(first)
                 async for event in events:
                     yield shown(event)
 
-        return StreamingResponse(
-            lines(), media_type="text/event-stream", headers={"cache-control": "no-store"}
-        )
+            return _Stream(lines(), held.pop_all())
 
     async def _counted(
         self, route: str, request: Request, answer: Callable[[Upload], Coroutine[Any, Any, Response]]
     ) -> Response:
         begun, status = time.monotonic(), 500
-        try:
-            with self.desk.gate.place():
-                upload = await read_upload(request, self.manners.most, self.manners.reading)
+        with contextlib.ExitStack() as held:
+            held.callback(lambda: self.desk.metrics.answered(route, status, time.monotonic() - begun))
+            try:
+                held.enter_context(self.desk.gate.place())
+                upload = await self.desk.gate.arrival(
+                    read_upload(request, self.manners.most, self.manners.reading)
+                )
                 response = await _unless_gone(request, answer(upload))
-                status = response.status_code
-                return response
-        except FullError:
-            status = 429
-            message = "there are too many requests: try again in a second."
-            raise RefusedError(429, message, {"retry-after": "1", "connection": "close"}) from None
-        except RefusedError as error:
-            status = error.status
-            raise
-        finally:
-            self.desk.metrics.answered(route, status, time.monotonic() - begun)
+            except FullError:
+                status = 429
+                message = "there are too many requests: try again in a second."
+                raise RefusedError(429, message, {"retry-after": "1", "connection": "close"}) from None
+            except RefusedError as error:
+                status = error.status
+                raise
+            status = response.status_code
+            if isinstance(response, _Stream):  # is not answered yet
+                response.held.push(held.pop_all())
+            return response
+
+
+class _Stream(StreamingResponse):
+    """Server-sent events. What is held is let go when all is sent, or the client has left."""
+
+    def __init__(self, lines: AsyncIterator[str], held: contextlib.AsyncExitStack) -> None:
+        super().__init__(lines, media_type="text/event-stream", headers={"cache-control": "no-store"})
+        self.held = held
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async with self.held:
+            await super().__call__(scope, receive, send)
+
+
+def _sse(event: Event) -> str:
+    """An event; of an error its status is told, too, since the stream has begun with 200."""
+    content = event.content if event.what != "error" else {**event.content, "status": event.status}
+    return f"event: {event.what}\ndata: {json.dumps(content)}\n\n"
 
 
 async def _unless_gone(request: Request, answer: Coroutine[Any, Any, Response]) -> Response:

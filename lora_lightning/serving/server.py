@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from lora_lightning.errors import UserError
 from lora_lightning.serving.bridge import Desk, EngineAPI, ended
 from lora_lightning.serving.catalog import Catalog
+from lora_lightning.serving.connections import Connection
 from lora_lightning.serving.gate import Gate
 from lora_lightning.serving.metrics import Metrics
 from lora_lightning.serving.openai import errors_shape
@@ -155,6 +156,8 @@ class Server(LitServer):
                 generate_client_file=False,
                 access_log=False,
                 server_header=False,
+                http=Connection,
+                ws="none",
             )
         except KeyboardInterrupt:  # before it has begun
             self.interrupted = True

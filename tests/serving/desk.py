@@ -11,6 +11,7 @@ from fastapi import FastAPI
 from starlette.testclient import TestClient
 
 from lora_lightning.serving.asking import Ask, Event
+from lora_lightning.serving.connections import Connection
 from lora_lightning.serving.engine import Engine
 from lora_lightning.serving.gate import Gate
 from lora_lightning.serving.metrics import Metrics
@@ -54,7 +55,7 @@ def listening(engine: Engine, token: str | None = None, **options) -> Iterator[s
     app = app_of(engine, **options)
     if token:
         app.add_middleware(Token, token=token)
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error"))
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", http=Connection, ws="none"))
     thread = threading.Thread(target=server.run)
     thread.start()
     while not server.started:
