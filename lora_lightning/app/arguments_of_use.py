@@ -71,7 +71,7 @@ def serve(parser: Parser) -> None:
     """Of the command `serve`."""
     about = "builds the base, where no adapter's run says how"
     parser.add_argument("words", nargs="*", metavar="recipe=NAME [key=value ...]", help=about)
-    parser.key("adapter", "RUN/adapter", "the one adapter: its folder, or the run's", existing)
+    parser.key("adapter", "RUN/adapter", "the one adapter: its folder, the run's, or hf:…", found_or_address)
     parser.key(
         "adapters",
         "FOLDER",

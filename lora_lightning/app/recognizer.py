@@ -14,12 +14,13 @@ from lora_lightning.files.locate import read_source
 from lora_lightning.files.save_load import load_adapter
 
 CTC = "lora_lightning.tasks.ctc.SpeechRecognizer"
+SEQ2SEQ = "lora_lightning.tasks.seq2seq.Seq2SeqRecognizer"
 
 
 def recognizer(
     adapter: str | None, recipe: str | None = None, check_base: bool = True
-) -> tuple[nn.Module, list[str]]:
-    """A CTC recognizer and its vocabulary.
+) -> tuple[nn.Module, list[str] | None]:
+    """A CTC recognizer and its vocabulary; or Whisper, which has none for its texts.
 
     Args:
         adapter: an adapter's folder; None gives the recipe's model as it is.
@@ -27,7 +28,7 @@ def recognizer(
         check_base: refuse other base weights than those that the adapter was trained on.
 
     Raises:
-        UserError: neither tells how the model is built, or it is no CTC recognizer.
+        UserError: neither tells how the model is built, or it is neither.
         MissingFileError: weights that are not on this machine.
     """
     source = read_source(adapter) if adapter else None
@@ -43,14 +44,14 @@ def recognizer(
     task = (
         config["task"]["_target_"] if recipe or not source else target_of(config, "task", source.config_file)
     )
-    if task != CTC:
-        raise UserError(f"{where}: is no CTC recognizer ({task}). Give one of task=ctc.")
+    if task not in (CTC, SEQ2SEQ):
+        raise UserError(f"{where}: is not transcribed by ({task}). Give one of task=ctc or task=seq2seq.")
     model, facts = rebuilt_model(config, source, own=bool(recipe))
-    if "vocabulary" not in facts:
+    if task == CTC and "vocabulary" not in facts:
         raise UserError(
             f"{where}: its data, which decide the vocabulary, are not on this machine. "
             "Copy them here, or give an adapter, whose run keeps it."
         )
     if source:
         load_adapter(model, source.path, check_base=check_base)
-    return model, list(facts["vocabulary"])
+    return model, list(facts["vocabulary"]) if task == CTC else None

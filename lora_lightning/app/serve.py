@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from lora_lightning.data.stream_sources import is_url
 from lora_lightning.errors import UserError
+from lora_lightning.files.hubs.address import address_of, is_address
 from lora_lightning.serving.catalog import BASE, FILES, IN_RUN, NAME, Catalog, UnknownAdapter, taken
 from lora_lightning.serving.client import is_token
 from lora_lightning.serving.remote import RemoteCatalog
@@ -46,6 +47,7 @@ def serve(options: Mapping[str, Any], words: Sequence[str]) -> None:
         )
     if problems:
         raise UserError("\n".join(problems))
+    options = here(options)
     catalog = catalog_of(options)
     for name in options.get("pinned", ()):
         try:
@@ -63,8 +65,24 @@ def serve(options: Mapping[str, Any], words: Sequence[str]) -> None:
     Server(build, catalog, place, Manners(**manners), count).serve()
 
 
+def here(options: Mapping[str, Any]) -> Mapping[str, Any]:
+    """With the folder that holds an adapter of a hub now, and its `name` there, in the place of its address:
+    every worker is to serve the same.
+
+    Raises:
+        UserError: it cannot be had.
+    """
+    given = options.get("adapter")
+    if given is None or not is_address(given):
+        return options
+    from lora_lightning.files.hubs.fetch import fetched  # loads torch
+
+    name = address_of(given).name.rpartition("/")[2]
+    return {**options, "adapter": str(fetched(given)), "name": name}
+
+
 def catalog_of(options: Mapping[str, Any]) -> Catalog:
-    """Of `adapter=` the run's or the folder's own name; of `adapters=` the names of its sub-folders.
+    """Of `adapter=` one name, the folder's or the hub's; of `adapters=` the names of its sub-folders.
 
     Raises:
         UserError: there is no adapter.
@@ -74,7 +92,7 @@ def catalog_of(options: Mapping[str, Any]) -> Catalog:
         folder = folder / IN_RUN if (folder / IN_RUN / FILES[0]).is_file() else folder
         if not (folder / FILES[0]).is_file():
             raise UserError(f"adapter={options['adapter']}: holds no adapter_config.json. Give RUN/adapter.")
-        name = folder.parent.name if folder.name == IN_RUN else folder.name
+        name = options.get("name") or (folder.parent.name if folder.name == IN_RUN else folder.name)
         return Catalog(fixed={name if NAME.fullmatch(name) and name != BASE else "adapter": folder})
     if "adapters" not in options:
         return Catalog()

@@ -10,6 +10,7 @@ from hydra.utils import get_object
 from torch import nn
 
 from lora_lightning.app.rebuild import rebuilt_model
+from lora_lightning.app.recognizer import CTC, SEQ2SEQ
 from lora_lightning.app.several_adapters import TEMPERATURE
 from lora_lightning.app.trained import Trained, named
 from lora_lightning.errors import UserError
@@ -20,11 +21,14 @@ from lora_lightning.serving.inputs import Limits
 from lora_lightning.serving.kinds import Base, Classes, Kind, Masks, Objects
 from lora_lightning.serving.store import AdapterStore
 
-KINDS = {  # by the class of the task; those derived from it are served alike
+TRANSDUCER = "lora_lightning.tasks.transducer.TransducerRecognizer"  # is one of CTC's by its class alone
+KINDS = {  # by the class of the task; those derived from it are served alike, the first that fits
     "lora_lightning.tasks.classification.ImageClassifier": "classify",
     "lora_lightning.tasks.detection.ObjectDetector": "detect",
     "lora_lightning.tasks.segmentation.SemanticSegmenter": "segment",
-    "lora_lightning.tasks.ctc.SpeechRecognizer": "transcribe",
+    SEQ2SEQ: "texts",
+    TRANSDUCER: "",
+    CTC: "words",
 }
 
 
@@ -85,19 +89,18 @@ def engine_of(
 
 
 def kind_of(trained: Trained) -> str:
-    """What is asked of a task.
+    """How a task is served.
 
     Raises:
-        UserError: it is not served.
+        UserError: it is not.
     """
     target = trained.config["task"]["_target_"]
     task = get_object(target)
-    for name, kind in KINDS.items():
-        if isinstance(task, type) and issubclass(task, get_object(name)):
-            return kind
-    raise UserError(
-        f"{trained.where}: its task, {target}, is not served: give an adapter of {', '.join(KINDS)}."
-    )
+    fitting = [n for n in KINDS if isinstance(task, type) and issubclass(task, get_object(n))]
+    if fitting and (kind := KINDS[fitting[0]]):
+        return kind
+    served = ", ".join(name for name, kind in KINDS.items() if kind)
+    raise UserError(f"{trained.where}: its task, {target}, is not served: give an adapter of {served}.")
 
 
 def _base(trained: Trained) -> tuple[nn.Module, Mapping[str, Any]]:
@@ -110,9 +113,11 @@ def _base(trained: Trained) -> tuple[nn.Module, Mapping[str, Any]]:
 
 
 def _kind(name: str, base: Base, limits: Limits) -> Kind:
-    if name == "transcribe":
-        from lora_lightning.serving.speech import Words
+    if name in ("words", "texts"):
+        from lora_lightning.serving.speech import Texts, Words
 
+        if name == "texts":
+            return Texts(base, limits)
         if "vocabulary" not in base.facts:
             raise UserError(
                 "its data, which decide the vocabulary, are not on this machine: give recipe=NAME."

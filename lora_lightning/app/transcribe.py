@@ -17,11 +17,14 @@ from lora_lightning.app.recognizer import recognizer
 from lora_lightning.data.audio import SUFFIXES, AudioError, audio_info, read_audio
 from lora_lightning.errors import UserError
 from lora_lightning.tasks.decoding import BeamDecoder
-from lora_lightning.tasks.transcription import Transcriber, Transcription, to_srt
+from lora_lightning.tasks.listening import Listener, Transcription, to_srt
+from lora_lightning.tasks.own_texts import TextListener
+from lora_lightning.tasks.transcription import Transcriber
 from lora_lightning.utils.atomic import write_whole
 from lora_lightning.utils.progress import Bar
 
 FORMATS = {"plain": ".txt", "srt": ".srt", "json": ".json"}
+OF_CTC = ("chunk", "overlap", "beam", "lm", "lexicon")
 AHEAD = 2  # files that are decoded while the model hears another
 
 
@@ -74,24 +77,37 @@ def _heard(
     files: Sequence[Path], options: Mapping[str, Any]
 ) -> Iterator[tuple[Path, Transcription | AudioError]]:
     """Each file and its transcription, or why there is none; a bar over the seconds of all."""
-    model, vocabulary = recognizer(
-        options.get("adapter"), options.get("recipe"), options.get("check_base", True)
-    )
-    decoder = None
-    if {"beam", "lm", "lexicon"} & options.keys():
-        decoder = BeamDecoder(**{k: options[k] for k in ("beam", "lm", "lexicon") if k in options})
-    given = {k: options[k] for k in ("chunk", "overlap", "batch") if k in options}
-    transcriber = Transcriber(model.to(_device(options)), vocabulary, decoder, **given)
+    listener = _listener(options)
     seconds = {path: _seconds(path) for path in files}
     errors: dict[Path, AudioError] = {}
     readable: list[Path] = []
     total = sum(seconds.values())
     with Bar("transcribing", total, "seconds of sound") as bar:
-        for result in transcriber.all(_waves(files, errors, readable)):
+        for result in listener.all(_waves(files, errors, readable)):
             path = readable.pop(0)
             bar.advance(seconds[path])
             yield path, result
     yield from errors.items()
+
+
+def _listener(options: Mapping[str, Any]) -> Listener:
+    model, vocabulary = recognizer(
+        options.get("adapter"), options.get("recipe"), options.get("check_base", True)
+    )
+    device = _device(options)
+    model = model.to(device).eval()
+    batch = {k: options[k] for k in ("batch",) if k in options}
+    if vocabulary is None:
+        if given := [name for name in OF_CTC if name in options]:
+            told = "is of CTC recognizers, and this one writes its texts by itself: leave it out."
+            raise UserError("\n".join(f"{name}={options[name]}: {told}" for name in given))
+        text_model: Any = model
+        return TextListener(text_model, device, **batch)
+    decoder = None
+    if {"beam", "lm", "lexicon"} & options.keys():
+        decoder = BeamDecoder(**{k: options[k] for k in ("beam", "lm", "lexicon") if k in options})
+    chunks = {k: options[k] for k in ("chunk", "overlap") if k in options}
+    return Transcriber(model, vocabulary, decoder, **chunks, **batch)
 
 
 def _waves(files: Sequence[Path], errors: dict[Path, AudioError], readable: list[Path]) -> Iterator[Tensor]:

@@ -64,15 +64,16 @@ class Whisper(nn.Module):
         super().__init__()
         self.network, self.tokenizer = network, tokenizer
         self.features = _windowed(network, features, seconds)
+        self.seconds: int = self.features.chunk_length
         room = network.config.max_target_positions - len(tokenizer.prefix_tokens) - 1
         self.max_tokens = min(max_tokens, room)
 
     def log_mels(self, waves: Tensor, lengths: Tensor) -> Tensor:
         """(batch, mels, 100 a second of the window) of waves (batch, samples) of these lengths."""
-        seconds, longest = self.features.chunk_length, int(lengths.max()) / SAMPLE_RATE
-        if longest > seconds:
+        longest = int(lengths.max()) / SAMPLE_RATE
+        if longest > self.seconds:
             raise ConfigError([
-                f"data.max_seconds: a recording has {longest:.1f} s, and this Whisper hears {seconds} s "
+                f"data.max_seconds: a recording has {longest:.1f} s, and this Whisper hears {self.seconds} s "
                 "(model.seconds). Give data.max_seconds at most that, or a larger model.seconds, up to 30."
             ])  # fmt: skip
         arrays = [wave[:n].float().cpu().numpy() for wave, n in zip(waves, lengths.tolist(), strict=True)]
@@ -104,11 +105,11 @@ class Whisper(nn.Module):
         may without end, is heard anew with no three tokens twice: the paper's test, without its chance."""
         mels = self.log_mels(waves, lengths)
         texts = self._heard(mels)
-        loops = [i for i, text in enumerate(texts) if _compressed(text) > LOOP]
-        if loops:
-            for i, text in zip(loops, self._heard(mels[loops], no_repeat_ngram_size=3), strict=True):
-                texts[i] = text
-        return texts
+        loops = [_compressed(text) > LOOP for text in texts]
+        if not any(loops):
+            return texts
+        again = self._heard(mels, no_repeat_ngram_size=3)  # all of them: each may have an adapter of its own
+        return [new if loop else text for text, new, loop in zip(texts, again, loops, strict=True)]
 
     def _heard(self, mels: Tensor, **options: Any) -> list[str]:
         prefix = torch.tensor([self.tokenizer.prefix_tokens] * len(mels), device=mels.device)

@@ -6,9 +6,10 @@ import contextlib
 import hashlib
 import json
 import os
+import shutil
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Collection, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as LateError
 from functools import partial
@@ -27,6 +28,7 @@ WAIT = 30.0  # seconds for a copy that is not there yet
 LISTING = 5.0  # seconds for a new list, where a name is unknown
 COPIERS = 4  # threads
 PIECE = 2**20  # bytes read at once
+KEPT = 60.0  # seconds for which a copy stays though the store has it no more
 MARK = "mark.json"  # beside a copy: of which state of the store it is
 SAID = ("ETag", "etag", "md5", "Content-MD5", "LastModified", "last_modified", "mtime", "updated", "created")
 
@@ -72,13 +74,14 @@ class RemoteCatalog(Catalog):
             UnusableAdapter: it cannot be had now.
         """
         place = super().folder(name)
+        here = (place / FILES[0]).is_file()
         with self._lock:
-            copy = self._copies.get(name)
-            if time.monotonic() - self._copied.get(name, -1e9) >= SLOWER and (copy is None or copy.done()):
+            copy, since = self._copies.get(name), time.monotonic() - self._copied.get(name, -1e9)
+            if (since >= SLOWER or not here) and (copy is None or copy.done()):
                 self._copied[name] = time.monotonic()
                 self._copiers = self._copiers or ThreadPoolExecutor(COPIERS, "copier")
                 copy = self._copies[name] = self._copiers.submit(self._copy, name, place)
-        if not (place / FILES[0]).is_file():
+        if not here:
             try:
                 assert copy is not None
                 copy.result(WAIT)
@@ -120,12 +123,20 @@ class RemoteCatalog(Catalog):
         if not files.exists(root):
             raise UserError(f"adapters={self.address}: there is nothing there: give what there is.")
         places: dict[str, str] = {}
-        for path in files.find(root, maxdepth=3):
-            inside = str(path)[len(root.rstrip("/")) + 1 :].split("/")
+        for path in _paths(files, root):
+            inside = path[len(root) + 1 :].split("/")
             if inside[1:] in ([FILES[0]], [IN_RUN, FILES[0]]) and NAME.fullmatch(inside[0]):
-                places[inside[0]] = str(path).rpartition("/")[0]
+                places[inside[0]] = path.rpartition("/")[0]
         self._places = places
+        self._forget(places)
         return self._without_base({name: self.cache / name for name in places}, self.address)
+
+    def _forget(self, places: Collection[str]) -> None:
+        """Delete copies of what the store has no more; not one that another process may be making now."""
+        with contextlib.suppress(OSError):  # nothing was copied yet
+            for copy in self.cache.iterdir():
+                if copy.name not in places and time.time() - copy.stat().st_mtime > KEPT:
+                    shutil.rmtree(copy, ignore_errors=True)
 
     def _opened(self) -> tuple[Any, str]:
         if self._files is None or self._files[0] != os.getpid():
@@ -155,6 +166,15 @@ class RemoteCatalog(Catalog):
         except Exception as error:  # of whatever library
             logger.warning("adapter %s: cannot be copied from its store: %s", name, _line(error))
             raise
+
+
+def _paths(files: Any, root: str) -> Iterator[str]:
+    """Files of a folder and its sub-folders; of a link to a folder, which none follows, an adapter's."""
+    for path, info in files.find(root, maxdepth=3, detail=True).items():
+        yield path
+        if info.get("islink"):
+            inside = (f"{path}/{name}" for name in (FILES[0], f"{IN_RUN}/{FILES[0]}"))
+            yield from filter(files.exists, inside)
 
 
 def _fetch(files: Any, source: str, most: int, size: int | None, path: str) -> None:

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from lora_lightning.data.speech import SAMPLE_RATE
+from lora_lightning.tasks.listening import Listener, Segment, Word, sounding
 from lora_lightning.tasks.vocabulary import BLANK, Decoder, encode, greedy
 from lora_lightning.utils.libraries import loading
 
@@ -22,43 +22,6 @@ with loading("torchaudio"):
 PROBES = (2 * SAMPLE_RATE, 10 * SAMPLE_RATE)  # samples of the silences that tell how far apart outputs are
 SPACES = (" ", "|")
 SILENT = -30.0  # ln P of a letter where nothing sounds
-DYNAMICS, QUIETEST = 35.0, -60.0  # dB below the loudest parts, and of full scale, that count as silence
-
-
-@dataclass(frozen=True)
-class Word:
-    """A word, when it begins and ends in seconds, and the mean probability of its letters."""
-
-    text: str
-    start: float
-    end: float
-    confidence: float
-
-
-@dataclass(frozen=True)
-class Segment:
-    """Words between two pauses."""
-
-    text: str
-    start: float
-    end: float
-    words: list[Word]
-
-
-@dataclass(frozen=True)
-class Transcription:
-    """What is said in one recording of so many seconds."""
-
-    seconds: float
-    segments: list[Segment]
-
-    @property
-    def text(self) -> str:
-        return " ".join(segment.text for segment in self.segments)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, fit for JSON."""
-        return {"seconds": self.seconds, "text": self.text, "segments": [asdict(s) for s in self.segments]}
 
 
 @dataclass(eq=False)
@@ -82,7 +45,7 @@ class Chunk:
     begin: int
 
 
-class Transcriber:
+class Transcriber(Listener):
     """Recognizes waves of any length, in overlapping chunks where they have no pauses.
 
     What lies between two silences is heard by itself, as the utterances were that a model was trained on;
@@ -121,25 +84,12 @@ class Transcriber:
         self.chunk, self.margin = max(4, round(chunk / frame)), round(overlap / 2 / frame)  # in frames
         self.batch, self.pause, self.longest = batch, pause / frame, longest / frame
 
-    def __call__(self, wave: Tensor) -> Transcription:
-        """What is said in a wave (samples,), 16 kHz."""
-        return next(self.all([wave]))
-
-    def all(self, waves: Iterable[Tensor]) -> Iterator[Transcription]:
-        """What is said in each wave (samples,), in order; chunks of several are heard together."""
-        open_waves: list[OpenWave] = []
-        for chunks in self._batches(waves, open_waves):
-            self.hear(chunks)
-            while open_waves and not open_waves[0].waiting:
-                done = open_waves.pop(0)
-                yield self.transcription(done)
-
     def log_probs(self, wave: Tensor) -> Tensor:
         """(frames, vocabulary) of a wave (samples,) of any length; certain blanks where it is silent."""
-        open_waves: list[OpenWave] = []
-        for chunks in self._batches([wave], open_waves):
-            self.hear(chunks)
-        return open_waves[0].log_probs
+        heard = self.opened(wave)
+        while heard.waiting:
+            self.hear(heard.waiting[: self.batch])
+        return heard.log_probs
 
     @torch.no_grad()
     def _hop(self) -> int:
@@ -156,7 +106,7 @@ class Transcriber:
         log_probs[:, BLANK] = 0.0
         whole = OpenWave(log_probs, len(wave), [])
         stride = self.chunk - 2 * self.margin
-        for begin, end in self._loud(wave):
+        for begin, end in sounding(wave, self.hop, self.pause):
             count = 1 + max(0, math.ceil((end - begin - self.chunk) / stride))
             for i in range(count):
                 first = begin + i * stride
@@ -165,37 +115,6 @@ class Transcriber:
                 samples = wave[first * self.hop : last * self.hop]
                 whole.waiting.append(Chunk(samples, first, used, whole, begin))
         return whole
-
-    def _loud(self, wave: Tensor) -> list[tuple[int, int]]:
-        """Frames at which sound begins and ends: between silences of `pause` seconds or more."""
-        padded = torch.nn.functional.pad(wave, (0, -len(wave) % self.hop)).view(-1, self.hop)
-        level = 10 * padded.square().mean(1).clamp(min=1e-12).log10()
-        if not len(level):
-            return []
-        loud = (level > max(float(level.quantile(0.95)) - DYNAMICS, QUIETEST)).nonzero()[:, 0].tolist()
-        spans: list[tuple[int, int]] = []
-        for t in loud:
-            if spans and t - spans[-1][1] < self.pause:
-                spans[-1] = (spans[-1][0], t + 1)
-            else:
-                spans.append((t, t + 1))
-        return spans
-
-    def _batches(self, waves: Iterable[Tensor], open_waves: list[OpenWave]) -> Iterator[list[Chunk]]:
-        """Chunks of all waves, `batch` at a time; and an empty list for a wave that has none."""
-        waiting: list[Chunk] = []
-        for wave in waves:
-            whole = self.opened(wave)
-            open_waves.append(whole)
-            waiting += sorted(whole.waiting, key=lambda chunk: -len(chunk.samples))  # little padding
-            while len(waiting) >= self.batch or not whole.waiting:
-                yield waiting[: self.batch]
-                del waiting[: self.batch]
-                if not whole.waiting:
-                    break
-        while waiting:
-            yield waiting[: self.batch]
-            del waiting[: self.batch]
 
     @torch.inference_mode()
     def hear(self, chunks: Sequence[Chunk]) -> None:
@@ -212,9 +131,10 @@ class Transcriber:
             chunk.whole.log_probs[begin:end] = row[begin - chunk.first : end - chunk.first]
             chunk.whole.waiting.remove(chunk)
 
-    def transcription(self, heard: OpenWave) -> Transcription:
-        """What is said in a wave that was heard to its end."""
-        return Transcription(round(heard.samples / SAMPLE_RATE, 3), self.segments(heard.log_probs))
+    def settled(self, heard: OpenWave, since: int) -> tuple[int, list[Segment]]:
+        """As of any listener; counts in frames."""
+        end = min((chunk.begin for chunk in heard.waiting), default=len(heard.log_probs))
+        return end, self.segments(heard.log_probs[since:end], since) if end > since else []
 
     def segments(self, log_probs: Tensor, first: int = 0) -> list[Segment]:
         """What is said in a part of a wave between two silences.
@@ -290,20 +210,3 @@ class Transcriber:
             )
             position += len(word) + 1
         return words
-
-
-def to_srt(transcription: Transcription) -> str:
-    """SubRip subtitles, one for each segment."""
-    blocks = [
-        f"{i}\n{_stamp(segment.start)} --> {_stamp(segment.end)}\n{segment.text}\n"
-        for i, segment in enumerate(transcription.segments, 1)
-    ]
-    return "\n".join(blocks)
-
-
-def _stamp(seconds: float) -> str:
-    """`00:01:02,345`"""
-    milliseconds = round(1000 * seconds)
-    hours, rest = divmod(milliseconds, 3_600_000)
-    minutes, rest = divmod(rest, 60_000)
-    return f"{hours:02}:{minutes:02}:{rest // 1000:02},{rest % 1000:03}"

@@ -14,7 +14,7 @@ import pytest
 from lora_lightning.app.serve import catalog_of
 from lora_lightning.errors import UserError
 from lora_lightning.serving import remote
-from lora_lightning.serving.catalog import FILES, UnknownAdapter, UnusableAdapter
+from lora_lightning.serving.catalog import FILES, Catalog, UnknownAdapter, UnusableAdapter
 from lora_lightning.serving.remote import RemoteCatalog
 
 
@@ -102,6 +102,38 @@ def test_a_store_that_is_away_stops_nobody_who_has_a_copy(tmp_path: Path, caplog
     assert str(tmp_path) not in str(told.value) and "cannot be copied" in caplog.text
     shutil.move(tmp_path / "away", tmp_path / "shelf")
     assert (catalog.folder("bob") / FILES[0]).read_bytes() == b"one"
+
+
+def test_links_to_adapters_are_adapters(tmp_path: Path) -> None:
+    """As they are of a folder without an address."""
+    shelf, place = (f"file://{tmp_path / 'shelf'}", tmp_path / "shelf"), tmp_path / "elsewhere"
+    for name in ("one", "two/adapter", "three"):
+        put((shelf[0], place), name, name.encode())
+    put(shelf, "ada")
+    (shelf[1] / "linked").symlink_to(place / "one")
+    (shelf[1] / "run").symlink_to(place / "two")
+    (shelf[1] / "inner").mkdir()
+    (shelf[1] / "inner" / "adapter").symlink_to(place / "three")
+    (shelf[1] / "lost").symlink_to(place / "none")
+    catalog = RemoteCatalog(shelf[0])
+    assert catalog.names() == Catalog(shelf[1]).names() == ["ada", "inner", "linked", "run"]
+    held = {name: (catalog.folder(name) / FILES[1]).read_bytes() for name in ("linked", "run", "inner")}
+    assert held == {"linked": b"one", "run": b"two/adapter", "inner": b"three"}
+
+
+def test_copies_of_what_is_gone_go(tmp_path: Path, monkeypatch) -> None:
+    shelf = f"file://{tmp_path / 'shelf'}", tmp_path / "shelf"
+    for name in ("ada", "bob"):
+        put(shelf, name)
+    catalog = RemoteCatalog(shelf[0])
+    places = {name: catalog.folder(name) for name in ("ada", "bob")}
+    shutil.rmtree(shelf[1] / "bob")
+    eventually(catalog.names, ["ada"])
+    assert places["bob"].is_dir()  # another process may be about to read it
+    monkeypatch.setattr(remote, "KEPT", 0.0)
+    eventually(lambda: (catalog.names(), places["bob"].exists()), (["ada"], False))
+    shutil.rmtree(places["ada"])  # as a user may, or another server's listing
+    assert (catalog.folder("ada") / FILES[1]).read_bytes() == b"one"
 
 
 def test_too_large_or_torn_is_not_kept(tmp_path: Path, monkeypatch) -> None:

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from lora_lightning.app import cli
-from lora_lightning.tasks.transcription import Transcriber, to_srt
+from lora_lightning.tasks.listening import to_srt
+from lora_lightning.tasks.transcription import Transcriber
 
 VOCABULARY = ["<blank>", " ", "a", "b", "c"]
 PITCHES = {" ": 400, "a": 800, "b": 1200, "c": 1600}  # Hz, whole periods in a window

@@ -38,14 +38,14 @@ function clock(seconds) {
   return `${Math.floor(tenths / 600)}:${String(Math.floor(tenths / 10) % 60).padStart(2, "0")}.${tenths % 10}`;
 }
 
-// {text, start, end, words: [{text, start, end, confidence}]}
+// {text, start, end, words: [{text, start, end, confidence}]}; without words it is one piece, as Whisper's are
 function segment(one, player) {
-  const words = one.words.map(({ text, start, end, confidence }) => make(
+  const words = (one.words.length ? one.words : [one]).map(({ text, start, end, confidence }) => make(
     "button", {
       type: "button", class: "word", "data-start": start, "data-end": end,
-      title: `${clock(start)} to ${clock(end)}, probability ${confidence.toFixed(2)}`,
+      title: `${clock(start)} to ${clock(end)}${confidence >= 0 ? `, probability ${confidence.toFixed(2)}` : ""}`,
       onclick: () => { player.currentTime = start; player.play().catch(() => {}); },
-    }, make("b", {}, short(text)), make("small", {}, clock(start)),
+    }, make("b", {}, short(text, 2000)), make("small", {}, clock(start)),
   ));
   return make("p", { class: "segment" }, ...words);
 }
