@@ -241,7 +241,7 @@ def hf_hub() -> Any:
 
 def ask(hub: Any, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let the client of this process ask this hub, with its token, and keep what it fetches in a folder."""
-    constants = pytest.importorskip("huggingface_hub").constants
+    constants = pytest.importorskip("huggingface_hub.constants")
     template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
     monkeypatch.setattr(constants, "ENDPOINT", hub.url)
     monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)

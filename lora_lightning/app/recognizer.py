@@ -45,7 +45,9 @@ def recognizer(
         config["task"]["_target_"] if recipe or not source else target_of(config, "task", source.config_file)
     )
     if task not in (CTC, SEQ2SEQ):
-        raise UserError(f"{where}: is not transcribed by ({task}). Give one of task=ctc or task=seq2seq.")
+        raise UserError(
+            f"{where}: by its task ({task}) nothing is transcribed. Give one of task=ctc or task=seq2seq."
+        )
     model, facts = rebuilt_model(config, source, own=bool(recipe))
     if task == CTC and "vocabulary" not in facts:
         raise UserError(

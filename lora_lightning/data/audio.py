@@ -105,10 +105,21 @@ def _opened(path: File) -> soundfile.SoundFile:
     if not isinstance(path, bytes) and not Path(path).is_file():
         raise AudioError(f"{path}: there is no such file: give one that there is")
     try:
-        return soundfile.SoundFile(io.BytesIO(path) if isinstance(path, bytes) else str(path))
+        return soundfile.SoundFile(_Bytes(path) if isinstance(path, bytes) else str(path))
     except soundfile.LibsndfileError as error:
         reason = f"is no audio file that libsndfile reads ({_reason(error)})"
         raise AudioError(f"{_name(path)}: {reason}: convert it to WAV or FLAC") from error
+
+
+class _Bytes(io.BytesIO):
+    """A file in memory that is at its beginning where libsndfile, misled by a damaged one, asks for what is
+    before it; an exception there, within a call of C, would be told to the log alone."""
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        try:
+            return super().seek(offset, whence)
+        except ValueError:
+            return super().seek(0)
 
 
 def _name(path: File) -> str:

@@ -1,5 +1,7 @@
 """Reading audio: formats, parts, channels, rates, and files that are none."""
 
+import sys
+
 import numpy as np
 import pytest
 import soundfile
@@ -41,3 +43,13 @@ def test_what_is_no_audio_is_named(tmp_path):
             read_audio(tmp_path / name)
     with pytest.raises(AudioError, match=r"no sample from 2 s to its end"):
         read_audio(speech_files.write(tmp_path / "short.wav", 1.0), start=2)
+
+
+def test_a_file_that_asks_for_what_is_before_it_is_damaged_and_no_more(monkeypatch) -> None:
+    """libsndfile asks from within C, where Python can tell an exception to nobody but the log."""
+    told = []
+    monkeypatch.setattr(sys, "unraisablehook", told.append)
+    size = b"\x00\x00\x01@\xfc\xff\xff\xff\xff"
+    with pytest.raises(AudioError):
+        read_audio(b"FORM\x00\x00\x02\xaeAIFFCOMM\x00\x00\x00\x12\x00\x01" + size + bytes(300))
+    assert told == []

@@ -4,8 +4,9 @@ import logging
 from pathlib import Path
 
 import pytest
+from hf_stand_in import ask, hf_hub
 
-from lora_lightning.app.serve import catalog_of
+from lora_lightning.app.serve import catalog_of, here
 from lora_lightning.errors import UserError
 from lora_lightning.serving import catalog
 from lora_lightning.serving.catalog import FILES, Catalog
@@ -31,3 +32,18 @@ def test_an_adapter_cannot_have_the_bases_name(name: str, tmp_path: Path, caplog
         assert shelf.names() == shelf.names() == ["ada"] and shelf.default() == "ada"
     assert len(caplog.records) == 1 and "rename" in caplog.text
     assert catalog_of({"adapter": str(place)}).names() == ["adapter"]  # as of any folder whose name is none
+
+
+def test_an_adapter_of_a_hub_has_its_name_there(tmp_path: Path, monkeypatch) -> None:
+    """It is fetched once for all workers, which are given its folder."""
+    with hf_hub() as hub:
+        ask(hub, tmp_path, monkeypatch)
+        hub.put("somebody/scottish", dict.fromkeys(FILES, b"{}"))
+        options = here({"adapter": "hf:somebody/scottish", "port": 8000})
+        seen = len(hub.seen)
+        found = catalog_of(options)
+        assert found.names() == ["scottish"] and seen == len(hub.seen) and options["port"] == 8000
+        assert (found.folder("scottish") / FILES[0]).read_bytes() == b"{}"
+        with pytest.raises(UserError, match=r"hf:somebody/none: "):
+            here({"adapter": "hf:somebody/none"})
+    assert here({"adapters": "hf:no/address"}) == {"adapters": "hf:no/address"}

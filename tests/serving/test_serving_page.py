@@ -98,7 +98,7 @@ def test_a_picture_is_answered_side_by_side(tmp_path: Path) -> None:
         assert page.locator("b", has_text=".txt").count() == 0 and page.title() == "lora_lightning"
         assert page.evaluate(SEEN) == page.evaluate(CONTRAST) == complaints(told) == []
         page.locator(".away").first.click()
-        assert page.locator("#columns select").count() == 2
+        assert page.locator("#columns input").count() == 2
         drawn = crowds()
         script = (PARTS / "labels.js").read_text(encoding="utf-8")
         places = page.evaluate(f"all => {{ {script} return all.map(one => placed(...one)); }}", drawn)
@@ -106,6 +106,32 @@ def test_a_picture_is_answered_side_by_side(tmp_path: Path) -> None:
         wanted = placed(*one)
         assert [p is None for p in found] == [p is None for p in wanted]
         assert [p for p in found if p] == [pytest.approx(p) for p in wanted if p]
+
+
+def test_one_of_a_thousand_adapters_is_found_by_typing() -> None:
+    catalog = Catalog(fixed={f"voice-{i:03}": Path("ada") for i in range(1000)})
+    engine = Canned()
+    engine.store = SimpleNamespace(catalog=catalog)
+    with listening(engine) as address, chromium() as browser, opened(browser, address) as page:
+        page.locator("#file").set_input_files({"name": "a.png", "mimeType": "", "buffer": b"a picture"})
+        settled(page)
+        field = page.locator("#columns input")
+        assert field.input_value() == "voice-000" and page.locator("#names option").count() == 1001
+        field.click()
+        assert field.input_value() == "" and field.get_attribute("placeholder") == "voice-000"
+        page.keyboard.press("Tab")  # nothing is chosen
+        assert field.input_value() == "voice-000"
+        for name, last in (("voice-737", "voice-737"), ("base", "base")):
+            field.click()
+            page.keyboard.type(name)
+            page.keyboard.press("Enter")
+            page.locator(".answer li span", has_text=last).wait_for()
+        field.click()
+        page.keyboard.type("voice-7")
+        page.keyboard.press("Enter")
+        page.locator(
+            "#columns .wrong", has_text="there is none of this name. Did you mean 'voice-"
+        ).wait_for()
 
 
 def crowds() -> list[list]:
@@ -265,15 +291,15 @@ def test_with_a_token_and_by_keyboard_alone(tmp_path: Path) -> None:
         page.locator("#file").set_input_files(file)
         assert SAID.fullmatch(settled(page)[0])
         before = page.locator(".answer").inner_text()
-        page.locator("#columns select").focus()
+        page.locator("#columns input").focus()
         page.keyboard.type("bob")
         page.keyboard.press("Tab")
         assert SAID.fullmatch(settled(page)[0]) and page.locator(".answer").inner_text() != before
         save_digits(tmp_path / "shelf" / "cyd", 5)  # found while the page is open
         page.wait_for_timeout(1100)
         page.evaluate("() => window.dispatchEvent(new Event('focus'))")
-        page.locator("option", has_text="cyd").wait_for(state="attached")
-        assert page.locator("#columns select").input_value() == "bob"
+        page.locator('#names option[value="cyd"]').wait_for(state="attached")
+        assert page.locator("#columns input").input_value() == "bob"
         page.locator("a", has_text="All addresses").click()
         page.locator("h2", has_text="POST /v1/classify").wait_for()
         assert "1 to 100000" in page.locator("td").all_inner_texts()[4]

@@ -9,7 +9,8 @@ const columns = [], player = byId("player");
 async function begin() {
   const { data } = await (await fetched("v1/models")).json();
   state.names = data.map(model => model.id);
-  if (state.kind) return columns.forEach(column => column.offer());
+  byId("names").replaceChildren(...state.names.map(name => make("option", { value: name })));
+  if (state.kind) return;
   state.kind = data[0].kind;
   const sound = state.kind === SOUND, adapters = data.length - 1;
   byId("what").textContent = `${TITLES[state.kind]}: ${adapters} adapter${adapters === 1 ? "" : "s"} of one base.`;
@@ -45,26 +46,30 @@ function arrange() {
 
 class Column {
   constructor(adapter) {
-    this.select = make("select", { onchange: () => this.ask() });
+    this.adapter = adapter;
+    this.field = make("input", {
+      list: "names", autocomplete: "off", spellcheck: "false", value: adapter, placeholder: adapter,
+      onfocus: () => { this.field.value = ""; },  // a browser offers what fits the text that is there
+      onblur: () => { this.field.value = this.adapter; },
+      oninput: event => { if (event.inputType === "insertReplacementText") this.choose(); },  // from the list
+      onchange: () => this.choose(),
+    });
     this.away = make("button", { type: "button", class: "away", onclick: () => this.leave() }, "×");
     this.status = make("p", { role: "status", class: "soft" });
     this.answer = make("div", { class: "answer" });
-    this.node = make("section", {}, make("div", { class: "head" }, this.select, this.away), this.status, this.answer);
-    this.offer(adapter);
+    this.node = make("section", {}, make("div", { class: "head" }, this.field, this.away), this.status, this.answer);
   }
 
-  get adapter() { return this.select.value; }
-
-  // The names there are now; what was chosen stays.
-  offer(adapter = this.adapter) {
-    const names = state.names.includes(adapter) ? state.names : [...state.names, adapter];
-    this.select.replaceChildren(...names.map(name => make("option", { value: name }, name)));
-    this.select.value = adapter;
+  choose() {
+    const name = this.field.value.trim();
+    if (!name || name === this.adapter) return;
+    this.adapter = this.field.placeholder = name;
+    this.ask();
   }
 
   named(number, many) {
     this.node.setAttribute("aria-label", `Answer ${number}`);
-    this.select.setAttribute("aria-label", `Adapter of answer ${number}`);
+    this.field.setAttribute("aria-label", `Adapter of answer ${number}`);
     this.away.setAttribute("aria-label", `Remove answer ${number}`);
     this.away.hidden = !many;
   }
@@ -169,7 +174,7 @@ for (const id of ["file", "camera"]) {
     event.target.value = "";  // the same file again is another change
   });
 }
-byId("compare").addEventListener("click", () => addColumn().select.focus());
+byId("compare").addEventListener("click", () => addColumn().field.focus());
 byId("record").addEventListener("click", record);
 for (const field of document.querySelectorAll("[data-option]"))
   field.addEventListener("change", () => columns.forEach(column => column.ask()));
