@@ -121,12 +121,11 @@ def test_one_of_a_thousand_adapters_is_found_by_typing() -> None:
         assert field.input_value() == "" and field.get_attribute("placeholder") == "voice-000"
         page.keyboard.press("Tab")  # nothing is chosen
         assert field.input_value() == "voice-000"
-        for name, last in (("voice-737", "voice-737"), ("base", "base")):
+        for name in ("voice-737", "base"):
             field.click()
             page.keyboard.type(name)
             page.keyboard.press("Enter")
-            page.locator(".answer li span", has_text=last).wait_for()
-        field.click()
+            page.locator(".answer li span", has_text=name).wait_for()
         page.keyboard.type("voice-7")
         page.keyboard.press("Enter")
         page.locator(

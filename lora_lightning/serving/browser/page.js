@@ -47,9 +47,11 @@ function arrange() {
 class Column {
   constructor(adapter) {
     this.adapter = adapter;
+    // a browser offers what fits the text that is there
+    const clear = () => { if (this.field.value === this.adapter) this.field.value = ""; };
     this.field = make("input", {
       list: "names", autocomplete: "off", spellcheck: "false", value: adapter, placeholder: adapter,
-      onfocus: () => { this.field.value = ""; },  // a browser offers what fits the text that is there
+      onfocus: clear, onclick: clear,
       onblur: () => { this.field.value = this.adapter; },
       oninput: event => { if (event.inputType === "insertReplacementText") this.choose(); },  // from the list
       onchange: () => this.choose(),
@@ -62,6 +64,7 @@ class Column {
 
   choose() {
     const name = this.field.value.trim();
+    this.field.select();
     if (!name || name === this.adapter) return;
     this.adapter = this.field.placeholder = name;
     this.ask();
