@@ -9,6 +9,7 @@ from typing import cast
 
 from torch import nn
 from torch.nn.modules.conv import _ConvNd
+from torch.nn.utils.parametrize import ParametrizationList
 
 from lora_lightning.layers.registry import LoRALayer, family_of, hidden_weight, refusal, slots_of
 from lora_lightning.layers.slot import Slot, read_weight
@@ -19,6 +20,8 @@ LONG = 8
 
 # Input of a stem: images, pictures with an alpha channel or depth, stereo sound.
 RAW_CHANNELS = 4
+
+INSIDE = "computes another layer's weight: adapt that layer"
 
 LISTS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
@@ -47,10 +50,13 @@ def targets_of(model: nn.Module) -> tuple[dict[str, Target], dict[str, str]]:
     """What can be adapted, by name in the order of registration; and what cannot, with the reason."""
     targets: dict[str, Target] = {}
     refused: dict[str, str] = {}
-    for module_name, module in named_modules(model).items():
+    modules = named_modules(model)
+    computing = [name for name, module in modules.items() if isinstance(module, ParametrizationList)]
+    for module_name, module in modules.items():
         hidden = hidden_weight(module)
         slots = {} if hidden else slots_of(module_name, module)
-        if reason := hidden or (refusal(module) if slots else None):
+        within = INSIDE if inside(module_name, computing) else None  # its inputs are no samples
+        if reason := hidden or (within or refusal(module) if slots else None):
             refused[module_name] = reason
             continue
         for slot_name, slot in slots.items():

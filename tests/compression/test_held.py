@@ -69,6 +69,19 @@ def test_it_is_kept_trained_adapted_and_exported(tmp_path):
     torch.testing.assert_close(again(x), before)
 
 
+@pytest.mark.parametrize("targets", ["auto", "all"])
+def test_a_product_is_adapted_once_and_its_factor_by_no_name(targets):
+    model, x = pretrained(encoder).eval(), BATCHES[encoder]()
+    ll.compress(model, parameters=0.6, data=[x])
+    whole = [p.name for p in ll.plan(pretrained(encoder), ll.LoRAConfig(target_modules=targets)).layers]
+    planned = ll.plan(model, ll.LoRAConfig(rank=2, target_modules=targets))
+    assert [p.name for p in planned.layers] == whole
+    factor = "layers.0.self_attn.parametrizations.in_proj_weight.0"
+    assert planned.skipped[factor] == "computes another layer's weight: adapt that layer"
+    with pytest.raises(ll.ConfigError, match="adapt that layer"):
+        ll.plan(model, ll.LoRAConfig(target_modules=[factor]))
+
+
 def test_a_weight_that_only_data_show_to_be_read(tmp_path):
     model, x = nn.Sequential(Read(), nn.Linear(12, 12)), torch.randn(20, 12)
     told = ll.compress(model, ranks={"0.layer": 4}, data=[x])
