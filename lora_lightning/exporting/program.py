@@ -15,6 +15,7 @@ from torch.export import Dim, ExportedProgram
 from lora_lightning.errors import UserError
 from lora_lightning.exporting.detection import traced_suppression
 from lora_lightning.exporting.subject import Subject
+from lora_lightning.exporting.two_products import keep_two_products
 
 FIXED = re.compile(r"\['inputs'\]\[(\d+)\]\.size\(\)\[(\d+)\] as dynamic but .* to be a constant \((\d+)\)")
 LINES = re.compile(
@@ -36,6 +37,7 @@ def program_of(subject: Subject) -> ExportedProgram:
             subject.model, tuple(subject.inputs.values()), dynamic_shapes={"inputs": shapes}
         )
     subject.guards[:] = program._guards_code
+    keep_two_products(program)
     _without_sources(program)
     return program
 
