@@ -43,8 +43,9 @@ class Run:
     Args:
         config: the composed configuration, whose `method` it is.
         folder: where checkpoints and logs go.
-        keeps: whether it is the folder's own run: random weights are kept there, beside the adapter that is
-            added to them, and its test keeps what its page shows, and asks the model as it was before, too.
+        keeps: whether it is the folder's own run: random weights are kept there, beside the adapters, its
+            own or of a method that it is compared with, that are added to them, and its test keeps what its
+            page shows, and asks the model as it was before, too.
     """
 
     def __init__(self, config: DictConfig, folder: str | Path, keeps: bool = True) -> None:
@@ -55,8 +56,9 @@ class Run:
         self.device = ""  # in words, once a Trainer has one
         self.data, model = data_and_model(self.config)
         self.keeps, self.on_random = keeps, is_random(self.config.model, model)
+        adapts = not {self.method, *(config.compare or ())}.isdisjoint(ADAPTING)
+        self._keeps, self._kept = keeps and adapts, False
         self.random_base = keeps and self.on_random and self.method in ADAPTING
-        self._keeps, self._kept = keeps and self.method in ADAPTING, False
         self._make(model)
         self._examples = EXAMPLES
         self.callbacks = watching(
@@ -123,7 +125,7 @@ class Run:
     def _keep_base(self, told: Compressed | None) -> None:
         """Keep weights that nothing gives again beside the adapter, random or compressed; a run that goes
         on begins with those that it has kept."""
-        folder, wanted = Path(self.config.run_dir), self.random_base or told is not None
+        folder, wanted = Path(self.config.run_dir), self.on_random or told is not None
         if wanted and (self.config.ckpt_path or self._kept):
             put_back_base(self.task.model, [folder])
         elif on_rank_zero():

@@ -59,6 +59,16 @@ def test_a_run_on_a_compressed_base_is_built_again(here, method, capsys):
         rebuilt("merged.safetensors").load_state_dict(read_trained("merged.safetensors").weights)
 
 
+@pytest.mark.slow
+def test_an_adapter_that_is_compared_with_full_fine_tuning_has_its_base(here):
+    main(["train", *QUICK, "compare=[lora]", "method=full", "compress.parameters=0.4", "compress.batches=1"])
+    kept = torch.nn.Module.state_dict(rebuilt("run/lora/checkpoints/best.ckpt"))
+    found = named({"ckpt": "run/lora/checkpoints/best.ckpt"}, [], []).model()[0]
+    assert sum(p.numel() for p in found.parameters()) < 0.4 * 342562
+    moved = [n for n, t in found.state_dict().items() if not torch.equal(t, kept[n])]
+    assert moved and all(n.endswith("weight") or n.startswith("fc.") for n in moved)
+
+
 def test_a_base_is_compressed_and_loads_again(here, capsys):
     words = ["recipe=resnet_digits", "data.batch_size=16"]
     main(["compress", *words, "parameters=0.5", "batches=1", "out=small"])
