@@ -68,6 +68,7 @@ def quantized(
         calibration = [_as_taken(one, subject) for one in calibration]
         options["nodes_to_exclude"] = fixed_nodes(ready, subject)
         if quantize == "dynamic":
+            options["extra_options"] = {"EnableSubgraph": True}  # a projected LSTM is a loop
             tools.quantize_dynamic(ready, small, op_types_to_quantize=[*DYNAMIC], **options)
         else:
             tools.quantize_static(

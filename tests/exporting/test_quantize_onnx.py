@@ -37,19 +37,37 @@ def test_static_int8_is_smaller_and_near_and_leaves_tables_alone(tmp_path):
     assert "int8 (static)" in (tmp_path / "int8" / "README.md").read_text()
 
 
+class Spoken(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(40, 64, batch_first=True), nn.Linear(64, 29)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0])
+
+
+FRAMES = {"x": {0: "batch", 1: "frames"}}
+
+
+def test_the_loop_of_a_compressed_lstm_is_in_int8(tmp_path):
+    model = Spoken().eval()
+    ll.compress(model, ranks={"lstm": 24}, plain=True, data=[torch.randn(2, 9, 40)])
+    assert model.lstm.proj_size == 24
+    told = ll.export(model, torch.randn(2, 9, 40), tmp_path / "out", dynamic=FRAMES, quantize="dynamic")
+    assert told.difference < 0.1
+    import onnx
+
+    graph = onnx.load(tmp_path / "out" / "model.onnx").graph
+    assert not [i.dims for i in graph.initializer if i.data_type == 1 and len(i.dims) > 1]
+    loops = [a.g for node in graph.node for a in node.attribute if a.name == "body"]
+    kinds = [node.op_type for loop in loops for node in loop.node]
+    assert kinds.count("MatMulInteger") == 2 and "MatMul" not in kinds
+
+
 @pytest.mark.slow
 def test_dynamic_int8_of_an_lstm_and_a_refusal_where_it_gains_nothing(tmp_path):
-    class Net(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.lstm, self.head = nn.LSTM(40, 64, batch_first=True), nn.Linear(64, 29)
-
-        def forward(self, x):
-            return self.head(self.lstm(x)[0])
-
-    model = Net().eval()
-    axes = {"x": {0: "batch", 1: "frames"}}
-    told = ll.export(model, torch.randn(2, 9, 40), tmp_path / "out", dynamic=axes, quantize="dynamic")
+    model = Spoken().eval()
+    told = ll.export(model, torch.randn(2, 9, 40), tmp_path / "out", dynamic=FRAMES, quantize="dynamic")
     assert told.bytes < 0.5 * 4 * sum(p.numel() for p in model.parameters()) and told.difference < 0.1
     convolutions = nn.Sequential(nn.Conv2d(3, 64, 3), nn.ReLU(), nn.Conv2d(64, 64, 3))
     with pytest.raises(UserError, match=r"few of its weights are in MatMul.*quantize='static'"):
