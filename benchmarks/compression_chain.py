@@ -1,11 +1,12 @@
 """Adapt, compress and quantize in either order, and what fine-tuning mends: the ResNet on the digits' target.
 
     python -m benchmarks.compression_chain          writes benchmarks/results/compression_chain.json, goes on
+    python -m benchmarks.compression_chain --seeds  fine-tuned, compressed and fine-tuned again, five seeds
     python -m benchmarks.compression_chain --table  what is there
 
-LoRA and full fine-tuning at the rates that `tune_digits` chose and for its epochs, one seed; 597 test images.
-int8 is onnxruntime's, static, calibrated with 64 training images. Bytes are those of the parameters in
-float32, or of the exported file.
+LoRA and full fine-tuning at the rates that `tune_digits` chose and for its epochs. One seed and the 597 test
+images as they are drawn once; of five seeds they are drawn eight times each. int8 is onnxruntime's, static,
+calibrated with 64 training images. Bytes are those of the parameters in float32, or of the exported file.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import json
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import mean
 from typing import Any
 
 import lightning as L
@@ -25,8 +27,9 @@ from torch import nn
 
 import lora_lightning as ll
 from benchmarks.fits import quiet, trainer
+from benchmarks.methods.statistics import interval
 from benchmarks.tune_digits import EPOCHS, classifier, prepare
-from lora_lightning.data.digits import DigitsDataModule, render
+from lora_lightning.data.digits import DigitsDataModule, load_scans, render, split_indices
 from lora_lightning.tasks.classification import ImageClassifier
 from lora_lightning.utils.tables import format_table
 
@@ -42,44 +45,80 @@ WAYS: dict[str, tuple[str, ...]] = {
     "compressed to .2, fine-tuned": ("0.2", "full"),
     "adapted, compressed, fine-tuned": ("lora", "0.5", "full"),
 }
+SEEDS, DRAWINGS, DRAWN = (0, 1, 2, 3, 4), 8, 3  # the last: the seed of the drawings
+DENSE = "fine-tuned"
+OF_SEEDS: dict[str, tuple[str, ...]] = {
+    DENSE: ("full",),
+    "fine-tuned, compressed to .35": ("full", "0.35"),
+    "fine-tuned, compressed to .35, fine-tuned": ("full", "0.35", "full"),
+    "fine-tuned twice": ("full", "full"),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", action="store_true")
-    rows = json.loads(RESULTS.read_text())["rows"] if RESULTS.is_file() else []
-    if not parser.parse_args().table:
+    parser.add_argument("--seeds", action="store_true")
+    asked = parser.parse_args()
+    found = {"rows": [], "seeds": []}
+    found |= json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    if not asked.table:
         quiet()
-        for row in measured({row["way"] for row in rows}):
-            rows.append(row)
+        found["torch"], part = torch.__version__, "seeds" if asked.seeds else "rows"
+        for row in (of_seeds if asked.seeds else measured)(found[part]):
+            found[part].append(row)
             print(json.dumps(row), flush=True)
-            RESULTS.write_text(json.dumps({"torch": torch.__version__, "rows": rows}, indent=1) + "\n")
-    print(table(rows))
+            RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    print(f"{table(found['rows'])}\n\n{table_of_seeds(found['seeds'])}")
 
 
-def measured(known: set[str]) -> Iterator[dict[str, Any]]:
-    """A row of each way that is not known."""
-    data = DigitsDataModule("target", seed=0)
-    data.setup()
-    torch.manual_seed(0)
-    batch = render(data.train_set.tensors[0][:256], "target")
+def measured(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """A row of each way that has none, by one seed."""
+    data, batch = prepared()
     done: dict[tuple[str, ...], ImageClassifier] = {}
     for name, steps in WAYS.items():
-        if name in known:
+        if name in {row["way"] for row in rows}:
             continue
-        module = classifier("resnet", 1e-3)
-        for count, step in enumerate(steps, start=1):
-            module = done.get(steps[:count]) or taken(module, step, batch)
-            done[steps[:count]] = module
-        network = module.model.eval()
+        network = gone(steps, batch, done).eval()
         size = sum(4 * p.numel() for p in network.parameters())
-        row = {"way": name, "score": accuracy(network, data), "bytes": size}
+        row = {"way": name, "score": accuracy(network, data.test_set.tensors), "bytes": size}
         yield row | int8(network, batch[:CALIBRATION], data)
 
 
-def taken(module: ImageClassifier, step: str, batch: torch.Tensor) -> ImageClassifier:
+def of_seeds(rows: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """Of each seed that has no row the accuracies of the ways."""
+    _, batch = prepared()
+    scans, labels = load_scans()
+    test = split_indices()[2].repeat(DRAWINGS)
+    drawn = render(scans[test], "target", torch.Generator().manual_seed(DRAWN)), labels[test]
+    for seed in (s for s in SEEDS if s not in {row["seed"] for row in rows}):
+        done: dict[tuple[str, ...], ImageClassifier] = {}
+        networks = {name: gone(steps, batch, done, seed).eval() for name, steps in OF_SEEDS.items()}
+        yield {"seed": seed, "scores": {name: accuracy(n, drawn) for name, n in networks.items()}}
+
+
+def prepared() -> tuple[DigitsDataModule, torch.Tensor]:
+    """The data, and drawings of training scans for `compress`."""
+    data = DigitsDataModule("target", seed=0)
+    data.setup()
+    torch.manual_seed(0)
+    return data, render(data.train_set.tensors[0][:256], "target")
+
+
+def gone(
+    steps: tuple[str, ...], batch: torch.Tensor, done: dict[tuple[str, ...], ImageClassifier], seed: int = 0
+) -> nn.Module:
+    """The network after the steps of a way; those that others began with are taken once."""
+    module = classifier("resnet", 1e-3)
+    for count, step in enumerate(steps, start=1):
+        module = done.get(steps[:count]) or taken(module, step, batch, seed)
+        done[steps[:count]] = module
+    return module.model
+
+
+def taken(module: ImageClassifier, step: str, batch: torch.Tensor, seed: int) -> ImageClassifier:
     """A copy after one step: a method, or a share of the parameters."""
-    L.seed_everything(0, verbose=False)
+    L.seed_everything(seed, verbose=False)
     rate = RATES.get(step, 1e-3)
     new = classifier("resnet", rate)
     new.model = copy.deepcopy(module.model)
@@ -87,16 +126,16 @@ def taken(module: ImageClassifier, step: str, batch: torch.Tensor) -> ImageClass
         ll.compress(new.model.eval(), parameters=float(step), data=[batch])
         return new
     fitter = trainer(callbacks=prepare(new, step, None), max_epochs=EPOCHS, limit_val_batches=0)
-    fitter.fit(new, datamodule=DigitsDataModule("target", seed=0))
+    fitter.fit(new, datamodule=DigitsDataModule("target", seed=seed))
     if step == "lora":
         ll.eject(new, merged=True)
     return new
 
 
 @torch.no_grad()
-def accuracy(model: nn.Module, data: DigitsDataModule) -> float:
-    """Percent of the test images."""
-    images, labels = data.test_set.tensors
+def accuracy(model: nn.Module, data: tuple[torch.Tensor, ...]) -> float:
+    """Percent of images."""
+    images, labels = data
     return 100 * (model(images).argmax(1) == labels).float().mean().item()
 
 
@@ -130,6 +169,17 @@ def table(rows: list[dict[str, Any]]) -> str:
         for row in rows
     ]
     return format_table(("", "accuracy", "MB", "int8", "MB"), cells)
+
+
+def table_of_seeds(rows: list[dict[str, Any]]) -> str:
+    """As docs/compression.md shows it: means, and differences from the dense network of the same seed."""
+    cells = []
+    for name in OF_SEEDS if rows else ():
+        scores = [row["scores"][name] for row in rows]
+        away = interval([row["scores"][name] - row["scores"][DENSE] for row in rows])
+        shown = "" if name == DENSE else f"{away.mean:+.1f} [{away.low:+.1f}, {away.high:+.1f}]"
+        cells.append((name, f"{mean(scores):.1f}", shown))
+    return format_table(("", "accuracy", "against fine-tuned"), cells)
 
 
 def _size(count: int) -> str:

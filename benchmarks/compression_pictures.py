@@ -1,12 +1,13 @@
 """A real network, adapted, compressed and fine-tuned: EfficientNet-Lite0 of ImageNet on Fashion-MNIST, 100
 pictures a class.
 
-    python -m benchmarks.compression_pictures          writes benchmarks/results/compression_pictures.json, goes on
+    python -m benchmarks.compression_pictures          goes on where it was stopped
     python -m benchmarks.compression_pictures --table  what is there
 
-LoRA as `real_pictures` tuned it; its updates in the weights; half of the parameters, by the training pictures;
-then every parameter on the same pictures, the statistics of norms frozen. The rate of that is chosen with the
-first seed, by validation pictures; all seeds meet the same test pictures.
+LoRA as `real_pictures` tuned it; its updates in the weights; half of the parameters, by training pictures;
+then every parameter on these, the statistics of norms frozen. The rate of that is chosen with the first seed,
+by validation pictures; all seeds meet the same test pictures. A finished seed is a row of
+`results/compression_pictures.json`.
 """
 
 from __future__ import annotations
