@@ -177,7 +177,7 @@ def _concluded(study: Any, monitor: str, folder: Path) -> float | None:
         say(f"\n{line}")
     words = [w for w in HydraConfig.get().overrides.task if not w.startswith(("search", "hparams_search"))]
     words += [f"{name}={value}" for name, value in study.best_params.items()]
-    say(f"\nThe best: python train.py {' '.join(words)}")
+    say(f"\nThe best: lora-lightning train {' '.join(words)}")
     return float(study.best_value)
 
 

@@ -50,8 +50,8 @@ def test_a_study_is_searched_gone_on_with_and_told(
     assert Path("run/importance.png").read_bytes().startswith(b"\x89PNG")
     best = min(proposed, key=lambda p: abs(p["lr"] - 3e-3))
     line = told.splitlines()[-1]
-    assert line.startswith("The best: python train.py ") and "search" not in line
-    CommandLine(line.removeprefix("The best: python train.py ").split()).check()
+    assert line.startswith("The best: lora-lightning train ") and "search" not in line
+    CommandLine(line.removeprefix("The best: lora-lightning train ").split()).check()
     assert f"optim.lr={best['lr']}" in line
     main([*words, "search.trials=8"])  # two more
     assert len(proposed) == 8
