@@ -18,7 +18,7 @@ import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import mean
+from statistics import mean, stdev
 from typing import Any
 
 import lightning as L
@@ -27,9 +27,10 @@ import torch
 import lora_lightning as ll
 from benchmarks.fits import FrozenStatistics, quiet, trainer
 from benchmarks.measure import keep_memory
+from benchmarks.methods.statistics import interval
 from benchmarks.real_files import fashion, require_files
 from benchmarks.real_methods import CLASSES, EPOCHS, WARMUP, Batches, accuracy, prepare, prepared, sets
-from benchmarks.real_pictures import markdown, spread
+from benchmarks.real_pictures import markdown
 from lora_lightning.tasks.classification import ImageClassifier
 from lora_lightning.tasks.optim_config import OptimConfig
 
@@ -113,14 +114,15 @@ def size(network: torch.nn.Module) -> int:
 
 
 def table(rows: list[dict[str, Any]]) -> str:
-    """As docs/compression.md shows it: each stage with its difference to what was adapted, seed by seed."""
+    """As docs/compression.md shows it: each stage beside the adapted one of the same seed."""
     cells = []
     for stage in STAGES:
         scores = [row[stage] for row in rows]
-        change = mean(row[stage] - row["adapted"] for row in rows)
-        left = rows[0]["parameters" if stage == "adapted" else "left"]
-        cells.append((stage, f"{left / 1e6:.2f}", spread(scores), f"{change:+.1f}"))
-    return markdown(("", "parameters in millions", "accuracy %", "against adapted"), cells)
+        change = interval([row[stage] - row["adapted"] for row in rows])
+        left = mean(row["parameters" if stage == "adapted" else "left"] for row in rows)
+        away = "" if stage == "adapted" else f"{change.mean:+.1f} [{change.low:+.1f}, {change.high:+.1f}]"
+        cells.append((stage, f"{left / 1e6:.2f}", f"{mean(scores):.1f} ± {stdev(scores):.1f}", away))
+    return markdown(("", "parameters, millions", "accuracy %", "against adapted"), cells)
 
 
 if __name__ == "__main__":

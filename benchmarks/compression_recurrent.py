@@ -1,14 +1,14 @@
 """What compression does to LSTMs: time of 5 × 512 by the share of its parameters, beside int8 and bfloat16;
 and a real speaker encoder, 3 × 256, against its own embeddings.
 
-    python -m benchmarks.compression_recurrent           both, into benchmarks/results
-    python -m benchmarks.compression_recurrent --speed   the first alone
-    python -m benchmarks.compression_recurrent --voices  the second alone
+    python -m benchmarks.compression_recurrent           all, into benchmarks/results
+    python -m benchmarks.compression_recurrent --speed   the first alone; or --int8, --voices
     python -m benchmarks.compression_recurrent --table   what is there
 
 One thread; every round runs every model once, and a number is the median over the rounds of the dense model's
-time by a model's: above 1 is faster. Voices are the embedded corpus': validation speakers as data and to
-distil, other speakers to test. The encoder's weights are `Resemblyzer`'s, which is got as `HOW` says.
+time by a model's: above 1 is faster. Of int8 the dense model is torch's, beside files of onnxruntime, in the
+processor's time. Voices are the embedded corpus': validation speakers as data and to distil, other speakers
+to test. The encoder's weights are `Resemblyzer`'s, which is got as `HOW` says.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import tempfile
+import time
 import warnings
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -30,11 +32,13 @@ from benchmarks.measure import interleaved, machine, ratios
 from benchmarks.real_files import FOLDER, require_files
 from lora_lightning.data.accents import EMBEDDED, utterances
 from lora_lightning.data.speech import Utterance
+from lora_lightning.exporting.onnx import load
 from lora_lightning.utils.progress import working
 from lora_lightning.utils.tables import format_table
 
 RESULTS = Path(__file__).parent / "results" / "compression_recurrent.json"
 SHAPES = {(1, 10): 30, (16, 200): 5, (1, 200): 10}  # (batch, frames) -> rounds
+INT8_SHAPES = {(1, 10): 30, (16, 200): 3, (1, 200): 7}
 SHARES = {"1/2": 1 / 2, "1/3": 1 / 3}
 VOICES = (0.7, 0.5)
 STEPS, RATE, BATCH = 300, 1e-3, 16  # of distillation
@@ -73,20 +77,18 @@ class Speaker(nn.Module):
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    for name in ("table", "speed", "voices"):
+    parts: dict[str, Callable[[], Iterator[Any]]] = {"speed": speed, "int8": int8_files, "voices": voices}
+    for name in ("table", *parts):
         parser.add_argument(f"--{name}", action="store_true")
-    asked = parser.parse_args()
+    asked = vars(parser.parse_args())
     found = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}
-    if not asked.table:
+    if not asked["table"]:
         torch.set_num_threads(1)
         warnings.filterwarnings("ignore", message="LSTM with projections")
-        both = asked.speed == asked.voices
-        if asked.voices or both:
+        parts = {name: rows for name, rows in parts.items() if asked[name]} or parts
+        if "voices" in parts:
             require_files(FOLDER, DIGESTS, HOW)
         found |= machine(1, "cpu")
-        parts: dict[str, Callable[[], Iterator[Any]]] = {}
-        parts |= {"speed": speed} if asked.speed or both else {}
-        parts |= {"voices": voices} if asked.voices or both else {}
         for name, rows in parts.items():
             found[name] = []
             for row in rows():
@@ -129,6 +131,35 @@ def speed() -> Iterator[dict[str, Any]]:
         row["faster"] = {name: 1 / about["ratio"] for name, about in times.items()}
         print(json.dumps(row), flush=True)
         yield row
+
+
+def int8_files() -> Iterator[dict[str, Any]]:
+    """Of every shape of the input a row: int8 files that `export` writes, beside torch's int8 of the dense
+    model."""
+    torch.manual_seed(0)
+    dense = Encoder().eval()
+    models = {"1": dense} | {name: copy.deepcopy(dense) for name in SHARES}
+    steps: dict[str, Callable[..., Any]] = {"torch": partial(_run, int8(dense))}
+    axes, megabytes = {"x": {0: "batch", 1: "frames"}}, {}
+    with tempfile.TemporaryDirectory() as folder:
+        for number, (name, model) in enumerate(models.items()):
+            if name in SHARES:
+                ll.compress(model, parameters=SHARES[name], data=[torch.randn(1, 8, 512)], plain=True)
+            out = Path(folder) / str(number)
+            told = ll.export(model, torch.randn(2, 9, 512), out, dynamic=axes, quantize="dynamic")
+            steps[name], megabytes[name] = partial(_run_file, load(out)), told.bytes / 1e6
+    for (batch, frames), rounds in INT8_SHAPES.items():
+        x = torch.randn(batch, frames, 512)
+        ways = {name: partial(step, x) for name, step in steps.items()}
+        times = ratios(interleaved(ways, rounds, clock=time.process_time), "torch")
+        row = {"batch": batch, "frames": frames, "ms": times["torch"]["ms"], "megabytes": megabytes}
+        row["faster"] = {name: 1 / about["ratio"] for name, about in times.items()}
+        print(json.dumps(row), flush=True)
+        yield row
+
+
+def _run_file(run: Callable[[dict[str, Any]], Any], x: Tensor) -> Any:
+    return run({"x": x.numpy()})
 
 
 @torch.inference_mode()
@@ -209,6 +240,14 @@ def table(found: dict[str, Any]) -> str:
         names = list(dict.fromkeys(n for row in rows for n in [*row["faster"], *row["failed"]]))
         header = ["", *(f"{row['batch']} × {row['frames']} frames" for row in rows)]
         cells = [[n, *(_faster(row, n) for row in rows)] for n in names]
+        texts.append(format_table(header, cells))
+    if rows := found.get("int8"):
+        header = ["int8", "MB", *(f"{row['batch']} × {row['frames']} frames" for row in rows)]
+        sizes = rows[0]["megabytes"]
+        cells = [
+            [n, f"{sizes[n]:.1f}" if n in sizes else "", *(_faster(row, n) for row in rows)]
+            for n in rows[0]["faster"]
+        ]
         texts.append(format_table(header, cells))
     if rows := found.get("voices"):
         cells = []

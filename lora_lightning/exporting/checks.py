@@ -15,6 +15,7 @@ from lora_lightning.exporting.subject import BATCH, Axes, sizes_of
 Arrays = dict[str, np.ndarray]
 Inputs = Mapping[str, Tensor]
 Run = Callable[[Arrays], list[np.ndarray]]
+Pair = tuple[Inputs, Sequence[Tensor]]  # inputs, and the model's outputs of them
 MOST = 1e-4  # of the output's scale
 
 
@@ -57,7 +58,7 @@ def array_of(tensor: Tensor) -> np.ndarray:
 
 def compare(
     run: Run,
-    pairs: Sequence[tuple[Inputs, Sequence[Tensor]]],
+    pairs: Sequence[Pair],
     what: str,
     most: float = MOST,
     boxes: bool = False,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -16,16 +17,17 @@ from lora_lightning.adapters.manage import adapter_names
 from lora_lightning.errors import ConfigError, UserError
 from lora_lightning.exporting.beside import facts_of, write_beside, write_json
 from lora_lightning.exporting.card import CARD, ExportCard, card_of
-from lora_lightning.exporting.checks import Run, compare, fresh_inputs, refuse_elsewhere
+from lora_lightning.exporting.checks import Pair, Run, compare, refuse_elsewhere
 from lora_lightning.exporting.exported import Exported
 from lora_lightning.exporting.factors import opened
 from lora_lightning.exporting.folder import FACTS, folder_problem, written
-from lora_lightning.exporting.formats import FORMATS
+from lora_lightning.exporting.formats import FORMATS, Format
+from lora_lightning.exporting.given import Given, given_of
 from lora_lightning.exporting.guards import elsewhere
 from lora_lightning.exporting.meaning import meaning_problems, misfit
 from lora_lightning.exporting.quantize import quantize_problems, quantized
-from lora_lightning.exporting.reference import SELECTED, Reference, as_bytes
-from lora_lightning.exporting.subject import Example, axes_of, inputs_of, subject_of
+from lora_lightning.exporting.reference import SELECTED, Reference
+from lora_lightning.exporting.subject import Example, Subject, subject_of
 from lora_lightning.utils.checks import require
 from lora_lightning.utils.marks import one_of
 from lora_lightning.utils.sharding import refuse_sharded
@@ -113,45 +115,27 @@ def export(
     refuse_sharded(model, "export")
     refuse_meta(model, "export")
     form = FORMATS[format]
-    inputs = {} if example is None else inputs_of(model, example)
-    _refuse_bfloat16(model, inputs, format)
-    axes = axes_of(inputs, dynamic)
-    shown = dict(preprocess or {})
-    tried = [inputs_of(model, one, "check") for one in check or ()]
-    shown_by = [inputs_of(model, one, "calibration") for one in calibration or ()]
-    if inside:
-        inputs = {name: as_bytes(value) for name, value in inputs.items()}
-        tried = [{name: as_bytes(value) for name, value in one.items()} for one in tried]
-    tried = [] if example is None else tried or fresh_inputs(inputs, axes)
-    normal = shown if inside else None
-    subject = (opened if form.adapters else subject_of)(model, inputs, axes, normal)
+    given = given_of(model, example, dynamic, check, calibration, inside)
+    _refuse_bfloat16(model, given.example, format)
+    normal = dict(preprocess or {}) if inside else None
+    subject = (opened if form.adapters else subject_of)(model, given.example, given.axes, normal)
     choices = [None, *adapter_names(model)] if form.adapters else [SELECTED]
     models = {choice: Reference(model, normal, choice) for choice in choices}
-    pairs = {choice: [(one, models[choice](one)) for one in tried] for choice in choices}
+    pairs = {choice: [(one, models[choice](one)) for one in given.tried] for choice in choices}
     if problem := misfit(kind, names, next((found for _, found in pairs[choices[0]]), None)):
         raise ConfigError([problem])
+    file = _File(form, out / form.file, subject, kind == "boxes")
     with written(out, overwrite) as folder:
         form.write(subject, folder)
-        runs = form.load(folder, subject)
-        of_each: dict[str | None, Run] = runs if isinstance(runs, dict) else {SELECTED: runs}
-        others = elsewhere(subject, inputs, axes)
-        refuse_elsewhere(of_each[choices[0]], models[choices[0]], others, type(subject.network).__name__)
-        boxes = kind == "boxes"
-        difference = max(
-            compare(
-                run, pairs[choice], f"{out / form.file}{f' with {choice}' if choice else ''}", boxes=boxes
-            )
-            for choice, run in of_each.items()
-        )
+        difference = file.differs(folder, given, models, pairs)
         if quantize is not None:
-            quantized(folder / form.file, subject, quantize, shown_by)
-            run: Any = form.load(folder, subject)
-            like = [(one, models[SELECTED](one)) for one in shown_by[:LIKE]] or pairs[SELECTED]
-            difference = compare(run, like, f"{out / form.file}", most=inf, boxes=boxes)
+            quantized(folder / form.file, subject, quantize, given.calibration)
+            like = [(one, models[SELECTED](one)) for one in given.calibration[:LIKE]] or pairs[SELECTED]
+            difference = file.differs_in_int8(folder, like)
         size = sum(path.stat().st_size for path in folder.iterdir())
-        told = facts_of(form, format, subject, inputs, axes, kind, inside, size, difference)
+        told = facts_of(form, format, subject, given.example, given.axes, kind, inside, size, difference)
         told["quantize"] = quantize
-        write_beside(folder, form, told, inputs, preprocess, names, kind, scale)
+        write_beside(folder, form, told, given.example, preprocess, names, kind, scale)
         told["files"] = sorted([*(path.name for path in folder.iterdir()), CARD, FACTS])
         text = card_of(about or ExportCard(), told, form.title, " ".join(form.needs))
         (folder / CARD).write_text(text, encoding="utf-8")
@@ -160,8 +144,54 @@ def export(
         out, format, form.file, size, tuple(told["files"]),
         {one["name"]: tuple(one["shape"]) for one in told["inputs"]},
         subject.outputs, difference,
-        tuple({name: tuple(value.shape) for name, value in one.items()} for one in tried), quantize,
+        tuple({name: tuple(value.shape) for name, value in one.items()} for one in given.tried), quantize,
     )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _File:
+    """A file that was written, to be compared with its model.
+
+    Attributes:
+        place: where it will lie, for errors.
+        boxes: whether boxes come out.
+    """
+
+    form: Format
+    place: Path
+    subject: Subject
+    boxes: bool
+
+    def differs(
+        self,
+        folder: Path,
+        given: Given,
+        models: Mapping[str | None, Reference],
+        pairs: Mapping[str | None, list[Pair]],
+    ) -> float:
+        """The largest difference with any choice of an adapter.
+
+        Args:
+            models, pairs: by the choice; the first is looked at where other sizes take another way, too.
+
+        Raises:
+            UserError: it is too large.
+        """
+        runs: Any = self.form.load(folder, self.subject)
+        of_each: dict[str | None, Run] = runs if isinstance(runs, dict) else {SELECTED: runs}
+        first, others = next(iter(models)), elsewhere(self.subject, given.example, given.axes)
+        refuse_elsewhere(of_each[first], models[first], others, type(self.subject.network).__name__)
+        return max(
+            compare(
+                run, pairs[choice], f"{self.place}{f' with {choice}' if choice else ''}", boxes=self.boxes
+            )
+            for choice, run in of_each.items()
+        )
+
+    def differs_in_int8(self, folder: Path, pairs: list[Pair]) -> float:
+        """The same of a file in int8, of which any is accepted."""
+        run: Any = self.form.load(folder, self.subject)
+        return compare(run, pairs, f"{self.place}", most=inf, boxes=self.boxes)
 
 
 def _lacking(example: Example | None, format: str) -> str | None:
