@@ -167,7 +167,7 @@ class _File:
         folder: Path,
         given: Given,
         models: Mapping[str | None, Reference],
-        pairs: Mapping[str | None, list[Pair]],
+        pairs: Mapping[str | None, Sequence[Pair]],
     ) -> float:
         """The largest difference with any choice of an adapter.
 
@@ -188,7 +188,7 @@ class _File:
             for choice, run in of_each.items()
         )
 
-    def differs_in_int8(self, folder: Path, pairs: list[Pair]) -> float:
+    def differs_in_int8(self, folder: Path, pairs: Sequence[Pair]) -> float:
         """The same of a file in int8, of which any is accepted."""
         run: Any = self.form.load(folder, self.subject)
         return compare(run, pairs, f"{self.place}", most=inf, boxes=self.boxes)
