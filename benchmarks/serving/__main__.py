@@ -89,6 +89,7 @@ def measure(shape: Shape, ledger: Ledger, options: argparse.Namespace) -> None:
     engines: Ways = {
         "mixed": several,
         "single": several,
+        "base": several,
         "switching": partial(ways.switching, shape, folder, count),
         "loading": partial(ways.loading, shape, folder),
         "models": partial(each, merged=False),
@@ -108,7 +109,11 @@ def measure(shape: Shape, ledger: Ledger, options: argparse.Namespace) -> None:
     }
     if shape.large:
         plans = {
-            "uniform": (count, "uniform", {n: engines[n] for n in ("mixed", "single", "switching", "merged")})
+            "uniform": (
+                count,
+                "uniform",
+                {n: engines[n] for n in ("mixed", "single", "base", "switching", "merged")},
+            )
         }
     if most > count:
         kept = {n: partial(ways.mixed, shape, folder, n) for n in (most, 256)}

@@ -6,7 +6,7 @@ import contextlib
 import gc
 import statistics
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from pathlib import Path
@@ -27,7 +27,7 @@ from lora_lightning.utils.progress import working
 Point = dict[str, Any]
 
 
-def asks(shape: Shape, names: list[str]) -> list[Ask]:
+def asks(shape: Shape, names: Sequence[str | None]) -> list[Ask]:
     bodies = [shape.body(n) for n in range(BODIES)]
     return [Ask(name, shape.task, bodies[i % BODIES]) for i, name in enumerate(names)]
 
@@ -84,15 +84,18 @@ def against(
     requests: int,
     rounds: int,
 ) -> dict[str, Point]:
-    """Throughput and latencies of each way, in turns; "single" is asked for one adapter alone. Ratios are
-    to "mixed" in the same round.
+    """Throughput and latencies of each way, in turns; "single" is asked for one adapter alone, "base" for
+    none. Ratios are to "mixed" in the same round.
     """
     with opened(engines) as running:
         loads: dict[str, list[Load]] = {name: [] for name in running}
         for n in working(range(-1, rounds), shape.name, "rounds"):
             names = names_of(requests, adapters, popularity, n)
             for way, engine in running.items():
-                given = asks(shape, ["a0"] * len(names) if way == "single" else names)
+                alone: dict[str, list[str | None]] = {
+                    "single": ["a0"] * requests, "base": [None] * requests
+                }  # fmt: skip
+                given = asks(shape, alone.get(way, names))
                 load = drive(engine, given if n >= 0 else given[: 2 * CLIENTS], CLIENTS)
                 if n >= 0:
                     loads[way].append(load)

@@ -10,6 +10,7 @@ Point = dict[str, Any]
 SAID = {
     "mixed": "this library: mixed batches",
     "single": "the same server, asked for one adapter alone",
+    "base": "the base alone, in the same batches",
     "switching": "one model, `set_adapter` for each",
     "loading": "one model, `load_adapter` for each",
     "peft": "one model, PEFT's `set_adapter` for each",
@@ -46,7 +47,7 @@ def text(points: list[Point]) -> str:
     return "\n".join(lines)
 
 
-PAGE = ("single", "switching", "loading", "merged")  # columns of docs/serving.md
+PAGE = ("base", "single", "switching", "loading", "merged")  # columns of docs/serving.md
 
 
 def page_rows(points: list[Point]) -> list[str]:

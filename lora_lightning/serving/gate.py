@@ -1,13 +1,15 @@
-"""Gate: who comes to the workers when, in an asyncio loop: so many at once, one of each name in turn."""
+"""Gate: who comes to the workers when, in an asyncio loop: so many at once, fairly between names."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Coroutine, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from heapq import heappop, heappush
 from typing import Any, TypeVar
+
+from lora_lightning.serving.turns import Order
 
 T = TypeVar("T")
 PATIENCE = 2.0  # seconds for which an upload keeps its place from others, however slow it is
@@ -27,7 +29,8 @@ class Gate:
 
     def __init__(self, window: int, most: int) -> None:
         self.free, self.most, self.inside = window, most, 0
-        self._waiting: OrderedDict[str, deque[asyncio.Future[None]]] = OrderedDict()
+        self._order = Order()
+        self._waiting: list[tuple[tuple[float, int], asyncio.Future[None]]] = []
         self._arriving: dict[asyncio.Task[Any], float] = {}  # since when, the first first
 
     @contextmanager
@@ -82,7 +85,7 @@ class Gate:
             self.free -= 1
         else:
             mine: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._waiting.setdefault(name, deque()).append(mine)
+            heappush(self._waiting, (self._order.place(name), mine))
             try:
                 await asyncio.wait_for(mine, seconds)
             except (asyncio.CancelledError, asyncio.TimeoutError):
@@ -95,15 +98,11 @@ class Gate:
             self._leave()
 
     def _leave(self) -> None:
-        """Let the next in, of the name whose turn it is."""
+        """Let the next in."""
         while self._waiting:
-            name, queue = next(iter(self._waiting.items()))
-            following = queue.popleft()
-            if queue:
-                self._waiting.move_to_end(name)
-            else:
-                del self._waiting[name]
+            _, following = heappop(self._waiting)
             if not following.done():
+                self._order.took(1)
                 following.set_result(None)
                 return
         self.free += 1

@@ -4,15 +4,35 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import Counter, OrderedDict, deque
 from collections.abc import Hashable
+from heapq import heappop, heappush
+from itertools import count
 from typing import Generic, TypeVar
 
 T = TypeVar("T")
 
 
+class Order:
+    """What came first is first, but of each name no more than a quarter of what is taken: what it lets wait
+    beyond that stands behind those of others who come until then, and fills what they leave free."""
+
+    def __init__(self) -> None:
+        self._last: dict[str, float] = {}  # turn of each name's last
+        self._turn, self._numbers = 0.0, count()
+
+    def place(self, name: str) -> tuple[float, int]:
+        """The place of one more of this name; the lowest is first."""
+        self._last[name] = turn = max(self._turn, self._last.get(name, -1.0) + 1)
+        return turn, next(self._numbers)
+
+    def took(self, many: int) -> None:
+        """So many of the first were taken."""
+        self._turn += many / 4
+        self._last = {name: turn for name, turn in self._last.items() if turn + 1 > self._turn}
+
+
 class Turns(Generic[T]):
-    """Puts batches together: of like shape, one of each name in turn. For several threads.
+    """Puts batches together, of like shape, in an order that is fair between names. For several threads.
 
     Args:
         most: of a batch.
@@ -22,17 +42,16 @@ class Turns(Generic[T]):
     def __init__(self, most: int, wait: float) -> None:
         self.most, self.wait = most, wait
         self._changed = threading.Condition()
-        # the name whose turn it is first; of each what waits, by shape, with when it came
-        self._names: OrderedDict[str, dict[Hashable, deque[tuple[float, T]]]] = OrderedDict()
-        self._count: Counter[Hashable] = Counter()
+        self._order = Order()
+        # by shape, with when it came
+        self._waiting: dict[Hashable, list[tuple[tuple[float, int], float, T]]] = {}
         self._closed = False
 
     def put(self, name: str, shape: Hashable, item: T) -> None:
         """Let something wait."""
         with self._changed:
-            shapes = self._names.setdefault(name, {})
-            shapes.setdefault(shape, deque()).append((time.monotonic(), item))
-            self._count[shape] += 1
+            waiting = self._waiting.setdefault(shape, [])
+            heappush(waiting, (self._order.place(name), time.monotonic(), item))
             self._changed.notify()
 
     def close(self) -> None:
@@ -45,29 +64,20 @@ class Turns(Generic[T]):
         """The next batch; empty when there will be no more. For one thread."""
         with self._changed:
             while True:
-                self._changed.wait_for(lambda: self._names or self._closed)
-                if not self._names:
+                self._changed.wait_for(lambda: self._waiting or self._closed)
+                if not self._waiting:
                     return []
-                first = next(iter(self._names.values()))  # whose turn it is decides the shape, by its oldest
-                came, place = min((queue[0][0], i) for i, queue in enumerate(first.values()))
-                shape = list(first)[place]
+                shape = min(self._waiting, key=lambda shape: self._waiting[shape][0][0])
+                came, waiting = self._waiting[shape][0][1], len(self._waiting[shape])
                 left = came + self.wait - time.monotonic()
-                if self._closed or left <= 0 or self._count[shape] >= self.most:
+                if self._closed or left <= 0 or waiting >= self.most:
                     return self._batch(shape)
                 self._changed.wait(left)
 
     def _batch(self, shape: Hashable) -> list[T]:
-        batch: list[T] = []
-        while len(batch) < self.most and self._count[shape]:
-            for name in [n for n, shapes in self._names.items() if shape in shapes][: self.most - len(batch)]:
-                shapes = self._names[name]
-                batch.append(shapes[shape].popleft()[1])
-                self._count[shape] -= 1
-                if not shapes[shape]:
-                    del shapes[shape]
-                if shapes:
-                    self._names.move_to_end(name)
-                else:
-                    del self._names[name]
-        self._count += Counter()  # without what is 0
+        waiting = self._waiting[shape]
+        batch = [heappop(waiting)[-1] for _ in range(min(self.most, len(waiting)))]
+        if not waiting:
+            del self._waiting[shape]
+        self._order.took(len(batch))
         return batch
