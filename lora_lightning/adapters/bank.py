@@ -8,7 +8,8 @@ module that has no batched forward is called once for each adapter, which for th
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
 
@@ -18,7 +19,15 @@ from torch import Tensor, nn
 from lora_lightning.adapters.mixed_attention import MixedAttention, can_mix
 from lora_lightning.adapters.mixed_batch import sequence_first
 from lora_lightning.adapters.mixed_branch import has_mixed_branch
-from lora_lightning.adapters.mixed_rows import FORWARDS, Batch, OwnValues, RowBranch, forward_of, own_names
+from lora_lightning.adapters.mixed_rows import (
+    FORWARDS,
+    NOTHING,
+    Batch,
+    OwnValues,
+    RowBranch,
+    forward_of,
+    own_names,
+)
 from lora_lightning.adapters.mixed_samples import MixedSamples, split_call
 from lora_lightning.adapters.parking import Parked
 from lora_lightning.adapters.rows import Layout
@@ -26,7 +35,7 @@ from lora_lightning.adapters.state import every_name, extra_tensors, state_of, v
 from lora_lightning.layers.layer import LoRALayer
 from lora_lightning.layers.registry import base_modules
 from lora_lightning.layers.viewed import own_forward
-from lora_lightning.layers.views import View, seen
+from lora_lightning.layers.views import View, opened, seen
 from lora_lightning.utils.names import joined
 
 ROADS = 8  # sets of plans for which is kept what a batch needs
@@ -44,7 +53,7 @@ class Bank:
         self._roads: OrderedDict[tuple[Layout, ...], Road] = OrderedDict()
 
     def road(self, adapters: Sequence[Parked | None]) -> Road:
-        """What makes views for adapters of these plans; at least one is not the base."""
+        """What opens views for adapters of these plans; at least one is not the base."""
         layouts = tuple(sorted({a.layout for a in adapters if a is not None}, key=id))
         if layouts not in self._roads:
             self._roads[layouts] = Road(self.model, layouts)
@@ -55,7 +64,7 @@ class Bank:
 
 
 class Road:
-    """Makes views of a model for batches of adapters of some plans.
+    """Opens views of a model for batches of adapters of some plans, one at a time.
 
     Attributes:
         splits: whether modules are called once for each adapter.
@@ -73,27 +82,33 @@ class Road:
         self._paths = {id(module): path for path, module in self.modules.items()}
         self._calls = {path: self._call(path, self.modules[path]) for path in self._called()}
         self.splits = any(isinstance(call, partial) for call in self._calls.values())
-        self._batch: Batch
+        self._batch = NOTHING
 
-    def view(self, adapters: Sequence[Parked | None]) -> View:
-        """The view of a batch; the one of the batch before is over.
+    @contextmanager
+    def opened(self, adapters: Sequence[Parked | None]) -> Iterator[None]:
+        """Within this context the calling thread gives each sample of a batch its adapter, None the base.
+        Those of a batch of one adapter alone have to be in the model, and where a module `splits` all."""
+        alone = len({*adapters}) == 1
+        view = self._alone(adapters[0], "mixed_adapters", self.modules) if alone else self._mixed(adapters)
+        try:
+            with opened(view):
+                yield
+        finally:
+            self._begin(NOTHING)  # an adapter that leaves is not held until the next batch
 
-        Args:
-            adapters: of each sample, None is the base; those of a batch of one adapter alone have to be in
-                the model, and where a module `splits` all.
-        """
-        distinct = list(dict.fromkeys(adapters))
-        if len(distinct) == 1:
-            return self._alone(distinct[0], "mixed_adapters", self.modules)
+    def _mixed(self, adapters: Sequence[Parked | None]) -> View:
         samples = MixedSamples([None if a is None else a.name for a in adapters], self._first)
         samples.called = self._paths
         rows = {layout: self._rows(layout, adapters) for layout in self.layouts}
-        self._batch = Batch(samples, distinct, rows, self.base)
-        for call in self._calls.values():
-            if not isinstance(call, partial):
-                call.begin(self._batch)
+        self._begin(Batch(samples, [*dict.fromkeys(adapters)], rows, self.base))
         values = dict.fromkeys(self.names)  # None: they cannot be read as one
         return View(self.choice, "mixed_adapters", (), values, samples, self._calls, self.modules)
+
+    def _begin(self, batch: Batch) -> None:
+        self._batch = batch
+        for call in self._calls.values():
+            if not isinstance(call, partial):
+                call.begin(batch)
 
     def _rows(self, layout: Layout, adapters: Sequence[Parked | None]) -> Tensor:
         base = self._base_rows[layout]

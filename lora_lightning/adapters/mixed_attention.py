@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_lightning.adapters.mixed_branch import Stack
-from lora_lightning.adapters.mixed_rows import Batch, RowBranch, forward_of
+from lora_lightning.adapters.mixed_rows import NOTHING, Batch, RowBranch, forward_of
 from lora_lightning.adapters.mixed_samples import attention_dims
 from lora_lightning.adapters.rows import Layout
 from lora_lightning.layers.layer import LoRALayer
@@ -49,7 +49,7 @@ class MixedAttention:
             for name, part in parts.items()
             if isinstance(part, LoRALayer)
         }
-        self.batch: Batch
+        self.batch = NOTHING
 
     def begin(self, batch: Batch) -> None:
         """From now on the module computes for this batch."""

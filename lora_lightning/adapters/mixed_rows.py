@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -51,7 +52,7 @@ class Batch:
         return self.samples.by_sample(each)
 
 
-NOBODY = MixedSamples((None,), "")
+NOTHING = Batch(MixedSamples((None,), ""), [], {}, {})  # between two batches
 
 
 class RowBranch(MixedBranch):
@@ -64,8 +65,9 @@ class RowBranch(MixedBranch):
     """
 
     def __init__(self, layer: LoRALayer, path: str, layouts: Iterable[Layout], bias: str) -> None:
-        super().__init__(layer, path, NOBODY, {}, {}, (lambda: self.batch.value(bias)) if bias else None)
-        self.batch: Batch
+        biases = partial(self._value, bias) if bias else None
+        super().__init__(layer, path, NOTHING.samples, {}, {}, biases)
+        self.batch = NOTHING
         self.places: dict[Slot, Places] = {}
         for layout in layouts:
             for key, update in layout.updates.get(layer, {}).items():
@@ -73,8 +75,12 @@ class RowBranch(MixedBranch):
 
     def begin(self, batch: Batch) -> None:
         """From now on the layer computes for this batch."""
-        self.batch, self.samples, self._versions = batch, batch.samples, None
+        self.batch, self.samples, self.slots = batch, batch.samples, {}
         self._ready: dict[bool, list[Stack]] = {}
+        self._stacks, self._versions = [], None
+
+    def _value(self, name: str) -> Tensor:
+        return self.batch.value(name)
 
     def stacks(self, x: Tensor) -> list[Stack]:
         half = x.is_floating_point() and product_dtype(x) == torch.float16
@@ -117,7 +123,7 @@ class OwnValues:
 
     def __init__(self, module: nn.Module, names: Mapping[str, str]) -> None:
         self.module, self.names, self.forward = module, names, FORWARDS[forward_of(module)]
-        self.batch: Batch
+        self.batch = NOTHING
 
     def begin(self, batch: Batch) -> None:
         """From now on the module computes for this batch."""

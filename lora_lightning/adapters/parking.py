@@ -70,6 +70,7 @@ def park(model: nn.Module, name: str) -> Parked:
     updates = {layer: dict(cast(nn.ModuleDict, layer.lora[name]).items()) for layer in layers}
     known = cast("Updates", updates)
     parked = _parked(name, record, known, Layout(known, record.values), keyed(known, record.values))
+    parked.layout.updates = parked.updates  # not those of before, which had memory of their own
     take_out(model, parked)
     return parked
 

@@ -97,8 +97,11 @@ class Catalog:
             entries = [e for e in os.scandir(self.root) if NAME.fullmatch(e.name)]
         except OSError:  # a shared folder that is away for a while: what was read before stays
             return {name: path for name, path in self._found.items() if name not in self.fixed}
-        places = ((e.name, place) for e in entries for place in (Path(e.path), Path(e.path, IN_RUN)))
-        found = {name: place for name, place in places if os.path.isfile(place / FILES[0])}
+        found = {}
+        for entry in entries:  # of thousands; whoever asks meanwhile waits
+            for place in (entry.path, os.path.join(entry.path, IN_RUN)):
+                if os.path.isfile(os.path.join(place, FILES[0])):
+                    found[entry.name] = Path(place)
         return self._without_base(found, self.root)
 
     def _awaited(self) -> bool:

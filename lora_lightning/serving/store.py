@@ -19,7 +19,6 @@ from lora_lightning.adapters.parking import Parked, put_back, take_out
 from lora_lightning.errors import AdapterFileError, ConfigError, UserError
 from lora_lightning.files.pair import digest_of
 from lora_lightning.files.parked import Parking
-from lora_lightning.layers.views import opened
 from lora_lightning.serving.catalog import FILES, Catalog, UnknownAdapter, UnusableAdapter
 
 logger = logging.getLogger(__name__)
@@ -142,7 +141,7 @@ class AdapterStore:
                 return
             road = self._bank.road(adapters)
             self._put_to_work(wanted if road.splits or len({*adapters}) == 1 else {})
-            with opened(road.view(adapters)):  # nobody else has the model: nothing is to be refused
+            with road.opened(adapters):  # nobody else has the model: nothing is to be refused
                 yield
 
     def residents(self) -> list[Resident]:

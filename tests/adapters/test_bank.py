@@ -1,5 +1,7 @@
 """Batches of adapters whose numbers lie in rows: each sample is answered as by its adapter alone."""
 
+import gc
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 
@@ -16,7 +18,6 @@ from torch import Tensor, nn
 import lora_lightning as ll
 from lora_lightning.adapters.bank import Bank
 from lora_lightning.adapters.parking import Parked, park, put_back, take_out
-from lora_lightning.layers.views import opened
 
 
 def parked(model: nn.Module, options: ll.LoRAConfig) -> dict[str | None, Parked | None]:
@@ -34,7 +35,7 @@ def mixed(bank: Bank, adapters: Sequence[Parked | None]) -> Iterator[bool]:
     in_model = distinct if road.splits or len({*adapters}) == 1 else set()
     for adapter in in_model:
         put_back(bank.model, adapter)
-    with opened(road.view(adapters)), torch.inference_mode():
+    with road.opened(adapters), torch.inference_mode():
         yield bool(in_model)
     for adapter in in_model:
         take_out(bank.model, adapter)
@@ -206,3 +207,16 @@ def test_a_row_holds_the_numbers_and_nothing_more() -> None:
         own = [p for slots in adapter.updates.values() for u in slots.values() for p in u.parameters()]
         assert all(begin <= t.data_ptr() < end for t in (*own, *adapter.record.values.values()))
         assert adapter.bytes() <= 4 * len(adapter.row) < 1.1 * adapter.bytes() + 64 * len(own)
+
+
+def test_an_adapter_is_not_held_when_its_batch_is_over() -> None:
+    model = several_of(mlp)
+    adapters = parked(model, ll.LoRAConfig(rank=1, modules_to_save=None))
+    bank, x = Bank(model), batch(mlp)
+    for names in (SAMPLES, PLAIN):  # with DoRA, whose updates are asked one by one, and without
+        with mixed(bank, [adapters[n] for n in names]):
+            model(x)
+    held = weakref.ref(adapters["two"])
+    del adapters
+    gc.collect()
+    assert held() is None

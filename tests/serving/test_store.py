@@ -185,7 +185,7 @@ def test_memory_of_an_adapter_is_that_of_its_file(shelf) -> None:
 
 @pytest.mark.slow
 def test_adding_replacing_and_removing_while_requests_run(shelf, tmp_path: Path, monkeypatch) -> None:
-    """Every request is answered by one version of its adapter that was in the folder while it ran."""
+    """Every sample is answered by one version of its adapter that was in the folder while it ran."""
     monkeypatch.setattr("lora_lightning.serving.catalog.FRESH", 0.05)
     versions = {"steady": [shelf[1]["ada"]]}
     shutil.copytree(shelf[0] / "ada", tmp_path / "steady")
@@ -195,17 +195,19 @@ def test_adding_replacing_and_removing_while_requests_run(shelf, tmp_path: Path,
     store = store_of(tmp_path, most=2)
     end, wrong, done = threading.Event(), [], []
 
-    def ask(name: str) -> None:
+    def ask(*names: str) -> None:
         while not end.is_set():
             try:
-                found = answers(store, [name], X[:1])[0]
+                batch = answers(store, [*names], X[:1].expand(len(names), *X.shape[1:]))
             except UnknownAdapter:
                 continue
-            if not any(torch.allclose(found, w, rtol=1e-5, atol=1e-5) for w in wanted[name]):
-                wrong.append((name, found))
-            done.append(name)
+            for name, found in zip(names, batch, strict=True):
+                if not any(torch.allclose(found, w, rtol=1e-5, atol=1e-5) for w in wanted[name]):
+                    wrong.append((name, found))
+                done.append(name)
 
-    threads = [threading.Thread(target=ask, args=(n,)) for n in ("steady", "moving", "moving", "steady")]
+    asked = (("steady",), ("moving",), ("moving", "steady"), ("steady", "moving", "moving"))
+    threads = [threading.Thread(target=ask, args=names) for names in asked]
     for thread in threads:
         thread.start()
     for turn in range(24):
