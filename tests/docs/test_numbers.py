@@ -7,6 +7,7 @@ from statistics import mean, stdev
 import pytest
 from pages import DOCS, ROOT, text_of
 
+from benchmarks.compression_pictures import table as pictures_table
 from benchmarks.serving.tables import page_rows
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -56,6 +57,11 @@ def test_adapted_compressed_quantized():
         cells = [one["way"], f"{one['score']:.1f}", f"{one['bytes'] / 1e6:.2f}"]
         cells += [f"{one['int8']:.1f}", f"{one['int8_bytes'] / 1e6:.2f}"]
         assert f"| {' | '.join(cells)} |" in shown
+
+
+def test_a_real_network_compressed():
+    shown = (DOCS / "compression.md").read_text(encoding="utf-8").splitlines()
+    assert {*pictures_table(result("compression_pictures")["rows"]).splitlines()} <= {*shown}
 
 
 def test_serving():
