@@ -20,6 +20,7 @@ with loading("torchaudio"):
     from torchaudio.transforms import Resample
 
 WHOLE = 0.95  # least share of the samples that a header promises which a sound file holds
+LOUDEST = 1e6  # more than any integers that were not scaled; its square is a number in float32
 SUFFIXES = (".wav", ".flac", ".ogg", ".mp3", ".opus", ".aiff", ".aif", ".au", ".w64", ".caf", ".sph")
 File = str | Path | bytes
 
@@ -66,6 +67,9 @@ def read_audio(
     """
     samples, own = decode(path, start, end)
     wave = torch.from_numpy(samples).mean(1)
+    if not (wave.abs() < LOUDEST).all():  # nor is what is no number
+        told = "holds samples that are no numbers, or far beyond [-1, 1]: save it anew"
+        raise AudioError(f"{_name(path)}: {told}")
     return wave if own == rate else _resampler(own, rate)(wave)
 
 

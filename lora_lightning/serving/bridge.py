@@ -119,6 +119,7 @@ class Desk(LitSpec):
         super().__init__()
         self.api_path = "/v1"
         self.gate, self.metrics = gate, metrics
+        self._asking: set[asyncio.Task[None]] = set()  # the loop itself keeps no task from being collected
         self.ended: dict[int, float] = {}  # workers that are no more, and since when
 
     def __getstate__(self) -> dict[str, Any]:
@@ -131,15 +132,37 @@ class Desk(LitSpec):
         return True
 
     async def ask(self, ask: Ask) -> AsyncIterator[Event]:
-        """What the engine tells of a request, the last time an "answer" or an "error"."""
+        """What the engine tells of a request, the last time an "answer" or an "error". Who leaves before that
+        leaves the turn to what a worker does for nobody now: no more is begun than for those who stay."""
+        told: asyncio.Queue[Event | Exception] = asyncio.Queue()
+        begun = asyncio.Event()
+        asking = asyncio.create_task(self._asked(ask, told.put_nowait, begun))
+        self._asking.add(asking)
+        asking.add_done_callback(self._asking.discard)
+        try:
+            while True:
+                event = await told.get()
+                if isinstance(event, Exception):
+                    raise event
+                yield event
+                if event.what != "part":
+                    return
+        finally:
+            if not begun.is_set():
+                asking.cancel()
+
+    async def _asked(self, ask: Ask, tell: Callable[[Event | Exception], None], begun: asyncio.Event) -> None:
         try:
             left = None if ask.until is None else max(0.0, ask.until - time.monotonic())
             async with self.gate.turn(ask.adapter or "", left):
+                begun.set()
                 async for event in self._told(ask):
-                    yield event
+                    tell(event)
         except asyncio.TimeoutError:
             message = "the answer took too long: try again later, or send less."
-            yield Event("error", {"message": message}, 504)
+            tell(Event("error", {"message": message}, 504))
+        except Exception as error:
+            tell(error)
 
     @asynccontextmanager
     async def watching(self) -> AsyncIterator[None]:

@@ -70,6 +70,7 @@ def add_routes(
         ready: whether a worker is.
     """
     routes = Routes(desk, catalog, manners)
+    app.router.redirect_slashes = False  # by the Host that a client says
 
     def add(path: str, route: Callable[..., Any], about: str, said: dict[str, Any], *methods: str) -> None:
         plain = "text/plain" in said["responses"]["200"]["content"] and path != OPENAI

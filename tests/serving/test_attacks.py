@@ -140,9 +140,9 @@ LYING = {
     "no channels": (wav(channels=0), (413, 415, 422)),
     "65535 channels": (wav(channels=65_535), (413, 415, 422)),
     "3 bits": (wav(bits=3), (200, 413, 415, 422)),
-    "NaN": (wav(form=3, bits=32, data=struct.pack("<f", float("nan")) * 8000), (200, 422)),
-    "infinite": (wav(form=3, bits=32, data=struct.pack("<f", float("inf")) * 8000), (200, 422)),
-    "huge": (wav(form=3, bits=32, data=struct.pack("<f", 3e38) * 8000), (200, 422)),
+    "NaN": (wav(form=3, bits=32, data=struct.pack("<f", float("nan")) * 8000), (422,)),
+    "infinite": (wav(form=3, bits=32, data=struct.pack("<f", float("inf")) * 8000), (422,)),
+    "huge": (wav(form=3, bits=32, data=struct.pack("<f", 3e38) * 8000), (422,)),
     "an unknown form": (wav(form=0x7777), (415, 422)),
 }
 

@@ -63,3 +63,28 @@ def test_when_a_worker_ends_its_requests_get_503_and_lost_ones_go_to_the_next() 
     had, taken, other = asyncio.run(story())
     assert had.status == 503 and "try again" in had.content["message"]
     assert taken.content == {"from": "next"} and other.content == {"from": "other"}
+
+
+def test_who_leaves_leaves_the_turn_to_what_a_worker_has_begun() -> None:
+    """Otherwise a worker would be given what others ask on top of all that nobody waits for."""
+
+    async def story() -> None:
+        desk = desk_of()
+        desk.gate.free = 1
+        first, second, third = (asyncio.create_task(last(desk, body)) for body in (b"1", b"2", b"3"))
+        _, uid, _, ask = await asyncio.to_thread(desk.request_queue.get, timeout=5)
+        assert ask.body == b"1"
+        first.cancel()
+        second.cancel()  # waits for its turn, and is forgotten
+        await asyncio.sleep(0.05)
+        assert desk.request_queue.empty() and desk.gate.free == 0 and uid in desk.response_buffer
+        bring(desk, uid, 1)
+        bring(desk, uid, (Event("answer", {}), TOLD))
+        _, uid, _, ask = await asyncio.to_thread(desk.request_queue.get, timeout=5)
+        assert ask.body == b"3" and desk.metrics.workers == {1: TOLD}
+        bring(desk, uid, (Event("answer", {"for": "3"}), TOLD))
+        assert (await third).content == {"for": "3"}
+        await asyncio.sleep(0)
+        assert desk.gate.free == 1 and not desk.response_buffer and not desk._asking
+
+    asyncio.run(story())

@@ -99,6 +99,7 @@ def test_three_ways_of_an_upload_give_one_answer(digits) -> None:
         ("/v1/classify", {"files": {"a": ("a", b"x"), "b": ("b", b"y")}}, 400, "one file"),
         ("/v1/detect", {"content": b"x"}, 404, "use /v1/classify"),
         ("/v1/nothing", {"content": b"x"}, 404, "Not Found: GET /docs"),
+        ("/v1/classify/", {"content": b"x"}, 404, "Not Found: GET /docs"),
     ],
 )  # fmt: skip
 def test_what_is_refused(digits, path: str, way: dict, status: int, told: str, shelf: Path) -> None:
