@@ -126,7 +126,7 @@ def test_masks_are_the_bytes_of_a_picture() -> None:
 
 def test_what_a_server_may_do_wrong() -> None:
     part = 'event: part\ndata: {"segment": {"text": "one"}}\n\n'
-    error = 'event: error\ndata: {"message": "a worker has ended: try again."}\n\n'
+    error = 'event: error\ndata: {"message": "a worker has ended: try again.", "status": 503}\n\n'
     with answering(saying(200, part)) as (address, _):
         heard = ll.Client(address).transcribe(b"a sound", stream=True)
         assert next(heard)["text"] == "one"
@@ -134,9 +134,10 @@ def test_what_a_server_may_do_wrong() -> None:
             next(heard)
     with (
         answering(saying(200, part + error)) as (address, _),
-        pytest.raises(ll.ServerError, match="a worker has ended"),
+        pytest.raises(ll.ServerError, match="a worker has ended") as told,
     ):
         list(ll.Client(address).transcribe(b"a sound", stream=True))
+    assert told.value.status == 503
     with answering(saying(200, "<html>")) as (address, _), pytest.raises(ll.ServerError, match="is this its"):
         ll.Client(address).detect(b"a picture")
     with answering(saying(502, "<html>")) as (address, _), pytest.raises(ll.ServerError, match="502 Bad"):

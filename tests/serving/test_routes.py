@@ -123,6 +123,9 @@ def test_an_answer_that_takes_too_long(digits) -> None:
 def test_what_a_server_tells_of_itself(digits) -> None:
     client = client_of(digits)
     assert client.get("/health").text == "ok\n" and client.get("/ready").status_code == 200
+    for path in ("/health", "/ready", "/metrics"):
+        head = client.head(path)
+        assert head.status_code == 200 and head.text == ""
     models = client.get("/v1/models").json()
     assert [m["id"] for m in models["data"]] == ["base", "ada", "bob"]
     assert {m["kind"] for m in models["data"]} == {"classify"}
