@@ -18,7 +18,7 @@ from typing import Any
 
 from lora_lightning.data.stream_sources import files_of
 from lora_lightning.errors import UserError
-from lora_lightning.serving.catalog import FILES, IN_RUN, NAME, Catalog, UnusableAdapter, logger
+from lora_lightning.serving.catalog import FILES, IN_RUN, LEAST, NAME, Catalog, UnusableAdapter, logger
 from lora_lightning.utils.atomic import make_folder, write_together, write_whole
 from lora_lightning.utils.mapping_file import LARGEST
 
@@ -105,9 +105,11 @@ class RemoteCatalog(Catalog):
         return self._found
 
     def _awaited(self) -> bool:
-        if self._listing is None:
-            return False
-        self._listing.join(LISTING)
+        for _ in range(2):  # the first may have begun before what is asked for came
+            if self._listing is None:
+                return False
+            self._listing.join(LISTING)
+            self._now(LEAST)
         return True
 
     def _list(self) -> None:
