@@ -7,6 +7,7 @@ from statistics import mean, stdev
 import pytest
 from pages import DOCS, ROOT, text_of
 
+from benchmarks.compression_chain import cells_of_seeds
 from benchmarks.compression_pictures import table as pictures_table
 from benchmarks.serving.tables import page_rows
 
@@ -57,6 +58,8 @@ def test_adapted_compressed_quantized():
         cells = [one["way"], f"{one['score']:.1f}", f"{one['bytes'] / 1e6:.2f}"]
         cells += [f"{one['int8']:.1f}", f"{one['int8_bytes'] / 1e6:.2f}"]
         assert f"| {' | '.join(cells)} |" in shown
+    for row_of_seeds in cells_of_seeds(result("compression_chain")["seeds"]):
+        assert f"| {' | '.join(row_of_seeds)} |" in shown
 
 
 def test_a_real_network_compressed():
