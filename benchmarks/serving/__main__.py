@@ -84,7 +84,7 @@ def measure(shape: Shape, ledger: Ledger, options: argparse.Namespace) -> None:
     given = {"requests": options.requests, "rounds": options.rounds}
     ledger.point(f"memory {shape.name}", lambda: measuring.memory(shape, folder, most))
     ledger.point(f"first {shape.name}", lambda: measuring.first_answers(shape, folder, min(count, 30)))
-    several = partial(ways.mixed, shape, folder, count)
+    several = partial(ways.mixed, shape, folder, count, read=True)
     each = partial(ways.a_model_each, shape, folder, count)
     engines: Ways = {
         "mixed": several,
@@ -116,7 +116,7 @@ def measure(shape: Shape, ledger: Ledger, options: argparse.Namespace) -> None:
             )
         }
     if most > count:
-        kept = {n: partial(ways.mixed, shape, folder, n) for n in (most, 256)}
+        kept = {n: partial(ways.mixed, shape, folder, n, read=n == most) for n in (most, 256)}
         thousand = {"mixed": kept[most], "kept 256": kept[256], "single": several}
         plans |= {f"{p} of {most}": (most, p, thousand) for p in ("uniform", "zipf")}
     for plan, (asked, popularity, compared) in plans.items():

@@ -67,10 +67,14 @@ class ByAdapter(Engine):
         return [found[n] for n in range(len(batch))]
 
 
-def mixed(shape: Shape, folder: Path, most: int, batch: int = BATCH) -> Engine:
-    """This library's."""
+def mixed(shape: Shape, folder: Path, most: int, batch: int = BATCH, read: bool = False) -> Engine:
+    """This library's.
+
+    Args:
+        read: have all that are kept in memory from the beginning, as the other ways have.
+    """
     base = shape.base()
-    store = AdapterStore(base.model, Catalog(folder), most)
+    store = AdapterStore(base.model, Catalog(folder), most, [f"a{i}" for i in range(most)] if read else [])
     return Engine(shape.kind(base), store, shape.facts, batch, WAIT_MS)
 
 
@@ -172,6 +176,6 @@ class Hot(Engine):
 def hot(shape: Shape, folder: Path, most: int, copies: int) -> Engine:
     """With merged copies of the first adapters, which Zipf's clients ask for most."""
     base = shape.base()
-    store = AdapterStore(base.model, Catalog(folder), most)
+    store = AdapterStore(base.model, Catalog(folder), most, [f"a{i}" for i in range(most)])
     merged = {f"a{i}": kind_of(shape, folder / f"a{i}", merged=True) for i in range(copies)}
     return Hot(shape.kind(base), store, shape.facts, BATCH, WAIT_MS, merged=merged)
