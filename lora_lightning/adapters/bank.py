@@ -75,7 +75,7 @@ class Road:
         self.choice, self.layouts, self.modules = state.choice, layouts, dict(base_modules(model))
         own = extra_tensors(model, dict.fromkeys(n for layout in layouts for n in layout.values))
         self.base = {name: value_for(state, None, name, tensor) for name, tensor in own.items()}
-        self._base_rows = {layout: layout.row(dict(self.base.items())) for layout in layouts}
+        self._base_rows = {layout: layout.filled(dict(self.base.items()))[0] for layout in layouts}
         aliases = every_name(self.modules, {id(tensor) for tensor in own.values()})
         self.names = {alias: name for name, tensor in own.items() for alias in aliases[id(tensor)]}
         self._first = sequence_first(self.modules)

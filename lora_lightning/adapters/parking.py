@@ -142,8 +142,8 @@ def _parked(
     name: str, record: Adapter, like: Updates, layout: Layout, tensors: Mapping[Key, Tensor]
 ) -> Parked:
     """An adapter with updates like these, of these numbers, which are copied into a row."""
-    row = layout.row(tensors)
-    own = {key: layout.of(row[None], key)[0] if key in layout else tensors[key] for key in tensors}
+    row, views = layout.filled(tensors)
+    own = {**tensors, **views}
     updates = {
         layer: {slot: _with(update, (layer, slot), layout, own) for slot, update in slots.items()}
         for layer, slots in like.items()

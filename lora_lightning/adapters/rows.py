@@ -78,14 +78,20 @@ class Layout:
         return (layer, slot) in self._scalings
 
     @torch.no_grad()
-    def row(self, tensors: Mapping[Key, Tensor]) -> Tensor:
-        """The row of an adapter, (size,); zeros where it has no such tensor."""
+    def filled(self, tensors: Mapping[Key, Tensor]) -> tuple[Tensor, dict[Key, Tensor]]:
+        """The row of an adapter, (size,), zeros where it has no such tensor; and its tensors, views of it."""
         row = torch.zeros(self.size, dtype=self.dtype, device=self.device)
-        for key in self._places.keys() & tensors.keys():
-            self.of(row[None], key)[0].copy_(tensors[key])
+        views = {
+            key: row.as_strided(shape, strides, start)
+            for key, (start, shape, strides) in self._places.items()
+            if key in tensors
+        }
+        for key, view in views.items():
+            view.copy_(tensors[key])
         for (layer, slot), scaling in self._scalings.items():
-            self.of(row[None], (layer, slot, "lora_B")).mul_(scaling)
-        return row
+            if (key := (layer, slot, "lora_B")) in views:
+                views[key].mul_(scaling)
+        return row, views
 
     def of(self, rows: Tensor, key: Key) -> Tensor:
         """A tensor of several adapters, a view of their rows: (n, size) -> (n, *shape)."""
