@@ -24,6 +24,7 @@ from lora_lightning.layers.update import LowRankUpdate
 from lora_lightning.layers.viewed import own_forward
 from lora_lightning.utils.names import joined
 
+FACTORS = ("lora_A", "lora_B")
 Places = list[tuple[Layout, str]]  # of one slot of a layer: the layouts that have it, with its key there
 
 
@@ -98,12 +99,14 @@ class RowBranch(MixedBranch):
         return F.linear(x, layer._weight("weight"), None if self.biases else layer._parameters["bias"])
 
     def _in_rows(self, places: Places) -> bool:
+        """Whether A and B of the slot are all that its updates have, and stand in the rows."""
         updates = [layout.updates[self.layer][key] for layout, key in places]
         plain = all(is_plain(u) and u.lora_magnitude is None for u in updates)
-        return plain and not isinstance(self.layer, LoRAEmbedding)
+        there = all((self.layer, key, leaf) in layout for layout, key in places for leaf in FACTORS)
+        return plain and there and not isinstance(self.layer, LoRAEmbedding)
 
     def _stack(self, slot: Slot, layout: Layout, key: str) -> Stack:
-        A, B = (layout.of(self.batch.rows[layout], (self.layer, key, leaf)) for leaf in ("lora_A", "lora_B"))
+        A, B = (layout.of(self.batch.rows[layout], (self.layer, key, leaf)) for leaf in FACTORS)
         return Stack(slot, *shaped(self.layer, slot, A, B))
 
     def _updates(self, places: Places) -> list[LowRankUpdate | None]:

@@ -199,6 +199,34 @@ def test_a_part_with_dora_beside_a_whole_update() -> None:
             torch.testing.assert_close(model(x), wanted, rtol=1e-5, atol=1e-5)
 
 
+def test_layers_of_another_dtype_than_the_rows() -> None:
+    class Widens(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.second, self.head = (
+                nn.Linear(4, 6),
+                nn.Linear(6, 5).double(),
+                nn.Linear(5, 2).double(),
+            )
+
+        def forward(self, x):
+            return self.head(self.second(self.first(x).double()))
+
+    model = Widens().eval()
+    options = {"target_modules": ["first", "second"], "modules_to_save": ["head"]}
+    ll.inject(model, ll.LoRAConfig(rank=2, alpha=3, **options), adapter="one")
+    ll.add_adapter(model, "two", ll.LoRAConfig(rank=1, alpha=5, **options))
+    for name in ("one", "two"):
+        ll.set_adapter(model, name)
+        train(model, len(name))
+    x, names = torch.randn(4, 4), ["one", "two", None, "one"]
+    with torch.no_grad():
+        wanted = each_alone(model, x, names)
+    adapters = parked(model, ll.LoRAConfig(rank=1, **options))
+    with mixed(Bank(model), [adapters[n] for n in names]):
+        torch.testing.assert_close(model(x), wanted, rtol=1e-5, atol=1e-5)
+
+
 def test_a_row_holds_the_numbers_and_nothing_more() -> None:
     model = several_of(vit)
     adapters = parked(model, ll.LoRAConfig(rank=1, modules_to_save=None))
