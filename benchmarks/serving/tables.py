@@ -40,29 +40,29 @@ def text(points: list[Point]) -> str:
         for name, point in named.items():
             kind, _, of = name.rpartition(" ")
             if of == shape.name and "ways" in point:
-                lines += [f"## {shape.about}: {_title(kind, point)}", "", *_ways(point["ways"]), ""]
+                lines += [f"## {shape.about}: {_title(kind, point)}", ""]
+                lines += [*([point["note"], ""] if "note" in point else []), *_ways(point["ways"]), ""]
     for name, point in named.items():
         if name.startswith("soak"):
             lines += _soak(SHAPES[name.partition(" ")[2]].about, point)
     return "\n".join(lines)
 
 
-PAGE = ("base", "single", "switching", "loading", "merged")  # columns of docs/serving.md
+PAGE = ("base", "single", "switching", "merged")  # columns of docs/serving.md
 
 
 def page_rows(points: list[Point]) -> list[str]:
     """The rows of docs/serving.md: memory of an adapter and its first answer, the ways' times relative to
-    mixed batches, with Zipf's clients that with ten merged copies, the p99 relative to one adapter's."""
+    mixed batches, the p99 relative to one adapter's."""
     named = {p["name"]: p for p in points}
     rows = []
     for shape in SHAPES.values():
         if not (uniform := named.get(f"uniform {shape.name}")):
             continue
         memory, first = named[f"memory {shape.name}"], named[f"first {shape.name}"]
-        found, hot = uniform["ways"], named.get(f"zipf {shape.name}", {"ways": {}})["ways"].get("hot")
+        found = uniform["ways"]
         cells = [shape.about, f"{memory['process']:.2f}", f"{first['ratio']:.1f}"]
         cells += [f"{found[way]['ratio']:.2f}" if way in found else "" for way in PAGE]
-        cells += [f"{hot['ratio']:.2f}" if hot else ""]
         cells += [f"{found['mixed']['p99_ms'] / found['single']['p99_ms']:.2f}"]
         rows.append(f"| {' | '.join(cells)} |")
     return rows
