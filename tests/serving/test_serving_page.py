@@ -108,31 +108,6 @@ def test_a_picture_is_answered_side_by_side(tmp_path: Path) -> None:
         assert [p for p in found if p] == [pytest.approx(p) for p in wanted if p]
 
 
-def test_one_of_a_thousand_adapters_is_found_by_typing() -> None:
-    catalog = Catalog(fixed={f"voice-{i:03}": Path("ada") for i in range(1000)})
-    engine = Canned()
-    engine.store = SimpleNamespace(catalog=catalog)
-    with listening(engine) as address, chromium() as browser, opened(browser, address) as page:
-        page.locator("#file").set_input_files({"name": "a.png", "mimeType": "", "buffer": b"a picture"})
-        settled(page)
-        field = page.locator("#columns input")
-        assert field.input_value() == "voice-000" and page.locator("#names option").count() == 1001
-        field.click()
-        assert field.input_value() == "" and field.get_attribute("placeholder") == "voice-000"
-        page.keyboard.press("Tab")  # nothing is chosen
-        assert field.input_value() == "voice-000"
-        for name in ("voice-737", "base"):
-            field.click()
-            page.keyboard.type(name)
-            page.keyboard.press("Enter")
-            page.locator(".answer li span", has_text=name).wait_for()
-        page.keyboard.type("voice-7")
-        page.keyboard.press("Enter")
-        page.locator(
-            "#columns .wrong", has_text="there is none of this name. Did you mean 'voice-"
-        ).wait_for()
-
-
 def crowds() -> list[list]:
     """Boxes, sizes of their labels, width and height of a picture; several times."""
     draw = random.Random(0)
