@@ -67,6 +67,15 @@ def test_a_real_network_compressed():
     assert {*pictures_table(result("compression_pictures")["rows"]).splitlines()} <= {*shown}
 
 
+def test_int8_files_of_compressed_lstms():
+    shown = (DOCS / "compression.md").read_text(encoding="utf-8").splitlines()
+    rows = result("compression_recurrent")["int8"]
+    for name in rows[0]["faster"]:
+        label, size = "1, torch" if name == "torch" else name, rows[0]["megabytes"].get(name)
+        cells = [label, f"{size:.1f}" if size else "", *(f"{one['faster'][name]:.2f}" for one in rows)]
+        assert f"| {' | '.join(cells)} |" in shown
+
+
 def test_serving():
     lines = (RESULTS / "serving.jsonl").read_text(encoding="utf-8").splitlines()
     shown = (DOCS / "serving.md").read_text(encoding="utf-8").splitlines()
