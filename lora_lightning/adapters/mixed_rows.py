@@ -11,10 +11,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lora_lightning.adapters.mixed_branch import MixedBranch, Stack, shaped
+from lora_lightning.adapters.mixed_branch import MixedBranch
 from lora_lightning.adapters.mixed_samples import MixedSamples
 from lora_lightning.adapters.parking import Parked
 from lora_lightning.adapters.rows import Layout, is_plain
+from lora_lightning.adapters.stacks import Stack, shaped
 from lora_lightning.kernels.common import product_dtype
 from lora_lightning.layers.embedding import LoRAEmbedding
 from lora_lightning.layers.layer import LoRALayer
