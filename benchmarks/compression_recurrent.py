@@ -7,8 +7,7 @@ and a real speaker encoder, 3 × 256, against its own embeddings.
 
 One thread; every round runs every model once, and a number is the median over the rounds of the dense model's
 time by a model's: above 1 is faster. Of int8 the dense model is torch's, beside files of onnxruntime, in the
-processor's time. Voices are the embedded corpus': validation speakers as data and to distil, other speakers
-to test. The encoder's weights are `Resemblyzer`'s, which is got as `HOW` says.
+processor's time. The speaker encoder is `benchmarks.compression_voices`.
 """
 
 from __future__ import annotations
@@ -28,27 +27,15 @@ import torch
 from torch import Tensor, nn
 
 import lora_lightning as ll
+from benchmarks.compression_voices import cells_of_voices, voices
 from benchmarks.measure import interleaved, machine, ratios
-from benchmarks.real_files import FOLDER, require_files
-from lora_lightning.data.accents import EMBEDDED, utterances
-from lora_lightning.data.speech import Utterance
 from lora_lightning.exporting.onnx import load
-from lora_lightning.utils.progress import working
 from lora_lightning.utils.tables import format_table
 
 RESULTS = Path(__file__).parent / "results" / "compression_recurrent.json"
 SHAPES = {(1, 10): 30, (16, 200): 5, (1, 200): 10}  # (batch, frames) -> rounds
 INT8_SHAPES = {(1, 10): 30, (16, 200): 3, (1, 200): 7}
 SHARES = {"1/2": 1 / 2, "1/3": 1 / 3}
-VOICES = (0.7, 0.5)
-STEPS, RATE, BATCH = 300, 1e-3, 16  # of distillation
-FRAMES, HOP = 160, 80  # of a part of an utterance, and between two
-WEIGHTS = "resemblyzer/pretrained.pt"
-DIGESTS = {WEIGHTS: "39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e"}
-HOW = """Get it, outside of the repository, and say where with LORA_LIGHTNING_REAL=FOLDER:
-  mkdir -p FOLDER && cd FOLDER
-  pip download --no-deps Resemblyzer==0.1.4
-  python -m zipfile -e Resemblyzer*.whl ."""
 
 
 class Encoder(nn.Module):
@@ -63,18 +50,6 @@ class Encoder(nn.Module):
         return found
 
 
-class Speaker(nn.Module):
-    """Resemblyzer's encoder, by its names: parts of utterances (batch, frames, 40) to unit vectors."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.lstm, self.linear = nn.LSTM(40, 256, 3, batch_first=True), nn.Linear(256, 256)
-
-    def forward(self, x: Tensor) -> Tensor:
-        _, (hidden, _) = self.lstm(x)
-        return nn.functional.normalize(self.linear(hidden[-1]).relu(), dim=1)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parts: dict[str, Callable[[], Iterator[Any]]] = {"speed": speed, "int8": int8_files, "voices": voices}
@@ -86,8 +61,6 @@ def main() -> None:
         torch.set_num_threads(1)
         warnings.filterwarnings("ignore", message="LSTM with projections")
         parts = {name: rows for name, rows in parts.items() if asked[name]} or parts
-        if "voices" in parts:
-            require_files(FOLDER, DIGESTS, HOW)
         found |= machine(1, "cpu")
         for name, rows in parts.items():
             found[name] = []
@@ -168,71 +141,6 @@ def _run(model: nn.Module, x: Tensor) -> Tensor:
     return found
 
 
-def voices() -> Iterator[dict[str, Any]]:
-    """Of every share of the parameters the cosine to the dense model's embeddings, mean and least, before and
-    after distillation, and the time."""
-    dense = Speaker().eval()
-    known = torch.load(FOLDER / WEIGHTS, "cpu", weights_only=True)["model_state"]
-    dense.load_state_dict({n: t for n, t in known.items() if not n.startswith("similarity")})
-    accents = ("us", "scottish", "caribbean")
-    train = parts_of([u for accent in accents for u in utterances(EMBEDDED, accent, "val")])
-    test = parts_of([u for accent in accents for u in utterances(EMBEDDED, accent, "test")][::3])
-    for share in VOICES:
-        for plain in (True, False):
-            model = copy.deepcopy(dense)
-            told = ll.compress(model, parameters=share, data=[train[::8]], plain=plain)
-            row: dict[str, Any] = {"share": told.parameters[1] / told.parameters[0], "plain": plain}
-            row |= {"rank": told.layers[0].rank[0], "before": cosine(dense, model, test)}
-            if not plain:
-                distil(dense, model, train)
-                row["after"] = cosine(dense, model, test)
-                one = {"dense": partial(_run, dense, test[:1]), "smaller": partial(_run, model, test[:1])}
-                row["faster"] = 1 / ratios(interleaved(one, 20), "dense")["smaller"]["ratio"]
-            print(json.dumps(row), flush=True)
-            yield row
-
-
-def parts_of(found: list[Utterance]) -> Tensor:
-    """Parts of utterances as Resemblyzer hears them, (parts, frames, 40): what is below -30 dB of full
-    scale is made as loud; its search for silence is left out."""
-    import torchaudio
-
-    mel = torchaudio.transforms.MelSpectrogram(
-        16000, 400, hop_length=160, n_mels=40, norm="slaney", mel_scale="slaney", pad_mode="constant"
-    )
-    parts = []
-    for utterance in found:
-        loud = 10 ** (-30 / 20) / utterance.wave.square().mean().sqrt()
-        frames = mel(utterance.wave * loud.clamp(min=1)).T
-        frames = nn.functional.pad(frames, (0, 0, 0, max(0, FRAMES - len(frames))))
-        parts += [frames[i : i + FRAMES] for i in range(0, len(frames) - FRAMES + 1, HOP)]
-    return torch.stack(parts)
-
-
-@torch.inference_mode()
-def cosine(dense: nn.Module, model: nn.Module, x: Tensor) -> tuple[float, float]:
-    """Of the embeddings of one with those of the other: mean and least."""
-    found = torch.cat([(dense(part) * model(part)).sum(1) for part in x.split(64)])
-    return found.mean().item(), found.min().item()
-
-
-def distil(dense: nn.Module, model: nn.Module, x: Tensor) -> None:
-    """Train a model to the other's embeddings."""
-    with torch.no_grad():
-        aims = torch.cat([dense(part) for part in x.split(64)])
-    optimizer = torch.optim.Adam(model.parameters(), RATE)
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
-    drawn = torch.Generator().manual_seed(0)
-    for _ in working(range(STEPS), "distilling", "steps"):
-        index = torch.randint(len(x), (BATCH,), generator=drawn)
-        loss = (1 - (model(x[index]) * aims[index]).sum(1)).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        schedule.step()
-
-
 def table(found: dict[str, Any]) -> str:
     """As docs/compression.md shows it."""
     texts = []
@@ -250,14 +158,7 @@ def table(found: dict[str, Any]) -> str:
         ]
         texts.append(format_table(header, cells))
     if rows := found.get("voices"):
-        cells = []
-        for row in rows:
-            after = "{:.3f} / {:.3f}".format(*row["after"]) if "after" in row else ""
-            how, faster = "weights" if row["plain"] else "data", row.get("faster")
-            before = "{:.3f} / {:.3f}".format(*row["before"])
-            time = f"{faster:.2f}" if faster else ""
-            cells.append([f"{row['share']:.2f}", str(row["rank"]), how, before, after, time])
-        texts.append(format_table(["parameters", "rank", "by", "cosine", "distilled", "faster"], cells))
+        texts.append(format_table(*cells_of_voices(rows[0])))
     return "\n\n".join(texts) + "\n"
 
 
