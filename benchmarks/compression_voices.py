@@ -11,6 +11,7 @@ import csv
 import json
 from collections.abc import Iterable, Iterator
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,11 +23,13 @@ from benchmarks.real_files import FOLDER, require_files
 from benchmarks.whisper_files import prepared
 from lora_lightning.data.accents import EMBEDDED, utterances
 from lora_lightning.data.audio import read_audio
+from lora_lightning.utils.atomic import write_whole
 from lora_lightning.utils.progress import working
 
 FRAMES, EARLIEST = 160, 80  # of a part of a recording; where it may end for distillation
 SEEN, TESTED = 256, 400  # parts: by which is compressed; of a set that is tested
 STEPS, RATE, BATCH = 900, 1e-3, 16  # of distillation
+KEEP = 50  # steps after which it is kept where distillation stands
 SPEEDS = {1: 20, 16: 5}  # parts at once -> rounds
 WEIGHTS = "resemblyzer/pretrained.pt"
 DIGESTS = {WEIGHTS: "39373b86598fa3da9fcddee6142382efe09777e8d37dc9c0561f41f0070f134e"}
@@ -71,7 +74,8 @@ def voices() -> Iterator[dict[str, Any]]:
     row["parts"] = {name: len(parts) for name, parts in tests.items()} | {"trained on": len(train.starts)}
     row["before"] = {name: cosine(dense, model, parts) for name, parts in tests.items()}
     print(json.dumps(row), flush=True)
-    distil(dense, model, train)
+    kept = FOLDER / f"compression_voices_{STEPS}_{RATE}_{BATCH}.pt"
+    distil(dense, model, train, kept)
     row["after"] = {name: cosine(dense, model, parts) for name, parts in tests.items()}
     for batch, rounds in SPEEDS.items():
         x = train.spread(batch)
@@ -155,13 +159,23 @@ def cosine(dense: nn.Module, model: nn.Module, x: Tensor) -> tuple[float, float]
     return found.mean().item(), found.quantile(0.05).item()
 
 
-def distil(dense: Speaker, model: Speaker, train: Parts) -> None:
+def distil(dense: Speaker, model: Speaker, train: Parts, kept: Path) -> None:
     """Train a model to the other's embeddings, at several ends of every part, whose loudness and tilt are
-    varied, as voices and microphones do."""
+    varied, as voices and microphones do.
+
+    Args:
+        kept: where it stands now and then; from there a stopped run goes on.
+    """
     optimizer = torch.optim.AdamW(model.parameters(), RATE)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, STEPS, pct_start=0.05)
     drawn = torch.Generator().manual_seed(0)
-    for _ in working(range(STEPS), "distilling", "steps"):
+    if kept.exists():
+        state = torch.load(kept, weights_only=True)
+        model.load_state_dict(state["model"])
+        optimizer.load_state_dict(state["optimizer"])
+        schedule.load_state_dict(state["schedule"])
+        drawn.set_state(state["drawn"])
+    for _ in working(range(schedule.last_epoch, STEPS), "distilling", "steps"):
         x = train.at(torch.randint(len(train.starts), (BATCH,), generator=drawn))
         loudness, tilt = torch.randn(2, BATCH, 1, 1, generator=drawn) / 2
         x = x * (loudness + tilt * torch.linspace(-1, 1, x.shape[-1])).exp()
@@ -173,6 +187,10 @@ def distil(dense: Speaker, model: Speaker, train: Parts) -> None:
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         schedule.step()
+        if schedule.last_epoch % KEEP == 0:
+            state = {"model": model, "optimizer": optimizer, "schedule": schedule}
+            states = {name: part.state_dict() for name, part in state.items()}
+            write_whole(kept, partial(torch.save, states | {"drawn": drawn.get_state()}))
 
 
 def cells_of_voices(row: dict[str, Any]) -> tuple[list[str], list[list[str]]]:

@@ -1,8 +1,12 @@
 """The parts of recordings that the speaker encoder is distilled on."""
 
+import copy
+
+import pytest
 import torch
 
-from benchmarks.compression_voices import FRAMES, Parts, Speaker
+from benchmarks import compression_voices
+from benchmarks.compression_voices import FRAMES, Parts, Speaker, distil
 
 
 def test_no_part_reaches_from_one_recording_into_the_next():
@@ -30,3 +34,20 @@ def test_the_last_of_the_ends_is_the_part_s_own():
     ends = speaker.steps(x)
     torch.testing.assert_close(ends[:, -1], speaker(x))
     torch.testing.assert_close(ends[:, 0], speaker(x[:, :80]))
+
+
+def test_a_stopped_distillation_goes_on_where_it_stood(tmp_path, monkeypatch):
+    for name, value in {"STEPS": 4, "KEEP": 2, "BATCH": 2}.items():
+        monkeypatch.setattr(compression_voices, name, value)
+    torch.manual_seed(0)
+    dense, student, parts = Speaker(), Speaker(), Parts([torch.randn(32000)])
+    whole, stopped, again = (copy.deepcopy(student) for _ in range(3))
+    distil(dense, whole, parts, tmp_path / "whole.pt")
+    draws = iter([parts.at, parts.at, parts.at])
+    with monkeypatch.context() as patched:
+        patched.setattr(parts, "at", lambda index: next(draws)(index))
+        with pytest.raises(StopIteration):
+            distil(dense, stopped, parts, tmp_path / "stopped.pt")
+    distil(dense, again, parts, tmp_path / "stopped.pt")
+    torch.testing.assert_close(again.state_dict(), whole.state_dict())
+    assert not torch.equal(again.linear.weight, student.linear.weight)
