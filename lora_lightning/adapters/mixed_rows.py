@@ -77,8 +77,8 @@ class RowBranch(MixedBranch):
 
     def begin(self, batch: Batch) -> None:
         """From now on the layer computes for this batch."""
-        self.batch, self.samples, self.slots = batch, batch.samples, {}
-        self._ready: dict[bool, list[Stack]] = {}
+        self.batch, self.samples = batch, batch.samples
+        self._ready: dict[bool, tuple[list[Stack], dict[Slot, list[LowRankUpdate | None]]]] = {}
         self._stacks, self._versions = [], None
 
     def _value(self, name: str) -> Tensor:
@@ -88,9 +88,11 @@ class RowBranch(MixedBranch):
         half = x.is_floating_point() and product_dtype(x) == torch.float16
         if half not in self._ready:  # there the factors are shared out, adapter by adapter
             in_rows = {} if half else {s: p for s, p in self.places.items() if self._in_rows(p)}
-            self.slots = {s: self._updates(p) for s, p in self.places.items() if s not in in_rows}
-            self._ready[half] = [self._stack(s, *place) for s, places in in_rows.items() for place in places]
-        return [*self._ready[half], *super().stacks(x)] if self.slots else self._ready[half]
+            stacks = [self._stack(s, *place) for s, places in in_rows.items() for place in places]
+            others = {s: self._updates(p) for s, p in self.places.items() if s not in in_rows}
+            self._ready[half] = stacks, others
+        stacks, self.slots = self._ready[half]
+        return [*stacks, *super().stacks(x)] if self.slots else stacks
 
     def _base(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         layer = self.layer

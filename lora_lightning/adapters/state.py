@@ -16,6 +16,7 @@ from lora_lightning.layers.layer import slot_key
 from lora_lightning.layers.registry import LoRALayer, base_modules
 from lora_lightning.layers.swap import ClassSwap, class_of, give_class, plain_class
 from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.layers.viewed import KEPT
 from lora_lightning.layers.views import Choice, Standing, View, holds, within
 from lora_lightning.planning.plan import LayerPlan, Plan
 from lora_lightning.utils.names import joined, named_parameters, submodule, unwrapped
@@ -204,6 +205,7 @@ def put_base_values(model: nn.Module) -> None:
             adapter.values[name] = tensor.data
             if name in state.originals:
                 tensor.data = state.originals[name].to(tensor.device, tensor.dtype)
+    forget_kept(model)
 
 
 @torch.no_grad()
@@ -214,6 +216,14 @@ def put_adapter_values(model: nn.Module) -> None:
         for name, tensor in extra_tensors(model, adapter.extra_trainables).items():
             if name in adapter.values:
                 tensor.data = adapter.values.pop(name).to(tensor.device, tensor.dtype)
+    forget_kept(model)
+
+
+def forget_kept(model: nn.Module) -> None:
+    """Let attention compute anew what it keeps of its biases, which now have other values."""
+    for module in model.modules():
+        if vars(module).get(KEPT):
+            setattr(module, KEPT, {})
 
 
 def view_as(model: nn.Module, active: tuple[str, ...], context: str = "") -> View:

@@ -18,6 +18,7 @@ from lora_lightning.adapters.base_values import refuse_meta
 from lora_lightning.adapters.inject import apply_plan, attach_adapter, extra_names, refuse_merged, replace
 from lora_lightning.adapters.state import (
     Adapter,
+    forget_kept,
     is_injected,
     state_of,
     viewed_as_plain,
@@ -165,6 +166,7 @@ def load_saved(
     with torch.no_grad():
         for key, tensor in saved.tensors.items():
             targets[key].copy_(tensor)
+    forget_kept(model)
     state_of(model).begun = True
 
 

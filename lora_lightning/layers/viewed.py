@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from lora_lightning.layers.views import Choice, View
 
 OWN_STATE = ("lora_choice", "lora_path")  # of an adapted layer for good, of other modules while viewed
+# timm's attention keeps in eval mode what it has computed of the one, by device, as the other.
+BIASES, KEPT = "attention_biases", "attention_bias_cache"
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +80,9 @@ def show(view: View) -> dict[nn.Module, Need]:
     for name in view.values:
         path, _, leaf = name.rpartition(".")
         leaves.setdefault(path, set()).add(leaf)
+    for path, names in leaves.items():
+        if BIASES in names and KEPT in vars(modules[path]):
+            names.add("training")
     for path in view.calls:  # a branch by samples adds the bias itself
         leaves[path] |= {"bias"} & modules[path]._parameters.keys()
     needs = {modules[p]: Need(frozenset(names), p in view.calls) for p, names in leaves.items()}
@@ -182,9 +187,12 @@ def _flat_weights(module: Any) -> list[Any]:
 
 
 def _training(module: Any) -> bool:
-    """Of nn.TransformerEncoderLayer, which takes its fused path in eval mode alone."""
+    """Of nn.TransformerEncoderLayer, which takes its fused path in eval mode alone; and of attention that in
+    eval mode would keep what it has computed of a view's value."""
     view = module.lora_choice.view()
-    return (view is not None and view.samples is not None) or module.__dict__["training"]
+    if view is not None and (view.samples is not None or f"{module.lora_path}.{BIASES}" in view.values):
+        return True
+    return cast(bool, module.__dict__["training"])
 
 
 def _forward(module: Any, *args: Any, **kwargs: Any) -> Any:

@@ -9,7 +9,7 @@ import pytest
 import torch
 from families import CASES, config, floats
 from several import train
-from small import cnn, encoder, mlp, vit
+from small import cnn, encoder, mlp, pretrained, vit
 from test_mixed_batch import batch, each_alone
 from test_mixed_batch import several as several_of
 from test_mixed_samples import ADAPTERS, BATCHED, SAMPLES, output_dims, several, whole_batch
@@ -248,3 +248,77 @@ def test_an_adapter_is_not_held_when_its_batch_is_over() -> None:
     del adapters
     gc.collect()
     assert held() is None
+
+
+def test_one_layer_in_two_precisions() -> None:
+    """Products in float16 have their factors shared out, which those in float32 have not."""
+
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(4, 4)
+
+        def forward(self, x):
+            for half in (True, False, True):
+                with torch.autocast("cpu", torch.float16, enabled=half):
+                    x = self.layer(x.float())
+            return x
+
+    model = Twice().eval()
+    ll.inject(model, ll.LoRAConfig(rank=2), adapter="one")
+    ll.add_adapter(model, "two", ll.LoRAConfig(rank=1))
+    for name in ("one", "two"):
+        ll.set_adapter(model, name)
+        train(model, len(name))
+    x, names = torch.randn(3, 4), ["one", "two", None]
+    with torch.no_grad():
+        wanted = each_alone(model, x, names)
+    adapters = parked(model, ll.LoRAConfig(rank=1))
+    with mixed(Bank(model), [adapters[n] for n in names]):
+        torch.testing.assert_close(model(x), wanted, rtol=2e-3, atol=2e-3)
+
+
+class Biased(nn.Module):
+    """timm's attention, which in eval mode keeps what it has computed of its biases."""
+
+    def __init__(self) -> None:
+        from timm.models.levit import Attention
+
+        super().__init__()
+        self.attention, self.head = Attention(8, 4, 2, resolution=(2, 2)), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.head(self.attention(x).mean(1))
+
+
+def test_biases_that_attention_keeps(tmp_path) -> None:
+    options = ll.LoRAConfig(rank=1, train_bias="all", target_modules=["attention.qkv.linear"])
+    x, names, wanted = torch.randn(4, 4, 8), ["one", "two", None, "one"], {}
+    for seed, name in enumerate(["one", "two"]):  # each by itself, in a model that has kept nothing yet
+        model = pretrained(Biased)
+        wanted.setdefault(None, model.eval()(x).detach())
+        ll.inject(model, options, adapter=name)
+        train(model, seed)
+        assert "attention.attention_biases" in model.lora_state.adapters[name].extra_trainables
+        ll.save_adapter(model, tmp_path / name)
+        wanted[name] = model.train().eval()(x).detach()
+
+    model = pretrained(Biased).eval()
+    model(x)
+    ll.load_adapter(model, tmp_path / "one", adapter="one")
+    torch.testing.assert_close(model.eval()(x), wanted["one"])
+    ll.load_adapter(model, tmp_path / "two", adapter="two")
+    for name in ("two", "one"):
+        ll.set_adapter(model, name)
+        torch.testing.assert_close(model(x), wanted[name])
+        with ll.adapters_off(model):
+            torch.testing.assert_close(model(x), wanted[None])
+    expected = torch.stack([wanted[name][i] for i, name in enumerate(names)])
+    with ll.mixed_adapters(model, names):
+        torch.testing.assert_close(model(x), expected)
+    adapters = parked(model, options)
+    bank = Bank(model)
+    for turned in (names, [*names[1:], "one"]):
+        with mixed(bank, [adapters[n] for n in turned]):
+            expected = torch.stack([wanted[name][i] for i, name in enumerate(turned)])
+            torch.testing.assert_close(model(x), expected)
