@@ -286,6 +286,7 @@ class Biased(nn.Module):
 
         super().__init__()
         self.attention, self.head = Attention(8, 4, 2, resolution=(2, 2)), nn.Linear(8, 3)
+        nn.init.ones_(self.attention.proj.ln.bn.weight)  # it begins at 0: without attention
 
     def forward(self, x):
         return self.head(self.attention(x).mean(1))
