@@ -190,7 +190,9 @@ def _training(module: Any) -> bool:
     """Of nn.TransformerEncoderLayer, which takes its fused path in eval mode alone; and of attention that in
     eval mode would keep what it has computed of a view's value."""
     view = module.lora_choice.view()
-    if view is not None and (view.samples is not None or f"{module.lora_path}.{BIASES}" in view.values):
+    if view is not None and (
+        view.samples is not None or f"{module.lora_path}.{BIASES}".lstrip(".") in view.values
+    ):
         return True
     return cast(bool, module.__dict__["training"])
 
