@@ -102,7 +102,7 @@ def recipe_text(name: str, out: str) -> str:
 def _header(file: Path, name: str, out: str) -> Iterator[str]:
     lines = header(file.read_text(encoding="utf-8"))
     for line in lines:
-        command = line.replace(f"python train.py recipe={name}", f"lora-lightning train recipe={out}")
+        command = line.replace(f" recipe={name}", f" recipe={out}")
         yield f"# {command.replace(f'outputs/{name}/', f'outputs/{Path(out).stem}/')}".rstrip()
     yield "#"
     yield from textwrap.wrap(

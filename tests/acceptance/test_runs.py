@@ -281,7 +281,7 @@ def test_help_is_a_page_for_people(
     assert caught.value.code == 0
     page = capsys.readouterr().out
     for words in (
-        "python train.py recipe=resnet_digits",
+        "lora-lightning train recipe=resnet_digits",
         "recipe: accent_espeak",
         "rank: ",
         "--multirun",

@@ -33,7 +33,7 @@ def test_every_recipe_is_sound_and_says_how_to_run_it(words: list[str]) -> None:
     assert len(recipes) >= 5
     for recipe in recipes:
         header = [line for line in recipe.read_text().splitlines() if line.startswith("#")]
-        commands = [line[1:].strip() for line in header if line.startswith("#   python train.py")]
+        commands = [line[1:].strip() for line in header if line.startswith("#   lora-lightning train")]
         assert commands, recipe
         lines = [shlex.split(command.split("   ")[0])[2:] for command in commands]
         for line in [[f"recipe={recipe.stem}"], *lines]:
