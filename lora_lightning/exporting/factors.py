@@ -10,7 +10,7 @@ from typing import Any, cast
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized, remove_parametrizations
+from torch.nn.utils.parametrize import is_parametrized
 
 from lora_lightning.adapters.eject import eject
 from lora_lightning.adapters.manage import adapter_names, set_adapter, unmerge
@@ -28,6 +28,7 @@ from lora_lightning.exporting.subject import (
     output_names,
 )
 from lora_lightning.layers.update import LowRankUpdate
+from lora_lightning.layers.writing import settle
 from lora_lightning.utils.names import joined, submodule
 from lora_lightning.utils.tables import truncate_list
 
@@ -191,7 +192,7 @@ def _settle(network: nn.Module, names: Iterable[str]) -> None:
         path, _, leaf = name.rpartition(".")
         module = submodule(network, path)
         if is_parametrized(module, leaf):
-            remove_parametrizations(module, leaf, leave_parametrized=True)
+            settle(module, leaf, keep_value=True)
 
 
 def _called(flat: Flat, inputs: Mapping[str, Tensor]) -> set[nn.Module]:

@@ -49,7 +49,18 @@ def set_weights(module: nn.Module, weights: dict[str, Tensor]) -> list[str]:
                 places.update({n: nn.Parameter(t) for n, t in originals.items()})
                 continue
             own = cast(nn.ModuleDict, module.parametrizations)[name]
-            remove_parametrizations(module, name, leave_parametrized=not own.is_tensor)  # never writes so
+            settle(module, name, keep_value=not own.is_tensor)  # never writes so
             plain.append(name)
         setattr(module, name, nn.Parameter(weight))
     return plain
+
+
+def settle(module: nn.Module, name: str, keep_value: bool) -> None:
+    """Make a plain parameter of one that a parametrization computes, in this module alone.
+
+    Args:
+        keep_value: of what is computed; else of its original.
+    """
+    shared = type(module)  # copies of the module have this class too, and torch deletes the name from it
+    module.__class__ = type(shared.__name__, shared.__bases__, dict(shared.__dict__))
+    remove_parametrizations(module, name, leave_parametrized=keep_value)

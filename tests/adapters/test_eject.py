@@ -1,5 +1,7 @@
 """Ejecting gives back the very model, or with the updates merged a plain one of the same function."""
 
+import copy
+
 import pytest
 import torch
 from kinds import MODELS, pairs
@@ -61,3 +63,28 @@ def test_torch_folds_the_norms_of_an_ejected_model_into_its_convolutions():
     folded = fuse(model)
     assert not any(isinstance(m, nn.BatchNorm2d) for m in folded.modules())
     torch.testing.assert_close(folded(x), before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.TransformerEncoderLayer(32, 2, 64, dropout=0.0, batch_first=True),
+        nn.utils.parametrizations.spectral_norm(nn.Linear(32, 32)),
+        nn.utils.parametrizations.weight_norm(nn.Linear(32, 32)),
+    ],
+    ids=["compressed", "spectral norm", "weight norm"],
+)
+def test_a_copy_that_is_ejected_leaves_the_original_as_it_was(layer):
+    model, x = nn.Sequential(layer).eval(), torch.randn(2, 5, 32)
+    if isinstance(layer, nn.TransformerEncoderLayer):
+        ll.compress(model, ranks={"*": 4}, data=[x])
+    ll.inject(model, ll.LoRAConfig(rank=2, target_modules="all"))
+    without = model(x)
+    for parameter in ll.lora_parameters(model):
+        nn.init.normal_(parameter, std=0.3)
+    expected = model(x)
+    assert (expected - without).abs().max() > 0.01
+    ejected = copy.deepcopy(model)
+    ll.eject(ejected, merged=True)
+    torch.testing.assert_close(ejected(x), expected, rtol=0, atol=1e-5)
+    torch.testing.assert_close(model(x), expected, rtol=0, atol=0)
