@@ -61,6 +61,11 @@ METHODS: dict[str, Method] = {
     "last_stage_in_full": Method(
         "LoRA, the last stage in full", ("lora.modules_to_save=[auto,layer4]",), only=("resnet_digits",)
     ),
+    "box_head_in_full": Method(
+        "LoRA, the box head in full",
+        ("lora.modules_to_save=[auto,box_head]",),
+        only=("fasterrcnn_shapes",),
+    ),
     "auto": Method("layers of “auto”, same size", ("lora.target_modules=auto",), match=True),
     "attention": Method(
         "attention alone, same size",

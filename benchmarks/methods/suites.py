@@ -69,6 +69,25 @@ EMBEDDED = {
         methods=MINUTES,
         source_data=_filled_shapes,
     ),
+    "fasterrcnn_shapes": Task(
+        "Faster R-CNN, shapes",
+        ("recipe=fasterrcnn_shapes",),
+        "map",
+        budget=SLOW,
+        methods=(
+            "before",
+            "lora",
+            "full",
+            "peft",
+            "dora",
+            "pissa",
+            "lora_one",
+            "box_head_in_full",
+            "lora_plus",
+            "rank_64",
+        ),
+        source_data=_filled_shapes,
+    ),
     "scottish": Task(
         "Conformer, Scottish English",
         ("recipe=accent_espeak", "adapters=null"),
@@ -157,7 +176,13 @@ REAL = {
 }
 SUITES: dict[str, dict[str, Task]] = {"embedded": EMBEDDED | FEW_DIGITS, "real": REAL}
 ORDER = {
-    "embedded": (("vit_digits", "resnet_digits"), ("fcos_shapes", "scottish"), tuple(FEW_DIGITS)),
+    "embedded": (
+        ("vit_digits", "resnet_digits"),
+        ("fasterrcnn_shapes",),
+        ("scottish",),
+        ("fcos_shapes",),
+        tuple(FEW_DIGITS),
+    ),
     "real": (("lite0_100",), ("czech",), ("lite0_10",), ("dutch",), tuple(REAL)[2:4] + tuple(REAL)[6:]),
 }
 
