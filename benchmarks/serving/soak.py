@@ -4,6 +4,7 @@ answer is that of `lora-lightning predict` or `transcribe` with an adapter that 
 from __future__ import annotations
 
 import json
+import math
 import os
 import random
 import shutil
@@ -44,6 +45,15 @@ class Tally:
     rss: dict[int, list[tuple[float, int]]] = field(default_factory=dict)
 
 
+@dataclass
+class Span:
+    """When a name may mean a version, None none: from before a change until after the next."""
+
+    version: Path | None
+    since: float
+    until: float = math.inf
+
+
 class Shelf:
     """A folder that changes, and what was in it when.
 
@@ -55,44 +65,41 @@ class Shelf:
         self.folder, self.versions = folder, versions
         shutil.rmtree(folder, ignore_errors=True)
         self.changes = 0
-        self.history: dict[str, list[tuple[float, Path | None]]] = {}
+        self.history: dict[str, list[Span]] = {}
         for name, paths in versions.items():
             shutil.copytree(paths[0], folder / name)
-            self.history[name] = [(0.0, paths[0])]
+            self.history[name] = [Span(paths[0], 0.0)]
 
     def change(self, generator: random.Random) -> None:
         """Replace, remove or add one of those that move."""
         name = generator.choice([n for n, paths in self.versions.items() if len(paths) > 1])
-        present = self.history[name][-1][1]
+        present = self.history[name][-1].version
         new = generator.choice([p for p in (*self.versions[name], None) if p != present])
         place, aside = self.folder / name, self.folder / f".{name}"
-        if new is None:
-            os.replace(place, aside)
-            shutil.rmtree(aside)
-        elif present is None:
-            shutil.copytree(new, aside)
-            self._now(name, new)  # it may be seen from here on
-            os.replace(aside, place)
-        else:
+        if present is None:
+            shutil.copytree(str(new), aside)
+        elif new is not None:
             for file in FILES:
                 shutil.copy(new / file, place / f".{file}")
-            self._now(name, new)
+        self.history[name].append(Span(new, time.monotonic()))
+        if new is None:
+            os.replace(place, aside)
+        elif present is None:
+            os.replace(aside, place)
+        else:
             for file in FILES:  # as save_adapter does
                 os.replace(place / f".{file}", place / file)
-        self._now(name, new)
+        self.history[name][-2].until = time.monotonic()
+        if new is None:
+            shutil.rmtree(aside)
         self.changes += 1
-
-    def _now(self, name: str, version: Path | None) -> None:
-        self.history[name].append((time.monotonic(), version))
 
     def there(self, name: str, begun: float, ended: float) -> set[Path | None]:
         """What the name may have meant to a request."""
-        found: set[Path | None] = set()
-        history = list(self.history[name])
-        for (since, version), (until, _) in zip(history, [*history[1:], (ended, None)], strict=True):
-            if since <= ended and until >= begun - FRESH - 1.0:  # what was listed is taken for a second
-                found.add(version)
-        return found
+        early = begun - FRESH - 1.0  # what was listed is taken for a second
+        return {
+            span.version for span in list(self.history[name]) if span.since <= ended and span.until >= early
+        }
 
 
 def soaked(name: str, folder: Path, seconds: float) -> dict[str, Any]:

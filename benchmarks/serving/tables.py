@@ -40,8 +40,7 @@ def text(points: list[Point]) -> str:
         for name, point in named.items():
             kind, _, of = name.rpartition(" ")
             if of == shape.name and "ways" in point:
-                lines += [f"## {shape.about}: {_title(kind, point)}", ""]
-                lines += [*([point["note"], ""] if "note" in point else []), *_ways(point["ways"]), ""]
+                lines += [f"## {shape.about}: {_title(kind, point)}", "", *_ways(point["ways"]), ""]
     for name, point in named.items():
         if name.startswith("soak"):
             lines += _soak(SHAPES[name.partition(" ")[2]].about, point)
