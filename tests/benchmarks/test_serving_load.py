@@ -85,14 +85,14 @@ def test_a_soak_knows_what_was_there_when(shelf: Path, tmp_path: Path) -> None:
     begun = time.monotonic()
     assert changing.there("moving", begun, begun) == {old} and changing.there("steady", begun, begun)
     generator = random.Random(0)
-    while len({version for _, version in changing.history["moving"]}) < 3:
+    while len({span.version for span in changing.history["moving"]}) < 3:
         changing.change(generator)
     end = time.monotonic()
     assert changing.there("moving", begun, end) == {old, new, None}
     assert changing.there("moving", begun, begun - 1e-9) == {old}
     assert len(changing.there("moving", end + 100, end + 100)) == 1
     assert changing.there("steady", begun, end) == {shelf / "a2"}
-    last = changing.history["moving"][-1][1]
+    last = changing.history["moving"][-1].version
     place = tmp_path / "changing" / "moving"
     assert place.exists() == (last is not None)
     if last is not None:
