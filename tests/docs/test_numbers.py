@@ -9,6 +9,7 @@ from pages import DOCS, ROOT, text_of
 
 from benchmarks.compression_chain import cells_of_seeds
 from benchmarks.compression_pictures import table as pictures_table
+from benchmarks.compression_voices import cells_of_voices
 from benchmarks.serving.tables import page_rows
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -74,6 +75,16 @@ def test_int8_files_of_compressed_lstms():
         label, size = "1, torch" if name == "torch" else name, rows[0]["megabytes"].get(name)
         cells = [label, f"{size:.1f}" if size else "", *(f"{one['faster'][name]:.2f}" for one in rows)]
         assert f"| {' | '.join(cells)} |" in shown
+
+
+def test_a_real_recurrent_network_distilled():
+    text = (DOCS / "compression.md").read_text(encoding="utf-8")
+    (found,) = result("compression_recurrent")["voices"]
+    for cells in cells_of_voices(found)[1]:
+        assert f"| {' | '.join(cells)} |" in text.splitlines()
+    told = [f"{found['steps']} steps", f"{found['share']:.2f} of its parameters", f"rank {found['rank']}"]
+    told += [f"{found[f'faster at {batch}']:.2f}" for batch in (1, 16)]
+    assert not [one for one in told if one not in text]
 
 
 def test_serving():
