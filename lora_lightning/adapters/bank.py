@@ -8,7 +8,7 @@ module that has no batched forward is called once for each adapter, which for th
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from typing import Any, cast
@@ -147,5 +147,6 @@ class Road:
 
     def _split(self, module: nn.Module, *args: Any, **kwargs: Any) -> Any:
         views = [self._alone(adapter, "", {}) for adapter in self._batch.adapters]
-        serve: Callable[[int], Any] = lambda j: seen(views[j])  # noqa: E731
-        return split_call(self._batch.samples, module, own_forward(module), serve, args, kwargs)
+        return split_call(
+            self._batch.samples, module, own_forward(module), lambda j: seen(views[j]), args, kwargs
+        )

@@ -3,6 +3,8 @@ factor and then by the other, so that no exporter multiplies the two out."""
 
 from __future__ import annotations
 
+from typing import Any
+
 from torch import ops
 from torch.export import ExportedProgram
 from torch.fx import Graph, Node
@@ -37,10 +39,10 @@ def _pays(weight: Node) -> bool:
 
 def _split(graph: Graph, node: Node, left: Node, right: Node) -> None:
     """Put two nodes in the place of one."""
-    x = node.args[0]
+    x: Any = node.args[0]
     with graph.inserting_before(node):
         turned = graph.call_function(ops.aten.t.default, (right,))  # (r, in)
         inner = graph.call_function(LINEAR, (x, turned))
     turned.meta["val"] = right.meta["val"].mT
-    inner.meta["val"] = x.meta["val"].new_empty((*x.meta["val"].shape[:-1], left.meta["val"].shape[1]))  # type: ignore[union-attr]
+    inner.meta["val"] = x.meta["val"].new_empty((*x.meta["val"].shape[:-1], left.meta["val"].shape[1]))
     node.args = (inner, left, *node.args[2:])
