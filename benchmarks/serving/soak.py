@@ -27,6 +27,7 @@ PAUSE = 0.25  # seconds between two changes of the folder
 LOOK = 2.0  # seconds between two looks at the memory
 NEAR = 1e-5  # of a probability
 NEAR_ROUNDED = 1.1e-3  # of one that is told with 3 digits
+TOLD = 20  # wrong answers that are written down
 Answer = dict[str, Any]
 
 
@@ -35,13 +36,13 @@ class Tally:
     """What clients have seen.
 
     Attributes:
-        wrong: answers that no adapter gives that was there: name, upload, status, answer.
+        wrong: answers that no adapter gives that was there.
         rss: bytes by process, with the second.
     """
 
     statuses: Counter[int] = field(default_factory=Counter)
     latencies: list[float] = field(default_factory=list)
-    wrong: list[Any] = field(default_factory=list)
+    wrong: list[dict[str, Any]] = field(default_factory=list)
     rss: dict[int, list[tuple[float, int]]] = field(default_factory=dict)
 
 
@@ -101,6 +102,14 @@ class Shelf:
             span.version for span in list(self.history[name]) if span.since <= ended and span.until >= early
         }
 
+    def told(self, name: str, begun: float, ended: float) -> list[list[Any]]:
+        """What the name meant around that time: version, since, until."""
+        return [
+            [span.version and span.version.name, span.since, min(span.until, ended + 9)]
+            for span in list(self.history[name])
+            if span.since <= ended + 9 and span.until >= begun - 9
+        ]
+
 
 def soaked(name: str, folder: Path, seconds: float) -> dict[str, Any]:
     """The numbers of a soak."""
@@ -129,7 +138,7 @@ def soaked(name: str, folder: Path, seconds: float) -> dict[str, Any]:
     return {
         "seconds": seconds, "requests": len(tally.latencies), "changes": shelf.changes,
         "statuses": {str(status): count for status, count in sorted(tally.statuses.items())},
-        "wrong": len(tally.wrong), "wrong_statuses": dict(Counter(str(w[2]) for w in tally.wrong)),
+        "wrong": len(tally.wrong), "wrong_answers": tally.wrong[:TOLD],
         **{f"{n}_ms": 1000 * value for n, value in times.items()},
         "memory": [_slope(seen) for seen in tally.rss.values() if len(seen) > 4],
     }  # fmt: skip
@@ -160,7 +169,11 @@ def _client(
         tally.statuses[status] += 1
         tally.latencies.append(ended - begun)
         if not (any(right) if status == 200 else status == 404 and None in there):
-            tally.wrong.append([name, n, status, answer])
+            versions = [p.name for p in shelf.versions[name] if status == 200 and equal(answer, wanted[p][n])]
+            tally.wrong.append({
+                "name": name, "upload": n, "status": status, "begun": begun, "ended": ended,
+                "answer": answer, "answer_of": versions, "history": shelf.told(name, begun, ended),
+            })  # fmt: skip
 
 
 def _changes(shelf: Shelf, end: threading.Event) -> None:

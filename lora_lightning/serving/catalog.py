@@ -43,12 +43,28 @@ class Catalog:
         self.root, self.fixed = folder, dict(fixed or {})
         self._lock = threading.Lock()
         self._found: dict[str, Path] = {}
-        self._at = -FRESH
+        self._at, self._took = -FRESH, 0.0  # when what was found was begun to be listed, and seconds of it
         self._warned = False
 
     def names(self) -> list[str]:
         """All names, sorted."""
-        return sorted(self._now(FRESH))
+        return sorted(self.listed())
+
+    def listed(self) -> Mapping[str, Path]:
+        """Names and folders. Another mapping only where they were listed anew."""
+        return self._now(FRESH)
+
+    def gone(self, name: str, folder: Path) -> bool:
+        """Whether an adapter was removed since it was listed; not, where the whole shelf is away."""
+        if self.root is None or name in self.fixed:
+            return False
+        try:
+            os.stat(folder / FILES[0])
+        except (FileNotFoundError, NotADirectoryError):
+            return os.path.isdir(self.root)
+        except OSError:
+            pass
+        return False
 
     def folder(self, name: str) -> Path:
         """What a name means.
@@ -86,8 +102,10 @@ class Catalog:
 
     def _now(self, fresh: float) -> dict[str, Path]:
         with self._lock:
-            if time.monotonic() - self._at >= fresh:
-                self._found, self._at = {**self._listed(), **self.fixed}, time.monotonic()
+            begun = time.monotonic()
+            if begun - self._at >= max(fresh, 2 * self._took):  # a slow folder is not listed all the time
+                self._found, self._at = {**self._listed(), **self.fixed}, begun
+                self._took = time.monotonic() - begun
             return self._found
 
     def _listed(self) -> dict[str, Path]:

@@ -7,7 +7,7 @@ import logging
 import os
 import threading
 from collections import OrderedDict, defaultdict
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,7 +24,7 @@ from lora_lightning.serving.catalog import FILES, Catalog, UnknownAdapter, Unusa
 logger = logging.getLogger(__name__)
 MOST = 256  # adapters in memory
 AT_WORK = 64  # of these, those that stay in the model between batches
-Stamp = tuple[tuple[int, int, int], ...]
+Stamp = tuple[tuple[int, int, int, int], ...]
 
 
 @dataclass(eq=False)
@@ -68,7 +68,8 @@ class FairLock:
 class AdapterStore:
     """Adapters of one base by name: read from the catalog's folders when they are first asked for, checked as
     `load_adapter` checks, and kept. A folder whose files are replaced is read again; who has the adapter of
-    before keeps it. The one that was not used for the longest time leaves. For several threads.
+    before keeps it. Removed ones leave, and the one that was not used for the longest time. For several
+    threads.
 
     Args:
         model: the plain base, in eval mode.
@@ -102,6 +103,7 @@ class AdapterStore:
         self._known = threading.Lock()  # of the two
         self._taking = threading.Lock()  # of the parking
         self._reading: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+        self._listed: Mapping[str, Path] = {}  # what of the residents was compared with
         self._unread: dict[str, Stamp] = {}  # files of residents that were replaced by damaged ones
         for name in pinned:
             self.get(name)
@@ -115,18 +117,19 @@ class AdapterStore:
         """
         try:
             folder = self.catalog.folder(name)
+            with self._known:
+                reading = self._reading[name]
+            with reading:  # who asks meanwhile waits for the same
+                found = self._fresh(name, folder)
         except UnknownAdapter:
             with self._known:
                 self._residents.pop(name, None)
             raise
-        with self._known:
-            reading = self._reading[name]
-        with reading:  # who asks meanwhile waits for the same
-            found = self._fresh(name, folder)
+        listed = self.catalog.listed()
         with self._known:
             self._residents[name] = found
             self._residents.move_to_end(name)
-            self._let_go()
+            self._let_go(listed)
         return found
 
     @contextlib.contextmanager
@@ -167,6 +170,8 @@ class AdapterStore:
         with self._known:
             present = self._residents.get(name)
         stamp = _stamp(folder)
+        if not stamp and self.catalog.gone(name, folder):
+            raise _removed(name)  # what is in memory may be older than what was removed
         if present is not None and stamp in (present.stamp, self._unread.get(name)):
             return present
         try:
@@ -175,8 +180,8 @@ class AdapterStore:
             return found
         except UserError as error:
             logger.warning("adapter %s: %s", name, error)
-            if present is None and not _stamp(folder):  # it was there when the folders were listed
-                raise UnknownAdapter(f"adapter={name}: there is none of this name any more.") from None
+            if not _stamp(folder) and self.catalog.gone(name, folder):  # while it was read
+                raise _removed(name) from None
             if present is None:
                 raise UnusableAdapter(
                     f"adapter={name}: cannot be used: it is damaged, or of another base. The server's log "
@@ -197,18 +202,27 @@ class AdapterStore:
             parked = self._parking.take(read, within=self.lock)
         return Resident(name, digest, read.facts, parked, stamp, parked.bytes())
 
-    def _let_go(self) -> None:
-        """Drop the ones that were used the longest ago, until no more than `most` are left."""
+    def _let_go(self, listed: Mapping[str, Path]) -> None:
+        """Drop the ones that were removed, and of the others those used the longest ago, to keep `most`."""
+        if listed is not self._listed:
+            self._listed = listed
+            for name in self._residents.keys() - listed.keys():
+                del self._residents[name]
         surplus = len(self._residents) - self.most
         if surplus > 0:
             for name in [n for n in self._residents if n not in self.pinned][:surplus]:
                 del self._residents[name]
 
 
+def _removed(name: str) -> UnknownAdapter:
+    return UnknownAdapter(f"adapter={name}: there is none of this name any more.")
+
+
 def _stamp(folder: Path) -> Stamp:
-    """What changes when other files take the places of an adapter's; empty where they are gone."""
+    """What changes when other files take the places of an adapter's, also such as kept the time of a copy;
+    empty where they are gone."""
     try:
         stats = [os.stat(folder / name) for name in FILES]
     except OSError:
         return ()
-    return tuple((s.st_ino, s.st_mtime_ns, s.st_size) for s in stats)
+    return tuple((s.st_ino, s.st_mtime_ns, s.st_ctime_ns, s.st_size) for s in stats)

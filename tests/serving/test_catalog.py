@@ -34,6 +34,47 @@ def test_an_adapter_cannot_have_the_bases_name(name: str, tmp_path: Path, caplog
     assert catalog_of({"adapter": str(place)}).names() == ["adapter"]  # as of any folder whose name is none
 
 
+class Clock:
+    """Time that passes where it is said."""
+
+    now = 100.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_a_listing_is_as_old_as_its_beginning(tmp_path: Path, monkeypatch) -> None:
+    """What goes while a folder is being listed is not believed to be there for the listing's time more."""
+    clock = Clock()
+    monkeypatch.setattr(catalog, "time", clock)
+    gone = put(tmp_path / "gone")
+
+    class Slow(Catalog):
+        listings = 0
+
+        def _listed(self) -> dict[str, Path]:
+            self.listings += 1
+            found = super()._listed()
+            clock.now += 0.45
+            return found
+
+    shelf = Slow(tmp_path)
+    assert shelf.names() == ["gone"]
+    gone.rename(tmp_path / ".gone")
+    clock.now += 0.5  # 0.95 s since the listing began
+    assert shelf.names() == ["gone"] and shelf.listings == 1
+    clock.now += 0.1
+    assert shelf.names() == [] and shelf.listings == 2
+    for _ in range(8):  # unknown names, asked for one after the other
+        with pytest.raises(UserError, match="there is none of this name"):
+            shelf.check("gone")
+    assert shelf.listings == 2  # not one for each
+    clock.now += 0.5
+    with pytest.raises(UserError, match="there is none of this name"):
+        shelf.check("gone")
+    assert shelf.listings == 3
+
+
 def test_an_adapter_of_a_hub_has_its_name_there(tmp_path: Path, monkeypatch) -> None:
     """It is fetched once for all workers, which are given its folder."""
     with hf_hub() as hub:

@@ -1,5 +1,6 @@
 """The store of adapters: names, what is loaded when, what leaves, and what happens while requests run."""
 
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 import lora_lightning as ll
 from lora_lightning.errors import ConfigError
 from lora_lightning.files import pair
-from lora_lightning.serving.catalog import Catalog, UnknownAdapter, UnusableAdapter
+from lora_lightning.serving.catalog import FILES, Catalog, UnknownAdapter, UnusableAdapter
 from lora_lightning.serving.store import AdapterStore
 
 X = torch.randn(4, 3, 16, 16, generator=torch.Generator().manual_seed(0))
@@ -132,6 +133,64 @@ def test_a_replaced_folder_is_read_again_and_a_removed_one_is_gone(
     with pytest.raises(UnknownAdapter):
         store.get("mine")
     assert not store.residents()
+
+
+def test_a_removed_one_is_not_answered_by_what_was_there_before_it(shelf, tmp_path: Path) -> None:
+    """Of a name that is asked for seldom the adapter in memory may be one that was removed long ago."""
+    mine, aside = tmp_path / "mine", tmp_path / ".mine"
+    shutil.copytree(shelf[0] / "ada", mine)
+    shutil.copytree(shelf[0] / "cyd", tmp_path / "cyd")
+    store = store_of(tmp_path)
+    store.get("mine")
+    shutil.rmtree(mine)
+    shutil.copytree(shelf[0] / "bob", mine)  # nobody asks for this one
+    assert store.catalog.names() == ["cyd", "mine"]
+    mine.rename(aside)
+    with pytest.raises(UnknownAdapter, match="adapter=mine: there is none of this name any more"):
+        store.get("mine")  # though it is listed
+    assert not store.residents()
+    aside.rename(mine)
+    torch.testing.assert_close(answers(store, ["mine"] * 4), shelf[1]["bob"](X), rtol=1e-5, atol=1e-5)
+
+
+def test_removed_ones_leave_memory(shelf, tmp_path: Path, monkeypatch) -> None:
+    """Also where nobody asks for them any more."""
+    monkeypatch.setattr("lora_lightning.serving.catalog.FRESH", 0)
+    for name in ("ada", "cyd"):
+        shutil.copytree(shelf[0] / name, tmp_path / name)
+    store = store_of(tmp_path)
+    store.get("ada"), store.get("cyd")
+    shutil.rmtree(tmp_path / "ada")
+    store.get("cyd")
+    assert [r.name for r in store.residents()] == ["cyd"]
+
+
+def test_a_shelf_that_is_away_is_served_from_memory(shelf, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("lora_lightning.serving.catalog.FRESH", 0)
+    folder = tmp_path / "shelf"
+    shutil.copytree(shelf[0] / "ada", folder / "ada")
+    store = store_of(folder)
+    first = store.get("ada")
+    folder.rename(tmp_path / "away")
+    assert store.get("ada") is first
+    (tmp_path / "away").rename(folder)
+    assert store.get("ada") is first
+
+
+def test_a_file_that_is_put_back_with_its_old_time_is_read_again(shelf, tmp_path: Path) -> None:
+    """As `cp -p` and `rsync` do: of the same size, and maybe in the same place of the disk."""
+    shutil.copytree(shelf[0] / "ada", tmp_path / "mine")
+    store = store_of(tmp_path)
+    store.get("mine")
+    for name in FILES:
+        file = tmp_path / "mine" / name
+        before = file.stat()
+        file.write_bytes((shelf[0] / "bob" / name).read_bytes())
+        os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+        now = file.stat()
+        assert (now.st_ino, now.st_mtime_ns) == (before.st_ino, before.st_mtime_ns)
+        assert now.st_size == before.st_size
+    torch.testing.assert_close(answers(store, ["mine"] * 4), shelf[1]["bob"](X), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("when", ["listed", "configuration read", "tensors read"])
