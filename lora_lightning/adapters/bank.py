@@ -28,7 +28,7 @@ from lora_lightning.adapters.mixed_rows import (
     forward_of,
     own_names,
 )
-from lora_lightning.adapters.mixed_samples import MixedSamples, split_call
+from lora_lightning.adapters.mixed_samples import MixedSamples, refuse_boxes, split_call, taking_boxes
 from lora_lightning.adapters.parking import Parked
 from lora_lightning.adapters.rows import Layout
 from lora_lightning.adapters.state import every_name, extra_tensors, state_of, value_for
@@ -82,12 +82,17 @@ class Road:
         self._paths = {id(module): path for path, module in self.modules.items()}
         self._calls = {path: self._call(path, self.modules[path]) for path in self._called()}
         self.splits = any(isinstance(call, partial) for call in self._calls.values())
+        self._taking_boxes = taking_boxes(self.modules, self._calls)
         self._batch = NOTHING
 
     @contextmanager
     def opened(self, adapters: Sequence[Parked | None]) -> Iterator[None]:
         """Within this context the calling thread gives each sample of a batch its adapter, None the base.
-        Those of a batch of one adapter alone have to be in the model, and where a module `splits` all."""
+        Those of a batch of one adapter alone have to be in the model, and where a module `splits` all.
+
+        Raises:
+            UserError: there are several, and a module takes boxes, of which it cannot be told whose they are.
+        """
         alone = len({*adapters}) == 1
         view = self._alone(adapters[0], "mixed_adapters", self.modules) if alone else self._mixed(adapters)
         try:
@@ -97,6 +102,7 @@ class Road:
             self._begin(NOTHING)  # an adapter that leaves is not held until the next batch
 
     def _mixed(self, adapters: Sequence[Parked | None]) -> View:
+        refuse_boxes(self._taking_boxes)
         samples = MixedSamples([None if a is None else a.name for a in adapters], self._first)
         samples.called = self._paths
         rows = {layout: self._rows(layout, adapters) for layout in self.layouts}

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from lora_lightning.adapters.inject import refuse_choosing
 from lora_lightning.adapters.mixed_branch import MixedBranch, has_mixed_branch
-from lora_lightning.adapters.mixed_samples import MixedSamples, split_call
+from lora_lightning.adapters.mixed_samples import MixedSamples, refuse_boxes, split_call, taking_boxes
 from lora_lightning.adapters.state import state_of, views_as
 from lora_lightning.errors import UserError
 from lora_lightning.layers.layer import LoRALayer
@@ -44,7 +44,8 @@ def mixed_adapters(model: nn.Module, samples: Sequence[str | None]) -> Iterator[
         samples: an adapter's name, or None, for each sample of the batch.
 
     Raises:
-        UserError: an unknown name; the model is not adapted, or merged. In the context: a layer's input
+        UserError: an unknown name; the model is not adapted, or merged; layers of boxes are adapted, of which
+            each picture has as many as were found (torchvision's RoI heads). In the context: a layer's input
             in which the samples cannot be told, or an adapted layer whose weight is read without a call.
 
     Example::
@@ -85,6 +86,7 @@ def _mixed(samples: MixedSamples, each: list[View]) -> View:
         elif name in each[0].values:
             values[name] = each[0].values[name]
     called = dict.fromkeys([*differing, *(p for p, m in modules.items() if _differs(m, samples))])
+    refuse_boxes(taking_boxes(modules, called))
     for path in [*called]:
         parent = path.rpartition(".")[0]
         if path and isinstance(modules.get(parent), nn.MultiheadAttention):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -16,6 +16,7 @@ from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lora_lightning.errors import UserError
 from lora_lightning.layers.swap import class_of
+from lora_lightning.utils.names import inside
 
 # Modules whose input has the batch first, and whose other dimensions are no candidates.
 BATCH_FIRST = (_ConvNd, _NormBase, nn.GroupNorm)
@@ -146,6 +147,34 @@ class MixedSamples:
         if (key, device) not in self._devices:
             self._devices[key, device] = values.to(device)
         return self._devices[key, device]
+
+
+def taking_boxes(modules: Mapping[str, nn.Module], called: Iterable[str]) -> str:
+    """The first of these modules whose rows are the boxes of pictures, of each as many as were found, or "":
+    where their number is a multiple of the samples they would be dealt out wrongly."""
+    parents = [path for path, module in modules.items() if any(map(_pools_boxes, module.children()))]
+    return next((path for path in called if inside(path, parents)), "")
+
+
+def refuse_boxes(path: str) -> None:
+    """Refuse a module that takes boxes.
+
+    Raises:
+        UserError: there is one.
+    """
+    if path:
+        raise UserError(
+            f"mixed_adapters: the rows of {path} are the boxes of all pictures, and it cannot be told whose "
+            "each is. Run the samples of each adapter by themselves with set_adapter(model, name), or leave "
+            "this layer out of the adapters (exclude_modules)."
+        )
+
+
+def _pools_boxes(module: nn.Module) -> bool:
+    """By the name of its class, since importing torchvision takes longer than this whole package."""
+    return any(
+        "RoI" in c.__name__ and c.__module__.startswith("torchvision.ops") for c in type(module).__mro__
+    )
 
 
 def split_call(

@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load, save_file
 from torch import Tensor
 
 from lora_lightning.errors import AdapterFileError, ConfigError
@@ -27,6 +27,7 @@ CONFIG_FILE = "adapter_config.json"
 TENSOR_FILE = "adapter_model.safetensors"
 GIVE = "Give a folder that save_adapter or PEFT wrote."
 SAVE_AGAIN = "Save the adapter again."
+LENGTH = 8  # bytes at the beginning of a safetensors file, which say how long its header is
 PATIENCE = 1000  # readings of a folder into which others write all the time
 
 Pair = tuple[dict[str, Any], dict[str, Tensor], dict[str, str]]  # configuration, tensors, their metadata
@@ -71,10 +72,8 @@ def read_pair(folder: str | os.PathLike[str]) -> Pair:
         before = _stamps(folder)
         try:
             about = read_mapping(folder / CONFIG_FILE, SAVE_AGAIN)
-            mapped, metadata = read_tensors(folder / TENSOR_FILE)
-            # mapped ones change when somebody writes over the file, and reading past its new end kills
-            tensors = {name: tensor.clone() for name, tensor in mapped.items()}
-        except AdapterFileError:  # safetensors opens the file twice: that may be two files
+            tensors, metadata = read_tensors(folder / TENSOR_FILE)
+        except AdapterFileError:
             if _stamps(folder) == before:
                 raise
             continue
@@ -117,17 +116,41 @@ def _stamps(folder: Path) -> list[tuple[int, int, int]]:
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors and metadata of a safetensors file, mapped: they are the file's contents as long as it is not
-    written over in its place.
+    """Tensors and metadata of a safetensors file, in memory of their own: mapped ones change when somebody
+    writes over the file, reading past its new end kills, and `safe_open` leaks some bytes of each tensor.
+
+    Raises:
+        AdapterFileError: it is missing, cannot be read, or is damaged.
+    """
+    with _told(path):
+        data = path.read_bytes()
+        tensors = load(data)
+        header = json.loads(data[LENGTH : LENGTH + int.from_bytes(data[:LENGTH], "little")])
+        return tensors, dict(header.get("__metadata__") or {})
+
+
+def map_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The same of a large file, mapped: they are the file's contents as long as it is not written over in its
+    place.
+
+    Raises:
+        AdapterFileError: it is missing, cannot be read, or is damaged.
+    """
+    with _told(path), safe_open(path, framework="pt") as file:
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
+        return tensors, dict(file.metadata() or {})
+
+
+@contextlib.contextmanager
+def _told(path: Path) -> Iterator[None]:
+    """Say what is wrong with a safetensors file that is read within this context.
 
     Raises:
         AdapterFileError: it is missing, cannot be read, or is damaged.
     """
     require_file(path, "Give a .safetensors file.")
     try:
-        with safe_open(path, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  # no dict
-            return tensors, dict(file.metadata() or {})
+        yield
     except PermissionError as error:
         raise AdapterFileError(
             f"{path} cannot be read: {error.strerror or error}. Give one that can be."

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lora_lightning.errors import AdapterFileError, did_you_mean
-from lora_lightning.files.pair import digest_of, read_tensors
+from lora_lightning.files.pair import digest_of, map_tensors
 from lora_lightning.utils.atomic import write_whole
 from lora_lightning.utils.names import inside
 from lora_lightning.utils.tables import truncate_list
@@ -48,7 +48,7 @@ def read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     Raises:
         AdapterFileError: it is missing, cannot be read, or is damaged.
     """
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = map_tensors(path)
     about = metadata.get("lora_lightning")
     ours = about is not None and "config_sha256" not in metadata  # which an adapter in PEFT's format has
     if ours and metadata.get("sha256") != digest_of({"lora_lightning": about}, tensors):

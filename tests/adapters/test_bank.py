@@ -323,3 +323,31 @@ def test_biases_that_attention_keeps(tmp_path) -> None:
         with mixed(bank, [adapters[n] for n in turned]):
             expected = torch.stack([wanted[name][i] for i, name in enumerate(turned)])
             torch.testing.assert_close(model(x), expected)
+
+
+def test_boxes_are_not_dealt_out_to_samples() -> None:
+    """Of 7 and 1 boxes, 4 would be each sample's; a backbone alone differs from picture to picture."""
+    from torchvision.models.detection import fasterrcnn_mobilenet_v3_large_320_fpn as detector
+
+    def several_on(targets: list[str]) -> tuple[nn.Module, ll.LoRAConfig]:
+        torch.manual_seed(0)
+        model = detector(weights=None, weights_backbone=None, num_classes=3, min_size=64, max_size=64).eval()
+        options = ll.LoRAConfig(rank=2, target_modules=targets, modules_to_save=None)
+        for name in ("one", "two"):
+            ll.inject(model, options) if name == "one" else ll.add_adapter(model, name, options)
+        return model, options
+
+    pictures = list(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(1)))
+    model, options = several_on(["roi_heads.box_head.fc6"])
+    first = ll.adapter_names(model)[0]
+    told = r"mixed_adapters: the rows of roi_heads\.box_head\.fc6 are the boxes of all pictures"
+    with pytest.raises(ll.UserError, match=told), ll.mixed_adapters(model, [first, "two"]):
+        model(pictures)
+    with ll.mixed_adapters(model, ["two", "two"]):
+        model(pictures)
+    adapters = parked(model, options)
+    with pytest.raises(ll.UserError, match=told), mixed(Bank(model), [adapters[first], adapters["two"]]):
+        model(pictures)
+    model, options = several_on(["backbone.fpn.inner_blocks.0.0"])
+    with ll.mixed_adapters(model, [first, "two"]):
+        model(pictures)

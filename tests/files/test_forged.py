@@ -202,7 +202,7 @@ def test_things_that_are_no_files(tmp_path, monkeypatch):
     def denied(*args, **options):
         raise PermissionError(13, "Permission denied")
 
-    monkeypatch.setattr("lora_lightning.files.pair.safe_open", denied)
+    monkeypatch.setattr("lora_lightning.files.pair.Path.read_bytes", denied)
     with pytest.raises(ll.AdapterFileError, match="cannot be read: Permission denied"):
         ll.load_adapter(base(), tmp_path / "one")
     monkeypatch.setattr("lora_lightning.files.pair.open", denied, raising=False)

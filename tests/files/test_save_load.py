@@ -1,7 +1,9 @@
 """Adapter files: round trip, other shapes of the same model, damage, and nothing half-done."""
 
+import gc
 import json
 import os
+import tracemalloc
 from dataclasses import replace
 
 import pytest
@@ -10,8 +12,9 @@ from safetensors.torch import load_file
 from small import BATCHES, Classifier, adapted, cnn, encoder, mlp, vit
 
 import lora_lightning as ll
+from lora_lightning.files import pair
 from lora_lightning.files.format import read_adapter, write_adapter
-from lora_lightning.files.pair import CONFIG_FILE, TENSOR_FILE
+from lora_lightning.files.pair import CONFIG_FILE, TENSOR_FILE, read_pair
 from lora_lightning.layers.registry import lora_layers
 
 
@@ -173,3 +176,21 @@ def test_a_tensor_too_many_or_too_few_is_named(tmp_path):
     write_adapter(tmp_path, replace(saved, tensors=some))
     with pytest.raises(ll.AdapterFileError, match="is missing in the file; extra has no place"):
         ll.load_adapter(mlp(), tmp_path)
+
+
+def test_reading_again_and_again_holds_no_more_memory(tmp_path):
+    """As a server does: safetensors' `get_tensor` leaks two numbers of each tensor."""
+    model = mlp()
+    ll.inject(model, ll.LoRAConfig(rank=2))
+    ll.save_adapter(model, tmp_path / "mine")
+    for _ in range(3):
+        read_pair(tmp_path / "mine")
+    tracemalloc.start()
+    before = tracemalloc.take_snapshot()
+    for _ in range(100):
+        read_pair(tmp_path / "mine")
+    gc.collect()
+    after = tracemalloc.take_snapshot()
+    tracemalloc.stop()
+    of_pair = [d for d in after.compare_to(before, "filename") if d.traceback[0].filename == pair.__file__]
+    assert sum(d.size_diff for d in of_pair) < 2000
