@@ -1,12 +1,13 @@
 """What exported files cost: int8 of the embedded models of digits and of US English, and one base with
 adapters as inputs against a merged file.
 
-    python -m benchmarks.exported          writes benchmarks/results/exported.json
-    python -m benchmarks.exported --table  what is there
+    python -m benchmarks.exported               writes benchmarks/results/exported.json, by onnxruntime
+    python -m benchmarks.exported --executorch  the same by ExecuTorch, beside what is there
+    python -m benchmarks.exported --table       what is there
 
-onnxruntime on one thread; times are of CPU, medians of ratios to the file in floats of the same round. Scores
+One thread; times are of CPU, medians of ratios to the file in floats of the same format and round. Scores
 come from the exported files: accuracy on the 597 upright test digits, word error rate of US English test
-utterances, the first ones.
+utterances, the first ones. Files of ExecuTorch take one picture, or one utterance as long as the longest.
 """
 
 from __future__ import annotations
@@ -15,18 +16,24 @@ import argparse
 import json
 import tempfile
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from torch import nn
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 import lora_lightning as ll
 from benchmarks.measure import interleaved, machine, ratios
 from lora_lightning.data.accents import VOCABULARY, AccentsDataModule
 from lora_lightning.data.digits import DigitsDataModule
 from lora_lightning.exporting import onnx, onnx_adapters
+from lora_lightning.exporting.formats import FORMATS
+from lora_lightning.exporting.subject import rows_of
 from lora_lightning.models.ctc import conformer_ctc
 from lora_lightning.models.timm import timm_model
 from lora_lightning.tasks.error_rates import Transcript, error_rate
@@ -45,23 +52,42 @@ BUILDS: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@dataclass(frozen=True)
+class Case:
+    """A model that ships with the package.
+
+    Attributes:
+        inputs: one picture or utterance, by name.
+        axes: that are of any size, where a format has such.
+        calibration: a few dozen, in batches.
+        score: of what runs a file, in %.
+    """
+
+    model: nn.Module
+    inputs: dict[str, Tensor]
+    axes: Any
+    calibration: list[dict[str, Tensor]]
+    score: Callable[[onnx.Run], float]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", action="store_true")
-    if not parser.parse_args().table:
+    parser.add_argument("--executorch", action="store_true")
+    given = parser.parse_args()
+    found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
+    if not given.table:
         torch.set_num_threads(1)
         torch.manual_seed(0)
-        found = {
-            "ResNet, digits: accuracy": digits("resnet10t", ("static",)),
-            "ViT, digits: accuracy": digits("vit_tiny_patch16_224", ("dynamic", "static")),
-            "Conformer, US English: word error rate": english(),
-        }
-        RESULTS.write_text(json.dumps({"models": found, **machine(1, "cpu")}, indent=1) + "\n")
-    print(table(json.loads(RESULTS.read_text())["models"]))
+        part, measure = ("programs", of_executorch) if given.executorch else ("models", of_onnx)
+        found[part] = {name: measure(make()) for name, make in CASES.items()}
+        found |= machine(1, "cpu")
+        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+    print(table(found["models"]), table(found.get("programs", {})), sep="\n\n")
 
 
-def digits(name: str, kinds: tuple[str, ...]) -> dict[str, Any]:
-    """A model of digits that ships with the package."""
+def digits(name: str) -> Case:
+    """A classifier of digits."""
     model = timm_model(name, num_classes=10, pretrained=False, **BUILDS[name])
     batches = list(DigitsDataModule().source_dataloader())
     images, labels = (torch.cat([batch[i] for batch in batches]) for i in (0, 1))
@@ -70,13 +96,12 @@ def digits(name: str, kinds: tuple[str, ...]) -> dict[str, Any]:
         given = run({"x": images.numpy()})[0]
         return 100 * float((given.argmax(1) == labels.numpy()).mean())
 
-    inputs = {"x": images[:1]}
     calibration = [{"x": images[i : i + 16]} for i in range(0, 160, 16)]
-    return costs(model.eval(), inputs, {"x": {0: "batch"}}, calibration, accuracy, kinds)
+    return Case(model.eval(), {"x": images[:1]}, {"x": {0: "batch"}}, calibration, accuracy)
 
 
-def english() -> dict[str, Any]:
-    """The Conformer that ships with the package; it has heard no Scottish or Caribbean English."""
+def english() -> Case:
+    """The Conformer; it has heard no Scottish or Caribbean English."""
     model = conformer_ctc(VOCABULARY, checkpoint="conformer_us").eval()
     data = AccentsDataModule(accent="scottish", kept=["us"])
     data.setup("test")
@@ -93,45 +118,93 @@ def english() -> dict[str, Any]:
             pairs += [Transcript(*row) for row in rows]
         return 100 * error_rate(pairs).rate
 
-    first = batches[0]
+    first = max(batches, key=lambda batch: batch.waves.shape[1])
     inputs = {"waves": first.waves[:1], "lengths": first.lengths[:1]}
     calibration = [
         {"waves": first.waves[i : i + 4], "lengths": first.lengths[i : i + 4]} for i in range(0, 32, 4)
     ]
-    return costs(model, inputs, AXES, calibration, rate, ("dynamic", "static"))
+    return Case(model, inputs, AXES, calibration, rate)
 
 
-def costs(
-    model: nn.Module, inputs: Any, axes: Any, calibration: list[Any], score: Any, kinds: tuple[str, ...]
-) -> dict[str, Any]:
+def of_onnx(case: Case) -> dict[str, Any]:
     """Sizes, times relative to the file in floats, and scores."""
-    arrays = {name: value.numpy() for name, value in inputs.items()}
-    example = {name: torch.cat([value, value]) for name, value in inputs.items()}
-    runs: dict[str, Any] = {}
-    found: dict[str, Any] = {}
+    example = {name: torch.cat([value, value]) for name, value in case.inputs.items()}
     with tempfile.TemporaryDirectory() as folder:
-        for kind in ("floats", *kinds):
-            options: dict[str, Any] = {} if kind == "floats" else {"quantize": kind}
-            if kind == "static":
-                options["calibration"] = calibration
-            told = ll.export(model, example, f"{folder}/{kind}", dynamic=axes, check=[inputs], **options)
-            runs[kind] = onnx.load(told.folder)
-            found[kind] = {"bytes": told.bytes, "score": score(runs[kind]), "difference": told.difference}
+        words = {"dynamic": case.axes, "check": [case.inputs]}
+        runs, found = of_kinds(case, folder, example, case.calibration, case.score, **words)
+        model = case.model
         ll.inject(model, ll.LoRAConfig(rank=8, target_modules="all", modules_to_save=None), adapter="one")
         ll.add_adapter(model, "two")
-        told = ll.export(
-            model, example, f"{folder}/adapters", dynamic=axes, check=[inputs], format="onnx_adapters"
-        )
+        told = ll.export(model, example, f"{folder}/adapters", format="onnx_adapters", **words)
         sizes = {path.name: path.stat().st_size for path in told.folder.glob("*.onnx*")}
         of_each = onnx_adapters.load(told.folder)
         runs |= {"base": of_each[None], "one": of_each["one"]}
         found["base"] = {"bytes": sizes["base.onnx"]}
         found["one"] = {"bytes": sizes["one.onnx_adapter"], "difference": told.difference}
+    return timed(case, runs, found)
+
+
+def of_executorch(case: Case) -> dict[str, Any]:
+    """The same of files of one size."""
+    calibration = [row for one in case.calibration for row in single(one, case.inputs)]
+
+    def score(run: onnx.Run) -> float:
+        def rows(arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
+            given = {name: torch.from_numpy(value) for name, value in arrays.items()}
+            parts = [run({n: v.numpy() for n, v in row.items()}) for row in single(given, case.inputs)]
+            return [np.concatenate(each) for each in zip(*parts, strict=True)]
+
+        return case.score(rows)
+
+    with tempfile.TemporaryDirectory() as folder:
+        words = {"format": "executorch", "dynamic": False}
+        runs, found = of_kinds(case, folder, case.inputs, calibration, score, **words)
+        return timed(case, runs, found)
+
+
+def single(inputs: dict[str, Tensor], like: dict[str, Tensor]) -> list[dict[str, Tensor]]:
+    """Rows of a batch, zeros behind them up to the size of one file's inputs."""
+    return [
+        {name: F.pad(value, (0, like[name].shape[-1] - value.shape[-1])) for name, value in row.items()}
+        for row in rows_of(inputs)
+    ]
+
+
+def of_kinds(
+    case: Case, folder: str, example: Any, calibration: Any, score: Any, **words: Any
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The files in floats and in int8: what runs them, and what they are; but for what is refused."""
+    runs: dict[str, Any] = {}
+    found: dict[str, Any] = {}
+    for kind in ("floats", "dynamic", "static"):
+        options: dict[str, Any] = {} if kind == "floats" else {"quantize": kind}
+        if kind == "static":
+            options["calibration"] = calibration
+        try:
+            told = ll.export(case.model, example, f"{folder}/{kind}", **options, **words)
+        except ll.UserError as error:
+            found[kind] = {"refused": str(error)}
+            continue
+        runs[kind] = FORMATS[told.format].load(told.folder)
+        found[kind] = {"bytes": told.bytes, "score": score(runs[kind]), "difference": told.difference}
+    return runs, found
+
+
+def timed(case: Case, runs: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+    """With the times of one input."""
+    arrays = {name: value.numpy() for name, value in case.inputs.items()}
     steps = {name: partial(run, arrays) for name, run in runs.items()}
     times = interleaved(steps, ROUNDS, clock=time.process_time)
     for name, ratio in ratios(times, "floats").items():
         found[name]["time"] = ratio
     return found
+
+
+CASES: dict[str, Callable[[], Case]] = {
+    "ResNet, digits: accuracy": partial(digits, "resnet10t"),
+    "ViT, digits: accuracy": partial(digits, "vit_tiny_patch16_224"),
+    "Conformer, US English: word error rate": english,
+}
 
 
 def table(models: dict[str, Any]) -> str:
@@ -146,6 +219,7 @@ def table(models: dict[str, Any]) -> str:
         )
         for model, found in models.items()
         for what, one in found.items()
+        if "time" in one
     ]
     return format_table(("model", "file", "MB", "of the file in floats", "score"), rows)
 

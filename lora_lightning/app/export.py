@@ -34,9 +34,9 @@ from lora_lightning.exporting.card import ExportCard
 from lora_lightning.exporting.export import export as export_model
 from lora_lightning.exporting.exported import Exported
 from lora_lightning.exporting.folder import folder_problem
-from lora_lightning.exporting.formats import FORMATS
+from lora_lightning.exporting.formats import FORMATS, INT8, SCORED
 from lora_lightning.exporting.scores import add_scores
-from lora_lightning.exporting.subject import Example, inputs_of, to_bytes
+from lora_lightning.exporting.subject import Example, inputs_of, rows_of, to_bytes
 from lora_lightning.files.locate import AdapterSource
 from lora_lightning.tasks.scores import Score
 from lora_lightning.utils.marks import show
@@ -45,6 +45,7 @@ from lora_lightning.utils.tables import printable
 WEIGHTS, ONNX, STATIC = "safetensors", "onnx", "static"
 TESTED = (pictures_of_classes, pictures_of_masks, sound_of_text)  # whose network a file takes the place of
 CALIBRATING = 8  # training batches, by which ranges of int8 are chosen
+SINGLES = 64  # of their rows, where the file takes one at a time
 
 
 def export(options: Mapping[str, Any], words: Sequence[str]) -> str:
@@ -104,7 +105,8 @@ def exported(
     shown = given.preprocess if inside else None
     calibration = None
     if data and options.get("quantize") == STATIC:
-        calibration = _calibration(model, training_inputs(task, data, CALIBRATING, "export"), shown)
+        inputs = training_inputs(task, data, CALIBRATING, "export")
+        calibration = _calibration(model, inputs, shown, given.dynamic is False)
     told = export_model(
         given.model, given.example, out,
         format=format, dynamic=given.dynamic, preprocess=given.preprocess, inside=inside,
@@ -136,11 +138,16 @@ def _of_data(options: Mapping[str, Any]) -> list[str]:
     return [f"{n}={show(options[n])}" for n in ("quantize", "evaluate") if options.get(n) in (STATIC, True)]
 
 
-def _calibration(model: nn.Module, inputs: list[Any], shown: Mapping[str, Any] | None) -> list[Example]:
-    """What training has shown to the network, as the file takes it."""
-    if shown is None:
-        return inputs
-    return [{name: to_bytes(value, shown) for name, value in inputs_of(model, one).items()} for one in inputs]
+def _calibration(
+    model: nn.Module, inputs: list[Any], shown: Mapping[str, Any] | None, singly: bool
+) -> list[Example]:
+    """What training has shown to the network, as the file takes it: in bytes where `shown`, or singly."""
+    named = [inputs_of(model, one) for one in inputs]
+    if shown is not None:
+        named = [{name: to_bytes(value, shown) for name, value in one.items()} for one in named]
+    if singly:
+        named = [row for one in named for row in rows_of(one)][:SINGLES]
+    return [*named]
 
 
 def _with_file(about: ExportCard, scores: FileScores) -> ExportCard:
@@ -156,9 +163,10 @@ def _with_file(about: ExportCard, scores: FileScores) -> ExportCard:
 def _problems(trained: Trained, options: Mapping[str, Any], format: str) -> list[str]:
     """What is wrong with the options for this task, one line each."""
     found = [
-        f"{name}={str(options[name]).lower()}: is of format={ONNX}, and this is {format}; leave it out."
-        for name in ("quantize", "evaluate")
-        if options.get(name) and format != ONNX
+        f"{name}={str(options[name]).lower()}: is of format={', '.join(formats)}, and this is {format}; give "
+        "one of these, or leave it out."
+        for name, formats in (("quantize", INT8), ("evaluate", SCORED))
+        if options.get(name) and format not in formats
     ]
     if format == WEIGHTS:
         return found + [
@@ -175,10 +183,10 @@ def _problems(trained: Trained, options: Mapping[str, Any], format: str) -> list
         found.append(
             f"{' and '.join(given)}: is of classes, numbers, masks and speech with CTC; leave it out."
         )
-    elif given and options.get("axes") == SINGLE:
+    elif given and kind is sound_of_text and (FORMATS[format].single or options.get("axes") == SINGLE):
         found.append(
-            f"{' and '.join(given)}: gives the file batches of the run, and axes={SINGLE} takes one size; "
-            "leave one of them out."
+            f"{' and '.join(given)}: gives the file the run's utterances, and this one takes a second; give "
+            f"format={ONNX} and axes=time, or leave it out."
         )
     if FORMATS[format].adapters and not isinstance(trained.source, AdapterSource):
         found.append(

@@ -9,16 +9,21 @@ from typing import Any
 from lora_lightning.files.allowed import BUILDERS
 from lora_lightning.utils.marks import Check, one_of, show
 
+LIBRARIES = {  # by the formats in which a run ends: what writes them, and the extra that brings it
+    "onnx": (("onnx", "onnxscript", "onnxruntime"), "export"),
+    "executorch": (("executorch",), "executorch"),
+}
 CHECKS: dict[str, Check] = {
-    "format": one_of("onnx").or_null(),
+    "format": one_of(*LIBRARIES).or_null(),
     "quantize": one_of("dynamic", "static").or_null(),
 }
-TASKS = tuple(  # of which a file is one network
-    f"lora_lightning.tasks.{name}"
-    for name in ("classification.ImageClassifier", "segmentation.SemanticSegmenter", "ctc.SpeechRecognizer")
+SPEECH = "lora_lightning.tasks.ctc.SpeechRecognizer"
+TASKS = (  # of which a file is one network
+    "lora_lightning.tasks.classification.ImageClassifier",
+    "lora_lightning.tasks.segmentation.SemanticSegmenter",
+    SPEECH,
 )
 BUILT = {**BUILDERS, "task": TASKS}
-LIBRARIES = ("onnx", "onnxscript", "onnxruntime")
 AFTER = "Leave export out, and export when the run has ended: lora-lightning export adapter=RUN out=FOLDER."
 
 
@@ -33,7 +38,9 @@ def export_problems(values: Mapping[str, Any]) -> list[str]:
     section = values.get("export")
     if not is_wanted(values):
         quantize = section.get("quantize") if isinstance(section, Mapping) else None
-        return [f"export.quantize={show(quantize)}: give export.format=onnx with it."] if quantize else []
+        if not quantize:
+            return []
+        return [f"export.quantize={show(quantize)}: give export.format={' or '.join(LIBRARIES)} with it."]
     found = []
     if values.get("method") == "none":
         found.append(
@@ -46,11 +53,19 @@ def export_problems(values: Mapping[str, Any]) -> list[str]:
             short = str(target).rpartition(".")[2]
             why = "is of no kind that a run exports" if name == "task" else "is not of this package"
             found.append(f"export: {name} {short} {why}. {AFTER}")
+    task = values.get("task")
+    if section["format"] == "executorch" and isinstance(task, Mapping) and task.get("_target_") == SPEECH:
+        found.append(
+            "export.format=executorch: takes sound of one length, and the run's utterances, which test it, "
+            "are of many: give export.format=onnx."
+        )
     trainer = values.get("trainer")
     if isinstance(trainer, Mapping) and _is_several(trainer):
         found.append(f"export: is for one process, and the run has several. {AFTER}")
-    if lacking := [name for name in LIBRARIES if find_spec(name) is None]:
-        found.append(f"export: needs {', '.join(lacking)}: pip install 'lora-lightning[export]'")
+    for format, (libraries, extra) in LIBRARIES.items():
+        lacking = [name for name in libraries if find_spec(name) is None]
+        if lacking and format == section["format"]:
+            found.append(f"export: needs {', '.join(lacking)}: pip install 'lora-lightning[{extra}]'")
     return found
 
 

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.export import ExportedProgram
 
+from lora_lightning.errors import UserError
 from lora_lightning.exporting.checks import Arrays, Run
 from lora_lightning.exporting.program import program_of, quietly, told_as
 from lora_lightning.exporting.subject import Subject
@@ -23,13 +25,23 @@ def write(subject: Subject, folder: Path) -> None:
         LibraryError: ExecuTorch is missing.
         UserError: the model cannot be written so.
     """
+    (folder / FILE).write_bytes(lowered(program_of(subject), subject))
+
+
+def lowered(program: ExportedProgram, subject: Subject) -> bytes:
+    """A graph as a program of ExecuTorch.
+
+    Raises:
+        LibraryError, UserError: as `write`.
+    """
     with quietly(), loading("executorch", EXTRA):
         from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-        from executorch.exir import to_edge_transform_and_lower
-    program = program_of(subject)
+        from executorch.exir import EdgeCompileConfig, to_edge_transform_and_lower
     with told_as("ExecuTorch", subject), torch.no_grad():
-        made = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()]).to_executorch()
-        (folder / FILE).write_bytes(made.buffer)
+        # Its check refuses views of complex numbers, as of a spectrum, which its runtime takes.
+        config = EdgeCompileConfig(_check_ir_validity=False)
+        made = to_edge_transform_and_lower(program, partitioner=[XnnpackPartitioner()], compile_config=config)
+        return bytes(made.to_executorch().buffer)
 
 
 def load(folder: Path, _subject: Subject | None = None) -> Run:
@@ -37,11 +49,17 @@ def load(folder: Path, _subject: Subject | None = None) -> Run:
 
     Raises:
         LibraryError: it is missing.
+        UserError: it does not take the file.
     """
     with quietly(), loading("executorch", EXTRA):
         from executorch.runtime import Runtime
-    program = Runtime.get().load_program(folder / FILE)  # lives as long as its method
-    method = program.load_method("forward")
+    try:
+        program = Runtime.get().load_program(folder / FILE)  # lives as long as its method
+        method = program.load_method("forward")
+    except RuntimeError as error:
+        raise UserError(
+            f"export: ExecuTorch's runtime cannot load {FILE}: {error}. Take another format."
+        ) from None
 
     def run(inputs: Arrays) -> list[Any]:
         found = method.execute([torch.from_numpy(array) for array in inputs.values()])

@@ -129,7 +129,7 @@ def export(
         form.write(subject, folder)
         difference = file.differs(folder, given, models, pairs)
         if quantize is not None:
-            quantized(folder / form.file, subject, quantize, given.calibration)
+            quantized(folder, form, subject, quantize, given.calibration)
             like = [(one, models[SELECTED](one)) for one in given.calibration[:LIKE]] or pairs[SELECTED]
             difference = file.differs_in_int8(folder, like)
         size = sum(path.stat().st_size for path in folder.iterdir())

@@ -47,6 +47,7 @@ class Format:
             arrays by name: a list of arrays.
         adapters: whether the file takes each adapter of the model.
         single: whether it takes inputs of one size alone.
+        int8: the module of this package that makes int8 of the file; empty where none does.
     """
 
     title: str
@@ -59,6 +60,7 @@ class Format:
     beside: str = ""
     adapters: bool = False
     single: bool = False
+    int8: str = ""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -72,19 +74,24 @@ class Format:
             LibraryError: a library is missing.
             UserError: the model cannot be written so.
         """
-        self._module().write(subject, folder)
+        _module(self.module).write(subject, folder)
 
-    def load(self, folder: Path, subject: Subject) -> Run | dict[str | None, Run]:
+    def load(self, folder: Path, subject: Subject | None = None) -> Run | dict[str | None, Run]:
         """What runs a folder's file; one for each name where it takes adapters.
 
         Raises:
             LibraryError: the runtime is missing.
         """
-        found: Run | dict[str | None, Run] = self._module().load(folder, subject)
+        found: Run | dict[str | None, Run] = _module(self.module).load(folder, subject)
         return found
 
-    def _module(self) -> Any:
-        return importlib.import_module(f"{__package__}.{self.module}")
+    def int8_module(self) -> Any:
+        """What has `quantize`, and the kinds of layers that it takes."""
+        return _module(self.int8)
+
+
+def _module(name: str) -> Any:
+    return importlib.import_module(f"{__package__}.{name}")
 
 
 FORMATS = {
@@ -96,6 +103,7 @@ FORMATS = {
         "onnxruntime",
         'model = onnxruntime.InferenceSession(here / "model.onnx", providers=["CPUExecutionProvider"])',
         "model.run(None, {one.name: inputs[one.name] for one in model.get_inputs()})",
+        int8="onnx_int8",
     ),
     "onnx_adapters": Format(
         "ONNX with adapters",
@@ -135,6 +143,7 @@ FORMATS = {
         "[tensor.numpy() for tensor in method.execute([*map(torch.from_numpy, inputs.values())])]",
         beside="executorch",
         single=True,
+        int8="executorch_int8",
     ),
     "safetensors": Format(
         "safetensors",
@@ -143,3 +152,5 @@ FORMATS = {
         ("torch", "safetensors"),
     ),
 }
+INT8 = tuple(name for name, form in FORMATS.items() if form.int8)
+SCORED = tuple(name for name, form in FORMATS.items() if form.imports and not form.adapters)

@@ -258,6 +258,12 @@ def sizes_of(inputs: Mapping[str, Tensor]) -> str:
     return ", ".join(f"{name} {tuple(value.shape)}" for name, value in inputs.items())
 
 
+def rows_of(inputs: Mapping[str, Tensor]) -> list[dict[str, Tensor]]:
+    """A batch's rows, each a batch of one."""
+    count = len(next(iter(inputs.values())))
+    return [{name: value[i : i + 1] for name, value in inputs.items()} for i in range(count)]
+
+
 def enlarged(tensor: Tensor, axes: Mapping[int, str]) -> Tensor:
     """No dynamic axis of size 1, which the exporters would take for a fixed one."""
     for axis in axes:

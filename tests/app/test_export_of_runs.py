@@ -52,18 +52,29 @@ def test_mistakes_are_one_message(here, capsys):
     folder, _ = classifier(here / "a", class_names=NAMES, target="class")
     given = ["export", f"adapter={folder}", "out=out"]
     wrong = {
-        "quantize=dynamic: is of format=onnx, and this is pt2": [*given, "format=pt2", "quantize=dynamic"],
-        "evaluate=true: is of format=onnx": [*given, "format=safetensors", "evaluate=true"],
+        "quantize=dynamic: is of format=onnx, executorch, and this is pt2": [
+            *given, "format=pt2", "quantize=dynamic",
+        ],
+        "evaluate=true: is of format=onnx, pt2, aoti, executorch, and this is safe": [
+            *given, "format=safetensors", "evaluate=true",
+        ],
+        "evaluate=true: gives the file the run's utterances": [
+            "export", "recipe=edge_accent", "out=out", "axes=single", "evaluate=true",
+        ],
         "quantize=statik: give": [*given, "quantize=statik"],
-        "evaluate=true: gives the file batches of the run": [*given, "axes=single", "evaluate=true"],
         "quantize=static and evaluate=true: needs the data of the run: ": [
             *given, "quantize=static", "evaluate=true",
         ],
-        "export.quantize=static: give export.format=onnx": ["train", *QUICK, "export.quantize=static"],
+        "export.quantize=static: give export.format=onnx or executorch": [
+            "train", *QUICK, "export.quantize=static",
+        ],
         "export.format=pt2: give": ["train", *QUICK, "export.format=pt2"],
         "export: method=none trains nothing": ["train", *QUICK, "method=none", "export.format=onnx"],
         "export: task ObjectDetector is of no kind": [
             "train", "recipe=fcos_shapes", *QUICK, "export.format=onnx",
+        ],
+        "export.format=executorch: takes sound of one length": [
+            "train", "recipe=edge_accent", *QUICK, "export.format=executorch",
         ],
         "export: is for one process": ["train", *QUICK, "trainer.devices=2", "export.format=onnx"],
     }  # fmt: skip
