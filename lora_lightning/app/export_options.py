@@ -41,7 +41,7 @@ def export_problems(values: Mapping[str, Any]) -> list[str]:
         if not quantize:
             return []
         return [f"export.quantize={show(quantize)}: give export.format={' or '.join(LIBRARIES)} with it."]
-    found = []
+    found, format = [], values["export"]["format"]
     if values.get("method") == "none":
         found.append(
             "export: method=none trains nothing: give method=lora, or lora-lightning export recipe=NAME."
@@ -54,7 +54,7 @@ def export_problems(values: Mapping[str, Any]) -> list[str]:
             why = "is of no kind that a run exports" if name == "task" else "is not of this package"
             found.append(f"export: {name} {short} {why}. {AFTER}")
     task = values.get("task")
-    if section["format"] == "executorch" and isinstance(task, Mapping) and task.get("_target_") == SPEECH:
+    if format == "executorch" and isinstance(task, Mapping) and task.get("_target_") == SPEECH:
         found.append(
             "export.format=executorch: takes sound of one length, and the run's utterances, which test it, "
             "are of many: give export.format=onnx."
@@ -62,9 +62,9 @@ def export_problems(values: Mapping[str, Any]) -> list[str]:
     trainer = values.get("trainer")
     if isinstance(trainer, Mapping) and _is_several(trainer):
         found.append(f"export: is for one process, and the run has several. {AFTER}")
-    for format, (libraries, extra) in LIBRARIES.items():
-        lacking = [name for name in libraries if find_spec(name) is None]
-        if lacking and format == section["format"]:
+    for name, (libraries, extra) in LIBRARIES.items():
+        lacking = [library for library in libraries if find_spec(library) is None]
+        if lacking and name == format:
             found.append(f"export: needs {', '.join(lacking)}: pip install 'lora-lightning[{extra}]'")
     return found
 

@@ -95,8 +95,8 @@ def file_scores(
     """
     before = score_rows(task, test())
     run: Any = FORMATS[told.format].load(told.folder)
-    rows = all(sizes[0] == 1 for sizes in told.inputs.values())
-    task.model = FromFile(run, list(told.inputs), shown, rows)
+    singly = all(sizes[0] == 1 for sizes in told.inputs.values())
+    task.model = FromFile(run, list(told.inputs), shown, singly)
     metrics = test()
     rows = [(name, old, new) for (name, old), (_, new) in zip(before, score_rows(task, metrics), strict=True)]
     values = {s.name: metrics[f"test/{s.name}"] for s in task.scores if f"test/{s.name}" in metrics}

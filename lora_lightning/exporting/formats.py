@@ -132,6 +132,7 @@ FORMATS = {
         "torch",
         'model = torch._inductor.aoti_load_package(str(here / "model.pt2"))',
         TORCH_CALL,
+        int8="aoti_int8",
     ),
     "executorch": Format(
         "ExecuTorch",

@@ -8,6 +8,7 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
+from typing import Any
 
 import torch
 from torch.export import Dim, ExportedProgram
@@ -29,20 +30,22 @@ def program_of(subject: Subject) -> ExportedProgram:
     Raises:
         UserError: the model cannot be traced as a whole, or fixes an axis that is to be dynamic.
     """
-    shapes = tuple(
-        dict.fromkeys(subject.dynamic.get(name, {}), Dim.DYNAMIC) or None for name in subject.inputs
-    )
     with told_as("torch.export", subject), traced_suppression(), torch.no_grad():
         program = torch.export.export(
-            subject.model, tuple(subject.inputs.values()), dynamic_shapes={"inputs": shapes}
+            subject.model, tuple(subject.inputs.values()), dynamic_shapes={"inputs": axes_of_graph(subject)}
         )
     subject.guards[:] = program._guards_code
     keep_two_products(program)
-    _without_sources(program)
+    without_sources(program)
     return program
 
 
-def _without_sources(program: ExportedProgram) -> None:
+def axes_of_graph(subject: Subject) -> tuple[dict[int, Any] | None, ...]:
+    """The dynamic axes of each input, as torch.export takes them."""
+    return tuple(dict.fromkeys(subject.dynamic.get(name, {}), Dim.DYNAMIC) or None for name in subject.inputs)
+
+
+def without_sources(program: ExportedProgram) -> None:
     """Take out of the graph which lines of which files each node comes from: files that are given away would
     tell the paths of this machine, and be larger by it."""
     for module in program.graph_module.modules():

@@ -63,7 +63,7 @@ def quantized(
         other = "static" if quantize == "dynamic" else "dynamic"
         raise UserError(
             f"quantize={quantize!r}: leaves {share:.0%} of {type(subject.network).__name__}'s bytes: few of "
-            f"its weights are in {', '.join(module.TAKEN[quantize])}. Leave it out, or give "
+            f"them are weights in {', '.join(module.TAKEN[quantize])}. Leave it out, or give "
             f"quantize={other!r}."
         )
 

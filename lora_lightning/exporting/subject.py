@@ -120,8 +120,8 @@ def to_bytes(pictures: Tensor, shown: Mapping[str, Any]) -> Tensor:
 
 
 def inputs_of(model: nn.Module, example: Example, option: str = "example") -> dict[str, Tensor]:
-    """An example by the names of the arguments of the model's `forward`, on the CPU and contiguous: a trace
-    of a slice has guards on its strides.
+    """An example by the names of the arguments of the model's `forward`, on the CPU, copied and contiguous: a
+    trace of a slice has guards on its strides, and a file of a slice all that it is a part of.
 
     Args:
         option: that it was given as, for errors.
@@ -156,7 +156,10 @@ def inputs_of(model: nn.Module, example: Example, option: str = "example") -> di
         raise UserError(
             f"{option}: give a tensor, a tuple of tensors, or a dictionary of them; these are {kinds}."
         )
-    return {name: value.detach().cpu().contiguous() for name, value in given.items()}
+    return {
+        name: value.detach().cpu().clone(memory_format=torch.contiguous_format)
+        for name, value in given.items()
+    }
 
 
 def axes_of(inputs: Mapping[str, Tensor], dynamic: bool | Mapping[str, Mapping[int, str]]) -> Axes:

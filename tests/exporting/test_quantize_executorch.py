@@ -19,21 +19,22 @@ def _needs_it():
 class Heard(nn.Module):
     """A fixed table, whose inputs are of all sizes, before what trains."""
 
-    def __init__(self):
+    def __init__(self, width=256):
         super().__init__()
         self.register_buffer("table", torch.eye(64) + 1e-6)
-        self.body = nn.Sequential(nn.Linear(64, 256), nn.ReLU(), nn.Linear(256, 256), nn.ReLU())
-        self.head = nn.Linear(256, 8)
+        self.body = nn.Sequential(nn.Linear(64, width), nn.ReLU(), nn.Linear(width, width), nn.ReLU())
+        self.head = nn.Linear(width, 8)
 
     def forward(self, power):  # (batch, 64)
         return self.head(self.body((F.linear(power, self.table.T) + 1e-6).log()))
 
 
 class Seen(nn.Module):
-    def __init__(self):
+    def __init__(self, width=64):
         super().__init__()
-        self.body = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), nn.ReLU(), nn.Conv2d(64, 64, 3))
-        self.head = nn.Linear(64, 8)
+        convolutions = nn.Conv2d(3, width, 3), nn.BatchNorm2d(width), nn.ReLU(), nn.Conv2d(width, width, 3)
+        self.body = nn.Sequential(*convolutions)
+        self.head = nn.Linear(width, 8)
 
     def forward(self, x):
         return self.head(self.body(x).mean((2, 3)))
@@ -63,7 +64,7 @@ def test_static_int8_of_convolutions_and_a_refusal_where_dynamic_gains_nothing(t
     words = {"format": "executorch", "dynamic": False}
     told = ll.export(model, inputs[0], tmp_path / "out", quantize="static", calibration=inputs, **words)
     assert told.bytes < 0.5 * weights(model) and 1e-4 < told.difference < 0.1
-    with pytest.raises(UserError, match=r"few of its weights are in linear layers.*quantize='static'"):
+    with pytest.raises(UserError, match=r"few of them are weights in linear layers.*quantize='static'"):
         ll.export(model, inputs[0], tmp_path / "none", quantize="dynamic", **words)
     several = [torch.cat(inputs[:2])]
     with pytest.raises(UserError, match=r"x is \(2, 3, 16, 16\), and the file takes \(1, 3, 16, 16\)"):
