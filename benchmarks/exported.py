@@ -1,9 +1,10 @@
 """What exported files cost: int8 of the embedded models of digits and of US English, and one base with
 adapters as inputs against a merged file.
 
-    python -m benchmarks.exported               writes benchmarks/results/exported.json, by onnxruntime
-    python -m benchmarks.exported --executorch  the same by ExecuTorch, beside what is there
-    python -m benchmarks.exported --table       what is there
+    python -m benchmarks.exported                      writes benchmarks/results/exported.json, by onnxruntime
+    python -m benchmarks.exported --format executorch  the same of ExecuTorch's files, beside what is there
+    python -m benchmarks.exported --format aoti        of those of AOTInductor
+    python -m benchmarks.exported --table              what is there
 
 One thread; times are of CPU, medians of ratios to the file in floats of the same format and round. Scores
 come from the exported files: accuracy on the 597 upright test digits, word error rate of US English test
@@ -58,32 +59,34 @@ class Case:
 
     Attributes:
         inputs: one picture or utterance, by name.
+        longest: the same, with zeros behind it up to the longest.
         axes: that are of any size, where a format has such.
         calibration: a few dozen, in batches.
-        score: of what runs a file, in %.
+        score: of what runs a file, in %; None of random weights.
     """
 
     model: nn.Module
     inputs: dict[str, Tensor]
+    longest: dict[str, Tensor]
     axes: Any
     calibration: list[dict[str, Tensor]]
-    score: Callable[[onnx.Run], float]
+    score: Callable[[onnx.Run], float] | None
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--table", action="store_true")
-    parser.add_argument("--executorch", action="store_true")
+    parser.add_argument("--format", choices=PARTS, default="onnx")
     given = parser.parse_args()
     found = json.loads(RESULTS.read_text()) if RESULTS.is_file() else {}
     if not given.table:
         torch.set_num_threads(1)
         torch.manual_seed(0)
-        part, measure = ("programs", of_executorch) if given.executorch else ("models", of_onnx)
-        found[part] = {name: measure(make()) for name, make in CASES.items()}
-        found |= machine(1, "cpu")
-        RESULTS.write_text(json.dumps(found, indent=1) + "\n")
-    print(table(found["models"]), table(found.get("programs", {})), sep="\n\n")
+        part, measure, cases = PARTS[given.format]
+        for name, make in cases.items():
+            found.setdefault(part, {})[name] = measure(make())
+            RESULTS.write_text(json.dumps(found | machine(1, "cpu"), indent=1) + "\n")
+    print(*(table(found.get(part, {})) for part, _, _ in PARTS.values()), sep="\n\n")
 
 
 def digits(name: str) -> Case:
@@ -97,7 +100,8 @@ def digits(name: str) -> Case:
         return 100 * float((given.argmax(1) == labels.numpy()).mean())
 
     calibration = [{"x": images[i : i + 16]} for i in range(0, 160, 16)]
-    return Case(model.eval(), {"x": images[:1]}, {"x": {0: "batch"}}, calibration, accuracy)
+    one = {"x": images[:1]}
+    return Case(model.eval(), one, one, {"x": {0: "batch"}}, calibration, accuracy)
 
 
 def english() -> Case:
@@ -118,12 +122,21 @@ def english() -> Case:
             pairs += [Transcript(*row) for row in rows]
         return 100 * error_rate(pairs).rate
 
-    first = max(batches, key=lambda batch: batch.waves.shape[1])
+    first, longest = batches[0], max(batch.waves.shape[1] for batch in batches)
     inputs = {"waves": first.waves[:1], "lengths": first.lengths[:1]}
     calibration = [
         {"waves": first.waves[i : i + 4], "lengths": first.lengths[i : i + 4]} for i in range(0, 32, 4)
     ]
-    return Case(model, inputs, AXES, calibration, rate)
+    padded = inputs | {"waves": F.pad(inputs["waves"], (0, longest - first.waves.shape[1]))}
+    return Case(model, inputs, padded, AXES, calibration, rate)
+
+
+def vit_small() -> Case:
+    """ViT-S/16 for pictures of 224 pixels, with random weights."""
+    model = timm_model("vit_small_patch16_224", num_classes=10, pretrained=False)
+    calibration = [{"x": torch.randn(1, 3, 224, 224)} for _ in range(4)]
+    one = calibration[0]
+    return Case(model.eval(), one, one, {"x": {0: "batch"}}, calibration, None)
 
 
 def of_onnx(case: Case) -> dict[str, Any]:
@@ -141,25 +154,34 @@ def of_onnx(case: Case) -> dict[str, Any]:
         runs |= {"base": of_each[None], "one": of_each["one"]}
         found["base"] = {"bytes": sizes["base.onnx"]}
         found["one"] = {"bytes": sizes["one.onnx_adapter"], "difference": told.difference}
-    return timed(case, runs, found)
+    return timed(case.inputs, runs, found)
 
 
 def of_executorch(case: Case) -> dict[str, Any]:
     """The same of files of one size."""
-    calibration = [row for one in case.calibration for row in single(one, case.inputs)]
+    calibration = [row for one in case.calibration for row in single(one, case.longest)]
 
     def score(run: onnx.Run) -> float:
         def rows(arrays: dict[str, np.ndarray]) -> list[np.ndarray]:
             given = {name: torch.from_numpy(value) for name, value in arrays.items()}
-            parts = [run({n: v.numpy() for n, v in row.items()}) for row in single(given, case.inputs)]
+            parts = [run({n: v.numpy() for n, v in row.items()}) for row in single(given, case.longest)]
             return [np.concatenate(each) for each in zip(*parts, strict=True)]
 
+        assert case.score is not None
         return case.score(rows)
 
     with tempfile.TemporaryDirectory() as folder:
         words = {"format": "executorch", "dynamic": False}
-        runs, found = of_kinds(case, folder, case.inputs, calibration, score, **words)
-        return timed(case, runs, found)
+        runs, found = of_kinds(case, folder, case.longest, calibration, score, **words)
+        return timed(case.longest, runs, found)
+
+
+def of_aoti(case: Case) -> dict[str, Any]:
+    """The same of compiled files."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = {"format": "aoti", "dynamic": False}
+        runs, found = of_kinds(case, folder, case.inputs, case.calibration, case.score, **words)
+        return timed(case.inputs, runs, found)
 
 
 def single(inputs: dict[str, Tensor], like: dict[str, Tensor]) -> list[dict[str, Tensor]]:
@@ -186,13 +208,15 @@ def of_kinds(
             found[kind] = {"refused": str(error)}
             continue
         runs[kind] = FORMATS[told.format].load(told.folder)
-        found[kind] = {"bytes": told.bytes, "score": score(runs[kind]), "difference": told.difference}
+        found[kind] = {"bytes": told.bytes, "difference": told.difference}
+        if score is not None:
+            found[kind]["score"] = score(runs[kind])
     return runs, found
 
 
-def timed(case: Case, runs: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
+def timed(inputs: dict[str, Tensor], runs: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     """With the times of one input."""
-    arrays = {name: value.numpy() for name, value in case.inputs.items()}
+    arrays = {name: value.numpy() for name, value in inputs.items()}
     steps = {name: partial(run, arrays) for name, run in runs.items()}
     times = interleaved(steps, ROUNDS, clock=time.process_time)
     for name, ratio in ratios(times, "floats").items():
@@ -204,6 +228,11 @@ CASES: dict[str, Callable[[], Case]] = {
     "ResNet, digits: accuracy": partial(digits, "resnet10t"),
     "ViT, digits: accuracy": partial(digits, "vit_tiny_patch16_224"),
     "Conformer, US English: word error rate": english,
+}
+PARTS: dict[str, tuple[str, Callable[[Case], dict[str, Any]], dict[str, Callable[[], Case]]]] = {
+    "onnx": ("models", of_onnx, CASES),
+    "executorch": ("programs", of_executorch, CASES),
+    "aoti": ("compiled", of_aoti, {"ViT-S/16, random weights": vit_small}),
 }
 
 

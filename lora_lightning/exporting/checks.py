@@ -93,6 +93,11 @@ def compare(
                     f"export: {what} gives {theirs.shape} for {sizes} and the model {tuple(ours.shape)}. "
                     "Leave out of dynamic what is of one size, or take another format."
                 )
+            if (kind := array_of(ours).dtype).kind != theirs.dtype.kind:
+                raise UserError(
+                    f"export: {what} gives {theirs.dtype} for output {number} and the model {kind}. Take "
+                    "another format."
+                )
             difference = _difference(array_of(ours), theirs)
             largest = max(largest, difference)
             if difference > most:

@@ -32,9 +32,15 @@ def quantize(file: Path, subject: Subject, kind: str, calibration: Sequence[Mapp
     with quietly(), loading("executorch", EXTRA):
         from executorch.backends.xnnpack.quantizer import xnnpack_quantizer as tools
 
+    class Quantizer(tools.XNNPACKQuantizer):
+        """That leaves numbers beside the layers alone: it would make floats of those added to integers."""
+
+        def transform_for_annotation(self, model: Any) -> Any:
+            return model
+
     def quantizer(may: Callable[[Node], bool]) -> Any:
         config = tools.get_symmetric_quantization_config(is_per_channel=True, is_dynamic=kind == "dynamic")
-        made = tools.XNNPACKQuantizer().set_filter_function(may)
+        made = Quantizer().set_filter_function(may)
         for operator in OPERATORS[kind]:  # of all that it takes, a padding between some fails in its runtime
             made.set_operator_type(operator, config)
         return made

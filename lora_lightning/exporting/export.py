@@ -79,9 +79,9 @@ def export(
             CTC); None is "class" where there are names.
         scale: of outputs, for `run.py`: the temperature of logits; mean and std of a number.
         check: inputs, as `example`, on which the file is compared; None makes some of the example.
-        quantize: int8, of format "onnx": "dynamic", the weights of matrix products and LSTMs; "static",
-            convolutions too and activations, by the ranges that `calibration` shows. The file is checked
-            before in floats; `difference` is then what int8 costs, and no more is promised of it.
+        quantize: int8, of "onnx", "aoti" and "executorch": "dynamic", the weights of matrix products, in ONNX
+            LSTMs, too; "static", convolutions and activations, by the ranges that `calibration` shows. The
+            file is checked before in floats; `difference` is then what int8 costs, and no more is promised.
         calibration: for "static": a few dozen inputs, as `example`, such as the model will meet.
         about: what the card tells of base, licence, data and scores.
         overwrite: replace an exported model that lies in the folder.

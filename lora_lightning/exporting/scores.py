@@ -25,7 +25,7 @@ def add_scores(folder: Path, about: ExportCard, scores: Mapping[str, float]) -> 
     """
     told = json.loads((folder / FACTS).read_text(encoding="utf-8")) | {"scores": dict(scores)}
     form = FORMATS[told["format"]]
-    card = card_of(about, told, form.title, form.imports)
+    card = card_of(about, told, form.title, " ".join(form.needs))
     facts = json.dumps(told, indent=1, ensure_ascii=False) + "\n"
     write_together(
         {

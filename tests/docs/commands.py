@@ -235,6 +235,8 @@ def _ours(words: Sequence[str]) -> Treatment:
 
     if any(is_address(word.partition("=")[2]) for word in rest):
         return Treatment("parsed: would ask the network", check)
+    if "format=executorch" in rest and importlib.util.find_spec("executorch") is None:
+        return Treatment("parsed: needs ExecuTorch", check)
     recipe = next((w.partition("=")[2] for w in rest if w.startswith("recipe=")), "vit_digits")
     if recipe not in EMBEDDED:
         return Treatment(f"composed: {recipe} needs weights", check)

@@ -70,3 +70,24 @@ def test_static_int8_of_convolutions_and_a_refusal_where_dynamic_gains_nothing(t
     with pytest.raises(UserError, match=r"x is \(2, 3, 16, 16\), and the file takes \(1, 3, 16, 16\)"):
         ll.export(model, inputs[0], tmp_path / "none", quantize="static", calibration=several, **words)
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
+
+
+class Counted(nn.Module):
+    """Whole numbers beside the layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.head = nn.Linear(64, 256)
+
+    def forward(self, x, lengths):  # (batch, 64), (batch,)
+        return self.head(x), (lengths + 1) // 2
+
+
+def test_whole_numbers_stay_whole(tmp_path):
+    inputs = torch.randn(1, 64), torch.tensor([7])
+    words = {"format": "executorch", "dynamic": False, "quantize": "dynamic"}
+    told = ll.export(Counted().eval(), inputs, tmp_path / "out", **words)
+    from lora_lightning.exporting.executorch import load
+
+    _, halves = load(told.folder)({"x": inputs[0].numpy(), "lengths": inputs[1].numpy()})
+    assert halves.tolist() == [4] and halves.dtype == "int64"
