@@ -186,7 +186,7 @@ def _problems(trained: Trained, options: Mapping[str, Any], format: str) -> list
     elif given and kind is sound_of_text and (FORMATS[format].single or options.get("axes") == SINGLE):
         found.append(
             f"{' and '.join(given)}: gives the file the run's utterances, and this one takes a second; give "
-            f"format={ONNX} and axes=time, or leave it out."
+            "format=onnx and axes=time, or leave it out."
         )
     if FORMATS[format].adapters and not isinstance(trained.source, AdapterSource):
         found.append(

@@ -52,7 +52,7 @@ def test_mistakes_are_one_message(here, capsys):
     folder, _ = classifier(here / "a", class_names=NAMES, target="class")
     given = ["export", f"adapter={folder}", "out=out"]
     wrong = {
-        "quantize=dynamic: is of format=onnx, executorch, and this is pt2": [
+        "quantize=dynamic: is of format=onnx, aoti, executorch, and this is pt2": [
             *given, "format=pt2", "quantize=dynamic",
         ],
         "evaluate=true: is of format=onnx, pt2, aoti, executorch, and this is safe": [
