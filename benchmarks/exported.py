@@ -224,6 +224,27 @@ def timed(inputs: dict[str, Tensor], runs: dict[str, Any], found: dict[str, Any]
     return found
 
 
+def page_of_int8(found: dict[str, Any]) -> list[str]:
+    """The rows of docs/export.md of ExecuTorch's and AOTInductor's files."""
+    rows = []
+    for format in ("executorch", "aoti"):
+        for model, kinds in found[PARTS[format][0]].items():
+            for kind, one in kinds.items():
+                if "time" not in one:
+                    continue
+                time = one["time"]
+                ratio = f"{time['ratio']:.2f} ({time['low']:.2f}–{time['high']:.2f})"
+                cells = [
+                    model.partition(":")[0],
+                    f"`{format}`",
+                    "floats" if kind == "floats" else f"int8, {kind}",
+                ]
+                cells += [f"{one['bytes'] / 1e6:.2f}", "1" if kind == "floats" else ratio]
+                cells.append(f"{one['score']:.1f}" if "score" in one else "")
+                rows.append(f"| {' | '.join(cells)} |".replace("|  |", "| |"))
+    return rows
+
+
 CASES: dict[str, Callable[[], Case]] = {
     "ResNet, digits: accuracy": partial(digits, "resnet10t"),
     "ViT, digits: accuracy": partial(digits, "vit_tiny_patch16_224"),

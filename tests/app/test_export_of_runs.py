@@ -103,6 +103,18 @@ def test_a_run_ends_in_an_int8_file_that_is_tested(here, capsys):
 
 
 @pytest.mark.slow
+def test_a_run_ends_in_an_int8_file_for_phones_that_is_tested(here, capsys):
+    pytest.importorskip("executorch")
+    main(["train", "recipe=resnet_digits", *QUICK, "export.format=executorch", "export.quantize=static"])
+    results = {one["method"]: one for one in json.loads(Path("run/results.json").read_text())}
+    told = json.loads(Path("run/exported/export.json").read_text())
+    assert results["exported"]["scores"]["acc"] == told["scores"]["acc"] and told["format"] == "executorch"
+    assert abs(told["scores"]["acc"] - results["lora"]["scores"]["acc"]) < 0.1
+    assert told["bytes"] < 500_000 and told["inputs"][0]["shape"] == [1, 3, 16, 16]
+    assert "pip install torch executorch numpy" in Path("run/exported/README.md").read_text()
+
+
+@pytest.mark.slow
 def test_the_command_calibrates_and_tests_a_file_of_bytes(here, capsys):
     main(["train", "recipe=resnet_digits", *QUICK])
     words = ["export", "adapter=run", "out=out", "bytes=true", "evaluate=true"]

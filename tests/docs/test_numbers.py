@@ -10,6 +10,7 @@ from pages import DOCS, ROOT, text_of
 from benchmarks.compression_chain import cells_of_seeds
 from benchmarks.compression_pictures import table as pictures_table
 from benchmarks.compression_voices import cells_of_voices
+from benchmarks.exported import page_of_int8
 from benchmarks.serving.tables import page_rows
 
 RESULTS = ROOT / "benchmarks" / "results"
@@ -85,6 +86,12 @@ def test_a_real_recurrent_network_distilled():
     told = [f"{found['steps']} steps", f"{found['share']:.2f} of its parameters", f"rank {found['rank']}"]
     told += [f"{found[f'faster at {batch}']:.2f}" for batch in (1, 16)]
     assert not [one for one in told if one not in text]
+
+
+def test_int8_of_programs_and_compiled_files():
+    shown = (DOCS / "export.md").read_text(encoding="utf-8").splitlines()
+    rows = page_of_int8(result("exported"))
+    assert len(rows) > 6 and not {*rows} - {*shown}
 
 
 def test_serving():

@@ -87,6 +87,12 @@ def test_bytes_go_into_a_graph_of_torch(tmp_path, monkeypatch, capsys):
     assert "cat" in said(tmp_path / "out", monkeypatch, capsys)
 
 
+def test_an_example_that_is_a_slice_brings_no_more_into_the_file(tmp_path):
+    batch = torch.randn(4096, 6)
+    told = ll.export(mlp(), batch[:2], tmp_path / "out", format="pt2")
+    assert told.bytes < batch.numel() * 4
+
+
 @pytest.mark.slow
 def test_compiled_for_this_machine(tmp_path, monkeypatch, capsys):
     model = adapted(mlp, target_modules="all").eval()
