@@ -28,7 +28,8 @@ from lora_lightning.adapters.mixed_rows import (
     forward_of,
     own_names,
 )
-from lora_lightning.adapters.mixed_samples import MixedSamples, refuse_boxes, split_call, taking_boxes
+from lora_lightning.adapters.mixed_samples import MixedSamples, refuse_boxes, taking_boxes
+from lora_lightning.adapters.mixed_split import split_call
 from lora_lightning.adapters.parking import Parked
 from lora_lightning.adapters.rows import Layout
 from lora_lightning.adapters.state import every_name, extra_tensors, state_of, value_for
@@ -103,7 +104,8 @@ class Road:
 
     def _mixed(self, adapters: Sequence[Parked | None]) -> View:
         refuse_boxes(self._taking_boxes)
-        samples = MixedSamples([None if a is None else a.name for a in adapters], self._first)
+        names = [None if a is None else a.name for a in adapters]
+        samples = MixedSamples(names, self._first, self.modules.values())
         samples.called = self._paths
         rows = {layout: self._rows(layout, adapters) for layout in self.layouts}
         self._begin(Batch(samples, [*dict.fromkeys(adapters)], rows, self.base))

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lora_lightning.adapters.mixed_rows import NOTHING, Batch, RowBranch, forward_of
-from lora_lightning.adapters.mixed_samples import attention_dims
+from lora_lightning.adapters.mixed_split import attention_dims
 from lora_lightning.adapters.rows import Layout
 from lora_lightning.adapters.stacks import Stack
 from lora_lightning.layers.layer import LoRALayer

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 
 from lora_lightning.adapters.inject import refuse_choosing
 from lora_lightning.adapters.mixed_branch import MixedBranch, has_mixed_branch
-from lora_lightning.adapters.mixed_samples import MixedSamples, refuse_boxes, split_call, taking_boxes
+from lora_lightning.adapters.mixed_samples import MixedSamples, refuse_boxes, taking_boxes
+from lora_lightning.adapters.mixed_split import split_call
 from lora_lightning.adapters.state import state_of, views_as
 from lora_lightning.errors import UserError
 from lora_lightning.layers.layer import LoRALayer
@@ -32,10 +33,12 @@ def mixed_adapters(model: nn.Module, samples: Sequence[str | None]) -> Iterator[
     norms and biases of the adapters' own are called once for each adapter of the batch.
 
     The samples are the first dimension of each layer's input, or that holds a multiple of them with each
-    sample's together (windows, flattened tokens); in a model with sequence-first attention or RNNs, that one
-    of the first two dimensions which is their number. Gradients reach the updates of selected adapters;
-    of the heads they reach that of the first selected. Parts under gradient checkpointing are computed again
-    by the adapters of their forward; with `use_reentrant=True` call `backward` within the context.
+    sample's together (windows, flattened tokens); copies of the batch one after the other (`torch.cat` of two
+    views, frames before samples) look the same and are answered wrongly. In a model with sequence-first
+    attention or RNNs, that one of the first two dimensions which is their number. Gradients reach the updates
+    of selected adapters; of the heads they reach that of the first selected. Parts under gradient
+    checkpointing are computed again by the adapters of their forward; with `use_reentrant=True` call
+    `backward` within the context.
 
     It holds for the calling thread and asyncio task alone, also within another such context.
 
@@ -63,7 +66,8 @@ def mixed_adapters(model: nn.Module, samples: Sequence[str | None]) -> Iterator[
         if name is not None:
             state.named(name)
     each = views_as(model, [() if n is None else (n,) for n in dict.fromkeys(samples)], "mixed_adapters")
-    mixed = MixedSamples(samples, sequence_first(each[0].modules))
+    modules = each[0].modules
+    mixed = MixedSamples(samples, sequence_first(modules), modules.values())
     with opened(each[0] if len(each) == 1 else _mixed(mixed, each)):
         yield
 

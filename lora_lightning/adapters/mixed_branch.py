@@ -11,7 +11,6 @@ from torch import Tensor
 
 from lora_lightning.adapters.mixed_samples import MixedSamples
 from lora_lightning.adapters.stacks import Stack, stacked
-from lora_lightning.errors import UserError
 from lora_lightning.kernels.common import product_dtype, without_autocast
 from lora_lightning.kernels.conv_products import CONVOLUTIONS
 from lora_lightning.kernels.dora import scaled_change
@@ -56,8 +55,6 @@ class MixedBranch:
 
     def __call__(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         dim = self.samples.dim_of(x, self.layer)
-        if isinstance(self.layer, LoRAEmbedding):
-            self._refuse_positions(x)
         return self.along(dim, x, *args, **kwargs)
 
     def along(self, dim: int, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
@@ -131,17 +128,6 @@ class MixedBranch:
         if stack.slot.out_range is None:
             return change
         return cast(BranchLayer, self.layer)._placed(change, stack, y)  # type: ignore[arg-type]  # it has a slot
-
-    def _refuse_positions(self, i: Tensor) -> None:
-        """A table that is read at 0, 1, 2, …, once for all samples, is one of positions."""
-        count = i.numel()
-        if i.dim() > 1 and count > len(self.samples):
-            return
-        if torch.equal(i.flatten(), torch.arange(count, device=i.device) + i.flatten()[0]):
-            raise UserError(
-                f"mixed_adapters: {self.samples.where(self.layer)} is read at {count} positions in order, "
-                "which all samples seem to share: leave it out of the adapters (exclude_modules)."
-            )
 
 
 def _linear(layer: LoRALayer, x: Tensor, stack: Stack, samples: MixedSamples) -> Tensor:

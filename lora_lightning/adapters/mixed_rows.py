@@ -54,7 +54,7 @@ class Batch:
         return self.samples.by_sample(each)
 
 
-NOTHING = Batch(MixedSamples((None,), ""), [], {}, {})  # between two batches
+NOTHING = Batch(MixedSamples((None,), "", ()), [], {}, {})  # between two batches
 
 
 class RowBranch(MixedBranch):

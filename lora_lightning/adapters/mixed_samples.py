@@ -1,9 +1,8 @@
-"""Samples of a batch that belong to different adapters: where they are, taken apart and put together."""
+"""Samples of a batch that belong to different adapters: where they are in the input of a module."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,11 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
-from torch.utils._pytree import tree_flatten, tree_unflatten
 
 from lora_lightning.errors import UserError
-from lora_lightning.layers.swap import class_of
 from lora_lightning.utils.names import inside
 
 # Modules whose input has the batch first, and whose other dimensions are no candidates.
@@ -29,14 +25,17 @@ class MixedSamples:
         names: an adapter, or None for the base, for each sample.
         sequence_first: name of a module of the model that takes (time, batch, features), or "". In such
             a model an input has its samples where one dimension of the first two is their number.
+        modules: the model's, whose own tensors are no sample's.
 
     Attributes:
         distinct: the different names, in order of appearance.
         called: names of the modules that are called by samples, by identity, for messages.
     """
 
-    def __init__(self, names: Sequence[str | None], sequence_first: str) -> None:
-        self.names, self.sequence_first = tuple(names), sequence_first
+    def __init__(
+        self, names: Sequence[str | None], sequence_first: str, modules: Iterable[nn.Module]
+    ) -> None:
+        self.names, self.sequence_first, self.modules = tuple(names), sequence_first, modules
         self.distinct = tuple(dict.fromkeys(names))
         self.called: dict[int, str] = {}
         self._devices: dict[tuple[Any, ...], Tensor] = {}
@@ -56,6 +55,16 @@ class MixedSamples:
     def _back(self) -> Tensor | None:
         order = torch.cat(self._of)
         return None if torch.equal(order, torch.arange(len(order))) else order.argsort()
+
+    @cached_property
+    def _own(self) -> set[int]:
+        """Where the memory of the model's own tensors begins."""
+        tensors = (t for m in self.modules for t in (*m._parameters.values(), *m._buffers.values()))
+        return {t.untyped_storage().data_ptr() for t in tensors if t is not None} - {0}
+
+    def is_own(self, x: Tensor) -> bool:
+        """Whether x is a tensor of the model's own, as a table of positions is, not repeated for samples."""
+        return 0 not in x.stride() and x.untyped_storage().data_ptr() in self._own
 
     def index(self, device: torch.device) -> Tensor:
         """Row -> position in `distinct`."""
@@ -104,6 +113,11 @@ class MixedSamples:
             UserError: there is none, or it cannot be told.
         """
         n, where = len(self), self.where(module)
+        if self.is_own(x) or (isinstance(module, nn.Embedding) and _are_positions(x, n)):
+            raise UserError(
+                f"mixed_adapters: the input of {where}, {tuple(x.shape)}, is a table or positions that all "
+                "samples share: leave this layer out of the adapters (exclude_modules)."
+            )
         first = isinstance(module, BATCH_FIRST)
         if isinstance(module, _ConvNd) and x.dim() != len(module.kernel_size) + 2:
             raise UserError(
@@ -149,6 +163,16 @@ class MixedSamples:
         return self._devices[key, device]
 
 
+def _are_positions(i: Tensor, n: int) -> bool:
+    """Whether the indices of an embedding are positions in order, or the distances of all from all, which do
+    not change along a diagonal."""
+    if i.dim() == 2 and min(i.shape) > 1:
+        return torch.equal(i[1:, 1:], i[:-1, :-1]) and not torch.equal(i[0, 0], i[-1, 0])
+    if i.dim() > 1 and i.numel() > n:
+        return False
+    return torch.equal(i.flatten(), torch.arange(i.numel(), device=i.device) + i.flatten()[:1])
+
+
 def taking_boxes(modules: Mapping[str, nn.Module], called: Iterable[str]) -> str:
     """The first of these modules whose rows are the boxes of pictures, of each as many as were found, or "":
     where their number is a multiple of the samples they would be dealt out wrongly."""
@@ -175,144 +199,3 @@ def _pools_boxes(module: nn.Module) -> bool:
     return any(
         "RoI" in c.__name__ and c.__module__.startswith("torchvision.ops") for c in type(module).__mro__
     )
-
-
-def split_call(
-    samples: MixedSamples,
-    module: nn.Module,
-    forward: Callable[..., Any],
-    serve: Callable[[int], Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    """Call `forward` once for each adapter with its samples of the inputs; the samples of the outputs are put
-    together again.
-
-    Args:
-        serve: makes a context in which `module` is that of the j-th adapter of the samples.
-
-    Raises:
-        UserError: the samples cannot be told in an input or an output.
-    """
-    if getattr(module, "training", False) and isinstance(module, _NormBase) and module.track_running_stats:
-        raise UserError(
-            f"mixed_adapters: {samples.where(module)} moves its running statistics in train mode, which "
-            "samples of several adapters cannot share: call model.eval(), or train with train_norm='affine' "
-            "at most."
-        )
-    if isinstance(module, nn.RNNBase) and args and isinstance(args[0], PackedSequence):
-        return _split_packed(samples, module, forward, serve, args, kwargs)
-    inputs, outputs = _dims(samples, module, args, kwargs)
-    leaves, spec = tree_flatten((args, kwargs))
-    parts = []
-    for j in range(len(samples.distinct)):
-        mine = [x if d is None else samples.take(x, d, j) for x, d in zip(leaves, inputs, strict=True)]
-        own_args, own_kwargs = tree_unflatten(mine, spec)
-        with serve(j):
-            parts.append(forward(*own_args, **own_kwargs))
-    return _joined(samples, module, parts, outputs)
-
-
-def _dims(
-    samples: MixedSamples, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[list[int | None], Callable[[int], int]]:
-    """The batch dimension of each leaf of (args, kwargs), None for what all samples share; and of each leaf
-    of the output."""
-    leaves, _ = tree_flatten((args, kwargs))
-    if class_of(module).forward is nn.MultiheadAttention.forward:
-        return attention_dims(samples, module, args, kwargs)
-    if isinstance(module, nn.RNNBase):
-        x = leaves[0]
-        if x.dim() != 3:
-            raise UserError(
-                f"mixed_adapters: the input of {samples.where(module)} has no batch dimension: add one, "
-                "x[None]."
-            )
-        dim = 0 if module.batch_first else 1
-        samples.check(x, dim, module)
-        return [dim, *[1 if isinstance(t, Tensor) else None for t in leaves[1:]]], lambda i: 1 if i else dim
-    tensors = [t for t in leaves if isinstance(t, Tensor) and t.dim()]
-    if not tensors:
-        raise UserError(
-            f"mixed_adapters: {samples.where(module)} is called without a tensor that has "
-            "samples: leave it out of the adapters (exclude_modules)."
-        )
-    if isinstance(module, nn.EmbeddingBag) and tensors[0].dim() != 2:
-        raise UserError(
-            f"mixed_adapters: {samples.where(module)} is called with offsets: give it a matrix, one row a "
-            "bag."
-        )
-    dim = samples.dim_of(tensors[0], module)
-    for other in tensors[1:]:
-        if other.dim() <= dim or other.shape[dim] != tensors[0].shape[dim]:
-            raise UserError(
-                f"mixed_adapters: {samples.where(module)} is called with {tuple(tensors[0].shape)} and "
-                f"{tuple(other.shape)}: it cannot be told whether the second has samples. Leave this module "
-                "out of the adapters, or run the samples of each adapter by themselves."
-            )
-    return [dim if isinstance(t, Tensor) and t.dim() else None for t in leaves], lambda i: dim
-
-
-def attention_dims(
-    samples: MixedSamples, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[list[int | None], Callable[[int], int]]:
-    names = list(inspect.signature(nn.MultiheadAttention.forward).parameters)[1:]
-    dim = 0 if module.batch_first else 1
-    dims: list[int | None] = []
-    for name, x in [*zip(names, args, strict=False), *kwargs.items()]:
-        of = dim if name in ("query", "key", "value") else 0
-        shared = not isinstance(x, Tensor) or (name == "attn_mask" and x.dim() == 2)
-        if not shared and x.dim() != (2 if name == "key_padding_mask" else 3):
-            raise UserError(
-                f"mixed_adapters: the {name} of {samples.where(module)} has no batch dimension: add one, "
-                "x[None]."
-            )
-        if not shared and name != "attn_mask":
-            samples.check(x, of, module)
-        dims.append(None if shared else of)
-    return dims, lambda i: 0 if i else dim
-
-
-def _joined(samples: MixedSamples, module: nn.Module, parts: list[Any], dims: Callable[[int], int]) -> Any:
-    flat = [tree_flatten(part) for part in parts]
-    joined = []
-    for i, leaves in enumerate(zip(*(leaves for leaves, _ in flat), strict=True)):
-        if not isinstance(leaves[0], Tensor):
-            joined.append(leaves[0])
-            continue
-        dim = dims(i)
-        if any(t.dim() <= dim or t.shape[dim] % samples.count(j) for j, t in enumerate(leaves)):
-            raise UserError(
-                f"mixed_adapters: an output of {samples.where(module)}, {tuple(leaves[0].shape)}, has no "
-                "samples to be put together: leave this module out of the adapters."
-            )
-        joined.append(samples.join(list(leaves), dim))
-    return tree_unflatten(joined, flat[0][1])
-
-
-def _split_packed(
-    samples: MixedSamples,
-    module: nn.RNNBase,
-    forward: Callable[..., Any],
-    serve: Callable[[int], Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
-) -> Any:
-    """Packed sequences: padded, split, packed again, and the outputs likewise."""
-    packed, (states, spec) = args[0], tree_flatten((args[1:], kwargs))
-    x, lengths = pad_packed_sequence(packed, batch_first=True)
-    samples.check(x, 0, module)
-    outputs, finals = [], []
-    for j in range(len(samples.distinct)):
-        mine = pack_padded_sequence(
-            samples.take(x, 0, j), samples.take(lengths, 0, j), batch_first=True, enforce_sorted=False
-        )
-        more, named = tree_unflatten([samples.take(s, 1, j) for s in states], spec)
-        with serve(j):
-            y, final = forward(mine, *more, **named)
-        outputs.append(pad_packed_sequence(y, batch_first=True, total_length=x.shape[1])[0])
-        finals.append(final)
-    y = samples.join(outputs, 0)
-    sorted_before = packed.sorted_indices is None
-    whole = pack_padded_sequence(y, lengths, batch_first=True, enforce_sorted=sorted_before)
-    return whole, _joined(samples, module, finals, lambda i: 1)

@@ -132,10 +132,67 @@ def test_windows_have_a_multiple_of_the_rows():
             num_heads=(2, 2), num_classes=3, patch_size=2,
         )  # fmt: skip
 
-    model, x = several(swin, train_bias="none"), torch.randn(6, 3, 28, 28)
+    for train_bias in ("none", "all"):  # which has tables of its own, read beside the mask of shifted windows
+        model, x = several(swin, train_bias=train_bias), torch.randn(6, 3, 28, 28)
+        wanted = each_alone(model, x)
+        with ll.mixed_adapters(model, SAMPLES):
+            torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_a_table_of_the_models_own_is_refused():
+    """Of timm's, with as many rows as a multiple of the samples."""
+    from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
+
+    def build():
+        return SwinTransformerV2Cr(
+            img_size=24, patch_size=4, window_size=6, embed_dim=12, depths=(1,), num_heads=(2,), num_classes=3
+        )
+
+    x = torch.randn(6, 3, 24, 24)
+    says = r"input of stages.0.blocks.0.attn.meta_mlp.fc1, \(1296, 2\), is a table or positions"
+    model = several(build, train_bias="none")
+    with pytest.raises(ll.UserError, match=says), ll.mixed_adapters(model, SAMPLES):
+        model(x)
+    model = several(build, train_bias="none", exclude_modules=["meta_mlp.fc1", "meta_mlp.fc2"])
     wanted = each_alone(model, x)
     with ll.mixed_adapters(model, SAMPLES):
         torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
+
+
+def test_queries_of_the_models_own_for_each_sample():
+    class Latents(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.query, self.body = nn.Parameter(torch.randn(1, 4, 5)), nn.Linear(5, 3)
+
+        def forward(self, x):
+            return self.body(self.query.expand(len(x), -1, -1)) * x
+
+    model, x = several(Latents, target_modules=["body"], modules_to_save=None), torch.randn(6, 1, 1)
+    wanted = each_alone(model, x)
+    with ll.mixed_adapters(model, SAMPLES):
+        torch.testing.assert_close(model(x), wanted)
+
+
+def test_rotations_are_no_samples_however_many_there_are():
+    """The attention of EVA is given a table with a row for each of 4 patches."""
+    import timm
+
+    for n, dynamic in ((6, False), (4, False), (4, True)):  # one of the model's own, and one made anew
+
+        def build(dynamic=dynamic):
+            options = {"depth": 1, "num_classes": 3, "img_size": 28, "dynamic_img_size": dynamic}
+            return timm.create_model("eva02_tiny_patch14_224", **options)
+
+        model = several(build, target_modules=["mlp.fc1", "mlp.fc2"], train_bias="all", use_dora=False)
+        names, x = SAMPLES[:n], torch.randn(n, 3, 28, 28)
+        wanted = each_alone(model, x, names)
+        with ll.mixed_adapters(model, names):
+            if n == 6:
+                torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
+                continue
+            with pytest.raises(ll.UserError, match=r"\(4, 5, 192\) and \(4, 128\): it cannot be told"):
+                model(x)
 
 
 @pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "beit_base_patch16_224"])
@@ -220,6 +277,19 @@ def test_a_table_of_positions_is_refused():
     for steps in (6, 5, 12):
         with (
             pytest.raises(ll.UserError, match=r"mixed_adapters: .*positions"),
+            ll.mixed_adapters(model, SAMPLES),
+        ):
+            model(torch.randint(0, 20, (6, steps)))
+
+    class Distances(Positions):
+        def forward(self, i):
+            at = torch.arange(i.shape[1])
+            return self.words(i) + self.positions((at[None] - at[:, None]).clamp(-3, 5) + 3).mean(1)
+
+    model = several(Distances, target_modules="all", modules_to_save=None, use_dora=False)
+    for steps in (6, 12):
+        with (
+            pytest.raises(ll.UserError, match=r"the input of positions, .*positions that all samples share"),
             ll.mixed_adapters(model, SAMPLES),
         ):
             model(torch.randint(0, 20, (6, steps)))
