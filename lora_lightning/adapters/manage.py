@@ -241,7 +241,8 @@ def unmerge(model: nn.Module) -> None:
 @contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
     """Within this context the model is the base model, bit for bit: no update is added, merged or not, and
-    heads, norms and biases have the values of before training.
+    heads, norms and biases have the values of before training. What trains outside the backbone
+    (`LoRAConfig.backbone`) belongs to no base and stays as the selected adapter has it.
 
     It holds for the calling thread and asyncio task alone, also within another such context.
 
