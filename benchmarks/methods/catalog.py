@@ -66,6 +66,11 @@ METHODS: dict[str, Method] = {
         ("lora.modules_to_save=[auto,box_head]",),
         only=("fasterrcnn_shapes",),
     ),
+    "box_head_scaled": Method(
+        "LoRA, four times the scaling in the box head",
+        ("lora.alpha_pattern={fc6:128,fc7:128}",),
+        only=("fasterrcnn_shapes",),
+    ),
     "auto": Method("layers of “auto”, same size", ("lora.target_modules=auto",), match=True),
     "attention": Method(
         "attention alone, same size",

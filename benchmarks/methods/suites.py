@@ -73,7 +73,6 @@ EMBEDDED = {
         "Faster R-CNN, shapes",
         ("recipe=fasterrcnn_shapes",),
         "map",
-        budget=SLOW,
         methods=(
             "before",
             "lora",
@@ -83,6 +82,7 @@ EMBEDDED = {
             "pissa",
             "lora_one",
             "box_head_in_full",
+            "box_head_scaled",
             "lora_plus",
             "rank_64",
         ),
@@ -93,7 +93,6 @@ EMBEDDED = {
         ("recipe=accent_espeak", "adapters=null"),
         "wer",
         better="min",
-        budget=SLOW,
         methods=MINUTES,
         source=("wer_us", ""),
     ),
