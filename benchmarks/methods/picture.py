@@ -25,12 +25,17 @@ def draw(found: Mapping[Task, Sequence[Row]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    tallest = max(map(len, panels.values()))
+    several = [*panels.items()]
+    pairs = [several[i : i + 2] for i in range(0, len(several), 2)]
+    heights = [1.4 + 0.27 * max(len(rows) for _, rows in pair) for pair in pairs]
     figure, axes = pyplot.subplots(
-        1, len(panels), figsize=(4.2 * len(panels), 1.4 + 0.27 * tallest), squeeze=False
-    )
-    for axis, (task, rows) in zip(axes[0], panels.items(), strict=True):
+        len(pairs), len(pairs[0]), figsize=(4.6 * len(pairs[0]), sum(heights)), squeeze=False,
+        gridspec_kw={"height_ratios": heights},
+    )  # fmt: skip
+    for axis, (task, rows) in zip(axes.flat, several, strict=False):
         _panel(axis, task, rows)
+    for axis in axes.flat[len(several) :]:
+        axis.remove()
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
