@@ -60,11 +60,11 @@ class MixedSamples:
     def _own(self) -> set[int]:
         """Where the memory of the model's own tensors begins."""
         tensors = (t for m in self.modules for t in (*m._parameters.values(), *m._buffers.values()))
-        return {t.untyped_storage().data_ptr() for t in tensors if t is not None} - {0}
+        return {_begin(t) for t in tensors if t is not None} - {0}
 
     def is_own(self, x: Tensor) -> bool:
         """Whether x is a tensor of the model's own, as a table of positions is, not repeated for samples."""
-        return 0 not in x.stride() and x.untyped_storage().data_ptr() in self._own
+        return 0 not in x.stride() and _begin(x) in self._own
 
     def index(self, device: torch.device) -> Tensor:
         """Row -> position in `distinct`."""
@@ -161,6 +161,14 @@ class MixedSamples:
         if (key, device) not in self._devices:
             self._devices[key, device] = values.to(device)
         return self._devices[key, device]
+
+
+def _begin(tensor: Tensor) -> int:
+    """Where a tensor's memory begins; 0 of one that is made of others, as quantized ones are."""
+    try:
+        return tensor.untyped_storage().data_ptr()
+    except RuntimeError:
+        return 0
 
 
 def _are_positions(i: Tensor, n: int) -> bool:
