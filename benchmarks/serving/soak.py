@@ -27,7 +27,7 @@ PAUSE = 0.25  # seconds between two changes of the folder
 LOOK = 2.0  # seconds between two looks at the memory
 NEAR = 1e-5  # of a probability
 NEAR_ROUNDED = 1.1e-3  # of one that is told with 3 digits
-TOLD = 20  # wrong answers that are written down
+TOLD, AROUND = 20, 9.0  # wrong answers that are written down; seconds of their names' history about each
 Answer = dict[str, Any]
 
 
@@ -105,9 +105,9 @@ class Shelf:
     def told(self, name: str, begun: float, ended: float) -> list[list[Any]]:
         """What the name meant around that time: version, since, until."""
         return [
-            [span.version and span.version.name, span.since, min(span.until, ended + 9)]
+            [span.version and span.version.name, span.since, min(span.until, ended + AROUND)]
             for span in list(self.history[name])
-            if span.since <= ended + 9 and span.until >= begun - 9
+            if span.since <= ended + AROUND and span.until >= begun - AROUND
         ]
 
 
