@@ -8,10 +8,10 @@ from contextlib import contextmanager, nullcontext
 import pytest
 import torch
 from families import CASES, config, floats
+from mixed import batch, each_alone
+from mixed import several as several_of
 from several import train
 from small import cnn, encoder, mlp, pretrained, vit
-from test_mixed_batch import batch, each_alone
-from test_mixed_batch import several as several_of
 from test_mixed_samples import ADAPTERS, BATCHED, SAMPLES, output_dims, several, whole_batch
 from torch import Tensor, nn
 

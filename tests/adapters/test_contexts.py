@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from mixed import assert_unchanged, batch, several, snapshot
 from small import encoder, mlp, vit
-from test_mixed_batch import assert_unchanged, batch, several, snapshot
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from ways import WAYS, speech, wanted

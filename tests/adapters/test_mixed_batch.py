@@ -1,76 +1,15 @@
-"""`mixed_adapters` on whole models: own heads, norms and biases, windows, sequence-first models, refusals."""
+"""`mixed_adapters` on whole models: own heads, norms and biases, windows, sequence-first models."""
 
 import copy
 
 import pytest
 import torch
+from mixed import SAMPLES, assert_unchanged, batch, each_alone, several, snapshot
 from several import OTHERS, two
-from small import BATCHES, Classifier, cnn, encoder, mlp, vit
+from small import Classifier, cnn, encoder, mlp, vit
 from torch import nn
 
 import lora_lightning as ll
-
-SAMPLES = ["one", None, "two", "three", "one", "two"]
-CONFIGS = {
-    "one": {"rank": 2},
-    "two": {"rank": 3, "train_norm": "both", "train_bias": "all"},
-    "three": {"rank": 1, "target_modules": "all", "modules_to_save": None, "use_dora": True},
-}
-
-
-@torch.no_grad()
-def several(build, selected=("one",), **changed) -> nn.Module:
-    """A model with the adapters of CONFIGS, in which everything that they train has been changed."""
-    torch.manual_seed(0)
-    model = build().eval()
-    for i, (name, options) in enumerate(CONFIGS.items()):
-        config = ll.LoRAConfig(**{**options, **changed})
-        if i:
-            ll.add_adapter(model, name, config)
-            ll.set_adapter(model, name)
-        else:
-            ll.inject(model, config, adapter=name)
-        for parameter in model.parameters():
-            if parameter.requires_grad:
-                parameter.add_(0.3 * torch.randn_like(parameter))
-        own = set(model.lora_state.adapters[name].extra_trainables)
-        for n, buffer in model.named_buffers():
-            if n in own and buffer.is_floating_point():
-                buffer.add_(torch.rand_like(buffer))
-    ll.set_adapter(model, *selected)
-    return model
-
-
-def each_alone(model: nn.Module, x: torch.Tensor, samples=SAMPLES, dim: int = 0) -> torch.Tensor:
-    selected = model.lora_state.active
-    outputs = []
-    for i, name in enumerate(samples):
-        sample = x.narrow(dim, i, 1)
-        if name is None:
-            with ll.adapters_off(model):
-                outputs.append(model(sample))
-        else:
-            ll.set_adapter(model, name)
-            outputs.append(model(sample))
-    ll.set_adapter(model, *selected)
-    return torch.cat(outputs, dim)
-
-
-def batch(build, n: int = len(SAMPLES)) -> torch.Tensor:
-    return torch.randn(n, *BATCHES[build]().shape[1:])
-
-
-def snapshot(model: nn.Module):
-    state = {n: (t, t.clone(), t.requires_grad) for n, t in model.state_dict(keep_vars=True).items()}
-    return state, {n: (type(m), {*m.__dict__}) for n, m in model.named_modules()}
-
-
-def assert_unchanged(model: nn.Module, before) -> None:
-    state, modules = before
-    now = model.state_dict(keep_vars=True)
-    assert all(now[n] is t and torch.equal(t, v) and t.requires_grad == r for n, (t, v, r) in state.items())
-    assert {n: (type(m), {*m.__dict__}) for n, m in model.named_modules()} == modules
-    assert torch.backends.mha.get_fastpath_enabled()
 
 
 @pytest.mark.parametrize("build", [mlp, cnn, vit, encoder])
@@ -139,26 +78,6 @@ def test_windows_have_a_multiple_of_the_rows():
             torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
 
 
-def test_a_table_of_the_models_own_is_refused():
-    """Of timm's, with as many rows as a multiple of the samples."""
-    from timm.models.swin_transformer_v2_cr import SwinTransformerV2Cr
-
-    def build():
-        return SwinTransformerV2Cr(
-            img_size=24, patch_size=4, window_size=6, embed_dim=12, depths=(1,), num_heads=(2,), num_classes=3
-        )
-
-    x = torch.randn(6, 3, 24, 24)
-    says = r"input of stages.0.blocks.0.attn.meta_mlp.fc1, \(1296, 2\), is a table or positions"
-    model = several(build, train_bias="none")
-    with pytest.raises(ll.UserError, match=says), ll.mixed_adapters(model, SAMPLES):
-        model(x)
-    model = several(build, train_bias="none", exclude_modules=["meta_mlp.fc1", "meta_mlp.fc2"])
-    wanted = each_alone(model, x)
-    with ll.mixed_adapters(model, SAMPLES):
-        torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
-
-
 def test_queries_of_the_models_own_for_each_sample():
     class Latents(nn.Module):
         def __init__(self):
@@ -172,59 +91,6 @@ def test_queries_of_the_models_own_for_each_sample():
     wanted = each_alone(model, x)
     with ll.mixed_adapters(model, SAMPLES):
         torch.testing.assert_close(model(x), wanted)
-
-
-def test_rotations_are_no_samples_however_many_there_are():
-    """The attention of EVA is given a table with a row for each of 4 patches."""
-    import timm
-
-    for n, dynamic in ((6, False), (4, False), (4, True)):  # one of the model's own, and one made anew
-
-        def build(dynamic=dynamic):
-            options = {"depth": 1, "num_classes": 3, "img_size": 28, "dynamic_img_size": dynamic}
-            return timm.create_model("eva02_tiny_patch14_224", **options)
-
-        model = several(build, target_modules=["mlp.fc1", "mlp.fc2"], train_bias="all", use_dora=False)
-        names, x = SAMPLES[:n], torch.randn(n, 3, 28, 28)
-        wanted = each_alone(model, x, names)
-        with ll.mixed_adapters(model, names):
-            if n == 6:
-                torch.testing.assert_close(model(x), wanted, rtol=1e-4, atol=1e-5)
-                continue
-            with pytest.raises(ll.UserError, match=r"\(4, 5, 192\) and \(4, 128\): it cannot be told"):
-                model(x)
-
-
-@pytest.mark.parametrize("name", ["eva02_tiny_patch14_224", "beit_base_patch16_224"])
-def test_a_weight_that_is_read_without_a_call_is_refused_by_name(name):
-    import timm
-
-    def build():
-        options = {} if "eva" in name else {"embed_dim": 24, "num_heads": 2}
-        return timm.create_model(name, depth=1, num_classes=3, img_size=28, **options)
-
-    model, x = several(build, target_modules=["qkv"], train_bias="none"), torch.randn(6, 3, 28, 28)
-    before, same = snapshot(model), each_alone(model, x, ["two"] * 6)
-    says = r"blocks.0.attn.qkv is not called, its weight is read"
-    with pytest.raises(ll.UserError, match=says), ll.mixed_adapters(model, SAMPLES):
-        model(x)
-    assert_unchanged(model, before)
-    with ll.mixed_adapters(model, ["two"] * 6):
-        torch.testing.assert_close(model(x), same, rtol=1e-4, atol=1e-5)
-
-
-def test_an_own_value_that_is_read_without_a_call_is_refused_by_name():
-    class Reads(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.body, self.head = nn.Linear(4, 4), nn.Linear(4, 2)
-
-        def forward(self, x):
-            return nn.functional.linear(self.body(x), self.head.weight)
-
-    model = several(Reads, target_modules=["body"], modules_to_save=["head"])
-    with pytest.raises(ll.UserError, match=r"head is not called"), ll.mixed_adapters(model, SAMPLES):
-        model(torch.randn(6, 4))
 
 
 class SequenceFirst(nn.Module):
@@ -250,80 +116,6 @@ def test_sequence_first_models():
     says = r"6 samples are twice .*sequences first in layer.self_attn"
     with pytest.raises(ll.UserError, match=says), ll.mixed_adapters(model, SAMPLES):
         model(torch.randn(6, 6, 8))
-
-
-@pytest.mark.parametrize(
-    ("shape", "says"),
-    [((4, 5, 6), "to hold the 6 samples"), ((12, 6, 6), "second could hold them"), ((0, 6), "to hold the 6")],
-)
-def test_a_batch_of_another_size_is_refused(shape, says):
-    model = several(mlp)
-    with pytest.raises(ll.UserError, match=says), ll.mixed_adapters(model, SAMPLES):
-        model(torch.randn(shape))
-    with ll.mixed_adapters(model, SAMPLES):
-        assert model(torch.randn(12, 5, 6)).shape == (12, 5, 3)
-
-
-def test_a_table_of_positions_is_refused():
-    class Positions(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.words, self.positions = nn.Embedding(20, 4), nn.Embedding(20, 4)
-
-        def forward(self, i):
-            return self.words(i) + self.positions(torch.arange(i.shape[1]))
-
-    model = several(Positions, target_modules="all", modules_to_save=None, use_dora=False)
-    for steps in (6, 5, 12):
-        with (
-            pytest.raises(ll.UserError, match=r"mixed_adapters: .*positions"),
-            ll.mixed_adapters(model, SAMPLES),
-        ):
-            model(torch.randint(0, 20, (6, steps)))
-
-    class Distances(Positions):
-        def forward(self, i):
-            at = torch.arange(i.shape[1])
-            return self.words(i) + self.positions((at[None] - at[:, None]).clamp(-3, 5) + 3).mean(1)
-
-    model = several(Distances, target_modules="all", modules_to_save=None, use_dora=False)
-    for steps in (6, 12):
-        with (
-            pytest.raises(ll.UserError, match=r"the input of positions, .*positions that all samples share"),
-            ll.mixed_adapters(model, SAMPLES),
-        ):
-            model(torch.randint(0, 20, (6, steps)))
-    words = several(Positions, target_modules=["words"], modules_to_save=None, use_dora=False)
-    i = torch.randint(0, 20, (6, 5))
-    wanted = each_alone(words, i)
-    with ll.mixed_adapters(words, SAMPLES):
-        torch.testing.assert_close(words(i), wanted)
-
-
-def test_statistics_that_move_are_refused_in_train_mode():
-    model = several(cnn, ("two",)).train()
-    says = r"1 moves its running statistics.*model.eval"
-    with pytest.raises(ll.UserError, match=says), ll.mixed_adapters(model, SAMPLES):
-        model(batch(cnn))
-
-
-def test_what_is_asked_wrongly_is_refused_before_anything_changes():
-    model = several(mlp)
-    before = snapshot(model)
-    for samples, says in [
-        ([], "one adapter's name, or None, a sample"),
-        ("one", "give a list"),
-        (["one", "onne"], "no adapter 'onne'. Did you mean 'one'"),
-    ]:
-        with pytest.raises(ll.UserError, match=says), ll.mixed_adapters(model, samples):
-            pass
-    for act in (lambda: ll.set_adapter(model, "two"), lambda: ll.delete_adapter(model, "two")):
-        with pytest.raises(ll.UserError, match="leave that context first"), ll.mixed_adapters(model, SAMPLES):
-            act()
-    assert_unchanged(model, before)
-    ll.merge(model)
-    with pytest.raises(ll.UserError, match=r"unmerge\(model\) first"), ll.mixed_adapters(model, SAMPLES):
-        pass
 
 
 def test_a_lightning_module_and_a_forward_that_was_replaced():

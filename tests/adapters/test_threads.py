@@ -9,8 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 from lightning.pytorch import Trainer
+from mixed import assert_unchanged, batch, several, snapshot
 from small import Classifier, cnn, encoder, mlp, vit
-from test_mixed_batch import assert_unchanged, batch, several, snapshot
 from ways import WAYS, speech, wanted
 
 import lora_lightning as ll

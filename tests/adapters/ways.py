@@ -3,7 +3,7 @@
 import contextlib
 
 import torch
-from test_mixed_batch import SAMPLES
+from mixed import SAMPLES
 from torch import nn
 
 import lora_lightning as ll
