@@ -30,8 +30,10 @@ def facts_of(
     inside: bool,
     size: int,
     difference: float,
+    quantize: str | None,
 ) -> dict[str, Any]:
     """What export.json says, but for the names of the files."""
+    packages = (*form.packages, form.quantizer) if quantize and form.quantizer else form.packages
     return {
         "format": name,
         "file": form.file,
@@ -49,7 +51,8 @@ def facts_of(
         "means": KINDS.get(kind or "", ""),
         "inside": inside,
         "difference": difference,
-        "versions": {package: found for package in form.packages if (found := _version(package))},
+        "versions": {package: found for package in packages if (found := _version(package))},
+        "quantize": quantize,
     }
 
 

@@ -133,8 +133,9 @@ def export(
             like = [(one, models[SELECTED](one)) for one in given.calibration[:LIKE]] or pairs[SELECTED]
             difference = file.differs_in_int8(folder, like)
         size = sum(path.stat().st_size for path in folder.iterdir())
-        told = facts_of(form, format, subject, given.example, given.axes, kind, inside, size, difference)
-        told["quantize"] = quantize
+        told = facts_of(
+            form, format, subject, given.example, given.axes, kind, inside, size, difference, quantize
+        )
         write_beside(folder, form, told, given.example, preprocess, names, kind, scale)
         told["files"] = sorted([*(path.name for path in folder.iterdir()), CARD, FACTS])
         text = card_of(about or ExportCard(), told, form.title, " ".join(form.needs))

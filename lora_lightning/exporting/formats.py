@@ -48,6 +48,7 @@ class Format:
         adapters: whether the file takes each adapter of the model.
         single: whether it takes inputs of one size alone.
         int8: the module of this package that makes int8 of the file; empty where none does.
+        quantizer: another package that this takes.
     """
 
     title: str
@@ -61,6 +62,7 @@ class Format:
     adapters: bool = False
     single: bool = False
     int8: str = ""
+    quantizer: str = ""
 
     @property
     def needs(self) -> tuple[str, ...]:
@@ -133,6 +135,7 @@ FORMATS = {
         'model = torch._inductor.aoti_load_package(str(here / "model.pt2"))',
         TORCH_CALL,
         int8="aoti_int8",
+        quantizer="torchao",
     ),
     "executorch": Format(
         "ExecuTorch",
@@ -145,6 +148,7 @@ FORMATS = {
         beside="executorch",
         single=True,
         int8="executorch_int8",
+        quantizer="torchao",
     ),
     "safetensors": Format(
         "safetensors",
