@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 
 import lora_lightning as ll
-from benchmarks.compression_voices import cells_of_voices, voices
+from benchmarks.compression_voices import cells_of_bits, cells_of_voices, voices
 from benchmarks.measure import interleaved, machine, ratios
 from lora_lightning.exporting.onnx import load
 from lora_lightning.utils.tables import format_table
@@ -158,7 +158,7 @@ def table(found: dict[str, Any]) -> str:
         ]
         texts.append(format_table(header, cells))
     if rows := found.get("voices"):
-        texts.append(format_table(*cells_of_voices(rows[0])))
+        texts += [format_table(*cells(rows[0])) for cells in (cells_of_voices, cells_of_bits)]
     return "\n\n".join(texts) + "\n"
 
 

@@ -28,7 +28,7 @@ from lora_lightning.utils.progress import working
 
 FRAMES, EARLIEST = 160, 80  # of a part of a recording; where it may end for distillation
 SEEN, TESTED = 256, 400  # parts: by which is compressed; of a set that is tested
-STEPS, RATE, BATCH = 900, 1e-3, 16  # of distillation
+STEPS, RATE, BATCH = 2700, 1e-3, 16  # of distillation
 KEEP = 50  # steps after which it is kept where distillation stands
 SPEEDS = {1: 20, 16: 5}  # parts at once -> rounds
 WEIGHTS = "resemblyzer/pretrained.pt"
@@ -60,7 +60,8 @@ class Speaker(nn.Module):
 
 def voices() -> Iterator[dict[str, Any]]:
     """The one row: by sets of recordings the cosine to the dense model's embeddings, mean and 5th percentile,
-    before and after distillation; how many times faster, by parts at once."""
+    before and after distillation, and of the dense model in fewer bits; how many times faster, by parts at
+    once."""
     require_files(FOLDER, DIGESTS, HOW)
     dense = Speaker().eval()
     known = torch.load(FOLDER / WEIGHTS, "cpu", weights_only=True)["model_state"]
@@ -72,6 +73,10 @@ def voices() -> Iterator[dict[str, Any]]:
     before, after = told.parameters
     row: dict[str, Any] = {"share": after / before, "rank": told.layers[0].rank[0], "steps": STEPS}
     row["parts"] = {name: len(parts) for name, parts in tests.items()} | {"trained on": len(train.starts)}
+    row["bits"] = {
+        way: {name: cosine(dense, other, parts) for name, parts in tests.items()}
+        for way, other in in_fewer_bits(dense).items()
+    }
     row["before"] = {name: cosine(dense, model, parts) for name, parts in tests.items()}
     print(json.dumps(row), flush=True)
     kept = FOLDER / f"compression_voices_{STEPS}_{RATE}_{BATCH}.pt"
@@ -147,15 +152,22 @@ def synthetic(split: str) -> Iterator[Tensor]:
         yield from (utterance.wave for utterance in utterances(EMBEDDED, accent, split))
 
 
+def in_fewer_bits(dense: Speaker) -> dict[str, nn.Module]:
+    """The same network with numbers of 16 bits, and with torch's dynamic int8."""
+    int8 = torch.ao.quantization.quantize_dynamic(dense, {nn.LSTM, nn.Linear}, dtype=torch.qint8)
+    return {"float16": copy.deepcopy(dense).half(), "bfloat16": copy.deepcopy(dense).bfloat16(), "int8": int8}
+
+
 @torch.inference_mode()
 def embeddings(model: nn.Module, x: Tensor) -> Tensor:
-    """Of parts, (parts, 256)."""
-    return torch.cat([model(some) for some in x.split(64)])
+    """Of parts, (parts, 256), in the model's own precision."""
+    like = next((p.dtype for p in model.parameters()), x.dtype)
+    return torch.cat([model(some.to(like)).to(x.dtype) for some in x.split(64)])
 
 
 def cosine(dense: nn.Module, model: nn.Module, x: Tensor) -> tuple[float, float]:
     """Of the embeddings of one with those of the other: mean and 5th percentile."""
-    found = (embeddings(dense, x) * embeddings(model, x)).sum(1)
+    found = nn.functional.cosine_similarity(embeddings(dense, x), embeddings(model, x))
     return found.mean().item(), found.quantile(0.05).item()
 
 
@@ -200,3 +212,13 @@ def cells_of_voices(row: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
         for name in row["after"]
     ]
     return ["cosine", "compressed", "5th percentile", "distilled", "5th percentile"], cells
+
+
+def cells_of_bits(row: dict[str, Any]) -> tuple[list[str], list[list[str]]]:
+    """The same of the dense network in fewer bits."""
+    header = ["cosine", *(head for way in row["bits"] for head in (way, "5th percentile"))]
+    cells = [
+        [name, *(f"{value:.3f}" for found in row["bits"].values() for value in found[name])]
+        for name in row["after"]
+    ]
+    return header, cells
