@@ -29,7 +29,8 @@ def test_int8_is_near_and_leaves_tables_alone(kind, tmp_path):
         and told.bytes < weights(model)
         and 1e-4 < told.difference < 0.1
     )
-    assert json.loads((tmp_path / "out" / "export.json").read_text())["versions"].keys() == {"torch", "torchao"}
+    facts = json.loads((tmp_path / "out" / "export.json").read_text())
+    assert facts["versions"].keys() == {"torch", "torchao"}
     assert "torchao" in (tmp_path / "out" / "README.md").read_text()
     run = torch._inductor.aoti_load_package(str(tmp_path / "out" / "model.pt2"))
     x = torch.cat(inputs[:3])
