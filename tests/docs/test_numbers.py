@@ -9,7 +9,7 @@ from pages import DOCS, ROOT, text_of
 
 from benchmarks.compression_chain import cells_of_seeds
 from benchmarks.compression_pictures import table as pictures_table
-from benchmarks.compression_voices import cells_of_voices
+from benchmarks.compression_voices import cells_of_bits, cells_of_voices
 from benchmarks.exported import page_of_int8
 from benchmarks.serving.tables import page_rows
 
@@ -81,7 +81,7 @@ def test_int8_files_of_compressed_lstms():
 def test_a_real_recurrent_network_distilled():
     text = (DOCS / "compression.md").read_text(encoding="utf-8")
     (found,) = result("compression_recurrent")["voices"]
-    for cells in cells_of_voices(found)[1]:
+    for cells in (*cells_of_voices(found)[1], *cells_of_bits(found)[1]):
         assert f"| {' | '.join(cells)} |" in text.splitlines()
     told = [f"{found['steps']} steps", f"{found['share']:.2f} of its parameters", f"rank {found['rank']}"]
     told += [f"{found[f'faster at {batch}']:.2f}" for batch in (1, 16)]
