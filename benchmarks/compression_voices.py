@@ -160,7 +160,7 @@ def in_fewer_bits(dense: Speaker) -> dict[str, nn.Module]:
 
 @torch.inference_mode()
 def embeddings(model: nn.Module, x: Tensor) -> Tensor:
-    """Of parts, (parts, 256), in the model's own precision."""
+    """Of parts, (parts, 256), computed in the model's own precision."""
     like = next((p.dtype for p in model.parameters()), x.dtype)
     return torch.cat([model(some.to(like)).to(x.dtype) for some in x.split(64)])
 
