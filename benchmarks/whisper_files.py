@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import gzip
-import hashlib
 import json
 import random
 import re
@@ -227,16 +226,9 @@ def write_manifest(path: Path, rows: list[tuple[Path, str, str, str]]) -> None:
 
 def _heard(sound: Path) -> bool:
     try:
-        return audio_info(sound).seconds <= LONGEST
+        return 0 < audio_info(sound).seconds <= LONGEST  # two hold no sample
     except AudioError:
         return False
-
-
-def digest(path: Path) -> str:
-    """By which a manifest is known again: of names, texts and parts, wherever the files lie."""
-    rows = csv.reader(path.read_text(encoding="utf8").splitlines())
-    told = "\n".join("\t".join((Path(row[0]).name, *row[1:])) for row in rows)
-    return hashlib.sha256(told.encode()).hexdigest()[:16]
 
 
 if __name__ == "__main__":

@@ -57,8 +57,6 @@ def train(task: Task, method: Method, stage: str, lr: float, seed: int) -> Found
         "wall_seconds": round(time.perf_counter() - start, 1),
         "trained": result["trained"],
         "rank": _rank(run, method),
-        "saved_bytes": 0,
-        "state_bytes": 0,
         "stopped": "",
         "torch": torch.__version__,
     }

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from benchmarks.methods.report import Row
+    from benchmarks.methods.statistics import Interval
     from benchmarks.methods.suites import Task
 
 OWN, OTHER = "#2a6f97", "#8d99ae"
@@ -42,37 +43,48 @@ def draw(found: Mapping[Task, Sequence[Row]], path: Path) -> None:
 
 
 def draw_curves(found: Mapping[Task, Sequence[Row]], path: Path) -> None:
-    """The few-shot curves: of each method the score by how much it was trained on, if two are there."""
-    curves: dict[str, dict[str, list[tuple[float, Row]]]] = {}
-    for task, rows in found.items():
-        for row in rows if task.curve else ():
-            if task.curve and row.score and row.name != "before":
-                points = curves.setdefault(task.curve[0], {}).setdefault(row.label, [])
-                points.append((task.curve[1], row))
-    curves = {name: of for name, of in curves.items() if any(len(points) > 1 for points in of.values())}
-    if not curves:
+    """The few-shot curves as PNG; nothing where no method has two points."""
+    of_curves = curves(found)
+    if not of_curves:
         return
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, len(curves), figsize=(4.2 * len(curves), 3.2), squeeze=False)
-    for axis, (name, methods) in zip(axes[0], curves.items(), strict=True):
+    sense = {task.curve[0]: _sense(task) for task in found if task.curve}
+    figure, axes = pyplot.subplots(1, len(of_curves), figsize=(4.2 * len(of_curves), 3.4), squeeze=False)
+    for axis, (name, methods) in zip(axes[0], of_curves.items(), strict=True):
         for label, points in methods.items():
-            points.sort(key=lambda point: point[0])
-            scores = [row.score for _, row in points if row.score]
-            half = [0.0 if math.isinf(s.low) else s.half for s in scores]
-            axis.errorbar(
-                [x for x, _ in points], [s.mean for s in scores], half, marker="o", capsize=2, label=label
-            )
+            half = [0.0 if math.isinf(score.low) else score.half for _, score in points]
+            at = [amount for amount, _ in points]
+            axis.errorbar(at, [score.mean for _, score in points], half, marker="o", capsize=2, label=label)
         axis.set_xscale("log")
+        ticks = sorted({amount for points in methods.values() for amount, _ in points})
+        axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.minorticks_off()
         axis.set_xlabel(name, fontsize=8)
-        axis.set_ylabel("test score, %", fontsize=8)
+        axis.set_ylabel(sense[name], fontsize=8)
+        axis.tick_params(labelsize=7)
         axis.legend(fontsize=6)
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
+
+
+def curves(found: Mapping[Task, Sequence[Row]]) -> dict[str, dict[str, list[tuple[float, Interval]]]]:
+    """Of each curve, of each method of two points or more: the score by how much it was trained on."""
+    every: dict[str, dict[str, list[tuple[float, Interval]]]] = {}
+    for task, rows in found.items():
+        for row in rows:
+            if task.curve and row.score and row.name != "before":
+                points = every.setdefault(task.curve[0], {}).setdefault(row.label, [])
+                points.append((task.curve[1], row.score))
+    kept = {
+        name: {label: sorted(points) for label, points in of.items() if len(points) > 1}
+        for name, of in every.items()
+    }
+    return {name: of for name, of in kept.items() if of}
 
 
 def _panel(axis: Any, task: Task, rows: Sequence[Row]) -> None:
@@ -85,8 +97,10 @@ def _panel(axis: Any, task: Task, rows: Sequence[Row]) -> None:
             axis.axvline(row.score.mean, color=colour, linewidth=0.7, alpha=0.5)
     axis.set_yticks(range(len(rows)), [row.label for row in reversed(rows)], fontsize=7)
     axis.set_title(task.label, fontsize=9)
-    axis.set_xlabel(
-        f"test {task.score}, % ({'less' if task.better == 'min' else 'more'} is better)", fontsize=7
-    )
+    axis.set_xlabel(_sense(task), fontsize=7)
     axis.tick_params(axis="x", labelsize=7)
     axis.grid(axis="x", linewidth=0.3)
+
+
+def _sense(task: Task) -> str:
+    return f"test {task.score}, % ({'less' if task.better == 'min' else 'more'} is better)"

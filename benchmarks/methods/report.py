@@ -105,7 +105,7 @@ def _row(name: str, task: Task, method: str, every: list[Found], lora: dict[int,
         verdict(other, task.better),
         f"{first['trained']:,}",
         _ratio(last, lora) if trains else "",
-        f"{(first['saved_bytes'] + first['state_bytes']) / MIB:.1f}" if trains else "",
+        _kept(first) if trains else "",
         _mean(last, "source"),
         _mean(last, "source_off"),
         _trials(task, tuned) if trains else "",
@@ -157,6 +157,11 @@ def _ratio(own: dict[int, Found], lora: dict[int, Found]) -> str:
         if lora[seed]["cpu_seconds"]
     ]
     return f"{median(ratios):.2f}" if ratios else ""
+
+
+def _kept(run: Found) -> str:
+    """Of a fit in this process; the application's commands don't tell."""
+    return f"{(run['saved_bytes'] + run['state_bytes']) / MIB:.1f}" if "saved_bytes" in run else ""
 
 
 def _mean(runs: dict[int, Found], name: str) -> str:

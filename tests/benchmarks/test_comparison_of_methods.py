@@ -17,8 +17,9 @@ from benchmarks.methods import report, suites
 from benchmarks.methods.catalog import METHODS, Method
 from benchmarks.methods.commands import _short_of_tests
 from benchmarks.methods.ledger import Ledger
+from benchmarks.methods.picture import curves
 from benchmarks.methods.search import Budget, Cell, carry_out, choice, grid
-from benchmarks.methods.statistics import difference, exceeds_noise, interval, quantile
+from benchmarks.methods.statistics import Interval, difference, exceeds_noise, interval, quantile
 from benchmarks.methods.suites import Task
 from benchmarks.methods.training import built, centre, same_size, train
 
@@ -174,6 +175,19 @@ def test_the_table_says_what_exceeds_the_noise(ledger, tmp_path, monkeypatch):
         carry_out(replace(LORA, task=f"tiny_{shots}"), ledger, Trainings(1e-2))
     report.write("small", ledger, tmp_path)
     assert (tmp_path / "methods_small_few.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_curve_shows_methods_of_two_points_or_more_by_the_amount():
+    def row(name, score):
+        return report.Row(name, name, Interval(score, score - 1, score + 1), None, ())
+
+    ten, five = (replace(TINY, curve=("a class", shots)) for shots in (10, 5))
+    before = row("before", 1)
+    found = {ten: [before, row("lora", 9), row("pissa", 8)], five: [before, row("lora", 7)]}
+    of = curves(found | {TINY: [row("lora", 5)]})
+    assert list(of) == ["a class"] and list(of["a class"]) == ["lora"]
+    assert [(shots, score.mean) for shots, score in of["a class"]["lora"]] == [(5, 7), (10, 9)]
+    assert curves({ten: found[ten]}) == {}
 
 
 def test_every_task_has_every_method_in_an_order_without_repeats():
