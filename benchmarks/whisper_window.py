@@ -1,4 +1,5 @@
-"""What a window of 10 seconds costs Whisper, and what it saves: `model.seconds=10` against 30, untrained.
+"""What a window of 10 seconds costs Whisper, and what it saves: `model.seconds=10` against 30, untrained; and
+what a step costs on a CPU in the recipe's `bf16-mixed`.
 
 python -m benchmarks.whisper_window        needs the files of benchmarks.whisper_files
 """
@@ -45,12 +46,21 @@ def main() -> None:
     found["saved_bytes"] = {name: saved_bytes(step.task, step.loss) for name, step in steps.items()}
     print(found["step"], found["saved_bytes"], flush=True)
     del steps
+    found["precision"] = precisions(folder, batch)
+    print(found["precision"], flush=True)
     for name, language in {"english": "en", **LANGUAGES}.items():
         batches = read(folder / f"{name}.csv", "test")[: UTTERANCES // BATCH]
         for window in WINDOWS:
             found[f"{name}, {window} s"] = heard(recognizer(folder, language, window), batches)
             print(name, window, found[f"{name}, {window} s"], flush=True)
         RESULTS.write_text(json.dumps(found, indent=1) + "\n")
+
+
+def precisions(folder: Path, batch: SpeechBatch) -> Any:
+    """A step on 10 seconds, relative to float32's."""
+    names = {"32-true": False, "bf16-mixed": True}
+    steps = {name: Step(recognizer(folder, "cs", 10), batch, half) for name, half in names.items()}
+    return ratios(interleaved(steps, ROUNDS, clock=time.process_time), "32-true")
 
 
 def recognizer(folder: Path, language: str, window: int) -> Seq2SeqRecognizer:
@@ -85,13 +95,14 @@ def heard(task: Seq2SeqRecognizer, batches: list[SpeechBatch]) -> dict[str, floa
 class Step:
     """A step of LoRA's training."""
 
-    def __init__(self, task: Seq2SeqRecognizer, batch: SpeechBatch) -> None:
-        self.task, self.batch = task.train(), batch
+    def __init__(self, task: Seq2SeqRecognizer, batch: SpeechBatch, half: bool = False) -> None:
+        self.task, self.batch, self.half = task.train(), batch, half
         ll.inject(task, LORA)
         self.optimizer = torch.optim.AdamW(ll.lora_parameters(task))
 
     def loss(self) -> torch.Tensor:
-        return self.task.batch_loss(self.batch)
+        with torch.autocast("cpu", torch.bfloat16, enabled=self.half):
+            return self.task.batch_loss(self.batch)
 
     def __call__(self) -> None:
         self.loss().backward()
