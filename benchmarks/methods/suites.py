@@ -57,8 +57,15 @@ def _filled_shapes() -> Any:
     return ShapesDataModule("source", test_size=100)
 
 
+DIGITS_CURVE = "ViT, digits: images a class"
 EMBEDDED = {
-    "vit_digits": Task("ViT, digits", ("recipe=vit_digits",), "acc", source=("source", "source_off")),
+    "vit_digits": Task(
+        "ViT, digits",
+        ("recipe=vit_digits",),
+        "acc",
+        source=("source", "source_off"),
+        curve=(DIGITS_CURVE, 30),
+    ),
     "resnet_digits": Task(
         "ResNet, digits", ("recipe=resnet_digits",), "acc", source=("source", "source_off")
     ),
@@ -110,7 +117,7 @@ def _digits(shots: int) -> Task:
         "acc",
         methods=FEW,
         source=("source", "source_off"),
-        curve=("ViT, digits: images a class", shots),
+        curve=(DIGITS_CURVE, shots),
     )
 
 
