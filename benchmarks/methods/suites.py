@@ -104,7 +104,7 @@ EMBEDDED = {
         source=("wer_us", ""),
     ),
 }
-FEW = ("lora", "full", "probe", "pissa", "lora_one")  # on the curves
+FEW = ("lora", "full", "probe", "pissa")  # on the curves
 
 
 def _digits(shots: int) -> Task:
@@ -115,7 +115,7 @@ def _digits(shots: int) -> Task:
         f"ViT, digits, {shots} a class",
         words,
         "acc",
-        methods=FEW,
+        methods=(*FEW, "lora_one"),  # which asks for a head that is trained
         source=("source", "source_off"),
         curve=(DIGITS_CURVE, shots),
     )

@@ -82,7 +82,7 @@ def gradient_spectra(
     """The spectra of the mean gradient of planned layers' weights, by their names, and the number of batches.
 
     Raises:
-        UserError: no batch came, a batch gives no loss, or a gradient is not finite.
+        UserError: no batch came, a batch gives no loss, or a gradient is not finite; all of them are zero.
     """
     model.requires_grad_(False)
     places = [(submodule(model, layer.module), layer) for layer in layers]
@@ -110,6 +110,11 @@ def gradient_spectra(
                     sums[name] = sums[name] + part if name in sums else part
             count += 1
     _refuse_none(count)
+    if not any(gradient.any() for gradient in sums.values()):
+        raise UserError(
+            "the gradient of every adapted layer is zero, as behind a new head, which begins at zero: load "
+            "weights whose head is trained, or give init='eva', which asks the inputs"
+        )
     ready = {
         name: partial(_gradient_spectrum, slots[name], sums.get(name, torch.zeros_like(weight)) / count)
         for name, weight in weights.items()

@@ -331,3 +331,16 @@ def test_layers_without_a_gradient_begin_as_by_default():
     used, idle = (layer.lora["default"]["weight"] for layer in (model.used, model.idle))
     assert used.lora_A.any() and used.lora_B.any()
     assert idle.lora_A.any() and not idle.lora_B.any()
+
+
+@pytest.mark.parametrize("rank", [2, "auto"])
+def test_a_head_of_zeros_which_lets_no_gradient_through_is_told(rank):
+    """As a fresh one is: the updates would begin as by default, and every rank that gradients decide be 1."""
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    nn.init.zeros_(model[1].weight)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    config = ll.LoRAConfig(rank=rank, target_modules=["0"], modules_to_save=["1"], init="lora_one")
+    with pytest.raises(UserError, match="the gradient of every adapted layer is zero.*give init='eva'"):
+        ll.inject(model, config, data=[torch.randn(3, 4)], loss=lambda m, x: m(x).square().sum())
+    assert type(model[0]) is nn.Linear
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
