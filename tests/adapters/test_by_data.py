@@ -340,7 +340,7 @@ def test_a_head_of_zeros_which_lets_no_gradient_through_is_told(rank):
     nn.init.zeros_(model[1].weight)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     config = ll.LoRAConfig(rank=rank, target_modules=["0"], modules_to_save=["1"], init="lora_one")
-    with pytest.raises(UserError, match="the gradient of every adapted layer is zero.*give init='eva'"):
+    with pytest.raises(UserError, match=r"the gradient of every adapted layer is zero.*give init='eva'"):
         ll.inject(model, config, data=[torch.randn(3, 4)], loss=lambda m, x: m(x).square().sum())
     assert type(model[0]) is nn.Linear
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
