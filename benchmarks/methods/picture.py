@@ -16,13 +16,14 @@ OWN, OTHER = "#2a6f97", "#8d99ae"
 
 
 def draw(found: Mapping[Task, Sequence[Row]], path: Path) -> None:
-    """Write it as PNG, without the tasks of which a curve shows all; nothing where nothing was tested."""
+    """Write it as PNG, without tasks of one method or of which a curve shows all; nothing where none is left."""
     panels = {task: [r for r in rows if r.score and r.name != "before"] for task, rows in found.items()}
     on_curves = curves(found)
     panels = {
         task: rows
         for task, rows in panels.items()
-        if {row.label for row in rows} - (on_curves.get(task.curve[0], {}).keys() if task.curve else set())
+        if len(rows) > 1
+        and {row.label for row in rows} - (on_curves.get(task.curve[0], {}).keys() if task.curve else set())
     }
     if not panels:
         return
