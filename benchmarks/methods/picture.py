@@ -16,7 +16,7 @@ OWN, OTHER = "#2a6f97", "#8d99ae"
 
 
 def draw(found: Mapping[Task, Sequence[Row]], path: Path) -> None:
-    """Write it as PNG, without tasks of one method or of which a curve shows all; nothing where none is left."""
+    """Write it as PNG, without tasks of one method or of which a curve shows all; nothing of none."""
     panels = {task: [r for r in rows if r.score and r.name != "before"] for task, rows in found.items()}
     on_curves = curves(found)
     panels = {
