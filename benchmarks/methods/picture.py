@@ -16,23 +16,15 @@ OWN, OTHER = "#2a6f97", "#8d99ae"
 
 
 def draw(found: Mapping[Task, Sequence[Row]], path: Path) -> None:
-    """Write it as PNG, without tasks of one method or of which a curve shows all; nothing of none."""
-    panels = {task: [r for r in rows if r.score and r.name != "before"] for task, rows in found.items()}
-    on_curves = curves(found)
-    panels = {
-        task: rows
-        for task, rows in panels.items()
-        if len(rows) > 1
-        and {row.label for row in rows} - (on_curves.get(task.curve[0], {}).keys() if task.curve else set())
-    }
-    if not panels:
+    """A panel a task as PNG; nothing where there is no panel."""
+    several = [*panels(found).items()]
+    if not several:
         return
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    several = [*panels.items()]
     pairs = [several[i : i + 2] for i in range(0, len(several), 2)]
     heights = [1.4 + 0.27 * max(len(rows) for _, rows in pair) for pair in pairs]
     figure, axes = pyplot.subplots(
@@ -46,6 +38,20 @@ def draw(found: Mapping[Task, Sequence[Row]], path: Path) -> None:
     figure.tight_layout()
     figure.savefig(path, dpi=110, metadata={"Software": None})
     pyplot.close(figure)
+
+
+def panels(found: Mapping[Task, Sequence[Row]]) -> dict[Task, list[Row]]:
+    """The tested methods of a task, of tasks that compare several and are not wholly on a curve."""
+    tested = {
+        task: [row for row in rows if row.score and row.name != "before"] for task, rows in found.items()
+    }
+    shown = curves(found)
+    return {
+        task: rows
+        for task, rows in tested.items()
+        if len(rows) > 1
+        and not (task.curve and {row.label for row in rows} <= shown.get(task.curve[0], {}).keys())
+    }
 
 
 def draw_curves(found: Mapping[Task, Sequence[Row]], path: Path) -> None:

@@ -5,6 +5,7 @@ import math
 import os
 import subprocess
 import sys
+import wave
 from dataclasses import replace
 from pathlib import Path
 from statistics import mean, stdev
@@ -13,11 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from benchmarks import whisper_files
 from benchmarks.methods import report, suites
 from benchmarks.methods.catalog import METHODS, Method
 from benchmarks.methods.commands import _short_of_tests
 from benchmarks.methods.ledger import Ledger
-from benchmarks.methods.picture import curves
+from benchmarks.methods.picture import curves, panels
 from benchmarks.methods.search import Budget, Cell, carry_out, choice, grid
 from benchmarks.methods.statistics import Interval, difference, exceeds_noise, interval, quantile
 from benchmarks.methods.suites import Task
@@ -177,17 +179,46 @@ def test_the_table_says_what_exceeds_the_noise(ledger, tmp_path, monkeypatch):
     assert (tmp_path / "methods_small_few.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_a_curve_shows_methods_of_two_points_or_more_by_the_amount():
-    def row(name, score):
-        return report.Row(name, name, Interval(score, score - 1, score + 1), None, ())
+def _row(name, score):
+    return report.Row(name, name, Interval(score, score - 1, score + 1), None, ())
 
+
+def test_a_curve_shows_methods_of_two_points_or_more_by_the_amount():
     ten, five = (replace(TINY, curve=("a class", shots)) for shots in (10, 5))
-    before = row("before", 1)
-    found = {ten: [before, row("lora", 9), row("pissa", 8)], five: [before, row("lora", 7)]}
-    of = curves(found | {TINY: [row("lora", 5)]})
+    before = _row("before", 1)
+    found = {ten: [before, _row("lora", 9), _row("pissa", 8)], five: [before, _row("lora", 7)]}
+    of = curves(found | {TINY: [_row("lora", 5)]})
     assert list(of) == ["a class"] and list(of["a class"]) == ["lora"]
     assert [(shots, score.mean) for shots, score in of["a class"]["lora"]] == [(5, 7), (10, 9)]
     assert curves({ten: found[ten]}) == {}
+
+
+def test_a_panel_compares_methods_that_no_curve_shows():
+    ten, five = (replace(TINY, curve=("a class", shots)) for shots in (10, 5))
+    both = [_row("lora", 9), _row("full", 8)]
+    alone = replace(TINY, label="alone")
+    found = {ten: [*both, _row("pissa", 8)], five: both, TINY: [_row("before", 1), *both], alone: both[:1]}
+    assert {task: [row.name for row in rows] for task, rows in panels(found).items()} == {
+        ten: ["lora", "full", "pissa"],
+        TINY: ["lora", "full"],
+    }
+
+
+def test_memory_that_a_run_does_not_tell_is_no_zero():
+    assert report._kept({"saved_bytes": 2**20, "state_bytes": 2**19}) == "1.5"
+    assert report._kept({"cpu_seconds": 2.0}) == ""
+
+
+def test_a_recording_without_a_sample_is_in_no_manifest(tmp_path):
+    whole, empty, long = (tmp_path / f"{name}.wav" for name in ("whole", "empty", "long"))
+    for path, seconds in ((whole, 1), (empty, 0), (long, 11)):
+        with wave.open(str(path), "wb") as file:
+            file.setparams((1, 2, 8000, 0, "NONE", ""))
+            file.writeframes(b"\0\0" * 8000 * seconds)
+    rows = [(path, "words", "level", "train") for path in (whole, empty, long)]
+    whisper_files.write_manifest(tmp_path / "some.csv", rows)
+    lines = (tmp_path / "some.csv").read_text().splitlines()
+    assert lines == ["path,text,speaker,split", f"{whole},words,level,train"]
 
 
 def test_every_task_has_every_method_in_an_order_without_repeats():
