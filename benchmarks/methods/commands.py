@@ -25,7 +25,7 @@ from lora_lightning.errors import UserError
 from lora_lightning.utils.atomic import write_whole
 
 WINDOW, BATCH = 10, 16.0  # seconds that are heard, and of a batch: about four utterances
-TRIAL_STEPS, TRIAL_TESTS = 80, 4
+TRIAL_TESTS = 4
 WORDS = (
     "compare=[]", "logger=csv", f"model.seconds={WINDOW}", f"data.batch_seconds={BATCH:g}",
     "trainer=cpu", "trainer.enable_progress_bar=false", "data.num_workers=0", "threads=1",
@@ -35,8 +35,8 @@ REFUSED = 2  # the exit status of a mistake in what was typed
 
 
 def train(task: Task, method: Method, stage: str, lr: float, seed: int) -> Found:
-    """A trial of 80 steps, judged on the validation recordings; or one pass over all, and tests. CPU seconds
-    are those of the command `train`, its loading, validation and test too.
+    """A trial, judged on the validation recordings; or a run and its tests. CPU seconds are those of the
+    command `train`, its loading, validation and test too.
 
     Raises:
         UserError: a command has failed.
@@ -74,10 +74,7 @@ def words(task: Task, method: Method, stage: str, lr: float, seed: int, made: Pa
     given = [*of_task, *WORDS, f"model.checkpoint={made / 'base'}", f"method={method.method}", f"seed={seed}"]
     if method.method != "none":
         given.append(f"optim.lr={lr}")
-    if stage == "tune":
-        given.append(f"trainer.max_steps={TRIAL_STEPS}")
-        given.append(f"trainer.val_check_interval={TRIAL_STEPS}")  # the epoch is longer
-    return [*given, *method.words]
+    return [*given, *(task.trial if stage == "tune" else ()), *method.words]
 
 
 def tested(made: Path, run: Path, method: Method, result: dict[str, Any]) -> Found:
@@ -142,11 +139,11 @@ def _write_rows(rows: list[list[str]], path: Path) -> None:
 
 
 def _validated(run: Path) -> float | None:
-    """The last validation's score, in percent."""
+    """The best validation's score, in percent: that of the checkpoint that is tested."""
     lines = (run / "csv" / "metrics.csv").read_text().splitlines()
     column = lines[0].split(",").index("val/wer")
     values = [cells[column] for cells in (line.split(",") for line in lines[1:]) if cells[column]]
-    return _percent(float(values[-1])) if values else None
+    return _percent(min(map(float, values))) if values else None
 
 
 def _rank(run: Path, method: Method) -> int | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -11,6 +11,7 @@ from statistics import median
 from benchmarks.methods.catalog import METHODS, REFERENCE
 from benchmarks.methods.ledger import Found, Ledger
 from benchmarks.methods.picture import draw, draw_curves
+from benchmarks.methods.pooled import Scores, pooled
 from benchmarks.methods.search import Choice, choice
 from benchmarks.methods.statistics import Interval, difference, exceeds_noise, interval
 from benchmarks.methods.suites import SUITES, Task
@@ -25,7 +26,15 @@ LoRA are paired by seed; those that are better or worse have an interval without
 is chance. Time: CPU seconds of a fit, median of the ratios to LoRA's by seed. Kept: what the first step saves
 for the backward, and gradients and optimizer state. Source: the score on the base's own domain, with the
 adapter on and off. Trials: rates that were tried; "edge" where the best is at one of their ends;
-"of" the task on which they were."""
+"of" the task on which they were. The table of a whole curve takes the pairs of a seed as independent, and
+beside it each amount as one value, since the seeds of an amount share one choice of the rate."""
+
+
+BOUND = "full"  # the other one, over curves
+OVER = (
+    "", "pairs", "less LoRA's, over the pairs", "over the amounts", "less full fine-tuning's, over the pairs",
+    "over the amounts",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -35,12 +44,14 @@ class Row:
     Attributes:
         score: over the final seeds, None where it is refused.
         other: the difference to LoRA.
+        tests: the scores of the final seeds.
     """
 
     name: str
     label: str
     score: Interval | None
     other: Interval | None
+    tests: dict[int, float]
     cells: tuple[str, ...]
 
 
@@ -53,13 +64,36 @@ def write(suite: str, ledger: Ledger, folder: Path) -> None:
     for name, of in found.items():
         task = SUITES[suite][name]
         parts += [f"## {task.label}", "", _about(task), "", markdown(HEAD, [row.cells for row in of]), ""]
-    parts += [_totals(runs)]
+    by_task = {SUITES[suite][name]: of for name, of in found.items()}
+    parts += [*_over_curves(by_task), _totals(runs)]
     text = "\n".join(parts) + "\n"
     (folder / f"methods_{suite}.md").write_text(text)
     print(text)
-    by_task = {SUITES[suite][name]: of for name, of in found.items()}
     draw(by_task, folder / f"methods_{suite}.png")
     draw_curves(by_task, folder / f"methods_{suite}_few.png")
+
+
+def _over_curves(found: Mapping[Task, list[Row]]) -> list[str]:
+    """A table for each few-shot curve, of what was trained on two amounts or more."""
+    parts = []
+    for curve in dict.fromkeys(task.curve[0] for task in found if task.curve):
+        amounts = [
+            {row.name: row.tests for row in of if row.tests}
+            for task, of in found.items()
+            if task.curve and task.curve[0] == curve
+        ]
+        lines = [_over(amounts, name) for name in METHODS if METHODS[name].method != "none"]
+        if any(lines):
+            parts += [f"## {curve}, all together", "", markdown(OVER, [line for line in lines if line]), ""]
+    return parts
+
+
+def _over(amounts: list[Scores], method: str) -> tuple[str, ...] | None:
+    of = [pooled(amounts, method, other) if method != other else None for other in (REFERENCE, BOUND)]
+    if not any(of):
+        return None
+    cells = [text for two in of for text in ([shown(d, sign=True) for d in two[:2]] if two else ["", ""])]
+    return (METHODS[method].label, str(max(two[2] for two in of if two)), *cells)
 
 
 def rows(name: str, task: Task, runs: Iterable[Found]) -> list[Row]:
@@ -92,7 +126,7 @@ def _row(name: str, task: Task, method: str, every: list[Found], lora: dict[int,
     refused = next((run["refused"] for run in runs if "refused" in run), None)
     if not last:
         told = (label, "", f"refused: {refused[:90]}", *[""] * (len(HEAD) - 3)) if refused else None
-        return Row(method, label, None, None, told) if told else None
+        return Row(method, label, None, None, {}, told) if told else None
     score, other = interval(list(_by_seed(last).values())), None
     if trains and method != REFERENCE:
         other = difference(_by_seed(last), _by_seed(lora))
@@ -110,7 +144,7 @@ def _row(name: str, task: Task, method: str, every: list[Found], lora: dict[int,
         _mean(last, "source_off"),
         _trials(task, tuned) if trains else "",
     )
-    return Row(method, label, score, other, cells)
+    return Row(method, label, score, other, _by_seed(last), cells)
 
 
 def _trials(task: Task, tuned: Choice) -> str:

@@ -28,6 +28,7 @@ class Task:
         changes: sections of the configuration that are other ones, such as a class of the benchmark's own.
         curve: the few-shot curve on which it lies, and where: a number of samples or minutes.
         by_commands: trained by the application's commands, in processes of their own, as a user would.
+        trial: words that make a trial by commands shorter than a run.
         methods: those that are worth its minutes, None all.
         centres: where the rates of a word of `method=` begin; else the recipe's `rates`.
         rates_of: the task whose trials choose the rates, where trials of its own would take too long.
@@ -45,6 +46,7 @@ class Task:
     centres: Mapping[str, float] = field(default_factory=dict)
     curve: tuple[str, float] | None = None
     by_commands: bool = False
+    trial: tuple[str, ...] = ()
     rates_of: str = ""
 
 
@@ -150,38 +152,63 @@ def _fashion(shots: int) -> Task:
 
 
 LANGUAGES = {"czech": "cs", "dutch": "nl"}
-WHISPER = ("before", "lora", "peft", "full")
-PASSES = {1: 16, 3: 8, 10: 3, 30: 1}  # over so many minutes: 80 to 150 steps
-MORE = 2  # passes over all of Czech
+CZECH_CURVE = "Whisper base, Czech: minutes of speech"
+HOUR = 66  # minutes of all of Czech
+PASSES = {1: 4, 3: 3, 10: 3, 30: 1}  # over so many minutes
+SINGLE = ("trainer.precision=32-true",)  # faster than bf16-mixed on a CPU without AMX
+OF_MINUTES = {
+    1: (*SINGLE, "trainer.check_val_every_n_epoch=2"),  # each pass is shorter than a validation
+    10: (),  # had a CPU with AMX
+}
+SHORT = ("trainer.max_steps=80", "trainer.val_check_interval=80")  # a trial on an hour, a quarter of a pass
 
 
-def _whisper(language: str, minutes: int | None = None, passes: int = 1) -> Task:
-    """Czech is tuned; Dutch, fewer minutes and more passes take its rates, and a seed."""
-    label, code = f"Whisper base, {language.capitalize()}", LANGUAGES[language]
-    words = ("recipe=whisper_manifest", f"data.manifest={language}.csv", f"model.language={code}")
-    some = (f"data.train_minutes={minutes}",) if minutes else ()
-    if language != "czech":
-        some += ("trainer.precision=32-true",)  # faster than bf16-mixed on a CPU without AMX
-    tuned = language == "czech" and not minutes and passes == 1
+def _whisper(
+    language: str, also: str = "", words: tuple[str, ...] = (), passes: int = 1, **fields: Any
+) -> Task:
+    """By the application's commands, a seed at Czech's rates, unless the fields say otherwise."""
+    recipe = (
+        "recipe=whisper_manifest",
+        f"data.manifest={language}.csv",
+        f"model.language={LANGUAGES[language]}",
+    )
+    given = {"budget": Budget(tuning=(0,), seeds=(1,)), "methods": ("lora", "full"), "rates_of": "czech"}
     return Task(
-        label + (f", {minutes} minutes" if minutes else "") + (f", {passes} passes" if passes > 1 else ""),
-        (*words, *some, f"trainer.max_epochs={passes}"),
+        f"Whisper base, {language.capitalize()}{also}",
+        (*recipe, *words, f"trainer.max_epochs={passes}"),
         "wer",
         better="min",
-        budget=Budget(tuning=(0,), seeds=(1, 2) if tuned else (1,)),
-        methods=WHISPER if tuned else ("before", "lora", "full") if language != "czech" else ("lora", "full"),
         centres={"lora": 1e-3, "full": 2e-5, "peft": 1e-3},
-        rates_of="" if tuned else "czech",
-        curve=(f"{label}: minutes of speech", minutes or 66) if passes == PASSES.get(minutes, 1) else None,
         by_commands=True,
+        **given | fields,
+    )
+
+
+def _czech(minutes: int) -> Task:
+    """So many minutes of it. One wants rates of its own, which three take too."""
+    return _whisper(
+        "czech",
+        f", {minutes} minutes" if minutes > 1 else ", a minute",
+        (f"data.train_minutes={minutes}", *OF_MINUTES.get(minutes, SINGLE)),
+        PASSES[minutes],
+        rates_of={1: "", 3: "czech_1"}.get(minutes, "czech"),
+        curve=(CZECH_CURVE, minutes),
     )
 
 
 REAL = {
     **{f"lite0_{shots}": _fashion(shots) for shots in (100, 10, 50, 5)},
-    **{language: _whisper(language) for language in LANGUAGES},
-    "czech_passes": _whisper("czech", passes=MORE),
-    **{f"czech_{minutes}": _whisper("czech", minutes, passes) for minutes, passes in PASSES.items()},
+    "czech": _whisper(
+        "czech",
+        budget=Budget(tuning=(0,), seeds=(1, 2)),
+        methods=("before", "lora", "peft", "full"),
+        rates_of="",
+        trial=SHORT,
+        curve=(CZECH_CURVE, HOUR),
+    ),
+    "dutch": _whisper("dutch", words=SINGLE, methods=("before", "lora", "full")),
+    "czech_passes": _whisper("czech", ", 2 passes", passes=2),
+    **{f"czech_{minutes}": _czech(minutes) for minutes in PASSES},
 }
 SUITES: dict[str, dict[str, Task]] = {"embedded": EMBEDDED | FEW_DIGITS, "real": REAL}
 ORDER = {

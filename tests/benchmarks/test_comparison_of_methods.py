@@ -17,9 +17,10 @@ import torch
 from benchmarks import whisper_files
 from benchmarks.methods import report, suites
 from benchmarks.methods.catalog import METHODS, Method
-from benchmarks.methods.commands import _short_of_tests
+from benchmarks.methods.commands import _short_of_tests, _validated, words
 from benchmarks.methods.ledger import Ledger
 from benchmarks.methods.picture import curves, panels
+from benchmarks.methods.pooled import pooled
 from benchmarks.methods.search import Budget, Cell, carry_out, choice, grid
 from benchmarks.methods.statistics import Interval, difference, exceeds_noise, interval, quantile
 from benchmarks.methods.suites import Task
@@ -175,12 +176,29 @@ def test_the_table_says_what_exceeds_the_noise(ledger, tmp_path, monkeypatch):
         part = Task(f"{shots}", TINY.words, "acc", budget=LORA.budget, curve=("digits a class", shots))
         suites.SUITES["small"][f"tiny_{shots}"] = part
         carry_out(replace(LORA, task=f"tiny_{shots}"), ledger, Trainings(1e-2))
+        full = replace(far, task=f"tiny_{shots}")
+        carry_out(full, ledger, lambda *key, by=shots: Trainings(1e-3)(*key) | {"test": 70.0 + by + key[2]})
     report.write("small", ledger, tmp_path)
+    text = (tmp_path / "methods_small.md").read_text()
+    assert "## digits a class, all together" in text
+    assert "| full fine-tuning | 4 | -2.5 ± 4.6 | -2.5 ± 31.8 |  |  |" in text
     assert (tmp_path / "methods_small_few.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_differences_over_a_curve_are_of_pairs_and_of_amounts():
+    five, ten = (
+        {"a": {1: 3.0, 2: 5.0}, "b": {1: 1.0, 2: 2.0, 3: 9.0}},
+        {"a": {1: 9.0}, "b": {1: 4.0}, "c": {1: 0.0}},
+    )
+    pairs, amounts, count = pooled([five, ten], "a", "b")
+    assert (pairs, count) == (interval([2.0, 3.0, 5.0]), 3)
+    assert amounts == interval([2.5, 5.0])
+    assert pooled([five, ten], "c", "b") is None and pooled([five], "a", "b") is None
+    assert pooled([five, {"a": {1: 1.0}, "b": {2: 1.0}}], "a", "b") is None
+
+
 def _row(name, score):
-    return report.Row(name, name, Interval(score, score - 1, score + 1), None, ())
+    return report.Row(name, name, Interval(score, score - 1, score + 1), None, {}, ())
 
 
 def test_a_curve_shows_methods_of_two_points_or_more_by_the_amount():
@@ -280,3 +298,23 @@ def test_a_trial_by_commands_hears_few_tests(tmp_path):
     option, path = _short_of_tests(f"data.manifest={tmp_path}/czech.csv").split("=")
     assert option == "data.manifest"
     assert Path(path).read_text().splitlines() == [header, *tests[:4], *rest]
+
+
+def test_a_trial_by_commands_is_shorter_where_its_task_says_so(tmp_path):
+    (tmp_path / "czech.csv").write_text("path,text,speaker,split\n")
+    hour, minute = suites.SUITES["real"]["czech"], suites.SUITES["real"]["czech_1"]
+    trial, run = (set(words(hour, METHODS["lora"], stage, 1e-3, 0, tmp_path)) for stage in ("tune", "final"))
+    short, whole = f"data.manifest={tmp_path}/czech_trial.csv", f"data.manifest={tmp_path}/czech.csv"
+    assert trial - run == {short, *hour.trial} and run - trial == {whole}
+    trial, run = (
+        set(words(minute, METHODS["lora"], stage, 1e-3, 0, tmp_path)) for stage in ("tune", "final")
+    )
+    assert trial - run == {short} and run - trial == {whole}
+
+
+def test_what_a_run_by_commands_has_validated_is_the_checkpoint_that_it_tests(tmp_path):
+    (tmp_path / "csv").mkdir()
+    (tmp_path / "csv" / "metrics.csv").write_text("step,val/wer,lr\n1,,0.1\n2,0.5,\n4,0.25,\n6,0.75,\n")
+    assert _validated(tmp_path) == 25.0
+    (tmp_path / "csv" / "metrics.csv").write_text("step,val/wer,lr\n1,,0.1\n")
+    assert _validated(tmp_path) is None
