@@ -32,6 +32,25 @@ class Method:
     only: tuple[str, ...] | None = None
 
 
+PEFTS = {
+    "pissa": "PiSSA",
+    "olora": "OLoRA",
+    "orthogonal": "A begins orthogonal",
+    "gaussian": "A begins gaussian",
+}
+
+
+def _by_peft(label: str, init: str) -> Method:
+    """PEFT's own way to begin, which most of its inits know for linear layers alone."""
+    return Method(
+        f"{label} by PEFT, linear layers",
+        ("lora.exclude_modules=[patch_embed.proj]",),
+        method="peft",
+        peft={"init_lora_weights": init},
+        only=("vit_digits",),
+    )
+
+
 METHODS: dict[str, Method] = {
     "before": Method("before", method="none"),
     "lora": Method("LoRA"),
@@ -80,15 +99,14 @@ METHODS: dict[str, Method] = {
     ),
     "lora_plus": Method("LoRA+, B at 16 times the rate", ("optim.lora_plus=16",), rate=0.2),
     "scaled_adamw": Method("scaled AdamW", ("optim=scaled_adamw",)),
-    "peft_pissa": Method(
-        "PiSSA by PEFT, linear layers",
-        ("lora.exclude_modules=[patch_embed.proj]",),
-        method="peft",
-        peft={"init_lora_weights": "pissa"},
-        only=("vit_digits",),
+    "peft_rslora": Method(
+        "rsLoRA by PEFT", ("lora.use_rslora=true",), method="peft", rate=0.5, only=("vit_digits",)
     ),
+    **{f"peft_{init}": _by_peft(label, init) for init, label in PEFTS.items()},
     "norms_too": Method("LoRA, norms train too", ("lora.train_norm=both",)),
     "biases_too": Method("LoRA, biases train too", ("lora.train_bias=all",)),
+    "frobenius": Method("regularized, Frobenius 1e-2", ("lora.regularizer.frobenius=1e-2",)),
+    "outputs": Method("regularized, outputs 0.1", ("lora.regularizer.outputs=0.1",)),
     "rank_4": Method("LoRA, r = 4", ("lora.rank=4",)),
     "rank_64": Method("LoRA, r = 64", ("lora.rank=64",)),
     "rslora_64": Method("rsLoRA, r = 64", ("lora.rank=64", "lora.use_rslora=true"), rate=0.25),
