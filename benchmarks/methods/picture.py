@@ -41,7 +41,8 @@ def draw(found: Mapping[Task, Sequence[Row]], path: Path) -> None:
 
 
 def panels(found: Mapping[Task, Sequence[Row]]) -> dict[Task, list[Row]]:
-    """The tested methods of a task, of tasks that compare several and are not wholly on a curve."""
+    """The tested methods of a task, of tasks that compare several, of more seeds than one, and are not wholly
+    on a curve."""
     tested = {
         task: [row for row in rows if row.score and row.name != "before"] for task, rows in found.items()
     }
@@ -50,6 +51,7 @@ def panels(found: Mapping[Task, Sequence[Row]]) -> dict[Task, list[Row]]:
         task: rows
         for task, rows in tested.items()
         if len(rows) > 1
+        and any(not math.isinf(row.score.low) for row in rows if row.score)
         and not (task.curve and {row.label for row in rows} <= shown.get(task.curve[0], {}).keys())
     }
 

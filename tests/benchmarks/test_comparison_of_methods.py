@@ -215,7 +215,9 @@ def test_a_panel_compares_methods_that_no_curve_shows():
     ten, five = (replace(TINY, curve=("a class", shots)) for shots in (10, 5))
     both = [_row("lora", 9), _row("full", 8)]
     alone = replace(TINY, label="alone")
+    one_seed = [replace(row, score=interval([row.score.mean])) for row in both]
     found = {ten: [*both, _row("pissa", 8)], five: both, TINY: [_row("before", 1), *both], alone: both[:1]}
+    found[replace(TINY, label="one seed")] = one_seed
     assert {task: [row.name for row in rows] for task, rows in panels(found).items()} == {
         ten: ["lora", "full", "pissa"],
         TINY: ["lora", "full"],
