@@ -37,6 +37,7 @@ PEFTS = {
     "olora": "OLoRA",
     "orthogonal": "A begins orthogonal",
     "gaussian": "A begins gaussian",
+    "eva": "EVA, even ranks",
 }
 
 

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -95,12 +96,32 @@ def built(task: Task, method: Method, lr: float, seed: int) -> Run:
     run = Run(config, config.run_dir, keeps=False)
     try:
         peft = PeftLoRA(run.task, lora, **method.peft)
-    except (
-        ValueError
-    ) as error:  # of PEFT's own, such as an initialization that it has for linear layers alone
+    except ValueError as error:  # of PEFT's own, such as an init that it has for linear layers alone
         raise ConfigError([f"PEFT: {error}"]) from None
+    if method.peft.get("init_lora_weights") == "eva":
+        _begin_by_data(peft.model, run.data, lora.data_batches)
     run.prepared = Prepared(peft.trained, peft.plan.total, peft.plan, peft=peft)
     return run
+
+
+def _begin_by_data(model: Any, data: L.LightningDataModule, count: int) -> None:
+    """PEFT's EVA with equal ranks, of so many of the fit's own batches."""
+    from peft import EvaConfig, initialize_lora_eva_weights
+
+    model.peft_config["default"].eva_config = EvaConfig(rho=1.0)
+    data.prepare_data()
+    data.setup("fit")
+    data.trainer = trainer()
+    data.trainer.training = True  # of which the transfer's hook asks
+    batches = [data.on_after_batch_transfer(b, 0) for b in islice(data.train_dataloader(), count)]
+    initialize_lora_eva_weights(
+        model,
+        batches,
+        forward_fn=lambda network, batch: network(batch[0]),
+        prepare_model_inputs_fn=None,
+        prepare_layer_inputs_fn=lambda given, *_: given[0].flatten(0, -2),
+        show_progress_bar=False,
+    )
 
 
 def configured(task: Task, method: Method, words: list[str]) -> DictConfig:

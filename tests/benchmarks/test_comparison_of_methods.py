@@ -291,6 +291,10 @@ def test_pefts_own_method_trains_beside_ours():
     assert run.prepared.trained == base.prepared.trained
     assert torch.allclose(run.task.eval()(images), base.task.eval()(images), atol=1e-4)
     assert any(p.abs().sum() > 0 for n, p in run.task.named_parameters() if ".lora_B." in n)
+    by_data = built(TINY, Method("EVA by PEFT", linear, "peft", peft={"init_lora_weights": "eva"}), 1e-2, 0)
+    factors = [p for n, p in by_data.task.named_parameters() if ".lora_A." in n]
+    assert {a.shape[0] for a in factors} == {base.config.lora.rank}
+    assert all(torch.allclose(a @ a.T, torch.eye(len(a)), atol=1e-4) for a in factors)
 
 
 def test_a_trial_by_commands_hears_few_tests(tmp_path):
