@@ -32,6 +32,7 @@ class Method:
     only: tuple[str, ...] | None = None
 
 
+LINEAR = ("lora.exclude_modules=[patch_embed.proj]",)  # of the digits' ViT
 PEFTS = {
     "pissa": "PiSSA",
     "olora": "OLoRA",
@@ -45,7 +46,7 @@ def _by_peft(label: str, init: str) -> Method:
     """PEFT's own way to begin, which most of its inits know for linear layers alone."""
     return Method(
         f"{label} by PEFT, linear layers",
-        ("lora.exclude_modules=[patch_embed.proj]",),
+        LINEAR,
         method="peft",
         peft={"init_lora_weights": init},
         only=("vit_digits",),
@@ -104,6 +105,8 @@ METHODS: dict[str, Method] = {
         "rsLoRA by PEFT", ("lora.use_rslora=true",), method="peft", rate=0.5, only=("vit_digits",)
     ),
     **{f"peft_{init}": _by_peft(label, init) for init, label in PEFTS.items()},
+    "lora_linear": Method("LoRA, linear layers", LINEAR, only=("vit_digits",)),
+    "eva_linear": Method("EVA, even ranks, linear layers", (*LINEAR, "lora.init=eva"), only=("vit_digits",)),
     "norms_too": Method("LoRA, norms train too", ("lora.train_norm=both",)),
     "biases_too": Method("LoRA, biases train too", ("lora.train_bias=all",)),
     "frobenius": Method("regularized, Frobenius 1e-2", ("lora.regularizer.frobenius=1e-2",)),
