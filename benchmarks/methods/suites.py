@@ -158,7 +158,7 @@ PASSES = {1: 4, 3: 3, 10: 3, 30: 1}  # over so many minutes
 SINGLE = ("trainer.precision=32-true",)  # faster than bf16-mixed on a CPU without AMX
 OF_MINUTES = {
     1: (*SINGLE, "trainer.check_val_every_n_epoch=2"),  # each pass is shorter than a validation
-    10: (),  # had a CPU with AMX
+    10: (),  # trained before the two precisions were timed
 }
 SHORT = ("trainer.max_steps=80", "trainer.val_check_interval=80")  # a trial on an hour, a quarter of a pass
 
